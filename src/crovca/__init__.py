@@ -1,0 +1,57 @@
+"""crovca: binary hash codes that keep the meaning of embeddings. Learn them, search them, trust them.
+
+The names below are loaded when they are first used: ``import crovca`` alone does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crovca.codes import Codes
+    from crovca.data.embeddings import Embeddings, load_embeddings
+    from crovca.data.encoded import Encoded
+    from crovca.errors import CrovcaError, CrovcaWarning
+    from crovca.evaluation.evaluate import Evaluation, evaluate
+    from crovca.hasher import CrossModalHasher, Hasher, load_hasher
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Codes": "crovca.codes",
+    "Evaluation": "crovca.evaluation.evaluate",
+    "CrossModalHasher": "crovca.hasher",
+    "CrovcaError": "crovca.errors",
+    "CrovcaWarning": "crovca.errors",
+    "Embeddings": "crovca.data.embeddings",
+    "Encoded": "crovca.data.encoded",
+    "Hasher": "crovca.hasher",
+    "evaluate": "crovca.evaluation.evaluate",
+    "load_embeddings": "crovca.data.embeddings",
+    "load_hasher": "crovca.hasher",
+}
+
+__all__ = [
+    "Codes",
+    "CrossModalHasher",
+    "CrovcaError",
+    "CrovcaWarning",
+    "Embeddings",
+    "Encoded",
+    "Evaluation",
+    "Hasher",
+    "evaluate",
+    "load_embeddings",
+    "load_hasher",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crovca' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

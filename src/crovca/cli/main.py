@@ -1,0 +1,84 @@
+"""``crovca``: the commands, and how errors leave it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import Abort, Exit, TyperException
+
+from crovca.cli import demo, encode, evaluate, train
+from crovca.cli.output import notes_for_warnings, stderr
+from crovca.errors import CrovcaError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="crovca",
+    help="Binary hash codes that keep the meaning of embeddings: train, encode, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("train")(train.train)
+app.command("encode")(encode.encode)
+app.command("evaluate")(evaluate.evaluate)
+app.command("demo")(demo.demo)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        from crovca import __version__
+
+        sys.stdout.write(f"crovca {__version__}\n")
+        raise Exit(0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 well, 1 failed, 2 something to mend, 130 interrupted.
+
+    Every error is one line on standard error. Set CROVCA_DEBUG=1 for the traceback.
+    """
+    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        with notes_for_warnings():
+            status = typer.main.get_command(app).main(arguments, prog_name="crovca", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except CrovcaError as error:
+        return _fail(error, str(error), error.exit_status)
+    except Exit as error:
+        return error.exit_code
+    except TyperException as error:
+        message = error.format_message()
+        return (
+            _fail(error, f"{message} (see 'crovca --help')", error.exit_code) if message else error.exit_code
+        )
+    except (KeyboardInterrupt, Abort) as error:
+        return _fail(error, "interrupted; the same command goes on where it stopped", 130)
+    except BrokenPipeError:
+        return 1
+    except MemoryError as error:
+        return _fail(error, "not enough memory; use a .npy file or a store, which are memory-mapped", 1)
+    except Exception as error:
+        where = f"{type(error).__name__}: {error}"
+        return _fail(
+            error, f"internal error: {where} (set CROVCA_DEBUG=1 for a traceback; please report it)", 1
+        )
+
+
+def _fail(error: BaseException, message: str, status: int) -> int:
+    if os.environ.get("CROVCA_DEBUG"):
+        raise error
+    stderr.print(f"error: {' '.join(message.split())}", markup=False, soft_wrap=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Options that several commands have, and how their text is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from crovca.errors import ConfigError
+
+__all__ = ["Force", "Json", "Modality", "parse_lengths", "parse_top_k"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+Model = Annotated[Path, typer.Argument(help="Folder that 'crovca train' wrote.", show_default=False)]
+Modality = Literal["images", "texts"]
+
+
+def parse_lengths(text: str, option: str) -> tuple[int, ...]:
+    """Read "16,32,64"."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise ConfigError(
+            f"{option} must be whole numbers with commas, like 16,32,64; got {text!r}"
+        ) from None
+
+
+def parse_top_k(text: str) -> int | None:
+    """Read "1000" or "all"."""
+    if text == "all":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise ConfigError(f"--top-k must be a whole number of at least 1, or 'all'; got {text!r}")

@@ -1,0 +1,1 @@
+"""Embedding files, stores and labels."""

@@ -1,0 +1,333 @@
+"""Embedding files: one way to open ``.npz``, ``.npy``, ``.parquet``, ``.safetensors`` and stores.
+
+The layouts are in docs/formats.md. Nothing is ever unpickled. ``.npy`` files and stores are memory-mapped;
+the others are loaded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from crovca.data.labels import check_labels
+from crovca.errors import CrovcaWarning, FileFormatError, InvalidInputError, StorageError
+from crovca.files import load_arrays
+
+__all__ = ["Embeddings", "Rows", "as_embeddings", "check_values", "chunks", "load_embeddings"]
+
+_CHUNK_BYTES = 64 << 20
+
+
+class Rows(Protocol):
+    """What is asked of an array of items: numpy arrays, memory maps and stores have it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d), or (n, v, d) with v views of each item."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of items, with what is known of the items.
+
+    Attributes:
+        values: (n, d), or (n, v, d) with v views of each item; any float dtype.
+        labels: (n,) int64 or str, (n, C) bool, or None.
+        ids: (n,) int64 or str, unique, or None.
+        degenerate: row numbers of items whose numbers are all equal (zero rows among them): they are
+            kept, but no other item is ever taught by them.
+    """
+
+    values: Rows
+    labels: npt.NDArray[Any] | None
+    ids: npt.NDArray[Any] | None
+    degenerate: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def width(self) -> int:
+        """d, the numbers in one embedding."""
+        return int(self.values.shape[-1])
+
+    @property
+    def views(self) -> int:
+        """v, the stored views of each item."""
+        return 1 if len(self.values.shape) == 2 else int(self.values.shape[1])
+
+
+def chunks(values: Rows, rows: int | None = None) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """Read ``values`` from first to last, some rows (by default 64 MiB in float32) at a time."""
+    size = rows or max(1, _CHUNK_BYTES // (4 * int(np.prod(values.shape[1:]))))
+    for start in range(0, len(values), size):
+        part = slice(start, min(start + size, len(values)))
+        yield part, np.asarray(values[part])
+
+
+def as_embeddings(
+    values: Any, labels: Any = None, ids: Any = None, *, what: str = "embeddings"
+) -> Embeddings:
+    """Check arrays of any library (numpy, torch, memory maps, lists) and wrap them.
+
+    Raises:
+        InvalidInputError: wrong rank, no items, numbers that are not finite, labels or ids that do not fit.
+    """
+    if isinstance(values, Embeddings):
+        return values
+    if hasattr(values, "detach"):  # a torch tensor, without importing torch for it
+        values = values.detach().cpu()
+        values = (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
+    if not (hasattr(values, "shape") and hasattr(values, "dtype") and hasattr(values, "__getitem__")):
+        try:
+            values = np.asarray(values)
+        except ValueError as error:
+            raise InvalidInputError(f"{what} cannot be made into an array: {error}") from error
+    checked, degenerate = check_values(values, what)
+    items = len(checked)
+    if labels is not None:
+        labels = check_labels(labels, items)
+    if ids is not None:
+        ids = _check_ids(np.asarray(ids), items, what)
+    return Embeddings(checked, labels, ids, degenerate)
+
+
+def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDArray[np.int64]]:
+    """Check rank, dtype and every number; return the values and the rows whose numbers are all equal.
+
+    Integers and booleans are converted to float32 and float64 is kept as it is, both with a CrovcaWarning.
+    The numbers are read once, in chunks.
+
+    Raises:
+        InvalidInputError: not numbers, not two- or three-dimensional, empty, or not finite (which rows).
+    """
+    kind = values.dtype.kind
+    if kind == "O":
+        raise InvalidInputError(f"{what} is an array of objects; expected numbers (float16, float32)")
+    if kind not in "fiub":
+        raise InvalidInputError(f"{what} must hold real numbers, got {values.dtype}")
+    if len(values.shape) not in (2, 3):
+        raise InvalidInputError(
+            f"{what} must have shape (n, d), or (n, v, d) with v views of each item, got {tuple(values.shape)}"
+        )
+    if 0 in values.shape:
+        raise InvalidInputError(f"{what} is empty: shape {tuple(values.shape)}")
+    if kind != "f":
+        warnings.warn(f"{what}: {values.dtype} converted to float32", CrovcaWarning, stacklevel=2)
+        values = np.asarray(values[:]).astype(np.float32)
+    elif values.dtype.itemsize > 4:
+        warnings.warn(
+            f"{what}: {values.dtype} numbers are converted to float32 when used", CrovcaWarning, stacklevel=2
+        )
+    bad: list[npt.NDArray[np.int64]] = []
+    flat: list[npt.NDArray[np.int64]] = []
+    for part, numbers in chunks(values):
+        rows = numbers.reshape(len(numbers), -1).astype(np.float32)
+        low, high = rows.min(axis=1), rows.max(axis=1)
+        finite = np.isfinite(low) & np.isfinite(high)  # NaN spreads through min and max
+        bad.append(np.flatnonzero(~finite) + part.start)
+        flat.append(np.flatnonzero(finite & (low == high)) + part.start)
+    wrong, degenerate = np.concatenate(bad), np.concatenate(flat)
+    if len(wrong):
+        raise InvalidInputError(
+            f"{what} holds NaN, infinity or numbers beyond float32 in {len(wrong)} of {len(values)} rows: "
+            f"{_listed(wrong)}; remove or repair them"
+        )
+    if values.shape[-1] == 1:
+        degenerate = degenerate[:0]  # a single number is always equal to itself
+    if len(degenerate):
+        warnings.warn(
+            f"{what}: {len(degenerate)} of {len(values)} rows are zero or constant ({_listed(degenerate)}); "
+            "they are kept, but never used as neighbours",
+            CrovcaWarning,
+            stacklevel=2,
+        )
+    return values, degenerate
+
+
+def load_embeddings(path: str | Path) -> Embeddings:
+    """Open an embedding file or store and check all of it; see docs/formats.md.
+
+    Raises:
+        FileFormatError: the file is missing, empty, damaged, or not laid out as its name says.
+        InvalidInputError: its numbers, labels or ids cannot be used.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileFormatError(f"{path} does not exist")
+    if path.is_dir():
+        from crovca.data.store import open_store
+
+        opened: _Parts = open_store(path)
+    else:
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise FileFormatError(
+                f"{path}: unknown kind of embedding file; expected one of {', '.join(_READERS)}, or a store (folder)"
+            )
+        if path.stat().st_size == 0:
+            raise FileFormatError(f"{path} is empty")
+        opened = reader(path)
+    try:
+        return as_embeddings(*opened)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}: {error}") from error
+
+
+_Parts = tuple[Rows, npt.NDArray[Any] | None, npt.NDArray[Any] | None]
+
+
+def _read_npz(path: Path) -> _Parts:
+    arrays = load_arrays(path, required=("embeddings",))
+    return arrays["embeddings"], arrays.get("labels"), arrays.get("ids")
+
+
+def _read_npy(path: Path) -> _Parts:
+    return open_npy(path), *_read_items(path)
+
+
+def open_npy(path: Path) -> npt.NDArray[Any]:
+    """Memory-map an ``.npy`` file."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except PermissionError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, OSError, EOFError) as error:
+        if "allow_pickle" in str(error) or "Array can't be memory-mapped" in str(error):
+            raise FileFormatError(
+                f"{path} holds an object array, which is never unpickled; save plain numbers"
+            ) from error
+        raise FileFormatError(f"{path} is not a readable .npy ({error}); it may be truncated") from error
+
+
+def _read_safetensors(path: Path) -> _Parts:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"{path} is not a readable .safetensors ({error}); it may be truncated"
+        ) from error
+    if "embeddings" not in tensors:
+        raise FileFormatError(f"{path} has no tensor 'embeddings'; found {sorted(tensors)}")
+    labels, ids = _read_items(path)
+    return tensors["embeddings"], tensors.get("labels", labels), ids
+
+
+def _read_parquet(path: Path) -> _Parts:
+    table = read_table(path)
+    if "embeddings" not in table.column_names:
+        raise FileFormatError(f"{path} has no column 'embeddings'; found {table.column_names}")
+    return column(table, "embeddings", path), *_labels_and_ids(table, path)
+
+
+def _read_items(path: Path) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
+    """Labels and ids from ``NAME.items.parquet`` beside ``NAME.npy`` or ``NAME.safetensors``, if it is there."""
+    items = path.with_name(f"{path.stem}.items.parquet")
+    return _labels_and_ids(read_table(items), items) if items.exists() else (None, None)
+
+
+def _labels_and_ids(table: Any, path: Path) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
+    names = table.column_names
+    labels = column(table, "labels", path) if "labels" in names else None
+    for name in ("ids", "id"):
+        if name in names:
+            return labels, column(table, name, path)
+    return labels, None
+
+
+def read_table(path: Path) -> Any:
+    """Read a Parquet file, checking page checksums where it has them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except PermissionError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileFormatError(f"{path} is not a readable .parquet ({reason}); it may be truncated") from error
+
+
+def column(table: Any, name: str, path: Path) -> npt.NDArray[Any]:
+    """One column of a table as an array: numbers and strings (n,), lists of one length (n, m), nested (n, v, d)."""
+    import pyarrow as pa
+
+    data = table.column(name).combine_chunks()
+    if isinstance(data, pa.ChunkedArray):
+        data = pa.concat_arrays(data.chunks) if data.num_chunks else pa.array([], data.type)
+    shape = [len(data)]
+    while (
+        pa.types.is_list(data.type)
+        or pa.types.is_large_list(data.type)
+        or pa.types.is_fixed_size_list(data.type)
+    ):
+        if data.null_count:
+            raise FileFormatError(f"{path}: column {name!r} has {data.null_count} missing values")
+        flat = data.flatten()
+        length, rest = divmod(len(flat), max(len(data), 1))
+        lengths = data.value_lengths() if hasattr(data, "value_lengths") else None
+        if rest or (lengths is not None and len(data) and set(lengths.unique().to_pylist()) != {length}):
+            raise FileFormatError(f"{path}: the lists in column {name!r} have different lengths")
+        shape.append(length)
+        data = flat
+    if data.null_count:
+        raise FileFormatError(f"{path}: column {name!r} has {data.null_count} missing values")
+    if pa.types.is_dictionary(data.type):
+        data = data.dictionary_decode()
+    if pa.types.is_string(data.type) or pa.types.is_large_string(data.type):
+        return np.asarray(data.to_pylist(), np.str_).reshape(shape)
+    values = data.to_numpy(zero_copy_only=False)
+    if values.dtype.kind not in "fiub":
+        raise FileFormatError(
+            f"{path}: column {name!r} has the type {data.type}; expected numbers or strings"
+        )
+    return np.asarray(values).reshape(shape)
+
+
+_READERS = {
+    ".npz": _read_npz,
+    ".npy": _read_npy,
+    ".parquet": _read_parquet,
+    ".safetensors": _read_safetensors,
+}
+
+
+def _check_ids(ids: npt.NDArray[Any], items: int, what: str) -> npt.NDArray[Any]:
+    if ids.shape != (items,):
+        raise InvalidInputError(f"{what}: expected {items} ids in one dimension, got shape {ids.shape}")
+    if ids.dtype.kind in "iu":
+        ids = ids.astype(np.int64)
+    elif ids.dtype.kind == "O" and all(isinstance(item, str) for item in ids):
+        ids = ids.astype(np.str_)
+    elif ids.dtype.kind != "U":
+        raise InvalidInputError(f"{what}: ids must be whole numbers or strings, got {ids.dtype}")
+    names, counts = np.unique(ids, return_counts=True)
+    if len(names) < items:
+        twice = names[counts > 1][0]
+        raise InvalidInputError(
+            f"{what}: ids must be unique, but {str(twice)!r} stands in several rows; "
+            "rename or remove the repeated items"
+        )
+    return ids
+
+
+def _listed(rows: npt.NDArray[np.int64], most: int = 8) -> str:
+    text = ", ".join(str(row) for row in rows[:most])
+    return f"row {text}" if len(rows) == 1 else f"rows {text}{', …' if len(rows) > most else ''}"

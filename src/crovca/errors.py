@@ -1,0 +1,84 @@
+"""Everything that crovca raises on purpose.
+
+::
+
+    CrovcaError
+     ├── InvalidInputError       an array, a label or an argument that cannot be used   (ValueError)
+     ├── FileFormatError         a file that is not what it should be                   (ValueError)
+     ├── ConfigError             unknown, contradictory or out-of-range settings        (ValueError)
+     ├── OutputExistsError       something stands where the result should go
+     ├── StorageError            the operating system refused to read or write
+     ├── NotFittedError          a hasher used before ``fit``                           (ValueError, AttributeError)
+     ├── MissingDependencyError  an optional package is not installed                   (ImportError)
+     └── TrainingError           training itself failed                                 (RuntimeError)
+
+A message says what was got, what was expected and what to do. The command line prints it in one
+line and leaves with ``exit_status``: 2 where the user can mend it, 1 where something failed.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "CrovcaError",
+    "CrovcaWarning",
+    "FileFormatError",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "NotFittedError",
+    "OutputExistsError",
+    "StorageError",
+    "TrainingError",
+]
+
+
+class CrovcaError(Exception):
+    """Base of every error that crovca raises on purpose."""
+
+    exit_status = 2
+
+
+class InvalidInputError(CrovcaError, ValueError):
+    """An array, a label or an argument cannot be used."""
+
+
+class FileFormatError(CrovcaError, ValueError):
+    """A file is missing, damaged, or not in the format that its name says."""
+
+
+class ConfigError(CrovcaError, ValueError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class OutputExistsError(CrovcaError):
+    """Something stands already where the result should be written."""
+
+
+class StorageError(CrovcaError):
+    """The operating system refused to read or write (full disk, permissions)."""
+
+
+class NotFittedError(CrovcaError, ValueError, AttributeError):
+    """A hasher was used before it was fitted."""
+
+
+class MissingDependencyError(CrovcaError, ImportError):
+    """An optional package is needed and not installed."""
+
+    exit_status = 1
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed; "
+            f"install it with: pip install 'crovca[{extra}]'"
+        )
+
+
+class TrainingError(CrovcaError, RuntimeError):
+    """Training itself failed, for example because the loss became NaN."""
+
+    exit_status = 1
+
+
+class CrovcaWarning(UserWarning):
+    """Something was accepted, but differs from what one would expect."""

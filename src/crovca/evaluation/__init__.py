@@ -1,0 +1,1 @@
+"""Measuring codes: metrics on relevance, diagnostics of codes, evaluation, reports."""

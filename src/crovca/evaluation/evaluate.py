@@ -1,0 +1,363 @@
+"""Evaluation of codes: rank the database for every query by every score, and measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crovca.data.embeddings import Rows, chunks
+from crovca.data.encoded import Encoded
+from crovca.data.labels import share_a_label
+from crovca.errors import InvalidInputError
+from crovca.evaluation import metrics
+from crovca.evaluation.diagnostics import diagnose
+from crovca.search.scoring import (
+    SCORINGS,
+    BitScorer,
+    CosineScorer,
+    Ranking,
+    Scorer,
+    Scoring,
+    rank,
+    tie_order,
+)
+
+__all__ = ["NEIGHBOUR_RECALLS", "Evaluation", "LengthResult", "Ranked", "evaluate"]
+
+NEIGHBOUR_RECALLS = ((1, 10), (10, 10), (10, 100), (100, 1000))
+"""Pairs (m, k): the share of the float ranking's top m that stands in the codes' top k, named "m@k"."""
+
+Advance = Callable[[str], None]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How one score ranks the database, averaged over queries; all but ``rows`` None without labels.
+
+    Attributes:
+        map: mAP@k divided by the hits in the top k.
+        map_min_k_r: mAP@k divided by min(k, R).
+        precision, recall, hit_at_1: as in ``metrics``.
+        expected_map, expected_map_min_k_r: the two forms expected over the orders within ties.
+        tied: share of the top k that is at the same distance as another item.
+        curve: mAP@i (hits) for i = 1..k.
+        rows: the first rows of every ranking (q, up to 1000), for neighbour recall and pictures.
+    """
+
+    map: float | None
+    map_min_k_r: float | None
+    precision: float | None
+    recall: float | None
+    hit_at_1: float | None
+    expected_map: float | None
+    expected_map_min_k_r: float | None
+    tied: float
+    curve: Float64 | None
+    rows: Int64
+
+
+@dataclass(frozen=True)
+class LengthResult:
+    """Results at one code length. ``scores`` has None where a score needs logits that are not there."""
+
+    bits: int
+    scores: dict[Scoring, Ranked | None]
+    float_neighbour_recall: dict[str, float] | None
+    codes: dict[str, float | int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as in docs/formats.md."""
+
+        def of(name: str) -> dict[str, float | None]:
+            return {
+                scoring: None if ranked is None else getattr(ranked, name)
+                for scoring, ranked in self.scores.items()
+            }
+
+        return {
+            "bits": self.bits,
+            "bytes": -(-self.bits // 8),
+            "map": of("map"),
+            "map_min_k_r": of("map_min_k_r"),
+            "precision": of("precision"),
+            "recall": of("recall"),
+            "hit_at_1": of("hit_at_1"),
+            "float_neighbour_recall": self.float_neighbour_recall,
+            "ties": {
+                "expected_map": of("expected_map"),
+                "expected_map_min_k_r": of("expected_map_min_k_r"),
+                "tied": of("tied"),
+            },
+            "codes": self.codes,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured.
+
+    Attributes:
+        k: cut-off rank; queries, database: how many items.
+        left_out: how many queries have their own item in the database, which is then left out.
+        chance_map: expected mAP@k of a random order; None without labels.
+        floats: rankings by "cosine" and "cosine_centred" of the embeddings; empty where there are none.
+        lengths: results at each code length.
+        seconds: how long it took.
+    """
+
+    k: int
+    queries: int
+    database: int
+    left_out: int
+    chance_map: float | None
+    floats: dict[str, Ranked]
+    lengths: list[LengthResult] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as in docs/formats.md."""
+        names = ("cosine", "cosine_centred")
+        return {
+            "k": self.k,
+            "queries": self.queries,
+            "database": self.database,
+            "left_out": self.left_out,
+            "chance_map": self.chance_map,
+            "float": {name: self.floats[name].map if name in self.floats else None for name in names},
+            "float_min_k_r": {
+                name: self.floats[name].map_min_k_r if name in self.floats else None for name in names
+            },
+            "lengths": [result.to_dict() for result in self.lengths],
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def evaluate(
+    query: Encoded,
+    database: Encoded,
+    *,
+    k: int | None = 1000,
+    lengths: Sequence[int] | None = None,
+    scorings: Sequence[Scoring] = SCORINGS,
+    query_embeddings: Rows | None = None,
+    database_embeddings: Rows | None = None,
+    advance: Advance = lambda what: None,
+) -> Evaluation:
+    """Measure how codes retrieve.
+
+    An item is relevant to a query if they have a label in common. A database item with the query's
+    own id is left out. Ties are put in the fixed order of ``tie_order``.
+
+    Args:
+        query: with logits.
+        database: with codes; its logits are needed for symmetric BCE only.
+        k: cut-off rank; None: all.
+        lengths: prefixes of the codes to measure; None: the whole codes.
+        scorings: which scores.
+        query_embeddings: (q, d), for the float baseline and the recall of float neighbours; None: leave it out.
+        database_embeddings: (n, d), likewise.
+        advance: is told what is ranked next.
+
+    Raises:
+        InvalidInputError: no query or database items, logits missing, or labels that cannot be compared.
+    """
+    started = time.perf_counter()
+    if query.logits is None:
+        raise InvalidInputError("evaluation needs the queries' logits; encode them with their logits")
+    if not len(query) or not len(database):
+        raise InvalidInputError(f"nothing to evaluate: {len(query)} queries, {len(database)} database items")
+    k = len(database) if k is None else min(k, len(database))
+    if k < 1:
+        raise InvalidInputError(f"k must be at least 1, got {k}")
+    measure = _Measure(query, database, k)
+
+    floats: dict[str, Ranked] = {}
+    if query_embeddings is not None and database_embeddings is not None:
+        for name, centre in (("cosine", None), ("cosine_centred", _mean(database_embeddings))):
+            advance(f"embeddings, {name}")
+            scorer = CosineScorer(_Part(query_embeddings), _Part(database_embeddings), centre)  # type: ignore[arg-type]
+            floats[name] = measure(scorer)
+
+    results = []
+    for bits in lengths or (database.codes.bits,):
+        ours, theirs = query.prefix(bits), database.prefix(bits)
+        scores: dict[Scoring, Ranked | None] = {}
+        for scoring in scorings:
+            if scoring == "symmetric_bce" and theirs.logits is None:
+                scores[scoring] = None
+                continue
+            advance(f"{bits} bits, {scoring}")
+            assert ours.logits is not None
+            scores[scoring] = measure(BitScorer.of(scoring, ours.logits, theirs.codes, theirs.logits))
+        recalls = None
+        found = scores.get("asymmetric_hamming")
+        if floats and found is not None:
+            true = floats["cosine_centred"].rows
+            recalls = {
+                f"{m}@{top}": float(metrics.neighbour_recall(true[:, :m], found.rows[:, :top]).mean())
+                for m, top in NEIGHBOUR_RECALLS
+                if top <= len(database)
+            }
+        results.append(LengthResult(bits, scores, recalls, diagnose(theirs.codes).to_dict()))
+    return Evaluation(
+        k=k,
+        queries=len(query),
+        database=len(database),
+        left_out=int((measure.own_row >= 0).sum()),
+        chance_map=measure.chance(),
+        floats=floats,
+        lengths=results,
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Measure:
+    """Ranks by a scorer and measures; what does not depend on the scorer is kept."""
+
+    def __init__(self, query: Encoded, database: Encoded, k: int) -> None:
+        self.k = k
+        self.kept = min(len(database), max(top for _, top in NEIGHBOUR_RECALLS))
+        self.ties = tie_order(database.ids, len(database))
+        self.own_row = _own_rows(query.ids, database.ids, len(query))
+        self.labels: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
+        if query.labels is not None and database.labels is not None:
+            self.labels = (query.labels, database.labels)
+            self.total = self._count_relevant()
+
+    def chance(self) -> float | None:
+        if self.labels is None:
+            return None
+        items = len(self.ties)
+        return float(metrics.chance_average_precision(self.total, items, self.k).mean())
+
+    def __call__(self, scorer: Scorer) -> Ranked:
+        depth = max(self.k, self.kept)
+        rows, values, tied, curve = [], [], 0.0, np.zeros(self.k)
+        for part, ranking in rank(scorer, depth, ties=self.ties, left_out=self.own_row):
+            rows.append(ranking.rows[:, : self.kept])
+            tied += _tied(ranking, self.k)
+            if self.labels is not None:
+                block, block_curve = self._against_labels(part, ranking)
+                values.append(block)
+                curve += block_curve * len(block)
+        found = np.concatenate(rows)
+        if self.labels is None:
+            return Ranked(None, None, None, None, None, None, None, tied / len(found), None, found)
+        names = (
+            "map",
+            "map_min_k_r",
+            "precision",
+            "recall",
+            "hit_at_1",
+            "expected_map",
+            "expected_map_min_k_r",
+        )
+        means = dict(zip(names, np.concatenate(values).mean(axis=0).tolist(), strict=True))
+        return Ranked(**means, tied=tied / len(found), curve=curve / len(found), rows=found)
+
+    def _against_labels(self, part: slice, ranking: Ranking) -> tuple[Float64, Float64]:
+        """One line of metrics a query, in the order of ``Ranked``; and the block's mean curve."""
+        assert self.labels is not None
+        relevance = share_a_label(self.labels[0][part], self.labels[1], ranking.rows)
+        relevance &= np.isfinite(ranking.distances)  # left out
+        total, top = self.total[part], relevance[:, : self.k]
+        expected = np.array(
+            [
+                metrics.expected_average_precision(*groups, self.k, int(count))
+                for groups, count in zip(self._tie_groups(part, ranking, relevance), total, strict=True)
+            ]
+        )
+        columns = (
+            metrics.average_precision_hits(top),
+            metrics.average_precision_min_k_r(top, total),
+            metrics.precision(top),
+            metrics.recall(top, total),
+            metrics.hit(top[:, :1]),
+            expected[:, 0],
+            expected[:, 1],
+        )
+        return np.stack(columns, axis=1), metrics.map_curve_hits(top)
+
+    def _tie_groups(
+        self, part: slice, ranking: Ranking, relevance: npt.NDArray[np.bool_]
+    ) -> list[tuple[Int64, Int64]]:
+        """(sizes, relevant) of the groups of equal distance of each query, in rank order."""
+        assert self.labels is not None
+        ours, theirs = self.labels[0][part], self.labels[1]
+        groups = []
+        for number, (distances, flags, beyond) in enumerate(
+            zip(ranking.distances, relevance, ranking.boundary, strict=True)
+        ):
+            starts = np.concatenate([[0], np.flatnonzero(distances[1:] != distances[:-1]) + 1])
+            sizes = np.diff(np.append(starts, len(distances)))
+            counts = np.add.reduceat(flags, starts, dtype=np.int64)
+            if len(beyond) and np.isfinite(distances[-1]):
+                sizes[-1] += len(beyond)
+                counts[-1] += share_a_label(ours[number : number + 1], theirs, beyond[None, :]).sum()
+            groups.append((sizes, counts))
+        return groups
+
+    def _count_relevant(self) -> Int64:
+        assert self.labels is not None
+        ours, theirs = self.labels
+        total = np.zeros(len(ours), np.int64)
+        for start in range(0, len(ours), 64):
+            part = slice(start, start + 64)
+            relevant = share_a_label(ours[part], theirs)
+            own = self.own_row[part]
+            (local,) = np.nonzero(own >= 0)
+            relevant[local, own[local]] = False
+            total[part] = relevant.sum(axis=1)
+        return total
+
+
+class _Part:
+    """Rows of embeddings as (n, d): the mean over stored views, where there are several."""
+
+    def __init__(self, values: Rows) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
+        part = np.asarray(self._values[rows], np.float32)
+        return part if part.ndim == 2 else part.mean(axis=1)
+
+
+def _mean(values: Rows) -> npt.NDArray[np.float32]:
+    total = np.zeros(values.shape[-1])
+    for _, part in chunks(values):
+        total += part.reshape(-1, part.shape[-1]).mean(axis=0, dtype=np.float64) * len(part)
+    return (total / len(values)).astype(np.float32)
+
+
+def _own_rows(ours: npt.NDArray[Any] | None, theirs: npt.NDArray[Any] | None, queries: int) -> Int64:
+    """For each query the database row with its id, or -1."""
+    rows = np.full(queries, -1, np.int64)
+    if ours is None or theirs is None or (ours.dtype.kind == "U") != (theirs.dtype.kind == "U"):
+        return rows
+    order = np.argsort(theirs)
+    place = np.minimum(np.searchsorted(theirs, ours, sorter=order), len(theirs) - 1)
+    candidate = order[place]
+    same = theirs[candidate] == ours
+    rows[same] = candidate[same]
+    return rows
+
+
+def _tied(ranking: Ranking, k: int) -> float:
+    """Summed over queries: the share of the top k at the same distance as another item."""
+    distances = ranking.distances
+    same = distances[:, 1:] == distances[:, :-1]
+    tied = np.zeros(distances.shape, np.bool_)
+    tied[:, 1:] |= same
+    tied[:, :-1] |= same
+    tied[:, -1] |= np.array([len(rows) > 0 for rows in ranking.boundary])
+    return float(tied[:, :k].mean(axis=1).sum())

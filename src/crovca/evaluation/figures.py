@@ -1,0 +1,179 @@
+"""The figures of a report, drawn with matplotlib (extra ``report``); each returns a PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crovca.codes import Codes
+from crovca.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "bit_balance_figure",
+    "map_against_bytes_figure",
+    "map_curves_figure",
+    "map_of_items_figure",
+    "require_report_packages",
+]
+
+MAP_ITEMS = 1000  # items drawn on the 2-D map
+MAP_CLASSES = 10  # classes that get a colour of their own
+_INK, _MUTED = "#1c2430", "#8a94a3"
+_COLOURS = (
+    "#2962c9",
+    "#d1495b",
+    "#2e8b57",
+    "#e0a100",
+    "#7b4fb5",
+    "#00899e",
+    "#b5562b",
+    "#d276b0",
+    "#7f8a1e",
+    "#556270",
+)
+
+
+def require_report_packages() -> None:
+    """Raise MissingDependencyError unless the packages of the extra ``report`` are installed."""
+    for package, module in (("matplotlib", "matplotlib"), ("openTSNE", "openTSNE"), ("pillow", "PIL")):
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise MissingDependencyError(package, "report", "a report") from error
+
+
+def map_curves_figure(curves: Mapping[str, npt.NDArray[np.float64]], chance: float) -> bytes:
+    """mAP@k against k, a line for each way of ranking."""
+    figure, axes = _axes()
+    for number, (name, curve) in enumerate(curves.items()):
+        style = "--" if name.startswith("float") else "-"
+        axes.plot(
+            np.arange(1, len(curve) + 1), 100 * curve, style, color=_COLOURS[number % 10], label=name, lw=1.8
+        )
+    axes.axhline(100 * chance, color=_MUTED, lw=1, ls=":")
+    axes.text(1, 100 * chance, " chance", color=_MUTED, va="bottom", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("k, items looked at (log scale)")
+    axes.set_ylabel("mAP@k, %")
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    return _png(figure)
+
+
+def map_against_bytes_figure(
+    codes: Mapping[int, float], floats: Mapping[str, tuple[int, float]], chance: float
+) -> bytes:
+    """mAP against bytes per item: ``codes`` bits to mAP, ``floats`` name to (bytes, mAP)."""
+    figure, axes = _axes()
+    sizes = [-(-bits // 8) for bits in codes]
+    scores = [100 * score for score in codes.values()]
+    axes.plot(sizes, scores, "o-", color=_COLOURS[0], lw=1.8, label="codes, asymmetric Hamming")
+    for bits, size, score in zip(codes, sizes, scores, strict=True):
+        axes.annotate(
+            f"{bits} bits", (size, score), (0, 7), textcoords="offset points", ha="center", fontsize=8
+        )
+    for number, (name, (size, score)) in enumerate(floats.items()):
+        axes.plot([size], [100 * score], "s", color=_COLOURS[1 + number], label=name)
+        axes.axhline(100 * score, color=_COLOURS[1 + number], lw=0.8, ls="--")
+    axes.axhline(100 * chance, color=_MUTED, lw=1, ls=":")
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("bytes an item (log scale)")
+    axes.set_ylabel("mAP@k, %")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _png(figure)
+
+
+def bit_balance_figure(balance: npt.NDArray[np.float64]) -> bytes:
+    """Share of ones of every bit."""
+    figure, axes = _axes()
+    axes.bar(np.arange(len(balance)), 100 * balance, width=0.9, color=_COLOURS[0])
+    axes.axhline(50, color=_INK, lw=0.8, ls="--")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(-0.6, len(balance) - 0.4)
+    axes.set_xlabel("bit")
+    axes.set_ylabel("items with a 1, %")
+    return _png(figure)
+
+
+def map_of_items_figure(
+    embeddings: npt.NDArray[np.float32], codes: Codes, labels: npt.NDArray[Any] | None, names: tuple[str, str]
+) -> bytes:
+    """2-D maps (t-SNE) of the embeddings and of their codes side by side, coloured by class (paper, Figure 3)."""
+    from matplotlib.figure import Figure
+
+    bits = codes.unpack().astype(np.float32)
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    shown, groups = _classes(labels, len(codes))
+    for axes, values, metric, name in zip(
+        panels, (embeddings, bits), ("cosine", "hamming"), names, strict=True
+    ):
+        points = _tsne(values, metric)
+        for number, group in enumerate(groups):
+            colour = _MUTED if shown[number] is None else _COLOURS[number % 10]
+            alpha = 0.3 if shown[number] is None else 0.85
+            axes.scatter(*points[group].T, s=9, color=colour, alpha=alpha, lw=0, label=shown[number])
+        axes.set_title(name, fontsize=10, color=_INK)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color("#d5dae1")
+    if any(shown):
+        handles, texts = panels[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside right center", frameon=False, fontsize=8, markerscale=2)
+    return _png(figure)
+
+
+def _tsne(values: npt.NDArray[np.float32], metric: str) -> npt.NDArray[np.float64]:
+    import warnings
+
+    from openTSNE import TSNE
+
+    perplexity = min(30.0, max(1.0, (len(values) - 1) / 3))
+    with warnings.catch_warnings():  # of its numerical libraries, nothing a reader could act upon
+        warnings.simplefilter("ignore")
+        model = TSNE(
+            perplexity=perplexity, metric=metric, neighbors="exact", n_jobs=1, random_state=0, n_iter=350
+        )
+        return np.asarray(model.fit(values))
+
+
+def _classes(
+    labels: npt.NDArray[Any] | None, items: int
+) -> tuple[list[str | None], list[npt.NDArray[np.int64]]]:
+    """The commonest classes by name, the rest as None; and the rows of each."""
+    if labels is None:
+        return [None], [np.arange(items)]
+    if labels.ndim == 2:
+        labels = np.where(labels.any(axis=1), labels.argmax(axis=1), -1)
+    names, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    common = sorted(np.argsort(-counts, kind="stable")[:MAP_CLASSES])
+    rest = np.flatnonzero(~np.isin(inverse, common))
+    groups = [np.flatnonzero(inverse == number) for number in common]
+    shown: list[str | None] = [str(names[number]) for number in common]
+    # the rest first, so that it lies behind
+    return ([*shown, None], [*groups, rest]) if len(rest) else (shown, groups)
+
+
+def _axes() -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e9ee", lw=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

@@ -1,0 +1,184 @@
+"""Writing so that nothing is ever half written, and reading with clear errors.
+
+A result is written under a temporary name beside its target, flushed to the disk, and renamed:
+whoever looks sees the old content or the new, never a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crovca.errors import FileFormatError, OutputExistsError, StorageError
+
+__all__ = [
+    "atomic_directory",
+    "atomic_file",
+    "check_output",
+    "load_arrays",
+    "read_json",
+    "remove",
+    "save_arrays",
+    "sha256",
+    "write_json",
+]
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse an output that exists (unless ``force``) or that cannot be created.
+
+    Called before any work is done, so that an hour of training never ends in a refusal.
+    """
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path} exists already; give another output, or --force to replace it")
+    parent = path.parent
+    if not parent.is_dir():
+        raise StorageError(f"cannot write {path}: the folder {parent} does not exist; create it first")
+    if not os.access(parent, os.W_OK):
+        raise StorageError(f"cannot write {path}: no permission to write into {parent}")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; when the block ends well, it takes the place of ``path``."""
+    temporary = _temporary(path)
+    try:
+        with _storage_errors(path):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; when the block ends well, it takes the place of ``path``.
+
+    A folder that stood at ``path`` is moved aside for the instant of the exchange and then removed.
+    """
+    temporary = _temporary(path)
+    retired = temporary.with_name(temporary.name + "-old")
+    try:
+        with _storage_errors(path):
+            temporary.mkdir()
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                _sync(file)
+            _sync(temporary)
+            if path.exists():
+                path.replace(retired)
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        if retired.exists() and not path.exists():  # the second rename failed: put the old one back
+            retired.replace(path)
+        remove(temporary)
+        remove(retired)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as indented UTF-8 JSON, atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object; ``what`` names it in the error message."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileFormatError(f"{what}: {path} does not exist") from None
+    except OSError as error:
+        raise StorageError(f"{what}: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise FileFormatError(f"{what}: {path} is not valid JSON ({error}); it may be truncated") from error
+    if not isinstance(content, dict):
+        raise FileFormatError(f"{what}: {path} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def save_arrays(path: Path, **arrays: npt.NDArray[Any] | np.generic) -> None:
+    """Write named arrays to an ``.npz``, atomically, without pickle."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def load_arrays(path: Path, *, required: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read every array of an ``.npz``, never unpickling anything.
+
+    Raises:
+        FileFormatError: missing, empty, truncated or tampered file; missing key; object array.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise FileFormatError(f"{path} is empty")
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise FileFormatError(f"{path} is not an .npz archive; expected one with {list(required)}")
+            missing = [key for key in required if key not in archive.files]
+            if missing:
+                raise FileFormatError(
+                    f"{path} has no array {missing[0]!r}; expected {list(required)}, found {sorted(archive.files)}"
+                )
+            return {key: archive[key] for key in archive.files}
+    except FileNotFoundError:
+        raise FileFormatError(f"{path} does not exist") from None
+    except FileFormatError:
+        raise
+    except PermissionError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # zipfile, zlib, numpy: each has its own errors for a damaged archive
+        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+            raise FileFormatError(
+                f"{path} holds an object array, which is never unpickled; save plain numbers or strings"
+            ) from error
+        raise FileFormatError(f"{path} is not a readable .npz ({error}); it may be truncated") from error
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    # A name that nobody else holds: two processes may write the same target at once.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(f"cannot write {path}: {reason}; nothing was written") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

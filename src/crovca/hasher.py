@@ -1,0 +1,609 @@
+"""The facade: hashers with the manners of scikit-learn.
+
+>>> import numpy as np
+>>> X = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+>>> hasher = Hasher(bits=16, epochs=2).fit(X)
+>>> hasher.encode(X[:3])
+Codes(n=3, bits=16)
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+
+import crovca
+from crovca.codes import Codes, check_bits
+from crovca.config import PRESETS, HashCoderSize, TrainingConfig, default_epochs, nested_lengths
+from crovca.data.embeddings import Embeddings, Rows, as_embeddings, chunks
+from crovca.data.labels import ClassMembership, to_membership
+from crovca.errors import (
+    ConfigError,
+    CrovcaWarning,
+    FileFormatError,
+    InvalidInputError,
+    NotFittedError,
+    TrainingError,
+)
+from crovca.hashing.checkpoint import Checkpoint, fingerprint, read_model, write_model
+from crovca.hashing.hashcoder import HashCoder, Towers
+from crovca.hashing.neighbours import Neighbourhood, find_neighbours
+from crovca.hashing.pairing import Copies, Mixed, Modalities, Neighbours, StoredViews, ViewSource
+from crovca.hashing.targets import ClassPrototypes, CrossView
+from crovca.hashing.training import Observer, Silent, train
+
+__all__ = ["CrossModalHasher", "Hasher", "load_hasher"]
+
+Pairing = Literal["views", "neighbours", "classes"]
+_PAIRINGS = ("views", "neighbours", "classes")
+_BLOCK = 8192
+
+
+class _BaseHasher(BaseEstimator):  # type: ignore[misc]
+    """What the two hashers share: parameters to settings, the run, blocks of logits, files."""
+
+    kind: str
+    bits: int
+    nested: Any
+    hashcoder: HashCoderSize
+    epochs: int | Literal["auto"]
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    diversity_weight: float
+    device: str
+    seed: int
+
+    towers_: Towers
+    lengths_: tuple[int, ...]
+    history_: list[dict[str, Any]]
+
+    @classmethod
+    def from_preset(cls, name: str, **parameters: Any) -> Self:
+        """A hasher with the settings of one column of the paper's Table 8: one length, batch prototypes.
+
+        Args:
+            name: "small", "imagenet1k", "text-small" or "cc3m".
+            **parameters: of the constructor; they win over the preset's.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"unknown preset {name!r}; expected one of {list(PRESETS)}")
+        preset = PRESETS[name]
+        settings: dict[str, Any] = {
+            "nested": False,
+            "hashcoder": preset.hashcoder,
+            "epochs": preset.epochs,
+            "batch_size": preset.batch_size,
+            "learning_rate": preset.learning_rate,
+            "weight_decay": preset.weight_decay,
+            "diversity_weight": preset.diversity_weight,
+            "prototype_momentum": 0.0,
+        }
+        known = cls._get_param_names()
+        return cls(**{**{key: value for key, value in settings.items() if key in known}, **parameters})
+
+    def _config(self, items: int, *, supervised: bool, observer: Observer) -> TrainingConfig:
+        bits = check_bits(self.bits)
+        if items < 2:
+            raise InvalidInputError(f"training needs at least 2 items, got {items}")
+        if isinstance(self.batch_size, int) and items < self.batch_size:
+            observer.message(f"batches of {items}: there are fewer items than batch_size = {self.batch_size}")
+        epochs = self.epochs
+        if epochs == "auto":
+            epochs = default_epochs(items, self.batch_size, supervised=supervised)
+        return TrainingConfig(
+            lengths=nested_lengths(bits, self.nested),
+            epochs=epochs,
+            hashcoder=self.hashcoder,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            diversity_weight=self.diversity_weight,
+            seed=self.seed,
+        )
+
+    def _device(self) -> torch.device:
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError(f"unknown device {name!r}; use 'auto', 'cpu' or 'cuda'") from error
+
+    @contextmanager
+    def _checkpoint(
+        self, folder: str | Path | None, seconds: float, config: TrainingConfig, *data: Rows | None
+    ) -> Iterator[Checkpoint | None]:
+        """The folder of an unfinished run; it stays only where going on could end better."""
+        if folder is None:
+            yield None
+            return
+        settings = {**self.get_params(), **config.to_dict(), "device": str(self._device())}
+        kept = Checkpoint(Path(folder), {**settings, "data": fingerprint(*data)}, every_seconds=seconds)
+        try:
+            yield kept
+        except (InvalidInputError, ConfigError, TrainingError):
+            kept.remove()
+            raise
+        kept.remove()
+
+    def _train(
+        self,
+        towers: Towers,
+        source: ViewSource,
+        teacher: nn.Module,
+        config: TrainingConfig,
+        observer: Observer,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.history_ = train(
+            towers,
+            source,
+            teacher,
+            config,
+            device=self._device(),
+            observer=observer,
+            checkpoint=checkpoint,
+        )
+        self.towers_ = towers
+        self.lengths_ = config.lengths
+
+    def _fitted(self) -> Towers:
+        if not hasattr(self, "towers_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit or load first")
+        return self.towers_
+
+    def _blocks(self, coder: HashCoder, values: Any, what: str) -> Iterator[npt.NDArray[np.float32]]:
+        rows = _as_rows(values, what)
+        if len(rows.shape) != 2 or rows.shape[1] != coder.width:
+            raise InvalidInputError(
+                f"{what} must have shape (n, {coder.width}), as the hasher was trained with, "
+                f"got {tuple(rows.shape)}"
+            )
+        device = next(coder.parameters()).device
+        for part, block in chunks(rows, _BLOCK):
+            with torch.no_grad():
+                tensor = torch.from_numpy(np.array(block, np.float32)).to(device)
+                wrong = (~torch.isfinite(tensor).all(dim=1)).nonzero().flatten()
+                if len(wrong):
+                    raise InvalidInputError(
+                        f"{what} holds NaN or infinity in row {part.start + int(wrong[0])}; remove or repair it"
+                    )
+                yield coder(tensor).float().cpu().numpy()
+
+    def _logits(self, coder: HashCoder, values: Any, what: str) -> npt.NDArray[np.float32]:
+        blocks = list(self._blocks(coder, values, what))
+        return np.concatenate(blocks) if blocks else np.zeros((0, coder.bits), np.float32)
+
+    def _encode(self, coder: HashCoder, values: Any, bits: int | None, what: str) -> Codes:
+        length = self._length(bits)
+        blocks = [Codes.from_logits(block[:, :length]) for block in self._blocks(coder, values, what)]
+        return Codes.concatenate(blocks) if blocks else Codes.from_bits(np.zeros((0, length), np.bool_))
+
+    def _length(self, bits: int | None) -> int:
+        if bits is None:
+            return self.lengths_[-1]
+        bits = check_bits(bits, at_most=self.lengths_[-1])
+        if bits not in self.lengths_:
+            warnings.warn(
+                f"{bits} bits is not a length this hasher was trained for {list(self.lengths_)}; "
+                "a prefix of that length works, but less well",
+                CrovcaWarning,
+                stacklevel=3,
+            )
+        return bits
+
+    def _save(self, path: str | Path, fitted: dict[str, Any], *, force: bool) -> None:
+        towers = self._fitted()
+        parameters = {name: value for name, value in self.get_params().items() if name != "device"}
+        config = {
+            "kind": self.kind,
+            "crovca_version": crovca.__version__,
+            "parameters": json.loads(json.dumps(parameters, default=list)),
+            "fitted": {"lengths": list(self.lengths_), **fitted},
+        }
+        write_model(Path(path), dict(towers.state_dict()), config, self.history_, force=force)
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str) -> tuple[Self, dict[str, Any], Callable[[Towers], None]]:
+        """Read a model: an unfitted hasher, what its fit had found, and how to give it its weights."""
+        config, weights, log = read_model(Path(path))
+        try:
+            kind, parameters, fitted = config["kind"], config["parameters"], config["fitted"]
+            unknown = sorted(set(config) - {"kind", "crovca_version", "parameters", "fitted"})
+            unknown += sorted(set(parameters) - set(cls._get_param_names()))
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path}: config.json is incomplete: {error} is missing") from error
+        if kind != cls.kind:
+            raise FileFormatError(f"{path} is a {kind} model, expected a {cls.kind} model")
+        if unknown:
+            raise ConfigError(
+                f"{path}: unknown configuration key {unknown[0]!r}; was it written by a newer crovca?"
+            )
+        nested = parameters.get("nested")
+        if isinstance(nested, list):
+            parameters["nested"] = tuple(nested)
+        if isinstance(parameters.get("pairing"), list):
+            parameters["pairing"] = tuple(parameters["pairing"])
+        hasher = cls(**parameters, device=device)
+        hasher.lengths_ = tuple(fitted["lengths"])
+        hasher.history_ = log
+
+        def finish(towers: Towers) -> None:
+            try:
+                towers.load_state_dict(weights)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise FileFormatError(
+                    f"{path}: the weights do not fit the configuration: {reason}"
+                ) from error
+            hasher.towers_ = towers.to(hasher._device()).eval()
+
+        return hasher, fitted, finish
+
+
+class Hasher(_BaseHasher):
+    """Learns binary codes for embeddings of one kind, with or without labels (CroVCA, arXiv 2510.27584).
+
+    Args:
+        bits: length of the code, 1 to 4,096.
+        nested: "auto" trains the prefixes of 16, 32, 64 and 128 bits (below ``bits``) as codes of their own;
+            a sequence of lengths trains those; False trains ``bits`` alone, as in the paper.
+        pairing: where an item's second view comes from. "auto": "classes" where ``fit`` is given labels, else
+            "views" where there are stored views (n, v, d), else "neighbours". Several may be named
+            together, ("views", "neighbours"): each item then takes its pair from one of them at random;
+            with "classes" among them, the others give the views and the classes the teacher.
+        hashcoder: "small" (2 layers) or "large" (3).
+        epochs: passes over the data; "auto" spends 560 steps (1,400 with labels), but 5 to 100 epochs.
+        batch_size: items in a step.
+        learning_rate: of AdamW, falling along a cosine.
+        weight_decay: of AdamW.
+        diversity_weight: lambda, the weight of the coding rate.
+        neighbours: how many nearest items are drawn from.
+        feature_dropout: share of the features dropped in a neighbour, or in the copies of a labelled item.
+        prototype_momentum: of the running class prototypes; 0 is the paper's mean over the batch.
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        seed: of everything random; the same seed gives the same model on one device.
+
+    Attributes:
+        n_features_in_: d, the width of the embeddings.
+        lengths_: code lengths that were trained, ascending; the last is ``bits``.
+        pairing_: the pairing that "auto" stood for.
+        classes_: names of the classes, or None.
+        neighbour_recall_: share of true neighbours that the search found, or None without one.
+        history_: the log: loss, alignment, diversity and balance, every tenth step.
+    """
+
+    kind = "hasher"
+
+    def __init__(
+        self,
+        bits: int = 256,
+        *,
+        nested: Literal["auto", False] | Sequence[int] = "auto",
+        pairing: Literal["auto"] | Pairing | Sequence[Pairing] = "auto",
+        hashcoder: HashCoderSize = "small",
+        epochs: int | Literal["auto"] = "auto",
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-2,
+        diversity_weight: float = 0.1,
+        neighbours: int = 5,
+        feature_dropout: float = 0.3,
+        prototype_momentum: float = 0.9,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.bits = bits
+        self.nested = nested
+        self.pairing = pairing
+        self.hashcoder = hashcoder
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.diversity_weight = diversity_weight
+        self.neighbours = neighbours
+        self.feature_dropout = feature_dropout
+        self.prototype_momentum = prototype_momentum
+        self.device = device
+        self.seed = seed
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = 15.0,
+        observer: Observer | None = None,
+    ) -> Self:
+        """Learn from embeddings.
+
+        Args:
+            X: (n, d), or (n, v, d) with v views of each item: numpy, torch, a memory map, a store's values,
+                or ``Embeddings``. Read in batches, never copied as a whole.
+            y: labels (n,) of whole numbers or strings, or (n, C) multi-hot; None: unsupervised.
+            checkpoint: folder for the state of the run; the same call goes on where it stopped. Removed at the end.
+            checkpoint_seconds: how often the state is written.
+            observer: is told how it goes.
+
+        Raises:
+            InvalidInputError: data that cannot be used; the message says which rows and what to do.
+            ConfigError: parameters that contradict each other, or an unfinished run with others.
+            TrainingError: the loss is not finite.
+        """
+        observer = observer or Silent()
+        data = as_embeddings(X, y, what="X")
+        labels = data.labels if y is not None else None
+        pairing = self._resolve_pairing(data, labels, observer)
+        config = self._config(len(data), supervised="classes" in pairing, observer=observer)
+        self.neighbour_recall_: float | None = None
+        classes = to_membership(labels) if "classes" in pairing and labels is not None else None
+        with self._checkpoint(checkpoint, checkpoint_seconds, config, data.values, labels) as kept:
+            source = self._source(data, pairing, observer, kept)
+            teacher = self._teacher(classes, config)
+            generator = torch.Generator().manual_seed(config.seed)
+            towers = Towers([HashCoder(data.width, config.bits, config.hashcoder, generator=generator)])
+            self._train(towers, source, teacher, config, observer, kept)
+        self.n_features_in_ = data.width
+        self.pairing_ = pairing
+        self.classes_ = None if classes is None else classes.names
+        return self
+
+    def logits(self, X: Any) -> npt.NDArray[np.float32]:
+        """Logits float32 (n, bits) of embeddings (n, d); their signs are the codes (paper, Eq. 2)."""
+        return self._logits(self._coder(), X, "X")
+
+    def encode(self, X: Any, bits: int | None = None) -> Codes:
+        """Codes of embeddings (n, d), or their first ``bits`` bits."""
+        return self._encode(self._coder(), X, bits, "X")
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the model to a folder, atomically; ``force`` replaces what is there."""
+        self._fitted()
+        classes = None if self.classes_ is None else self.classes_.tolist()
+        fitted = {
+            "n_features_in": self.n_features_in_,
+            "pairing": list(self.pairing_),
+            "classes": classes,
+            "neighbour_recall": self.neighbour_recall_,
+        }
+        self._save(path, fitted, force=force)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto") -> Self:
+        """Read what ``save`` wrote."""
+        hasher, fitted, finish = cls._load(path, device)
+        coder = HashCoder(fitted["n_features_in"], hasher.lengths_[-1], hasher.hashcoder)
+        finish(Towers([coder]))
+        hasher.n_features_in_ = fitted["n_features_in"]
+        hasher.pairing_ = tuple(fitted["pairing"])
+        hasher.classes_ = None if fitted["classes"] is None else np.asarray(fitted["classes"])
+        hasher.neighbour_recall_ = fitted["neighbour_recall"]
+        return hasher
+
+    def _coder(self) -> HashCoder:
+        coder = self._fitted().coders[0]
+        assert isinstance(coder, HashCoder)
+        return coder
+
+    def _resolve_pairing(
+        self, data: Embeddings, labels: npt.NDArray[Any] | None, observer: Observer
+    ) -> tuple[str, ...]:
+        wanted = self.pairing
+        if wanted == "auto":
+            if labels is not None:
+                found, why = "classes", "there are labels"
+            elif data.views > 1:
+                found, why = "views", f"there are {data.views} stored views of each item and no labels"
+            else:
+                found, why = "neighbours", "there are embeddings alone"
+            observer.message(f"pairing: {found}, because {why}")
+            return (found,)
+        named = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        unknown = [name for name in named if name not in _PAIRINGS]
+        if unknown or not named or len(set(named)) < len(named):
+            raise ConfigError(f"pairing must be 'auto' or some of {list(_PAIRINGS)}, got {wanted!r}")
+        if "classes" in named and labels is None:
+            raise InvalidInputError("pairing 'classes' needs labels; give them as y, or leave 'classes' out")
+        return named
+
+    def _source(
+        self, data: Embeddings, pairing: tuple[str, ...], observer: Observer, kept: Checkpoint | None
+    ) -> ViewSource:
+        if not 0 <= self.feature_dropout < 1:
+            raise ConfigError(f"feature_dropout must lie in [0, 1), got {self.feature_dropout!r}")
+        sources: list[ViewSource] = []
+        if "views" in pairing:
+            sources.append(StoredViews(data.values))
+        if "neighbours" in pairing:
+            rows = self._neighbour_rows(data, observer, kept)
+            sources.append(Neighbours(data.values, rows, self.feature_dropout))
+        if not sources:
+            return Copies(data.values, dropout=self.feature_dropout)
+        return sources[0] if len(sources) == 1 else Mixed(sources)
+
+    def _neighbour_rows(
+        self, data: Embeddings, observer: Observer, kept: Checkpoint | None
+    ) -> npt.NDArray[np.int64]:
+        if not isinstance(self.neighbours, int) or self.neighbours < 1:
+            raise ConfigError(f"neighbours must be a whole number of at least 1, got {self.neighbours!r}")
+        if kept is not None and (rows := kept.load_array("neighbours")) is not None:
+            recall = kept.load_array("neighbour_recall")
+            self.neighbour_recall_ = None if recall is None else float(recall)
+            return rows
+        found: Neighbourhood = find_neighbours(
+            data.values,
+            self.neighbours,
+            degenerate=data.degenerate,
+            device=self._device(),
+            seed=self.seed,
+            advance=lambda share: observer.advance("neighbours", share),
+        )
+        if found.cells is not None:
+            observer.message(
+                f"neighbours: {len(data):,} items in {found.cells:,} cells; "
+                f"{100 * found.recall:.1f} % of the true neighbours found (measured on a sample)"
+            )
+        self.neighbour_recall_ = found.recall
+        if kept is not None:
+            kept.save_array("neighbour_recall", np.asarray(found.recall))
+            kept.save_array("neighbours", found.rows)
+        return found.rows
+
+    def _teacher(self, classes: ClassMembership | None, config: TrainingConfig) -> nn.Module:
+        if classes is None:
+            return CrossView()
+        if not 0 <= self.prototype_momentum < 1:
+            raise ConfigError(f"prototype_momentum must lie in [0, 1), got {self.prototype_momentum!r}")
+        index = torch.from_numpy(classes.index)
+        return ClassPrototypes(index, classes.count, config.bits, self.prototype_momentum)
+
+
+class CrossModalHasher(_BaseHasher):
+    """Learns codes that images and texts (or any two kinds of embeddings) have in common.
+
+    Args:
+        bits, nested, hashcoder, epochs, batch_size, learning_rate, weight_decay, diversity_weight, device,
+            seed: as for ``Hasher``.
+        shared: one network for both modalities, where their widths agree, instead of one each.
+
+    Attributes:
+        widths_: (d_images, d_texts).
+        lengths_, history_: as for ``Hasher``.
+    """
+
+    kind = "cross-modal hasher"
+
+    def __init__(
+        self,
+        bits: int = 256,
+        *,
+        shared: bool = False,
+        nested: Literal["auto", False] | Sequence[int] = "auto",
+        hashcoder: HashCoderSize = "small",
+        epochs: int | Literal["auto"] = "auto",
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-2,
+        diversity_weight: float = 0.1,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.bits = bits
+        self.shared = shared
+        self.nested = nested
+        self.hashcoder = hashcoder
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.diversity_weight = diversity_weight
+        self.device = device
+        self.seed = seed
+
+    def fit(
+        self,
+        images: Any,
+        texts: Any,
+        *,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = 15.0,
+        observer: Observer | None = None,
+    ) -> Self:
+        """Learn from pairs: row i of ``images`` belongs to row i of ``texts``.
+
+        Args:
+            images: (n, d) or (n, v, d), as for ``Hasher.fit``.
+            texts: (n, e) or (n, w, e), for example w captions of each image, one of them drawn at each step.
+            checkpoint, checkpoint_seconds: as for ``Hasher.fit``.
+            observer: as for ``Hasher.fit``.
+        """
+        observer = observer or Silent()
+        pictures, words = as_embeddings(images, what="images"), as_embeddings(texts, what="texts")
+        widths = (pictures.width, words.width)
+        if self.shared and widths[0] != widths[1]:
+            raise ConfigError(
+                f"one network for both modalities needs one width, got images of {widths[0]} and texts "
+                f"of {widths[1]}; use shared=False"
+            )
+        source = Modalities([pictures.values, words.values])
+        config = self._config(len(source), supervised=False, observer=observer)
+        values = (pictures.values, words.values)
+        with self._checkpoint(checkpoint, checkpoint_seconds, config, *values) as kept:
+            towers = self._towers(widths, config.bits, torch.Generator().manual_seed(config.seed))
+            self._train(towers, source, CrossView(), config, observer, kept)
+        self.widths_ = widths
+        return self
+
+    def logits(self, *, images: Any = None, texts: Any = None) -> npt.NDArray[np.float32]:
+        """Logits float32 (n, bits) of images, or of texts."""
+        coder, values, what = self._side(images, texts)
+        return self._logits(coder, values, what)
+
+    def encode(self, *, images: Any = None, texts: Any = None, bits: int | None = None) -> Codes:
+        """Codes of images, or of texts, or their first ``bits`` bits."""
+        coder, values, what = self._side(images, texts)
+        return self._encode(coder, values, bits, what)
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the model to a folder, atomically; ``force`` replaces what is there."""
+        self._fitted()
+        self._save(path, {"widths": list(self.widths_)}, force=force)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto") -> Self:
+        """Read what ``save`` wrote."""
+        hasher, fitted, finish = cls._load(path, device)
+        hasher.widths_ = (fitted["widths"][0], fitted["widths"][1])
+        finish(hasher._towers(hasher.widths_, hasher.lengths_[-1], None))
+        return hasher
+
+    def _towers(self, widths: tuple[int, int], bits: int, generator: torch.Generator | None) -> Towers:
+        return Towers(
+            [
+                HashCoder(width, bits, self.hashcoder, generator=generator)
+                for width in (widths[:1] if self.shared else widths)
+            ]
+        )
+
+    def _side(self, images: Any, texts: Any) -> tuple[HashCoder, Any, str]:
+        towers = self._fitted()
+        if (images is None) == (texts is None):
+            raise InvalidInputError("give either images or texts")
+        coder = towers.coders[0] if images is not None else towers.coders[-1]
+        assert isinstance(coder, HashCoder)
+        return (coder, images, "images") if images is not None else (coder, texts, "texts")
+
+
+def load_hasher(path: str | Path, *, device: str = "auto") -> Hasher | CrossModalHasher:
+    """Read a model of either kind."""
+    kind = read_model(Path(path))[0].get("kind")
+    if kind == CrossModalHasher.kind:
+        return CrossModalHasher.load(path, device=device)
+    return Hasher.load(path, device=device)
+
+
+def _as_rows(values: Any, what: str) -> Rows:
+    """Anything with rows, without reading it: for encoding, where each block is checked as it comes."""
+    if isinstance(values, Embeddings):
+        return values.values
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().float().numpy()
+    rows = values if hasattr(values, "shape") and hasattr(values, "dtype") else np.asarray(values)
+    if rows.dtype.kind not in "fiub":
+        raise InvalidInputError(f"{what} must hold real numbers, got {rows.dtype}")
+    checked: Rows = rows
+    return checked

@@ -1,0 +1,1 @@
+"""The method of the paper: network, objective, teacher bits, pairs, training."""

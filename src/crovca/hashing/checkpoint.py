@@ -1,0 +1,196 @@
+"""Going on after an interruption, and the files of a finished model (docs/formats.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from crovca import files
+from crovca.data.embeddings import Rows
+from crovca.errors import ConfigError, FileFormatError, StorageError
+
+__all__ = ["MODEL_FORMAT_VERSION", "Checkpoint", "fingerprint", "read_model", "write_model"]
+
+MODEL_FORMAT_VERSION = 1
+_FINGERPRINT_ROWS = 1024
+
+
+class Checkpoint:
+    """The folder ``MODEL.partial``: the state of an unfinished run.
+
+    It holds the settings it was started with, so that a run is never continued with others, and one file
+    with the state, replaced atomically.
+
+    Args:
+        folder: created where it does not exist.
+        settings: whatever decides the result; compared with what the folder was made with.
+        every_seconds: how often ``save_if_due`` writes.
+
+    Raises:
+        ConfigError: the folder was made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, every_seconds: float) -> None:
+        self.folder = folder
+        self._every, self._last = every_seconds, time.monotonic()
+        settings = json.loads(json.dumps(settings))
+        described = folder / "settings.json"
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {folder}: {error.strerror}") from error
+        if described.exists():
+            known = files.read_json(described, "unfinished run")
+            changed = [key for key in {**known, **settings} if known.get(key) != settings.get(key)]
+            if changed:
+                key = changed[0]
+                raise ConfigError(
+                    f"{folder} is an unfinished run with {key} = {known.get(key)!r}, now it is "
+                    f"{settings.get(key)!r}; give the same command again to finish it, or --force to restart"
+                )
+        else:
+            files.write_json(described, settings)
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def save_if_due(
+        self,
+        step: int,
+        log: list[dict[str, Any]],
+        model: nn.Module,
+        teacher: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Write the state after ``step`` steps, if the last time is ``every_seconds`` ago."""
+        if time.monotonic() - self._last < self._every:
+            return
+        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        tensors |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
+        for number, entries in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in entries.items()}
+        with files.atomic_file(self._state) as temporary:
+            contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            _save(contiguous, temporary, {"step": str(step), "log": json.dumps(log)})
+        self._last = time.monotonic()
+
+    def restore(
+        self, model: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[int, list[dict[str, Any]]] | None:
+        """Load the state, if there is one; return the steps done and the log."""
+        if not self._state.exists():
+            return None
+        tensors, metadata = _load(self._state)
+        model.load_state_dict(_with_prefix(tensors, "model."))
+        teacher.load_state_dict(_with_prefix(tensors, "teacher."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _with_prefix(tensors, "optimizer.").items():
+            number, name = key.split(".", 1)
+            state.setdefault(int(number), {})[name] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        return int(metadata["step"]), json.loads(metadata["log"])
+
+    def load_array(self, name: str) -> np.ndarray[Any, np.dtype[Any]] | None:
+        """An array that was kept with ``save_array``, or None."""
+        path = self.folder / f"{name}.npy"
+        return np.load(path, allow_pickle=False) if path.exists() else None
+
+    def save_array(self, name: str, values: np.ndarray[Any, np.dtype[Any]]) -> None:
+        """Keep an array that took long to compute."""
+        with files.atomic_file(self.folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+
+    def remove(self) -> None:
+        """Remove the folder: the run is finished."""
+        files.remove(self.folder)
+
+
+def fingerprint(*arrays: Rows | None) -> str:
+    """SHA-256 over the shapes, dtypes and some evenly spaced rows of arrays: tells other data from the same."""
+    digest = hashlib.sha256()
+    for values in arrays:
+        if values is None:
+            digest.update(b"none")
+            continue
+        digest.update(f"{tuple(values.shape)}{values.dtype}".encode())
+        rows = np.unique(
+            np.linspace(0, len(values) - 1, min(len(values), _FINGERPRINT_ROWS)).astype(np.int64)
+        )
+        digest.update(np.ascontiguousarray(values[rows]).tobytes())
+    return digest.hexdigest()
+
+
+def write_model(
+    path: Path, weights: dict[str, Tensor], config: dict[str, Any], log: list[dict[str, Any]], *, force: bool
+) -> None:
+    """Write a model folder, atomically: ``config.json``, ``model.safetensors``, ``log.jsonl``."""
+    files.check_output(path, force=force)
+    with files.atomic_directory(path) as folder:
+        contiguous = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        _save(contiguous, folder / "model.safetensors", {})
+        lines = "".join(json.dumps(entry) + "\n" for entry in log)
+        (folder / "log.jsonl").write_text(lines, encoding="utf-8")
+        checksum = files.sha256(folder / "model.safetensors")
+        head = {"format_version": MODEL_FORMAT_VERSION}
+        files.write_json(folder / "config.json", {**head, **config, "weights_sha256": checksum})
+
+
+def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, Any]]]:
+    """Read a model folder: its configuration, weights and log.
+
+    Raises:
+        FileFormatError: not a model, of a newer format, truncated or tampered with.
+    """
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise FileFormatError(f"model {path} {what}; expected a folder that 'crovca train' or .save wrote")
+    config = files.read_json(path / "config.json", "model")
+    version = config.pop("format_version", None)
+    if version != MODEL_FORMAT_VERSION:
+        newer = isinstance(version, int) and version > MODEL_FORMAT_VERSION
+        raise FileFormatError(
+            f"{path}: model of format version {version!r}, this crovca reads {MODEL_FORMAT_VERSION}; "
+            + ("upgrade crovca" if newer else "train it again")
+        )
+    weights_file = path / "model.safetensors"
+    if not weights_file.exists():
+        raise FileFormatError(f"{path}: model.safetensors is missing; copy the whole folder")
+    if files.sha256(weights_file) != config.pop("weights_sha256", None):
+        raise FileFormatError(
+            f"{weights_file} does not match its checksum in config.json; it is truncated or was changed"
+        )
+    log = path / "log.jsonl"
+    entries = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+    return config, _load(weights_file)[0], entries
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # wraps the operating system's error in a text
+        raise StorageError(f"cannot write {path.name}: {error}; nothing was written") from error
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return load(content), header.get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"{path} is not a readable .safetensors ({error}); it may be truncated"
+        ) from error
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

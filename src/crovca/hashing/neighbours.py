@@ -1,0 +1,191 @@
+"""Nearest neighbours of every item among the others, by centred cosine: the second view where there are no images.
+
+Up to ``EXACT_ITEMS`` items the search is exact, block by block. Above, the items are put into k-means
+cells and each is compared, exactly, with all members of its cell and of the cells nearest to it; the share of
+true neighbours that this finds is measured on a sample. Embeddings are read from their memory map block by
+block, and no (n, n) matrix is ever built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crovca.data.embeddings import Rows, chunks
+from crovca.errors import InvalidInputError
+
+__all__ = ["EXACT_ITEMS", "Neighbourhood", "centre_of", "find_neighbours"]
+
+EXACT_ITEMS = 100_000
+PROBED_CELLS = 8
+RECALL_SAMPLE = 256
+_BLOCK = 4096
+
+Advance = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The nearest neighbours of every item.
+
+    Attributes:
+        rows: int64 (n, k), nearest first. A degenerate item stands in its own row only, k times.
+        recall: share of the true k nearest that were found: 1 where the search was exact, else measured.
+        cells: number of k-means cells, or None where the search was exact.
+    """
+
+    rows: npt.NDArray[np.int64]
+    recall: float
+    cells: int | None
+
+
+def centre_of(values: Rows) -> npt.NDArray[np.float32]:
+    """Mean embedding (d,), in float64 sums; read in chunks."""
+    total = np.zeros(values.shape[-1])
+    for _, part in chunks(values):
+        total += part.reshape(-1, part.shape[-1]).sum(axis=0, dtype=np.float64)
+    return (total / (len(values) * np.prod(values.shape[1:-1], dtype=np.int64))).astype(np.float32)
+
+
+def find_neighbours(
+    values: Rows,
+    count: int,
+    *,
+    degenerate: npt.NDArray[np.int64] | None = None,
+    device: torch.device | None = None,
+    seed: int = 0,
+    exact_items: int = EXACT_ITEMS,
+    advance: Advance = lambda share: None,
+) -> Neighbourhood:
+    """Find the ``count`` nearest other items of every item by cosine after subtracting the mean.
+
+    Args:
+        values: (n, d), or (n, v, d), of which each item's mean over its views is used.
+        count: k; fewer where there are not so many other items.
+        degenerate: rows that are never anyone's neighbour (zero and constant rows).
+        device: where to compute.
+        seed: of the k-means and of the sample on which recall is measured.
+        exact_items: largest n that is searched exhaustively.
+        advance: called with the share of the work that is done.
+
+    Raises:
+        InvalidInputError: fewer than two items that can be neighbours.
+    """
+    usable = np.ones(len(values), np.bool_)
+    if degenerate is not None:
+        usable[degenerate] = False
+    if usable.sum() < 2:
+        raise InvalidInputError(
+            f"neighbours need at least 2 items that are not zero or constant, got {usable.sum()} of {len(values)}"
+        )
+    candidates = np.flatnonzero(usable)
+    count = min(count, len(candidates) - 1)
+    reader = _Reader(values, centre_of(values), device or torch.device("cpu"))
+    rows = np.repeat(np.arange(len(values))[:, None], count, axis=1)
+    if len(candidates) <= exact_items:
+        for start in range(0, len(candidates), _BLOCK):
+            asked = candidates[start : start + _BLOCK]
+            rows[asked] = _nearest(reader, asked, candidates, count)
+            advance((start + len(asked)) / len(candidates))
+        return Neighbourhood(rows, 1.0, None)
+    return _search_cells(reader, candidates, rows, count, seed, advance)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads rows as centred unit vectors on the device."""
+
+    values: Rows
+    centre: npt.NDArray[np.float32]
+    device: torch.device
+
+    def __call__(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        part = torch.from_numpy(np.ascontiguousarray(self.values[rows])).to(self.device).float()
+        if part.ndim == 3:
+            part = part.mean(dim=1)
+        return F.normalize(part - torch.from_numpy(self.centre).to(self.device), dim=1)
+
+
+def _nearest(
+    read: _Reader, asked: npt.NDArray[np.int64], candidates: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.int64]:
+    """Exact nearest ``count`` of ``candidates`` (ascending row numbers) for each of ``asked``, itself left out."""
+    queries = read(asked)
+    best = torch.full((len(asked), 0), 0.0, device=read.device)
+    best_rows = torch.zeros((len(asked), 0), dtype=torch.int64, device=read.device)
+    for start in range(0, len(candidates), _BLOCK):
+        block = candidates[start : start + _BLOCK]
+        scores = queries @ read(block).T
+        place = np.searchsorted(block, asked)
+        own = np.flatnonzero((place < len(block)) & (block[np.minimum(place, len(block) - 1)] == asked))
+        scores[torch.from_numpy(own), torch.from_numpy(place[own])] = -torch.inf
+        top = scores.topk(min(count, len(block)), dim=1)
+        block_rows = torch.from_numpy(block).to(read.device)
+        best = torch.cat([best, top.values], dim=1)
+        best_rows = torch.cat([best_rows, block_rows[top.indices]], dim=1)
+        if best.shape[1] > count:
+            kept = best.topk(count, dim=1)
+            best, best_rows = kept.values, best_rows.gather(1, kept.indices)
+    order = best.argsort(dim=1, descending=True, stable=True)
+    return best_rows.gather(1, order).cpu().numpy()
+
+
+def _search_cells(
+    read: _Reader,
+    candidates: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    count: int,
+    seed: int,
+    advance: Advance,
+) -> Neighbourhood:
+    random = np.random.default_rng(seed)
+    centroids = _cell_centroids(read, candidates, random)
+    cells = len(centroids)
+    cell_of = np.empty(len(candidates), np.int64)
+    for start in range(0, len(candidates), _BLOCK):
+        asked = candidates[start : start + _BLOCK]
+        cell_of[start : start + len(asked)] = (read(asked) @ centroids.T).argmax(dim=1).cpu().numpy()
+        advance(0.3 * (start + len(asked)) / len(candidates))
+    by_cell = np.argsort(cell_of, kind="stable")
+    starts = np.searchsorted(cell_of[by_cell], np.arange(cells + 1))
+    members = [candidates[by_cell[starts[cell] : starts[cell + 1]]] for cell in range(cells)]
+    similar = (centroids @ centroids.T).argsort(dim=1, descending=True).cpu().numpy()
+    for cell, mine in enumerate(members):
+        if not len(mine):
+            continue
+        probes = PROBED_CELLS
+        searched = np.concatenate([members[near] for near in similar[cell][:probes]])
+        while len(searched) <= count:  # tiny cells: look further until there are enough
+            probes *= 2
+            searched = np.concatenate([members[near] for near in similar[cell][:probes]])
+        searched.sort()
+        for start in range(0, len(mine), _BLOCK):
+            asked = mine[start : start + _BLOCK]
+            rows[asked] = _nearest(read, asked, searched, count)
+        advance(0.3 + 0.65 * (cell + 1) / cells)
+    sample = np.sort(random.choice(candidates, min(RECALL_SAMPLE, len(candidates)), replace=False))
+    true = _nearest(read, sample, candidates, count)
+    found = [len(set(a) & set(b)) for a, b in zip(true.tolist(), rows[sample].tolist(), strict=True)]
+    advance(1.0)
+    return Neighbourhood(rows, float(np.mean(found)) / count, cells)
+
+
+def _cell_centroids(read: _Reader, candidates: npt.NDArray[np.int64], random: np.random.Generator) -> Tensor:
+    """Unit centroids (cells, d): mini-batch k-means over a sample; about 2 sqrt(n) cells."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    cells = int(2 * np.sqrt(len(candidates)))
+    size = max(4 * cells, _BLOCK)
+    sample = random.choice(candidates, min(16 * size, len(candidates)), replace=False)
+    model = MiniBatchKMeans(cells, n_init=1, random_state=int(random.integers(2**31)), reassignment_ratio=0.0)
+    for start in range(0, len(sample), size):
+        part = np.sort(sample[start : start + size])
+        if len(part) >= cells:
+            model.partial_fit(read(part).cpu().numpy())
+    return F.normalize(torch.from_numpy(model.cluster_centers_).float().to(read.device), dim=1)

@@ -1,0 +1,174 @@
+"""The training loop. What differs between paradigms comes in as arguments: the views, the teacher, the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crovca.config import TrainingConfig
+from crovca.errors import TrainingError
+from crovca.hashing.checkpoint import Checkpoint
+from crovca.hashing.monitor import BitMonitor
+from crovca.hashing.objective import hash_loss
+from crovca.hashing.pairing import ViewSource
+
+__all__ = ["Observer", "Progress", "Silent", "learning_rate", "random_of", "train"]
+
+_LOG_EVERY = 10
+_PERMUTATION, _STEP = 1, 2  # purposes of random streams
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a run after a step; a line of the log.
+
+    Attributes:
+        step: steps done, of ``steps``.
+        epoch: epoch of that step, from 1.
+        loss: L_hash; alignment: L_align in nats a bit; diversity: the coding rate R (larger is better).
+        balance_min, balance_max: smallest and largest share of ones of a bit in this epoch.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    alignment: float
+    diversity: float
+    balance_min: float
+    balance_max: float
+    learning_rate: float
+
+
+class Observer(Protocol):
+    """Is told how a run goes."""
+
+    def advance(self, stage: str, share: float) -> None:
+        """A stage of preparation ("neighbours") has done this share of its work."""
+
+    def progress(self, state: Progress) -> None:
+        """Some steps were done."""
+
+    def message(self, text: str) -> None:
+        """Something a person should know: a choice that was made, bits that are dead."""
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def advance(self, stage: str, share: float) -> None:
+        """Ignored."""
+
+    def progress(self, state: Progress) -> None:
+        """Ignored."""
+
+    def message(self, text: str) -> None:
+        """Ignored."""
+
+
+def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
+    """Cosine from ``learning_rate`` at step 0 towards ``final_learning_rate`` at the end, without warm-up."""
+    low, high = config.final_learning_rate, config.learning_rate
+    return low + 0.5 * (high - low) * (1 + math.cos(math.pi * step / steps))
+
+
+def random_of(config: TrainingConfig, *key: int) -> np.random.Generator:
+    """A random stream of its own for each purpose and number, so that a run can start again anywhere."""
+    return np.random.default_rng([config.seed, *key])
+
+
+def train(
+    model: nn.Module,
+    source: ViewSource,
+    teacher: nn.Module,
+    config: TrainingConfig,
+    *,
+    device: torch.device,
+    observer: Observer,
+    checkpoint: Checkpoint | None = None,
+) -> list[dict[str, Any]]:
+    """Minimise the objective; ``model`` and ``teacher`` are changed in place and left in evaluation mode.
+
+    Args:
+        model: views [(B, d_1), ...] to logits (v, B, bits).
+        source: the views of the items.
+        teacher: (logits, rows) to targets of the logits' shape.
+        config: settings.
+        device: where to compute; on CUDA the network runs in bfloat16, the objective in float32.
+        observer: is told how it goes.
+        checkpoint: where to keep the state, to go on after an interruption.
+
+    Returns:
+        The log: a dict of ``Progress`` for every tenth step and the last.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    model.to(device).train()
+    teacher.to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
+    )
+    batch = min(config.batch_size, len(source))
+    steps_per_epoch = len(source) // batch
+    steps = config.epochs * steps_per_epoch
+    log: list[dict[str, Any]] = []
+    first = 0
+    if checkpoint is not None and (resumed := checkpoint.restore(model, teacher, optimizer)):
+        first, log = resumed
+        observer.message(f"going on from step {first:,} of {steps:,}")
+    monitor = BitMonitor(config.bits, device)
+    low_precision = device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    order = np.empty(0, np.int64)
+    for step in range(first, steps):
+        epoch, place = divmod(step, steps_per_epoch)
+        if place == 0 or step == first:
+            order = random_of(config, _PERMUTATION, epoch).permutation(len(source))
+            monitor.reset()
+        rows = order[place * batch : (place + 1) * batch]
+        views = source.views(rows, random_of(config, _STEP, step))  # v x (B, d)
+
+        with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+            logits: Tensor = model([view.to(device, non_blocking=True) for view in views])  # (v, B, b)
+        targets = teacher(logits, torch.from_numpy(rows).to(device))  # (v, B, b)
+        loss = hash_loss(
+            logits,
+            targets,
+            lengths=config.lengths,
+            diversity_weight=config.diversity_weight,
+            epsilon=config.coding_rate_epsilon,
+        )
+        optimizer.zero_grad()
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        rate = learning_rate(step, steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        monitor.update(logits.detach()[0])
+
+        done = step + 1
+        if done % _LOG_EVERY == 0 or done == steps:
+            total, alignment, diversity = (float(term.detach()) for term in loss)
+            if not math.isfinite(total):
+                raise TrainingError(
+                    f"the loss became {total} at step {done}; lower the learning rate "
+                    f"(now {config.learning_rate}) or scale the embeddings down"
+                )
+            state = Progress(
+                done, steps, epoch + 1, total, alignment, -diversity, *monitor.balance(), rate,
+            )  # fmt: skip
+            log.append(asdict(state))
+            observer.progress(state)
+        if place == steps_per_epoch - 1:
+            for text in monitor.news():
+                observer.message(f"epoch {epoch + 1}: {text}")
+        if checkpoint is not None and done < steps:
+            checkpoint.save_if_due(done, log, model, teacher, optimizer)
+    model.eval()
+    return log

@@ -1,0 +1,1 @@
+"""Searching codes: the exact scores and the oracle that every engine must equal."""

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from crovca.hashing.targets import ClassPrototypes, CrossView, other_views_bits
+
+ROWS = torch.arange(4)
+
+
+def test_two_views_teach_each_other():
+    logits = torch.tensor([[[1.0, -1.0]], [[-2.0, 3.0]]])
+    assert CrossView()(logits, ROWS).tolist() == [[[0.0, 1.0]], [[1.0, 0.0]]]
+
+
+def test_more_views_average_the_others_bits():
+    logits = torch.tensor([[[1.0]], [[1.0]], [[-1.0]]])
+    assert other_views_bits(logits).flatten().tolist() == [0.5, 0.5, 1.0]
+
+
+def test_zero_is_no_one():
+    assert other_views_bits(torch.zeros(2, 1, 1)).tolist() == [[[0.0]], [[0.0]]]
+
+
+def test_batch_prototype_is_the_mean_over_items_and_views():
+    classes = torch.tensor([0, 0, 1, 1])
+    logits = torch.tensor([[[3.0], [-1.0], [-5.0], [1.0]], [[1.0], [-1.0], [1.0], [1.0]]])
+    teacher = ClassPrototypes(classes, 2, 1, momentum=0.0)
+    targets = teacher(logits, ROWS)
+    assert teacher.prototypes.flatten().tolist() == [0.5, -0.5]
+    assert targets.tolist() == [[[1.0], [1.0], [0.0], [0.0]]] * 2
+
+
+def test_running_prototype_remembers_earlier_batches():
+    teacher = ClassPrototypes(torch.tensor([0, 1, 1, 1]), 3, 1, momentum=0.9)
+    teacher(torch.tensor([[[4.0], [1.0]]]), torch.tensor([0, 1]))
+    targets = teacher(torch.tensor([[[-1.0], [2.0]]]), torch.tensor([0, 2]))
+    assert teacher.prototypes.flatten().tolist() == pytest.approx([0.9 * 4 - 0.1, 0.9 + 0.2, 0.0])
+    assert targets.flatten().tolist() == [1.0, 1.0]  # the class's past outweighs one batch
+    assert teacher.seen.tolist() == [True, True, False]
+
+
+def test_items_of_several_classes_are_taught_by_the_mean_of_their_prototypes():
+    classes = torch.tensor([[True, False], [False, True], [True, True]])
+    teacher = ClassPrototypes(classes, 2, 2, momentum=0.0)
+    logits = torch.tensor([[[4.0, -3.0], [-1.0, 1.0], [0.0, 0.0]]])
+    targets = teacher(logits, torch.arange(3))
+    # prototypes: (4 + 0)/2, (-3 + 0)/2 and (-1 + 0)/2, (1 + 0)/2
+    assert teacher.prototypes.tolist() == [[2.0, -1.5], [-0.5, 0.5]]
+    assert targets[0].tolist() == [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+
+
+def test_an_item_without_a_class_is_taught_by_its_other_view():
+    classes = torch.tensor([[True, False], [False, False]])
+    logits = torch.tensor([[[1.0], [1.0]], [[1.0], [-1.0]]])
+    targets = ClassPrototypes(classes, 2, 1, momentum=0.0)(logits, torch.arange(2))
+    assert targets[:, 1].flatten().tolist() == [0.0, 1.0]
+
+
+def test_single_and_multi_hot_labels_agree():
+    index = torch.tensor([0, 2, 1, 2])
+    hot = torch.nn.functional.one_hot(index, 3).bool()
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    one, other = (ClassPrototypes(classes, 3, 5)(logits, ROWS) for classes in (index, hot))
+    assert torch.equal(one, other)
