@@ -17,8 +17,12 @@ from crovca.errors import ConfigError, InvalidInputError
 __all__ = [
     "DEFAULT_LENGTHS",
     "PRESETS",
+    "SETTLE_SHARE",
+    "SUPERVISED",
+    "UNSUPERVISED",
     "HashCoderSize",
     "Preset",
+    "Recipe",
     "TrainingConfig",
     "default_epochs",
     "nested_lengths",
@@ -46,6 +50,7 @@ class TrainingConfig:
         weight_decay: of AdamW, on every parameter.
         diversity_weight: lambda, the weight of the coding rate.
         coding_rate_epsilon: eps of the coding rate.
+        centre: whether the mean embedding is subtracted before the network.
         seed: of weights, batches, pairs and dropout.
     """
 
@@ -58,6 +63,7 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     diversity_weight: float = 0.1
     coding_rate_epsilon: float = 0.05
+    centre: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,8 +79,12 @@ class TrainingConfig:
         _at_least("epochs", self.epochs, 1)
         _at_least("batch_size", self.batch_size, 2)
         _at_least("seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be below 2 ** 63, got {self.seed}")
         _positive("learning_rate", self.learning_rate)
         _positive("coding_rate_epsilon", self.coding_rate_epsilon)
+        if not isinstance(self.centre, bool):
+            raise ConfigError(f"centre must be True or False, got {self.centre!r}")
         _not_negative("final_learning_rate", self.final_learning_rate)
         _not_negative("weight_decay", self.weight_decay)
         _not_negative("diversity_weight", self.diversity_weight)
@@ -83,6 +93,10 @@ class TrainingConfig:
     def bits(self) -> int:
         """The longest code length."""
         return self.lengths[-1]
+
+    def steps(self, items: int) -> int:
+        """Training steps on ``items`` items: whole batches only."""
+        return self.epochs * (items // min(self.batch_size, items))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -99,6 +113,27 @@ class TrainingConfig:
             return cls(**{**values, "lengths": tuple(values["lengths"])})
         except (KeyError, TypeError) as error:
             raise ConfigError(f"incomplete configuration: {error}") from error
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What "auto" stands for: settings tuned on splits of training data (docs/reproducing.md).
+
+    Attributes:
+        learning_rate, weight_decay, diversity_weight: as in ``TrainingConfig``.
+        centre: whether the mean embedding is subtracted before the network; it is always scaled.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    diversity_weight: float
+    centre: bool
+
+
+UNSUPERVISED = Recipe(learning_rate=1e-3, weight_decay=7.0, diversity_weight=0.1, centre=False)
+SUPERVISED = Recipe(learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, centre=True)
+SETTLE_SHARE = 0.2
+"""Running class prototypes settle after this share of the steps."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +197,7 @@ def default_epochs(items: int, batch_size: int, *, supervised: bool) -> int:
     At 7,000 items that is about 20 and 50 epochs; from about 30,000 (unsupervised) or 70,000 (supervised)
     items on it is 5, as in the paper.
     """
+    _at_least("batch_size", batch_size, 2)
     steps = max(1, items // min(batch_size, items))
     budget = SUPERVISED_STEPS if supervised else UNSUPERVISED_STEPS
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(budget / steps)))

@@ -24,19 +24,30 @@ from torch import Tensor, nn
 
 import crovca
 from crovca.codes import Codes, check_bits
-from crovca.config import PRESETS, HashCoderSize, TrainingConfig, default_epochs, nested_lengths
+from crovca.config import (
+    PRESETS,
+    SETTLE_SHARE,
+    SUPERVISED,
+    UNSUPERVISED,
+    HashCoderSize,
+    TrainingConfig,
+    default_epochs,
+    nested_lengths,
+)
 from crovca.data.embeddings import Embeddings, Rows, as_embeddings, chunks
 from crovca.data.labels import ClassMembership, to_membership
 from crovca.errors import (
     ConfigError,
+    CrovcaError,
     CrovcaWarning,
     FileFormatError,
     InvalidInputError,
     NotFittedError,
+    StorageError,
     TrainingError,
 )
 from crovca.hashing.checkpoint import Checkpoint, fingerprint, read_model, write_model
-from crovca.hashing.hashcoder import HashCoder, Towers
+from crovca.hashing.hashcoder import HashCoder, InputStatistics, Towers, calibrate, input_statistics
 from crovca.hashing.neighbours import Neighbourhood, find_neighbours
 from crovca.hashing.pairing import Copies, Mixed, Modalities, Neighbours, StoredViews, ViewSource
 from crovca.hashing.targets import ClassPrototypes, CrossView
@@ -58,9 +69,10 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
     hashcoder: HashCoderSize
     epochs: int | Literal["auto"]
     batch_size: int
-    learning_rate: float
-    weight_decay: float
-    diversity_weight: float
+    learning_rate: float | Literal["auto"]
+    weight_decay: float | Literal["auto"]
+    diversity_weight: float | Literal["auto"]
+    centre: bool | Literal["auto"]
     device: str
     seed: int
 
@@ -87,7 +99,8 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
             "learning_rate": preset.learning_rate,
             "weight_decay": preset.weight_decay,
             "diversity_weight": preset.diversity_weight,
-            "prototype_momentum": 0.0,
+            "centre": False,
+            "prototypes": "batch",
         }
         known = cls._get_param_names()
         return cls(**{**{key: value for key, value in settings.items() if key in known}, **parameters})
@@ -101,14 +114,16 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
         epochs = self.epochs
         if epochs == "auto":
             epochs = default_epochs(items, self.batch_size, supervised=supervised)
+        recipe = SUPERVISED if supervised else UNSUPERVISED
         return TrainingConfig(
             lengths=nested_lengths(bits, self.nested),
             epochs=epochs,
             hashcoder=self.hashcoder,
             batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            diversity_weight=self.diversity_weight,
+            learning_rate=_or(self.learning_rate, recipe.learning_rate),
+            weight_decay=_or(self.weight_decay, recipe.weight_decay),
+            diversity_weight=_or(self.diversity_weight, recipe.diversity_weight),
+            centre=_or(self.centre, recipe.centre),
             seed=self.seed,
         )
 
@@ -117,9 +132,17 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise ConfigError(f"unknown device {name!r}; use 'auto', 'cpu' or 'cuda'") from error
+            device = torch.device(name)
+        except RuntimeError:
+            device = torch.device("meta")
+        if device.type not in ("cpu", "cuda"):
+            raise ConfigError(f"unknown device {name!r}; use 'auto', 'cpu' or 'cuda'")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"there is no device {name!r}: torch finds {torch.cuda.device_count()} CUDA devices; "
+                "use 'auto' or 'cpu'"
+            )
+        return device
 
     @contextmanager
     def _checkpoint(
@@ -136,6 +159,10 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
         except (InvalidInputError, ConfigError, TrainingError):
             kept.remove()
             raise
+        except StorageError:
+            if not kept.has_state:
+                kept.remove()
+            raise
         kept.remove()
 
     def _train(
@@ -146,6 +173,7 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
         config: TrainingConfig,
         observer: Observer,
         checkpoint: Checkpoint | None,
+        values: Sequence[Rows],
     ) -> None:
         self.history_ = train(
             towers,
@@ -156,8 +184,14 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
             observer=observer,
             checkpoint=checkpoint,
         )
+        for coder, part in zip(towers.coders, values, strict=False):  # a shared network: the images'
+            assert isinstance(coder, HashCoder)
+            calibrate(coder, part)
         self.towers_ = towers
         self.lengths_ = config.lengths
+
+    def _empty_towers(self, widths: Sequence[int]) -> Towers:
+        return Towers([HashCoder(width, self.lengths_[-1], self.hashcoder) for width in widths])
 
     def _fitted(self) -> Towers:
         if not hasattr(self, "towers_"):
@@ -217,14 +251,14 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def _load(cls, path: str | Path, device: str) -> tuple[Self, dict[str, Any], Callable[[Towers], None]]:
-        """Read a model: an unfitted hasher, what its fit had found, and how to give it its weights."""
+        """Read a model: an unfitted hasher, what its fit had found, and how to give it its weights.
+
+        Called within ``_config_errors``.
+        """
         config, weights, log = read_model(Path(path))
-        try:
-            kind, parameters, fitted = config["kind"], config["parameters"], config["fitted"]
-            unknown = sorted(set(config) - {"kind", "crovca_version", "parameters", "fitted"})
-            unknown += sorted(set(parameters) - set(cls._get_param_names()))
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path}: config.json is incomplete: {error} is missing") from error
+        kind, parameters, fitted = config["kind"], config["parameters"], config["fitted"]
+        unknown = sorted(set(config) - {"kind", "crovca_version", "parameters", "fitted"})
+        unknown += sorted(set(parameters) - set(cls._get_param_names()))
         if kind != cls.kind:
             raise FileFormatError(f"{path} is a {kind} model, expected a {cls.kind} model")
         if unknown:
@@ -267,12 +301,14 @@ class Hasher(_BaseHasher):
         hashcoder: "small" (2 layers) or "large" (3).
         epochs: passes over the data; "auto" spends 560 steps (1,400 with labels), but 5 to 100 epochs.
         batch_size: items in a step.
-        learning_rate: of AdamW, falling along a cosine.
-        weight_decay: of AdamW.
-        diversity_weight: lambda, the weight of the coding rate.
+        learning_rate: of AdamW, falling along a cosine; "auto": 1e-3, with labels 3e-3.
+        weight_decay: of AdamW; "auto": 5, with labels 0.1.
+        diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
+        centre: whether the mean embedding is subtracted before the network; "auto": with labels.
         neighbours: how many nearest items are drawn from.
         feature_dropout: share of the features dropped in a neighbour, or in the copies of a labelled item.
-        prototype_momentum: of the running class prototypes; 0 is the paper's mean over the batch.
+        prototypes: class prototypes: "running" means that settle after a fifth of the steps, or those of the
+            "batch" alone, as in the paper.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         seed: of everything random; the same seed gives the same model on one device.
 
@@ -296,12 +332,13 @@ class Hasher(_BaseHasher):
         hashcoder: HashCoderSize = "small",
         epochs: int | Literal["auto"] = "auto",
         batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
-        diversity_weight: float = 0.1,
+        learning_rate: float | Literal["auto"] = "auto",
+        weight_decay: float | Literal["auto"] = "auto",
+        diversity_weight: float | Literal["auto"] = "auto",
+        centre: bool | Literal["auto"] = "auto",
         neighbours: int = 5,
         feature_dropout: float = 0.3,
-        prototype_momentum: float = 0.9,
+        prototypes: Literal["running", "batch"] = "running",
         device: str = "auto",
         seed: int = 0,
     ) -> None:
@@ -314,9 +351,10 @@ class Hasher(_BaseHasher):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.diversity_weight = diversity_weight
+        self.centre = centre
         self.neighbours = neighbours
         self.feature_dropout = feature_dropout
-        self.prototype_momentum = prototype_momentum
+        self.prototypes = prototypes
         self.device = device
         self.seed = seed
 
@@ -352,11 +390,11 @@ class Hasher(_BaseHasher):
         self.neighbour_recall_: float | None = None
         classes = to_membership(labels) if "classes" in pairing and labels is not None else None
         with self._checkpoint(checkpoint, checkpoint_seconds, config, data.values, labels) as kept:
-            source = self._source(data, pairing, observer, kept)
-            teacher = self._teacher(classes, config)
-            generator = torch.Generator().manual_seed(config.seed)
-            towers = Towers([HashCoder(data.width, config.bits, config.hashcoder, generator=generator)])
-            self._train(towers, source, teacher, config, observer, kept)
+            inputs = input_statistics(data.values, centre=config.centre)
+            source = self._source(data, pairing, inputs, observer, kept)
+            teacher = self._teacher(classes, config, len(data))
+            towers = _towers([inputs], config)
+            self._train(towers, source, teacher, config, observer, kept, [data.values])
         self.n_features_in_ = data.width
         self.pairing_ = pairing
         self.classes_ = None if classes is None else classes.names
@@ -385,13 +423,13 @@ class Hasher(_BaseHasher):
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Self:
         """Read what ``save`` wrote."""
-        hasher, fitted, finish = cls._load(path, device)
-        coder = HashCoder(fitted["n_features_in"], hasher.lengths_[-1], hasher.hashcoder)
-        finish(Towers([coder]))
-        hasher.n_features_in_ = fitted["n_features_in"]
-        hasher.pairing_ = tuple(fitted["pairing"])
-        hasher.classes_ = None if fitted["classes"] is None else np.asarray(fitted["classes"])
-        hasher.neighbour_recall_ = fitted["neighbour_recall"]
+        with _config_errors(path):
+            hasher, fitted, finish = cls._load(path, device)
+            finish(hasher._empty_towers([fitted["n_features_in"]]))
+            hasher.n_features_in_ = fitted["n_features_in"]
+            hasher.pairing_ = tuple(fitted["pairing"])
+            hasher.classes_ = None if fitted["classes"] is None else np.asarray(fitted["classes"])
+            hasher.neighbour_recall_ = fitted["neighbour_recall"]
         return hasher
 
     def _coder(self) -> HashCoder:
@@ -421,7 +459,12 @@ class Hasher(_BaseHasher):
         return named
 
     def _source(
-        self, data: Embeddings, pairing: tuple[str, ...], observer: Observer, kept: Checkpoint | None
+        self,
+        data: Embeddings,
+        pairing: tuple[str, ...],
+        inputs: InputStatistics,
+        observer: Observer,
+        kept: Checkpoint | None,
     ) -> ViewSource:
         if not 0 <= self.feature_dropout < 1:
             raise ConfigError(f"feature_dropout must lie in [0, 1), got {self.feature_dropout!r}")
@@ -430,9 +473,9 @@ class Hasher(_BaseHasher):
             sources.append(StoredViews(data.values))
         if "neighbours" in pairing:
             rows = self._neighbour_rows(data, observer, kept)
-            sources.append(Neighbours(data.values, rows, self.feature_dropout))
+            sources.append(Neighbours(data.values, rows, self.feature_dropout, inputs.centre))
         if not sources:
-            return Copies(data.values, dropout=self.feature_dropout)
+            return Copies(data.values, dropout=self.feature_dropout, centre=inputs.centre)
         return sources[0] if len(sources) == 1 else Mixed(sources)
 
     def _neighbour_rows(
@@ -463,21 +506,29 @@ class Hasher(_BaseHasher):
             kept.save_array("neighbours", found.rows)
         return found.rows
 
-    def _teacher(self, classes: ClassMembership | None, config: TrainingConfig) -> nn.Module:
+    def _teacher(self, classes: ClassMembership | None, config: TrainingConfig, items: int) -> nn.Module:
         if classes is None:
             return CrossView()
-        if not 0 <= self.prototype_momentum < 1:
-            raise ConfigError(f"prototype_momentum must lie in [0, 1), got {self.prototype_momentum!r}")
+        if self.prototypes not in ("running", "batch"):
+            raise ConfigError(f"prototypes must be 'running' or 'batch', got {self.prototypes!r}")
         index = torch.from_numpy(classes.index)
-        return ClassPrototypes(index, classes.count, config.bits, self.prototype_momentum)
+        if self.prototypes == "batch":
+            return ClassPrototypes(index, classes.count, config.bits, momentum=0.0)
+        return ClassPrototypes(
+            index,
+            classes.count,
+            config.bits,
+            settle_after=max(1, round(SETTLE_SHARE * config.steps(items))),
+            apart=config.lengths[0],
+        )
 
 
 class CrossModalHasher(_BaseHasher):
     """Learns codes that images and texts (or any two kinds of embeddings) have in common.
 
     Args:
-        bits, nested, hashcoder, epochs, batch_size, learning_rate, weight_decay, diversity_weight, device,
-            seed: as for ``Hasher``.
+        bits, nested, hashcoder, epochs, batch_size, learning_rate, weight_decay, diversity_weight, centre,
+            device, seed: as for ``Hasher``.
         shared: one network for both modalities, where their widths agree, instead of one each.
 
     Attributes:
@@ -496,9 +547,10 @@ class CrossModalHasher(_BaseHasher):
         hashcoder: HashCoderSize = "small",
         epochs: int | Literal["auto"] = "auto",
         batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
-        diversity_weight: float = 0.1,
+        learning_rate: float | Literal["auto"] = "auto",
+        weight_decay: float | Literal["auto"] = "auto",
+        diversity_weight: float | Literal["auto"] = "auto",
+        centre: bool | Literal["auto"] = "auto",
         device: str = "auto",
         seed: int = 0,
     ) -> None:
@@ -511,6 +563,7 @@ class CrossModalHasher(_BaseHasher):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.diversity_weight = diversity_weight
+        self.centre = centre
         self.device = device
         self.seed = seed
 
@@ -543,8 +596,9 @@ class CrossModalHasher(_BaseHasher):
         config = self._config(len(source), supervised=False, observer=observer)
         values = (pictures.values, words.values)
         with self._checkpoint(checkpoint, checkpoint_seconds, config, *values) as kept:
-            towers = self._towers(widths, config.bits, torch.Generator().manual_seed(config.seed))
-            self._train(towers, source, CrossView(), config, observer, kept)
+            inputs = [input_statistics(part, centre=config.centre) for part in values]
+            towers = _towers(inputs[:1] if self.shared else inputs, config)
+            self._train(towers, source, CrossView(), config, observer, kept, values)
         self.widths_ = widths
         return self
 
@@ -566,18 +620,11 @@ class CrossModalHasher(_BaseHasher):
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Self:
         """Read what ``save`` wrote."""
-        hasher, fitted, finish = cls._load(path, device)
-        hasher.widths_ = (fitted["widths"][0], fitted["widths"][1])
-        finish(hasher._towers(hasher.widths_, hasher.lengths_[-1], None))
+        with _config_errors(path):
+            hasher, fitted, finish = cls._load(path, device)
+            hasher.widths_ = (fitted["widths"][0], fitted["widths"][1])
+            finish(hasher._empty_towers(hasher.widths_[:1] if hasher.shared else hasher.widths_))
         return hasher
-
-    def _towers(self, widths: tuple[int, int], bits: int, generator: torch.Generator | None) -> Towers:
-        return Towers(
-            [
-                HashCoder(width, bits, self.hashcoder, generator=generator)
-                for width in (widths[:1] if self.shared else widths)
-            ]
-        )
 
     def _side(self, images: Any, texts: Any) -> tuple[HashCoder, Any, str]:
         towers = self._fitted()
@@ -594,6 +641,34 @@ def load_hasher(path: str | Path, *, device: str = "auto") -> Hasher | CrossModa
     if kind == CrossModalHasher.kind:
         return CrossModalHasher.load(path, device=device)
     return Hasher.load(path, device=device)
+
+
+def _towers(inputs: Sequence[InputStatistics], config: TrainingConfig) -> Towers:
+    """New networks, one for each kind of input, with weights from the seed."""
+    generator = torch.Generator().manual_seed(config.seed)
+    return Towers(
+        [
+            HashCoder(len(part.centre), config.bits, config.hashcoder, inputs=part, generator=generator)
+            for part in inputs
+        ]
+    )
+
+
+@contextmanager
+def _config_errors(path: str | Path) -> Iterator[None]:
+    """One clear error for whatever a changed config.json leads to."""
+    try:
+        yield
+    except CrovcaError:
+        raise
+    except KeyError as error:
+        raise FileFormatError(f"{path}: config.json is incomplete: {error} is missing") from error
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise FileFormatError(f"{path}: config.json holds what does not fit: {error}") from error
+
+
+def _or(value: Any, automatic: Any) -> Any:
+    return automatic if value == "auto" else value
 
 
 def _as_rows(values: Any, what: str) -> Rows:

@@ -63,13 +63,21 @@ def test_dropout_touches_the_neighbour_only():
     assert float(other.mean()) == pytest.approx(1, abs=0.03)
 
 
+def test_dropout_around_a_centre_keeps_the_mean():
+    centre = torch.arange(3000.0)
+    batch = centre.expand(4, -1) + 1
+    found = feature_dropout(batch, 0.5, random(), centre) - centre
+    assert found.unique().tolist() == [0.0, 2.0]
+    assert float(found.mean()) == pytest.approx(1, abs=0.05)
+
+
 def test_no_dropout_is_the_identity():
     batch = torch.randn(3, 4)
-    assert feature_dropout(batch, 0.0, random()) is batch
+    assert feature_dropout(batch, 0.0, random(), torch.zeros(())) is batch
 
 
 def test_copies_are_the_item_with_different_dropout():
-    one, two = Copies(np.ones((6, 500), np.float32), dropout=0.5).views(ROWS, random())
+    one, two = Copies(np.ones((6, 500), np.float32), draw=2, dropout=0.5).views(ROWS, random())
     assert one.shape == two.shape == (3, 500)
     assert not torch.equal(one, two)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from crovca.hashing.targets import ClassPrototypes, CrossView, other_views_bits
+from crovca.hashing.targets import ClassPrototypes, CrossView, move_apart, other_views_bits
 
 ROWS = torch.arange(4)
 
@@ -61,3 +61,56 @@ def test_single_and_multi_hot_labels_agree():
     logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     one, other = (ClassPrototypes(classes, 3, 5)(logits, ROWS) for classes in (index, hot))
     assert torch.equal(one, other)
+
+
+def distances(prototypes):
+    bits = (prototypes > 0).int()
+    found = (bits[:, None] != bits[None]).sum(dim=2)
+    found.fill_diagonal_(99)
+    return found
+
+
+def test_prototypes_are_moved_apart_at_the_least_certain_bits():
+    prototypes = torch.tensor([[3.0, 3.0, 3.0, 3.0], [2.0, 2.0, 0.1, 2.0]])
+    found = move_apart(prototypes)
+    assert (found[0] == prototypes[0]).all()  # the surer class keeps its code
+    assert found[1].tolist() == pytest.approx([2.0, 2.0, -0.1, 2.0])
+
+
+def test_many_classes_in_16_bits_end_four_bits_apart():
+    prototypes = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    assert distances(prototypes).min() < 4
+    found = move_apart(prototypes)
+    assert distances(found).min() >= 4
+    assert torch.equal(found.abs(), prototypes.abs().clamp(min=1e-4))
+    assert ((found > 0) != (prototypes > 0)).sum(dim=1).max() <= 3
+
+
+def test_prototypes_that_are_apart_stay_as_they_are():
+    prototypes = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    assert distances(prototypes).min() >= 4
+    assert torch.equal(move_apart(prototypes), prototypes)
+
+
+def test_more_classes_than_codes_end_as_far_apart_as_they_can():
+    found = move_apart(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)))
+    assert len({tuple(row) for row in (found > 0).int().tolist()}) >= 14
+
+
+def test_running_prototypes_settle_once():
+    teacher = ClassPrototypes(torch.tensor([0, 1]), 2, 16, settle_after=2)
+    logits = torch.ones(1, 2, 16)
+    first = teacher(logits, torch.tensor([0, 1]))
+    assert torch.equal(first[0, 0], first[0, 1])  # the same code
+    settled = teacher(logits, torch.tensor([0, 1]))
+    assert (settled[0, 0] != settled[0, 1]).sum() >= 3
+    later = teacher(-logits, torch.tensor([0, 1]))
+    assert torch.equal(later, settled)
+
+
+def test_a_settled_teacher_is_restored_settled():
+    teacher = ClassPrototypes(torch.tensor([0, 1]), 2, 16, settle_after=1)
+    settled = teacher(torch.ones(1, 2, 16), torch.tensor([0, 1]))
+    twin = ClassPrototypes(torch.tensor([0, 1]), 2, 16, settle_after=1)
+    twin.load_state_dict(teacher.state_dict())
+    assert torch.equal(twin(-torch.ones(1, 2, 16), torch.tensor([0, 1])), settled)

@@ -11,8 +11,9 @@ import torch
 from crovca.config import PRESETS, TrainingConfig, default_epochs, nested_lengths
 from crovca.data.store import save_store
 from crovca.errors import ConfigError, InvalidInputError, TrainingError
+from crovca.evaluation.diagnostics import bit_balance
 from crovca.hasher import CrossModalHasher, Hasher
-from crovca.hashing.hashcoder import HashCoder, Towers
+from crovca.hashing.hashcoder import HashCoder, Towers, calibrate
 from crovca.hashing.monitor import BitMonitor
 from crovca.hashing.training import Silent, learning_rate
 
@@ -65,6 +66,23 @@ def test_towers_normalise_each_view_by_itself():
     logits = Towers([coder])(views)
     assert logits.shape == (2, 20, 3)
     torch.testing.assert_close(logits.mean(dim=1), torch.zeros(2, 3), atol=1e-5, rtol=0)
+
+
+def test_calibration_gives_the_statistics_of_the_embeddings():
+    coder = HashCoder(6, 5).eval()
+    with torch.no_grad():
+        coder.layers[0].weight *= 50  # so that the eps of the normalisation does not show
+    values = np.random.default_rng(0).normal(size=(5000, 2, 6)).astype(np.float16) + np.float16(3)
+    calibrate(coder, values)
+    logits = coder(torch.from_numpy(values.reshape(-1, 6).astype(np.float32)))
+    torch.testing.assert_close(logits.mean(dim=0), torch.zeros(5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(logits.std(dim=0), torch.ones(5), atol=1e-3, rtol=0)
+
+
+def test_a_run_of_a_few_steps_has_balanced_bits():
+    X, _ = clusters()
+    balance = bit_balance(Hasher(bits=16, epochs=2).fit(X + 5).encode(X + 5))
+    assert 0.1 < balance.min() <= balance.max() < 0.9
 
 
 def test_learning_rate_falls_along_a_cosine():

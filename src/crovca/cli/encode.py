@@ -42,7 +42,7 @@ def encode(
     hasher = load_hasher(model, device=device)
     embeddings = load_embeddings(data)
     started = time.perf_counter()
-    encoded = encode_with(hasher, embeddings, modality, "--modality", bits=bits, logits=logits)
+    encoded = encode_with(hasher, embeddings, data, modality, "--modality", bits=bits, logits=logits)
     seconds = time.perf_counter() - started
     encoded.save(output)
     size = encoded.codes.bytes_per_item

@@ -14,6 +14,7 @@ from crovca.files import check_output
 
 if TYPE_CHECKING:
     from crovca.evaluation.evaluate import Evaluation
+    from crovca.evaluation.report import ImageOf
 
 __all__ = ["evaluate", "print_evaluation"]
 
@@ -62,8 +63,13 @@ def evaluate(
     from crovca.hasher import load_hasher
 
     k = parse_top_k(top_k)
+    image_of: ImageOf | None = None
     if report is not None:
         check_output(report, force=force)
+        if images is not None:
+            from crovca.evaluation.report import image_folder
+
+            image_of = image_folder(images)
     elif images is not None:
         raise ConfigError("--images goes with --report")
     hasher = load_hasher(model, device=device)
@@ -81,8 +87,10 @@ def evaluate(
             reporter.message(
                 f"{untrained} bits were not trained (trained: {list(hasher.lengths_)}); measured as prefixes"
             )
-        encoded_database = encode_with(hasher, theirs, database_modality, "--database-modality", logits=True)
-        encoded_query = encode_with(hasher, ours, query_modality, "--query-modality", logits=True)
+        encoded_database = encode_with(
+            hasher, theirs, database, database_modality, "--database-modality", logits=True
+        )
+        encoded_query = encode_with(hasher, ours, query, query_modality, "--query-modality", logits=True)
         comparable = theirs.width == ours.width
         result = evaluation.evaluate(
             encoded_query,
@@ -94,7 +102,7 @@ def evaluate(
             advance=reporter.stage,
         )
         if report is not None:
-            from crovca.evaluation.report import Subject, image_folder, write_report
+            from crovca.evaluation.report import Subject, write_report
 
             reporter.stage("report")
             subject = Subject(
@@ -103,7 +111,7 @@ def evaluate(
                 query=encoded_query,
                 database=encoded_database,
                 database_embeddings=theirs.values,
-                image_of=None if images is None else image_folder(images),
+                image_of=image_of,
             )
             write_report(report, [subject], force=force)
     if json:

@@ -64,6 +64,9 @@ def _run(arguments: list[str]) -> int:
         return _fail(error, "interrupted; the same command goes on where it stopped", 130)
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        where = "" if error.filename is None else f" {error.filename}"
+        return _fail(error, f"cannot read or write{where}: {error.strerror or error}", 2)
     except MemoryError as error:
         return _fail(error, "not enough memory; use a .npy file or a store, which are memory-mapped", 1)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crovca.cli.options import Modality
@@ -18,19 +19,20 @@ __all__ = ["encode_with"]
 def encode_with(
     hasher: Hasher | CrossModalHasher,
     data: Embeddings,
+    path: Path,
     modality: Modality | None,
     option: str,
     *,
     bits: int | None = None,
     logits: bool = False,
 ) -> Encoded:
-    """Encode embeddings, through the tower that ``modality`` names or that their width decides.
+    """Encode the embeddings of a file, through the tower that ``modality`` names or that their width decides.
 
     Raises:
         ConfigError: both towers fit and ``option`` was not given, or it was given to a model with one tower.
-        InvalidInputError: the embeddings have another width than the model.
+        InvalidInputError: the embeddings have another shape than the model takes.
     """
-    given = _given(hasher, data, modality, option)
+    given = _given(hasher, data, path, modality, option)
     values: Any = dict.fromkeys(given, data.values)
     if logits:
         found = _logits(hasher, values)
@@ -54,25 +56,27 @@ def _logits(hasher: Hasher | CrossModalHasher, values: Any) -> Any:
 
 
 def _given(
-    hasher: Hasher | CrossModalHasher, data: Embeddings, modality: Modality | None, option: str
+    hasher: Hasher | CrossModalHasher, data: Embeddings, path: Path, modality: Modality | None, option: str
 ) -> tuple[str]:
     from crovca.hasher import Hasher
 
     if isinstance(hasher, Hasher):
         if modality is not None:
             raise ConfigError(f"{option} is for models of two modalities; this model has one")
-        return ("X",)
-    if modality is not None:
-        return (modality,)
-    wide = dict(zip(("images", "texts"), hasher.widths_, strict=True))
-    fitting = [name for name, width in wide.items() if width == data.width]
-    if len(fitting) == 1:
-        return (fitting[0],)
+        wide = {"X": hasher.n_features_in_}
+    else:
+        wide = dict(zip(("images", "texts"), hasher.widths_, strict=True))
+        if modality is not None:
+            wide = {modality: wide[modality]}
+    fitting = [name for name, width in wide.items() if (len(data), width) == tuple(data.values.shape)]
     if not fitting:
+        takes = " or ".join(f"(n, {width})" + f" ({name})" * (name != "X") for name, width in wide.items())
         raise InvalidInputError(
-            f"the embeddings are {data.width} wide; the model takes images of {wide['images']} "
-            f"and texts of {wide['texts']}"
+            f"{path}: the model takes embeddings of shape {takes}, got {tuple(data.values.shape)}"
+            + ("; give one view of each item" if data.views > 1 else "")
         )
-    raise ConfigError(
-        f"images and texts are both {data.width} wide; say which these are with {option} images|texts"
-    )
+    if len(fitting) > 1:
+        raise ConfigError(
+            f"{path}: images and texts are both {data.width} wide; say which these are with {option} images|texts"
+        )
+    return (fitting[0],)

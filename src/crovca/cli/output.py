@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Reporter", "emit_json", "notes_for_warnings", "stderr", "stdout"]
 
+_WIDTH_OF_FILES = 120
+
 stdout = Console()
+if not stdout.is_terminal:
+    stdout.width = _WIDTH_OF_FILES
 stderr = Console(stderr=True, highlight=False)
 
 
@@ -74,13 +78,15 @@ class Reporter:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if stderr.is_interactive:  # elsewhere a bar would leave empty lines
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if stderr.is_interactive:
+            self._bar.stop()
 
     def advance(self, stage: str, share: float) -> None:
         """A stage of preparation has done this share of its work."""

@@ -90,8 +90,8 @@ def train(
         raise ConfigError("give either DATA, or both --images and --texts")
     if nested is not None and no_nested:
         raise ConfigError("--nested and --no-nested contradict each other; give one of them")
-    partial = output.with_name(f"{output.name}.partial")
     check_output(output, force=force)
+    partial = output.with_name(f"{output.name}.partial")
     parameters: dict[str, Any] = {"bits": bits, "seed": seed, "device": device}
     chosen = {"hashcoder": hashcoder, "epochs": epochs, "batch_size": batch_size}
     parameters |= {name: value for name, value in chosen.items() if value is not None}

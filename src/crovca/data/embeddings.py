@@ -19,7 +19,16 @@ from crovca.data.labels import check_labels
 from crovca.errors import CrovcaWarning, FileFormatError, InvalidInputError, StorageError
 from crovca.files import load_arrays
 
-__all__ = ["Embeddings", "Rows", "as_embeddings", "check_values", "chunks", "load_embeddings"]
+__all__ = [
+    "Embeddings",
+    "Rows",
+    "as_embeddings",
+    "check_values",
+    "chunks",
+    "load_embeddings",
+    "mean_embedding",
+    "root_mean_square",
+]
 
 _CHUNK_BYTES = 64 << 20
 
@@ -78,6 +87,25 @@ def chunks(values: Rows, rows: int | None = None) -> Iterator[tuple[slice, npt.N
         yield part, np.asarray(values[part])
 
 
+def mean_embedding(values: Rows) -> npt.NDArray[np.float32]:
+    """Mean (d,) over items and views, summed in float64; read in chunks."""
+    total, count = np.zeros(values.shape[-1]), 0
+    for _, part in chunks(values):
+        rows = part.reshape(-1, part.shape[-1])
+        total += rows.sum(axis=0, dtype=np.float64)
+        count += len(rows)
+    return (total / count).astype(np.float32)
+
+
+def root_mean_square(values: Rows, centre: npt.NDArray[np.float32]) -> float:
+    """Root mean square of all numbers after subtracting ``centre`` (d,); read in chunks."""
+    total, count = 0.0, 0
+    for _, part in chunks(values):
+        total += float(np.square(part.astype(np.float64) - centre).sum())
+        count += part.size
+    return float(np.sqrt(total / count))
+
+
 def as_embeddings(
     values: Any, labels: Any = None, ids: Any = None, *, what: str = "embeddings"
 ) -> Embeddings:
@@ -108,7 +136,8 @@ def as_embeddings(
 def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDArray[np.int64]]:
     """Check rank, dtype and every number; return the values and the rows whose numbers are all equal.
 
-    Integers and booleans are converted to float32 and float64 is kept as it is, both with a CrovcaWarning.
+    Integers, booleans and rare floats (long double, the other byte order) are converted to float32 and
+    float64 is kept as it is, each with a CrovcaWarning.
     The numbers are read once, in chunks.
 
     Raises:
@@ -125,9 +154,10 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
         )
     if 0 in values.shape:
         raise InvalidInputError(f"{what} is empty: shape {tuple(values.shape)}")
-    if kind != "f":
+    if values.dtype not in (np.float16, np.float32, np.float64):
         warnings.warn(f"{what}: {values.dtype} converted to float32", CrovcaWarning, stacklevel=2)
-        values = np.asarray(values[:]).astype(np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, and refused below
+            values = np.asarray(values[:]).astype(np.float32)
     elif values.dtype.itemsize > 4:
         warnings.warn(
             f"{what}: {values.dtype} numbers are converted to float32 when used", CrovcaWarning, stacklevel=2
@@ -135,7 +165,8 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
     bad: list[npt.NDArray[np.int64]] = []
     flat: list[npt.NDArray[np.int64]] = []
     for part, numbers in chunks(values):
-        rows = numbers.reshape(len(numbers), -1).astype(np.float32)
+        with np.errstate(over="ignore"):
+            rows = numbers.reshape(len(numbers), -1).astype(np.float32)
         low, high = rows.min(axis=1), rows.max(axis=1)
         finite = np.isfinite(low) & np.isfinite(high)  # NaN spreads through min and max
         bad.append(np.flatnonzero(~finite) + part.start)
@@ -202,11 +233,13 @@ def _read_npy(path: Path) -> _Parts:
 def open_npy(path: Path) -> npt.NDArray[Any]:
     """Memory-map an ``.npy`` file."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise FileFormatError(f"{path} does not exist") from None
     except PermissionError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, OSError, EOFError) as error:
-        if "allow_pickle" in str(error) or "Array can't be memory-mapped" in str(error):
+    except Exception as error:  # a damaged header: whatever Python's own parser says of it
+        if "Python objects" in str(error):
             raise FileFormatError(
                 f"{path} holds an object array, which is never unpickled; save plain numbers"
             ) from error
@@ -257,7 +290,11 @@ def read_table(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+        return table.select(table.column_names)  # names that are not UTF-8 are noticed here
+    except FileNotFoundError:
+        raise FileFormatError(f"{path} does not exist") from None
     except PermissionError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -269,6 +306,8 @@ def column(table: Any, name: str, path: Path) -> npt.NDArray[Any]:
     """One column of a table as an array: numbers and strings (n,), lists of one length (n, m), nested (n, v, d)."""
     import pyarrow as pa
 
+    if table.column_names.count(name) != 1:
+        raise FileFormatError(f"{path}: expected one column {name!r}, found {table.column_names}")
     data = table.column(name).combine_chunks()
     if isinstance(data, pa.ChunkedArray):
         data = pa.concat_arrays(data.chunks) if data.num_chunks else pa.array([], data.type)

@@ -85,9 +85,15 @@ def open_store(path: Path) -> tuple[PartedArray, npt.NDArray[Any] | None, npt.ND
         raise FileFormatError(f"{path}: the manifest lists no parts; was the store finished?")
     arrays, labels, ids = [], [], []
     for part in listed:
+        if not isinstance(part, dict) or not {"name", "rows"} <= set(part):
+            raise FileFormatError(f"{path}: the manifest lists a part without 'name' and 'rows': {part!r}")
         folder = path / str(part["name"])
         array = open_npy(folder / "embeddings.npy")
         table = read_table(folder / "items.parquet")
+        if array.ndim not in (2, 3):
+            raise FileFormatError(
+                f"{folder}: embeddings must have shape (n, d) or (n, v, d), got {array.shape}"
+            )
         if not len(array) == table.num_rows == part["rows"]:
             raise FileFormatError(
                 f"{folder}: {len(array)} embeddings and {table.num_rows} items, the manifest says {part['rows']}"
@@ -98,7 +104,10 @@ def open_store(path: Path) -> tuple[PartedArray, npt.NDArray[Any] | None, npt.ND
             labels.append(column(table, "labels", folder))
     if labels and len(labels) != len(arrays):
         raise FileFormatError(f"{path}: some parts have labels and others have none")
-    return PartedArray(arrays), np.concatenate(labels) if labels else None, np.concatenate(ids)
+    try:
+        return PartedArray(arrays), np.concatenate(labels) if labels else None, np.concatenate(ids)
+    except ValueError as error:  # of another width, dtype or number of classes
+        raise FileFormatError(f"{path}: the parts do not fit together: {error}") from error
 
 
 def save_store(

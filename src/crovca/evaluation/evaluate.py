@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.data.embeddings import Rows, chunks
+from crovca.data.embeddings import Rows, mean_embedding
 from crovca.data.encoded import Encoded
 from crovca.data.labels import share_a_label
 from crovca.errors import InvalidInputError
@@ -180,7 +180,7 @@ def evaluate(
 
     floats: dict[str, Ranked] = {}
     if query_embeddings is not None and database_embeddings is not None:
-        for name, centre in (("cosine", None), ("cosine_centred", _mean(database_embeddings))):
+        for name, centre in (("cosine", None), ("cosine_centred", mean_embedding(database_embeddings))):
             advance(f"embeddings, {name}")
             scorer = CosineScorer(_Part(query_embeddings), _Part(database_embeddings), centre)  # type: ignore[arg-type]
             floats[name] = measure(scorer)
@@ -330,13 +330,6 @@ class _Part:
     def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
         part = np.asarray(self._values[rows], np.float32)
         return part if part.ndim == 2 else part.mean(axis=1)
-
-
-def _mean(values: Rows) -> npt.NDArray[np.float32]:
-    total = np.zeros(values.shape[-1])
-    for _, part in chunks(values):
-        total += part.reshape(-1, part.shape[-1]).mean(axis=0, dtype=np.float64) * len(part)
-    return (total / len(values)).astype(np.float32)
 
 
 def _own_rows(ours: npt.NDArray[Any] | None, theirs: npt.NDArray[Any] | None, queries: int) -> Int64:

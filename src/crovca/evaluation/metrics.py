@@ -79,7 +79,7 @@ def map_curve_min_k_r(relevance: Relevance, total_relevant: npt.ArrayLike) -> Fl
 
 def precision(relevance: Relevance) -> Float64:
     """Share of the top k that is relevant."""
-    return np.asarray(_checked(relevance).mean(axis=1), np.float64)
+    return _divide(_checked(relevance).sum(axis=1), np.asarray(relevance.shape[1]))
 
 
 def recall(relevance: Relevance, total_relevant: npt.ArrayLike) -> Float64:
@@ -90,7 +90,7 @@ def recall(relevance: Relevance, total_relevant: npt.ArrayLike) -> Float64:
 
 def hit(relevance: Relevance) -> Float64:
     """1 where anything relevant stands in the top k (the paper's Recall@1 is this with k = 1)."""
-    return _checked(relevance).any(axis=1).astype(np.float64)
+    return np.asarray(_checked(relevance).any(axis=1), np.float64)
 
 
 def neighbour_recall(true_rows: npt.NDArray[Any], found_rows: npt.NDArray[Any]) -> Float64:

@@ -58,11 +58,20 @@ class Checkpoint:
                     f"{settings.get(key)!r}; give the same command again to finish it, or --force to restart"
                 )
         else:
-            files.write_json(described, settings)
+            try:
+                files.write_json(described, settings)
+            except StorageError:
+                self.remove()
+                raise
 
     @property
     def _state(self) -> Path:
         return self.folder / "state.safetensors"
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self._state.exists()
 
     def save_if_due(
         self,
@@ -170,7 +179,10 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict
             f"{weights_file} does not match its checksum in config.json; it is truncated or was changed"
         )
     log = path / "log.jsonl"
-    entries = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+    try:
+        entries = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+    except ValueError as error:
+        raise FileFormatError(f"{log} is not readable ({error}); it may be truncated") from error
     return config, _load(weights_file)[0], entries
 
 

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crovca.config import HashCoderSize
+from crovca.data.embeddings import Rows, mean_embedding, root_mean_square
 
-__all__ = ["HashCoder", "Towers"]
+__all__ = ["HashCoder", "InputStatistics", "Towers", "calibrate", "input_statistics"]
+
+
+class InputStatistics(NamedTuple):
+    """How embeddings are made comparable: (x - centre) * scale.
+
+    Attributes:
+        centre: (d,).
+        scale: (), one factor for all features, so that their proportions stay.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+
+def input_statistics(values: Rows, *, centre: bool) -> InputStatistics:
+    """One over the root mean square of all numbers, after subtracting the mean embedding if ``centre``."""
+    mean = mean_embedding(values) if centre else np.zeros(values.shape[-1], np.float32)
+    spread = root_mean_square(values, mean)
+    return InputStatistics(torch.from_numpy(mean), torch.tensor(1 / spread if spread > 0 else 1.0))
 
 
 class HashCoder(nn.Module):
@@ -21,12 +43,19 @@ class HashCoder(nn.Module):
     The final batch normalisation balances the bits. Linear weights are drawn from a truncated normal
     distribution of standard deviation 0.02, biases are 0 (the reference implementation's choice).
 
+    Embeddings are first shifted and scaled, (x - centre) * scale, so that the same learning rate suits
+    encoders whose numbers are large or small. Both are saved with the weights.
+
     Args:
         width: d, numbers in an embedding.
         bits: length of the code.
         size: "small" or "large".
+        inputs: the shift and the scale; None: embeddings are taken as they are.
         generator: of the initial weights; None: torch's global one.
     """
+
+    centre: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -34,11 +63,14 @@ class HashCoder(nn.Module):
         bits: int,
         size: HashCoderSize = "small",
         *,
+        inputs: InputStatistics | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.width = width
         self.bits = bits
+        self.register_buffer("centre", torch.zeros(width) if inputs is None else inputs.centre)
+        self.register_buffer("scale", torch.ones(()) if inputs is None else inputs.scale)
         if size == "small":
             layers: list[nn.Module] = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, bits)]
         else:
@@ -59,8 +91,37 @@ class HashCoder(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Logits of embeddings."""
-        logits: Tensor = self.norm(self.layers(embeddings))
+        logits: Tensor = self.norm(self.raw(embeddings))
         return logits
+
+    def raw(self, embeddings: Tensor) -> Tensor:
+        """What the batch normalisation is given."""
+        outputs: Tensor = self.layers((embeddings - self.centre) * self.scale)
+        return outputs
+
+
+@torch.no_grad()
+def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
+    """Set the statistics of the batch normalisation to those of the embeddings themselves.
+
+    Running averages lag behind the weights, and in a short run hardly leave their initial values, which
+    would leave bits stuck. At most ``most`` evenly spaced items are read.
+    """
+    device = coder.norm.weight.device
+    rows = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(np.int64))
+    total = torch.zeros(2, coder.bits, dtype=torch.float64, device=device)
+    count = 0
+    for start in range(0, len(rows), 4096):
+        block = np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width)
+        outputs = coder.raw(torch.from_numpy(block).to(device)).double()
+        total += torch.stack([outputs.sum(dim=0), outputs.square().sum(dim=0)])
+        count += len(block)
+    mean = total[0] / count
+    variance = (total[1] / count - mean.square()).clamp(min=0) * count / max(count - 1, 1)
+    assert coder.norm.running_mean is not None
+    assert coder.norm.running_var is not None
+    coder.norm.running_mean.copy_(mean)
+    coder.norm.running_var.copy_(variance)
 
 
 class Towers(nn.Module):

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crovca.data.embeddings import Rows, chunks
+from crovca.data.embeddings import Rows, mean_embedding
 from crovca.errors import InvalidInputError
 
-__all__ = ["EXACT_ITEMS", "Neighbourhood", "centre_of", "find_neighbours"]
+__all__ = ["EXACT_ITEMS", "Neighbourhood", "find_neighbours"]
 
 EXACT_ITEMS = 100_000
 PROBED_CELLS = 8
@@ -43,14 +43,6 @@ class Neighbourhood:
     rows: npt.NDArray[np.int64]
     recall: float
     cells: int | None
-
-
-def centre_of(values: Rows) -> npt.NDArray[np.float32]:
-    """Mean embedding (d,), in float64 sums; read in chunks."""
-    total = np.zeros(values.shape[-1])
-    for _, part in chunks(values):
-        total += part.reshape(-1, part.shape[-1]).sum(axis=0, dtype=np.float64)
-    return (total / (len(values) * np.prod(values.shape[1:-1], dtype=np.int64))).astype(np.float32)
 
 
 def find_neighbours(
@@ -86,7 +78,7 @@ def find_neighbours(
         )
     candidates = np.flatnonzero(usable)
     count = min(count, len(candidates) - 1)
-    reader = _Reader(values, centre_of(values), device or torch.device("cpu"))
+    reader = _Reader(values, mean_embedding(values), device or torch.device("cpu"))
     rows = np.repeat(np.arange(len(values))[:, None], count, axis=1)
     if len(candidates) <= exact_items:
         for start in range(0, len(candidates), _BLOCK):

@@ -32,18 +32,23 @@ class ViewSource(Protocol):
         """The views of these items: float32 tensors (B, d), one a view."""
 
 
-def feature_dropout(batch: Tensor, share: float, random: np.random.Generator) -> Tensor:
-    """Set a random ``share`` of the numbers to 0 and scale up the others; the share is rounded to n/256.
+def feature_dropout(batch: Tensor, share: float, random: np.random.Generator, centre: Tensor) -> Tensor:
+    """Set a random ``share`` of the numbers to ``centre`` and move the others away from it, keeping the mean.
 
-    One random byte a number is ten times cheaper than a random float.
+    The share is rounded to n/256: one random byte a number is ten times cheaper than a random float.
+
+    Args:
+        batch: (B, d).
+        share: in [0, 1).
+        random: the stream to draw from.
+        centre: (d,) or (), what a feature is that says nothing.
     """
     dropped = round(256 * share)
     if not dropped:
         return batch
-    bytes_ = np.frombuffer(random.bytes(batch.numel()), np.uint8).reshape(batch.shape)
-    return batch * torch.from_numpy(
-        (bytes_ >= dropped).astype(np.float32) * np.float32(256 / (256 - dropped))
-    )
+    drawn = np.frombuffer(random.bytes(batch.numel()), np.uint8).reshape(batch.shape)
+    kept = torch.from_numpy(drawn >= dropped)
+    return torch.addcmul(centre, batch - centre, kept, value=256 / (256 - dropped))
 
 
 class StoredViews:
@@ -73,16 +78,20 @@ class StoredViews:
 
 
 class Copies:
-    """The item itself (a random stored view, if there are several), several times, each with its own dropout.
+    """The item itself (a random stored view, if there are several), once or several times, with feature dropout.
 
     Args:
         values: (n, d) or (n, v, d).
         draw: how many copies make a step.
         dropout: share of the features that is dropped in each.
+        centre: what a dropped feature becomes, (d,); None: 0.
     """
 
-    def __init__(self, values: Rows, draw: int = 2, dropout: float = 0.3) -> None:
+    def __init__(
+        self, values: Rows, draw: int = 1, dropout: float = 0.3, centre: Tensor | None = None
+    ) -> None:
         self._values, self._draw, self._dropout = values, draw, dropout
+        self._centre = torch.zeros(()) if centre is None else centre
 
     def __len__(self) -> int:
         return len(self._values)
@@ -93,7 +102,7 @@ class Copies:
             copies = [_one_view(self._values, rows, random) for _ in range(self._draw)]
         else:
             copies = [_read(self._values, rows)] * self._draw
-        return [feature_dropout(copy, self._dropout, random) for copy in copies]
+        return [feature_dropout(copy, self._dropout, random, self._centre) for copy in copies]
 
 
 class Neighbours:
@@ -103,10 +112,14 @@ class Neighbours:
         values: (n, d) or (n, v, d).
         neighbours: (n, k) rows of the nearest items.
         dropout: share of the neighbour's features that is dropped.
+        centre: what a dropped feature becomes, (d,); None: 0.
     """
 
-    def __init__(self, values: Rows, neighbours: Int64, dropout: float = 0.3) -> None:
+    def __init__(
+        self, values: Rows, neighbours: Int64, dropout: float = 0.3, centre: Tensor | None = None
+    ) -> None:
         self._values, self._neighbours, self._dropout = values, neighbours, dropout
+        self._centre = torch.zeros(()) if centre is None else centre
 
     def __len__(self) -> int:
         return len(self._values)
@@ -116,7 +129,7 @@ class Neighbours:
         chosen = random.integers(self._neighbours.shape[1], size=len(rows))
         near = self._neighbours[rows, chosen]
         item, other = _one_view(self._values, rows, random), _one_view(self._values, near, random)
-        return [item, feature_dropout(other, self._dropout, random)]
+        return [item, feature_dropout(other, self._dropout, random, self._centre)]
 
 
 class Modalities:

@@ -116,7 +116,7 @@ def train(
     )
     batch = min(config.batch_size, len(source))
     steps_per_epoch = len(source) // batch
-    steps = config.epochs * steps_per_epoch
+    steps = config.steps(len(source))
     log: list[dict[str, Any]] = []
     first = 0
     if checkpoint is not None and (resumed := checkpoint.restore(model, teacher, optimizer)):

@@ -1,0 +1,137 @@
+"""Where the defaults come from: what each departure from the paper's settings is worth, on a split of training data.
+
+Takes 8 items of each class (30 of each digit) out of a labelled embedding file as queries; the rest is trained on and
+searched. Three sets: the file itself, the same through a random projection to 64 numbers with noise (weak embeddings),
+and scikit-learn's digits. The file's own query set is never touched.
+
+    python benchmarks/ablation.py --data DATABASE.npz [--seeds 3] [--out docs/results/ablation]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.datasets import load_digits
+
+from crovca import Encoded, Hasher, evaluate, load_embeddings
+
+LENGTHS = (16, 32, 64, 128)
+UNSUPERVISED: dict[str, dict[str, Any]] = {
+    "default": {},
+    "weight decay 0.01, as in the paper": {"weight_decay": 0.01},
+    "weight decay 1": {"weight_decay": 1.0},
+    "weight decay 20": {"weight_decay": 20.0},
+    "inputs centred": {"centre": True},
+    "one length, 16 bits": {"bits": 16, "nested": False},
+}
+SUPERVISED: dict[str, dict[str, Any]] = {
+    "default": {},
+    "batch prototypes, as in the paper": {"prototypes": "batch"},
+    "inputs not centred": {"centre": False},
+    "learning rate 1e-3": {"learning_rate": 1e-3},
+    "diversity weight 0.1": {"diversity_weight": 0.1},
+    "all four as in the paper": {
+        "prototypes": "batch",
+        "centre": False,
+        "learning_rate": 1e-3,
+        "diversity_weight": 0.1,
+    },
+    "one length, 16 bits": {"bits": 16, "nested": False},
+}
+
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+def split(values: Floats, labels: Labels, held_out: int) -> tuple[Floats, Labels, Floats, Labels]:
+    """Database and queries: ``held_out`` random items of each class are the queries."""
+    random = np.random.default_rng(0)
+    queries = np.concatenate(
+        [random.permutation(np.flatnonzero(labels == label))[:held_out] for label in np.unique(labels)]
+    )
+    rest = np.setdiff1d(np.arange(len(labels)), queries)
+    return values[rest], labels[rest], values[queries], labels[queries]
+
+
+def weakened(values: Floats) -> Floats:
+    random = np.random.default_rng(7)
+    projected = (
+        values @ random.normal(size=(values.shape[1], 64)).astype(np.float32) / np.sqrt(values.shape[1])
+    )
+    noise = random.normal(size=projected.shape) * (0.3 * projected.std(axis=0).mean())
+    return (projected + noise).astype(np.float32)
+
+
+def measure(
+    hasher: Hasher, parts: tuple[Floats, Labels, Floats, Labels], *, supervised: bool
+) -> list[float | None]:
+    values, labels, query_values, query_labels = parts
+    hasher.fit(values, labels if supervised else None)
+    query = Encoded(hasher.encode(query_values), labels=query_labels, logits=hasher.logits(query_values))
+    database = Encoded(hasher.encode(values), labels=labels)
+    lengths = [length for length in LENGTHS if length <= hasher.bits]
+    result = evaluate(query, database, lengths=lengths, scorings=["asymmetric_hamming"])
+    scores = [length.scores["asymmetric_hamming"] for length in result.lengths]
+    return [None if score is None else score.map for score in scores]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="path without suffix: writes .json and .md")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    loaded = load_embeddings(arguments.data)
+    values = np.asarray(loaded.values[:], np.float32)
+    _, labels = np.unique(loaded.labels, return_inverse=True)
+    pixels, digits = load_digits(return_X_y=True)
+    sets = {
+        arguments.data.stem: split(values, labels, 8),
+        "weakened to 64 numbers": split(weakened(values), labels, 8),
+        "digits": split(pixels.astype(np.float32), digits.astype(np.int64), 30),
+    }
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    lines: list[str] = []
+    for supervised, variants in ((False, UNSUPERVISED), (True, SUPERVISED)):
+        mode = "supervised" if supervised else "unsupervised"
+        for place, (name, parts) in enumerate(sets.items()):
+            lines += [
+                "",
+                f"**{mode}, {name}**",
+                "",
+                "| | " + " | ".join(f"{bits} bits" for bits in LENGTHS) + " |",
+            ]
+            lines.append("|---|" + "---|" * len(LENGTHS))
+            for variant, settings in variants.items():
+                runs = [
+                    measure(Hasher(**{**settings, "seed": seed}), parts, supervised=supervised)
+                    for seed in range(arguments.seeds)
+                ]
+                found.setdefault(mode, {}).setdefault(name, {})[variant] = runs
+                columns = list(zip(*runs, strict=True))
+                cells = [f"{100 * np.mean(c):.1f} ± {100 * np.std(c):.1f}" for c in columns]
+                lines.append(
+                    f"| {variant} | " + " | ".join(cells + [""] * (len(LENGTHS) - len(cells))) + " |"
+                )
+                print(mode, place, lines[-1], flush=True)
+    if arguments.out:
+        arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        arguments.out.with_suffix(".md").write_text(
+            "# Where the defaults come from\n\nMade by\n\n```\npython benchmarks/ablation.py --data D.npz "
+            f"--seeds {arguments.seeds} --out docs/results/{arguments.out.name}\n```\n\nmAP@1000 in %, asymmetric "
+            f"Hamming, mean ± spread of {arguments.seeds} seeds; queries are items taken out of the database file, never "
+            "the query file. Each line changes one default.\n" + "\n".join(lines) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""The commands as a user gives them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from crovca.cli.main import main
+from crovca.codes import Codes
+from crovca.data.encoded import Encoded
+from crovca.hasher import CrossModalHasher, Hasher
+from crovca.search.scoring import SCORINGS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A database and queries with ids and labels, texts beside them, and two models."""
+    root = tmp_path_factory.mktemp("cli")
+    random = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    images = (2 * random.normal(size=(4, 10))[labels] + random.normal(size=(200, 10))).astype(np.float32)
+    texts = (np.eye(4)[labels] + 0.1 * random.normal(size=(200, 4))).astype(np.float32)
+    ids = np.array([f"{label}/{number}.jpg" for number, label in enumerate(labels)])
+    names = np.array(["ant", "bee", "cat", "dog"])[labels]
+    for name, rows in (("database", slice(0, 160)), ("query", slice(160, 200))):
+        np.savez(root / f"{name}.npz", embeddings=images[rows], labels=names[rows], ids=ids[rows])
+        np.savez(root / f"{name}_texts.npz", embeddings=texts[rows], labels=names[rows])
+    run("train", root / "database.npz", "--bits", "32", "--epochs", "5", "-o", root / "model")
+    run("train", "--images", root / "database.npz", "--texts", root / "database_texts.npz", "--bits", "16",
+        "--epochs", "5", "-o", root / "two")  # fmt: skip
+    return root
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    assert exit_.value.code == 0
+
+
+def run_json(capsys, *arguments):
+    capsys.readouterr()
+    run(*arguments, "--json")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1  # one object and nothing else
+    return json.loads(lines[0])
+
+
+def test_train_says_what_it_chose(folder, tmp_path, capsys):
+    found = run_json(
+        capsys, "train", folder / "database.npz", "--epochs", "1", "--bits", "20", "-o", tmp_path / "m"
+    )
+    assert found["pairing"] == ["classes"]
+    assert found["lengths"] == [16, 20]
+    assert any(
+        "has labels: learning its classes (--unsupervised leaves them unused)" in n for n in found["notes"]
+    )
+    found = run_json(
+        capsys,
+        "train",
+        folder / "database.npz",
+        "--unsupervised",
+        "--epochs",
+        "1",
+        "--bits",
+        "8",
+        "-o",
+        tmp_path / "n",
+    )
+    assert found["pairing"] == ["neighbours"]
+    assert "the labels in database.npz are not used" in found["notes"]
+    assert Hasher.load(tmp_path / "n").lengths_ == (8,)
+
+
+@pytest.mark.parametrize(
+    ("flags", "lengths"),
+    [
+        (["--no-nested"], (32,)),
+        (["--nested", "4,9"], (4, 9, 32)),
+        ([], (16, 32)),
+        (["--preset", "small"], (32,)),
+    ],
+)
+def test_lengths(folder, tmp_path, flags, lengths):
+    run("train", folder / "database.npz", "--bits", "32", "--epochs", "1", *flags, "-o", tmp_path / "m")
+    assert Hasher.load(tmp_path / "m").lengths_ == lengths
+
+
+def test_presets_train_as_in_the_paper(folder, tmp_path):
+    run("train", folder / "database.npz", "--preset", "imagenet1k", "--bits", "8", "-o", tmp_path / "m")
+    hasher = Hasher.load(tmp_path / "m")
+    assert (hasher.hashcoder, hasher.epochs, hasher.prototypes, hasher.centre) == ("large", 5, "batch", False)
+
+
+def test_encode_writes_codes_with_ids_and_labels(folder, tmp_path, capsys):
+    found = run_json(
+        capsys, "encode", folder / "model", folder / "query.npz", "--bits", "16", "-o", tmp_path / "c.npz"
+    )
+    assert (found["items"], found["bits"], found["bytes_per_item"]) == (40, 16, 2)
+    codes = Encoded.load(tmp_path / "c.npz")
+    data = np.load(folder / "query.npz")
+    assert codes.codes == Hasher.load(folder / "model").encode(data["embeddings"], bits=16)
+    assert codes.ids.tolist() == data["ids"].tolist()
+    assert codes.labels.tolist() == data["labels"].tolist()
+    assert codes.logits is None
+    run("encode", folder / "model", folder / "query.npz", "--logits", "-o", tmp_path / "d.npz")
+    assert Codes.from_logits(Encoded.load(tmp_path / "d.npz").logits) == Codes.load(tmp_path / "d.npz")
+
+
+def test_evaluate_prints_one_object(folder, capsys):
+    arguments = ["--database", folder / "database.npz", "--query", folder / "query.npz"]
+    found = run_json(capsys, "evaluate", folder / "model", *arguments, "--bits", "8,16,32", "--top-k", "50")
+    assert (found["k"], found["queries"], found["database"], found["left_out"]) == (50, 40, 160, 0)
+    assert [length["bits"] for length in found["lengths"]] == [8, 16, 32]
+    assert all(list(length["map"]) == list(SCORINGS) for length in found["lengths"])
+    assert found["lengths"][2]["map"]["asymmetric_hamming"] > 3 * found["chance_map"] > 0
+    everything = run_json(capsys, "evaluate", folder / "model", *arguments, "--top-k", "all")
+    assert everything["k"] == 160
+    assert [length["bits"] for length in everything["lengths"]] == [16, 32]
+
+
+def test_evaluate_leaves_a_querys_own_item_out(folder, capsys):
+    both = ["--database", folder / "database.npz", "--query", folder / "database.npz"]
+    assert run_json(capsys, "evaluate", folder / "model", *both)["left_out"] == 160
+
+
+def test_evaluate_without_labels(folder, tmp_path, capsys):
+    np.savez(tmp_path / "bare.npz", embeddings=np.load(folder / "query.npz")["embeddings"])
+    arguments = ["--database", folder / "database.npz", "--query", tmp_path / "bare.npz"]
+    found = run_json(capsys, "evaluate", folder / "model", *arguments)
+    assert found["chance_map"] is None
+    assert set(found["lengths"][0]["map"].values()) == {None}
+    assert 0 < found["lengths"][0]["float_neighbour_recall"]["10@100"] <= 1
+
+
+def test_evaluate_prints_a_table(folder, capsys):
+    capsys.readouterr()
+    run("evaluate", folder / "model", "--database", folder / "database.npz", "--query", folder / "query.npz")
+    printed = capsys.readouterr().out
+    for text in (
+        "mAP@160",
+        "float, centred",
+        "16 bits",
+        "32 bits",
+        "a random order scores",
+        "distinct codes",
+    ):
+        assert text in printed
+
+
+def test_evaluate_writes_a_report(folder, tmp_path):
+    pytest.importorskip("openTSNE")
+    (tmp_path / "images").mkdir()
+    run("evaluate", folder / "model", "--database", folder / "database.npz", "--query", folder / "query.npz",
+        "--report", tmp_path / "report", "--images", tmp_path / "images")  # fmt: skip
+    assert "no image" in (tmp_path / "report" / "index.html").read_text("utf-8")
+
+
+def test_two_modalities(folder, tmp_path, capsys):
+    run("encode", folder / "two", folder / "query_texts.npz", "-o", tmp_path / "texts.npz")  # by their width
+    run("encode", folder / "two", folder / "query.npz", "--modality", "images", "-o", tmp_path / "images.npz")
+    hasher = CrossModalHasher.load(folder / "two")
+    texts = np.load(folder / "query_texts.npz")["embeddings"]
+    assert Codes.load(tmp_path / "texts.npz") == hasher.encode(texts=texts)
+    found = run_json(
+        capsys, "evaluate", folder / "two", "--database", folder / "database.npz", "--query",
+        folder / "query_texts.npz", "--query-modality", "texts", "--database-modality", "images",
+    )  # fmt: skip
+    assert found["float"] == {"cosine": None, "cosine_centred": None}  # their widths differ
+    assert found["lengths"][0]["map"]["bce"] > 2 * found["chance_map"]
+
+
+def test_demo_reaches_the_numbers_it_promises(capsys):
+    found = run_json(capsys, "demo")
+    scores = {row["what"]: row["map"] for row in found["rows"]}
+    assert found["k"] == 1000
+    assert scores["the 64 floats themselves, cosine"] == pytest.approx(0.666, abs=0.002)
+    assert scores["unsupervised, 16 bits"] > 0.72
+    assert scores["supervised, 16 bits"] > 0.93
+    assert scores["class name to image, 64 bits"] > 0.9
+    assert found["seconds"] < 60
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["encode"], ["evaluate"], ["demo"]])
+def test_help(command, capsys):
+    run(*command, "--help")
+    printed = capsys.readouterr().out
+    assert "Usage: crovca" in printed
+    assert "--help" in printed
+
+
+def test_the_installed_command_and_its_version():
+    done = subprocess.run(
+        [sys.executable, "-m", "crovca.cli.main", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "crovca 0.1.0\n")
+
+
+def test_a_mistyped_command_is_one_line(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["trian"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("error: No such command 'trian'")

@@ -1,0 +1,47 @@
+"""The README's snippets do what they say: Python blocks run in order in one namespace, `crovca` lines as commands."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```(python|console)\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+
+
+def test_there_are_snippets():
+    assert {kind for kind, _ in BLOCKS} == {"python", "console"}
+
+
+def test_snippets_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    ran = 0
+    for kind, text in BLOCKS:
+        if kind == "python":
+            exec(compile(text, str(README), "exec"), namespace)
+            ran += 1
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            command = line.removeprefix("$ ").split("  #")[0].strip()
+            if line.startswith("$ crovca"):
+                done = subprocess.run(
+                    [sys.executable, "-m", "crovca.cli.main", *shlex.split(command)[1:]],
+                    capture_output=True,
+                    text=True,
+                    env={**os.environ, "CROVCA_DEBUG": ""},
+                )
+                assert done.returncode == 0, f"{command}: {done.stderr}"
+                ran += 1
+    assert ran >= 5
+
+
+@pytest.mark.parametrize("target", ["make demo", "make test"])
+def test_the_two_commands_stand_in_the_readme_and_exist(target):
+    makefile = (README.parent / "Makefile").read_text("utf-8")
+    assert target in README.read_text("utf-8")
+    assert re.search(rf"^{target.split()[1]}:", makefile, re.MULTILINE)
