@@ -92,6 +92,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     loaded = load_embeddings(arguments.data)
     values = np.asarray(loaded.values[:], np.float32)
+    assert loaded.labels is not None
     _, labels = np.unique(loaded.labels, return_inverse=True)
     pixels, digits = load_digits(return_X_y=True)
     sets = {
@@ -128,8 +129,8 @@ def main() -> None:
         arguments.out.with_suffix(".md").write_text(
             "# Where the defaults come from\n\nMade by\n\n```\npython benchmarks/ablation.py --data D.npz "
             f"--seeds {arguments.seeds} --out docs/results/{arguments.out.name}\n```\n\nmAP@1000 in %, asymmetric "
-            f"Hamming, mean ± spread of {arguments.seeds} seeds; queries are items taken out of the database file, never "
-            "the query file. Each line changes one default.\n" + "\n".join(lines) + "\n"
+            f"Hamming, mean ± spread of {arguments.seeds} seeds; queries are items taken out of the database "
+            "file, never the query file. Each line changes one default.\n" + "\n".join(lines) + "\n"
         )
 
 

@@ -40,6 +40,14 @@ def test_snippets_run(tmp_path, monkeypatch):
     assert ran >= 5
 
 
+@pytest.mark.parametrize(
+    "path", sorted((README.parent / "examples").glob("*.py")), ids=lambda path: path.name
+)
+def test_examples_run_and_are_short(path):
+    assert len(path.read_text("utf-8").splitlines()) < 80
+    subprocess.run([sys.executable, str(path)], check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("target", ["make demo", "make test"])
 def test_the_two_commands_stand_in_the_readme_and_exist(target):
     makefile = (README.parent / "Makefile").read_text("utf-8")

@@ -138,5 +138,8 @@ class Towers(nn.Module):
     def forward(self, views: Sequence[Tensor]) -> Tensor:
         """Views [(B, d_1), ..., (B, d_v)] to logits (v, B, bits); each view is normalised by itself."""
         if len(self.coders) == 1:
-            return torch.stack([self.coders[0](view) for view in views])
+            coder = self.coders[0]
+            assert isinstance(coder, HashCoder)
+            outputs = coder.raw(torch.cat(list(views))).chunk(len(views))  # one product for all views
+            return torch.stack([coder.norm(part) for part in outputs])
         return torch.stack([coder(view) for coder, view in zip(self.coders, views, strict=True)])
