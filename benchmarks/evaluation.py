@@ -48,7 +48,7 @@ def main() -> None:
         seconds = {}
         for scoring in ("hamming", "asymmetric_hamming", "bce"):
             started = time.perf_counter()
-            evaluate(Encoded.load(query), Encoded.load(database), k=K, scorings=[scoring])  # type: ignore[list-item]
+            evaluate(Encoded.load(query), Encoded.load(database), k=K, scorings=[scoring])
             seconds[scoring] = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for scoring, taken in seconds.items():

@@ -163,7 +163,6 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
             if not kept.has_state:
                 kept.remove()
             raise
-        kept.remove()
 
     def _train(
         self,
@@ -373,7 +372,8 @@ class Hasher(_BaseHasher):
             X: (n, d), or (n, v, d) with v views of each item: numpy, torch, a memory map, a store's values,
                 or ``Embeddings``. Read in batches, never copied as a whole.
             y: labels (n,) of whole numbers or strings, or (n, C) multi-hot; None: unsupervised.
-            checkpoint: folder for the state of the run; the same call goes on where it stopped. Removed at the end.
+            checkpoint: folder for the state of the run; the same call goes on where it stopped. Remove it when the
+                model is saved.
             checkpoint_seconds: how often the state is written.
             observer: is told how it goes.
 

@@ -10,7 +10,7 @@ import torch
 
 from crovca.config import PRESETS, TrainingConfig, default_epochs, nested_lengths
 from crovca.data.store import save_store
-from crovca.errors import ConfigError, InvalidInputError, TrainingError
+from crovca.errors import ConfigError, FileFormatError, InvalidInputError, TrainingError
 from crovca.evaluation.diagnostics import bit_balance
 from crovca.hasher import CrossModalHasher, Hasher
 from crovca.hashing.hashcoder import HashCoder, Towers, calibrate
@@ -69,14 +69,12 @@ def test_towers_normalise_each_view_by_itself():
 
 
 def test_calibration_gives_the_statistics_of_the_embeddings():
-    coder = HashCoder(6, 5).eval()
-    with torch.no_grad():
-        coder.layers[0].weight *= 50  # so that the eps of the normalisation does not show
+    coder = HashCoder(6, 5)
     values = np.random.default_rng(0).normal(size=(5000, 2, 6)).astype(np.float16) + np.float16(3)
     calibrate(coder, values)
-    logits = coder(torch.from_numpy(values.reshape(-1, 6).astype(np.float32)))
-    torch.testing.assert_close(logits.mean(dim=0), torch.zeros(5), atol=1e-3, rtol=0)
-    torch.testing.assert_close(logits.std(dim=0), torch.ones(5), atol=1e-3, rtol=0)
+    outputs = coder.raw(torch.from_numpy(values.reshape(-1, 6).astype(np.float32))).detach()
+    torch.testing.assert_close(coder.norm.running_mean, outputs.mean(dim=0), rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(coder.norm.running_var, outputs.var(dim=0), rtol=1e-3, atol=1e-9)
 
 
 def test_a_run_of_a_few_steps_has_balanced_bits():
@@ -139,7 +137,19 @@ def test_an_interrupted_run_ends_in_the_same_model(tmp_path, supervised, stop_at
     assert f"going on from step {stop_at - 1} of 30" in recorder.messages
     assert weights_equal(whole, resumed)
     assert whole.history_ == resumed.history_ or stop_at == 30
-    assert not partial.exists()
+
+
+def test_a_damaged_state_says_how_to_restart(tmp_path):
+    X, _ = clusters()
+    partial = tmp_path / "model.partial"
+    with pytest.raises(KeyboardInterrupt):
+        Hasher(bits=8, epochs=10).fit(
+            X, checkpoint=partial, checkpoint_seconds=0, observer=Recorder(stop_at=10)
+        )
+    for name in ("state.safetensors", "neighbours.npy"):
+        (partial / name).write_bytes((partial / name).read_bytes()[:100])
+        with pytest.raises(FileFormatError, match="--force restarts the run"):
+            Hasher(bits=8, epochs=10).fit(X, checkpoint=partial)
 
 
 def test_another_run_never_goes_on_from_a_partial_one(tmp_path):

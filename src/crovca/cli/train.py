@@ -11,7 +11,7 @@ import typer
 from crovca.cli.options import Force, Json, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.config import PRESETS
-from crovca.errors import ConfigError
+from crovca.errors import ConfigError, CrovcaError
 from crovca.files import check_output, remove
 
 if TYPE_CHECKING:
@@ -117,7 +117,12 @@ def train(
             assert images is not None
             assert texts is not None
             hasher = _train_two(images, texts, {**parameters, "shared": shared}, preset, saving, reporter)
-    hasher.save(output, force=force)
+    try:
+        hasher.save(output, force=force)
+    except CrovcaError:
+        if not (partial / "state.safetensors").exists():
+            remove(partial)
+        raise
     remove(partial)
 
     last = hasher.history_[-1]

@@ -99,7 +99,10 @@ class Checkpoint:
         """Load the state, if there is one; return the steps done and the log."""
         if not self._state.exists():
             return None
-        tensors, metadata = _load(self._state)
+        try:
+            tensors, metadata = _load(self._state)
+        except FileFormatError as error:
+            raise FileFormatError(f"{error}; --force restarts the run") from error
         model.load_state_dict(_with_prefix(tensors, "model."))
         teacher.load_state_dict(_with_prefix(tensors, "teacher."))
         state: dict[int, dict[str, Tensor]] = {}
@@ -112,7 +115,12 @@ class Checkpoint:
     def load_array(self, name: str) -> np.ndarray[Any, np.dtype[Any]] | None:
         """An array that was kept with ``save_array``, or None."""
         path = self.folder / f"{name}.npy"
-        return np.load(path, allow_pickle=False) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise FileFormatError(f"{path} is damaged ({error}); --force restarts the run") from error
 
     def save_array(self, name: str, values: np.ndarray[Any, np.dtype[Any]]) -> None:
         """Keep an array that took long to compute."""
