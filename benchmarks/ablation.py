@@ -26,7 +26,7 @@ UNSUPERVISED: dict[str, dict[str, Any]] = {
     "default": {},
     "weight decay 0.01, as in the paper": {"weight_decay": 0.01},
     "weight decay 1": {"weight_decay": 1.0},
-    "weight decay 20": {"weight_decay": 20.0},
+    "weight decay 10": {"weight_decay": 10.0},
     "inputs centred": {"centre": True},
     "one length, 16 bits": {"bits": 16, "nested": False},
 }

@@ -7,7 +7,7 @@ settings that fit together or does not start.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
@@ -18,14 +18,13 @@ __all__ = [
     "DEFAULT_LENGTHS",
     "PRESETS",
     "SETTLE_SHARE",
-    "SUPERVISED",
-    "UNSUPERVISED",
     "HashCoderSize",
     "Preset",
     "Recipe",
     "TrainingConfig",
     "default_epochs",
     "nested_lengths",
+    "recipe",
 ]
 
 HashCoderSize = Literal["small", "large"]
@@ -117,7 +116,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What "auto" stands for: settings tuned on splits of training data (docs/reproducing.md).
+    """What "auto" stands for.
 
     Attributes:
         learning_rate, weight_decay, diversity_weight: as in ``TrainingConfig``.
@@ -130,8 +129,19 @@ class Recipe:
     centre: bool
 
 
-UNSUPERVISED = Recipe(learning_rate=1e-3, weight_decay=7.0, diversity_weight=0.1, centre=False)
-SUPERVISED = Recipe(learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, centre=True)
+def recipe(pairing: Sequence[str]) -> Recipe:
+    """The settings for a pairing; those for classes and neighbours were tuned on splits of training data.
+
+    Neighbours are noisy teachers: a strong decay keeps the network from remembering them (docs/reproducing.md).
+    Stored views and pairs of modalities have the paper's settings.
+    """
+    if "classes" in pairing:
+        return Recipe(learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, centre=True)
+    if "neighbours" in pairing:
+        return Recipe(learning_rate=1e-3, weight_decay=4.0, diversity_weight=0.1, centre=False)
+    return Recipe(learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.1, centre=False)
+
+
 SETTLE_SHARE = 0.2
 """Running class prototypes settle after this share of the steps."""
 

@@ -27,12 +27,11 @@ from crovca.codes import Codes, check_bits
 from crovca.config import (
     PRESETS,
     SETTLE_SHARE,
-    SUPERVISED,
-    UNSUPERVISED,
     HashCoderSize,
     TrainingConfig,
     default_epochs,
     nested_lengths,
+    recipe,
 )
 from crovca.data.embeddings import Embeddings, Rows, as_embeddings, chunks
 from crovca.data.labels import ClassMembership, to_membership
@@ -105,7 +104,7 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
         known = cls._get_param_names()
         return cls(**{**{key: value for key, value in settings.items() if key in known}, **parameters})
 
-    def _config(self, items: int, *, supervised: bool, observer: Observer) -> TrainingConfig:
+    def _config(self, items: int, pairing: Sequence[str], observer: Observer) -> TrainingConfig:
         bits = check_bits(self.bits)
         if items < 2:
             raise InvalidInputError(f"training needs at least 2 items, got {items}")
@@ -113,17 +112,17 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
             observer.message(f"batches of {items}: there are fewer items than batch_size = {self.batch_size}")
         epochs = self.epochs
         if epochs == "auto":
-            epochs = default_epochs(items, self.batch_size, supervised=supervised)
-        recipe = SUPERVISED if supervised else UNSUPERVISED
+            epochs = default_epochs(items, self.batch_size, supervised="classes" in pairing)
+        automatic = recipe(pairing)
         return TrainingConfig(
             lengths=nested_lengths(bits, self.nested),
             epochs=epochs,
             hashcoder=self.hashcoder,
             batch_size=self.batch_size,
-            learning_rate=_or(self.learning_rate, recipe.learning_rate),
-            weight_decay=_or(self.weight_decay, recipe.weight_decay),
-            diversity_weight=_or(self.diversity_weight, recipe.diversity_weight),
-            centre=_or(self.centre, recipe.centre),
+            learning_rate=_or(self.learning_rate, automatic.learning_rate),
+            weight_decay=_or(self.weight_decay, automatic.weight_decay),
+            diversity_weight=_or(self.diversity_weight, automatic.diversity_weight),
+            centre=_or(self.centre, automatic.centre),
             seed=self.seed,
         )
 
@@ -183,9 +182,9 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
             observer=observer,
             checkpoint=checkpoint,
         )
-        for coder, part in zip(towers.coders, values, strict=False):  # a shared network: the images'
+        for number, coder in enumerate(towers.coders):
             assert isinstance(coder, HashCoder)
-            calibrate(coder, part)
+            calibrate(coder, values if len(towers.coders) == 1 else [values[number]])
         self.towers_ = towers
         self.lengths_ = config.lengths
 
@@ -301,7 +300,7 @@ class Hasher(_BaseHasher):
         epochs: passes over the data; "auto" spends 560 steps (1,400 with labels), but 5 to 100 epochs.
         batch_size: items in a step.
         learning_rate: of AdamW, falling along a cosine; "auto": 1e-3, with labels 3e-3.
-        weight_decay: of AdamW; "auto": 5, with labels 0.1.
+        weight_decay: of AdamW; "auto": 4 where neighbours teach, 0.1 with labels, else 0.01.
         diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
         centre: whether the mean embedding is subtracted before the network; "auto": with labels.
         neighbours: how many nearest items are drawn from.
@@ -386,7 +385,7 @@ class Hasher(_BaseHasher):
         data = as_embeddings(X, y, what="X")
         labels = data.labels if y is not None else None
         pairing = self._resolve_pairing(data, labels, observer)
-        config = self._config(len(data), supervised="classes" in pairing, observer=observer)
+        config = self._config(len(data), pairing, observer)
         self.neighbour_recall_: float | None = None
         classes = to_membership(labels) if "classes" in pairing and labels is not None else None
         with self._checkpoint(checkpoint, checkpoint_seconds, config, data.values, labels) as kept:
@@ -593,7 +592,7 @@ class CrossModalHasher(_BaseHasher):
                 f"of {widths[1]}; use shared=False"
             )
         source = Modalities([pictures.values, words.values])
-        config = self._config(len(source), supervised=False, observer=observer)
+        config = self._config(len(source), ("modalities",), observer)
         values = (pictures.values, words.values)
         with self._checkpoint(checkpoint, checkpoint_seconds, config, *values) as kept:
             inputs = [input_statistics(part, centre=config.centre) for part in values]

@@ -158,3 +158,9 @@ def test_encoded_items_survive_saving(tmp_path):
     assert np.array_equal(cut.logits, logits[:, :3])
     with pytest.raises(InvalidInputError, match="11 ids for 12 codes"):
         Encoded(items.codes, IDS[:11])
+
+
+def test_labels_given_beside_embeddings_win():
+    data = as_embeddings(VALUES, np.arange(12) % 3)
+    assert as_embeddings(data).labels.tolist() == data.labels.tolist()
+    assert as_embeddings(data, np.arange(12) % 2).labels.tolist() == (np.arange(12) % 2).tolist()

@@ -71,7 +71,7 @@ def test_towers_normalise_each_view_by_itself():
 def test_calibration_gives_the_statistics_of_the_embeddings():
     coder = HashCoder(6, 5)
     values = np.random.default_rng(0).normal(size=(5000, 2, 6)).astype(np.float16) + np.float16(3)
-    calibrate(coder, values)
+    calibrate(coder, [values])
     outputs = coder.raw(torch.from_numpy(values.reshape(-1, 6).astype(np.float32))).detach()
     torch.testing.assert_close(coder.norm.running_mean, outputs.mean(dim=0), rtol=1e-3, atol=1e-7)
     torch.testing.assert_close(coder.norm.running_var, outputs.var(dim=0), rtol=1e-3, atol=1e-9)

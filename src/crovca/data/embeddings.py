@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,7 +115,9 @@ def as_embeddings(
         InvalidInputError: wrong rank, no items, numbers that are not finite, labels or ids that do not fit.
     """
     if isinstance(values, Embeddings):
-        return values
+        if labels is not None:
+            values = replace(values, labels=check_labels(labels, len(values)))
+        return values if ids is None else replace(values, ids=_check_ids(np.asarray(ids), len(values), what))
     if hasattr(values, "detach"):  # a torch tensor, without importing torch for it
         values = values.detach().cpu()
         values = (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()

@@ -101,21 +101,22 @@ class HashCoder(nn.Module):
 
 
 @torch.no_grad()
-def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
+def calibrate(coder: HashCoder, sources: Sequence[Rows], *, most: int = 65536) -> None:
     """Set the statistics of the batch normalisation to those of the embeddings themselves.
 
     Running averages lag behind the weights, and in a short run hardly leave their initial values, which
-    would leave bits stuck. At most ``most`` evenly spaced items are read.
+    would leave bits stuck. At most ``most`` evenly spaced items of each source are read.
     """
     device = coder.norm.weight.device
-    rows = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(np.int64))
     total = torch.zeros(2, coder.bits, dtype=torch.float64, device=device)
     count = 0
-    for start in range(0, len(rows), 4096):
-        block = np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width)
-        outputs = coder.raw(torch.from_numpy(block).to(device)).double()
-        total += torch.stack([outputs.sum(dim=0), outputs.square().sum(dim=0)])
-        count += len(block)
+    for values in sources:
+        rows = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(np.int64))
+        for start in range(0, len(rows), 4096):
+            block = np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width)
+            outputs = coder.raw(torch.from_numpy(block).to(device)).double()
+            total += torch.stack([outputs.sum(dim=0), outputs.square().sum(dim=0)])
+            count += len(block)
     mean = total[0] / count
     variance = (total[1] / count - mean.square()).clamp(min=0) * count / max(count - 1, 1)
     assert coder.norm.running_mean is not None
