@@ -138,7 +138,7 @@ def recipe(pairing: Sequence[str]) -> Recipe:
     if "classes" in pairing:
         return Recipe(learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, centre=True)
     if "neighbours" in pairing:
-        return Recipe(learning_rate=1e-3, weight_decay=4.0, diversity_weight=0.1, centre=False)
+        return Recipe(learning_rate=1e-3, weight_decay=5.0, diversity_weight=0.1, centre=False)
     return Recipe(learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.1, centre=False)
 
 

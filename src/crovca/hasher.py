@@ -300,7 +300,7 @@ class Hasher(_BaseHasher):
         epochs: passes over the data; "auto" spends 560 steps (1,400 with labels), but 5 to 100 epochs.
         batch_size: items in a step.
         learning_rate: of AdamW, falling along a cosine; "auto": 1e-3, with labels 3e-3.
-        weight_decay: of AdamW; "auto": 4 where neighbours teach, 0.1 with labels, else 0.01.
+        weight_decay: of AdamW; "auto": 5 where neighbours teach, 0.1 with labels, else 0.01.
         diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
         centre: whether the mean embedding is subtracted before the network; "auto": with labels.
         neighbours: how many nearest items are drawn from.

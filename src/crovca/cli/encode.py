@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crovca.cli.options import Force, Json, Modality, Model
+from crovca.cli.options import Force, Json, Modality, Model, open_embeddings
 from crovca.cli.output import emit_json, stdout
 from crovca.files import check_output
 
@@ -35,12 +35,11 @@ def encode(
 ) -> None:
     """Turn embeddings into packed codes, with their ids and labels."""
     from crovca.cli.modality import encode_with
-    from crovca.data.embeddings import load_embeddings
     from crovca.hasher import load_hasher
 
     check_output(output, force=force)
     hasher = load_hasher(model, device=device)
-    embeddings = load_embeddings(data)
+    embeddings = open_embeddings(data)
     started = time.perf_counter()
     encoded = encode_with(hasher, embeddings, data, modality, "--modality", bits=bits, logits=logits)
     seconds = time.perf_counter() - started

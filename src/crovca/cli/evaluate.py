@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from crovca.cli.options import Force, Json, Modality, Model, parse_lengths, parse_top_k
+from crovca.cli.options import Force, Json, Modality, Model, open_embeddings, parse_lengths, parse_top_k
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.files import check_output
 
@@ -57,7 +57,6 @@ def evaluate(
     """
     from crovca.cli.modality import encode_with
     from crovca.codes import check_bits
-    from crovca.data.embeddings import load_embeddings
     from crovca.errors import ConfigError
     from crovca.evaluation import evaluate as evaluation
     from crovca.hasher import load_hasher
@@ -77,7 +76,7 @@ def evaluate(
     lengths = hasher.lengths_ if bits is None else parse_lengths(bits, "--bits")
     for length in lengths:
         check_bits(length, at_most=longest)
-    theirs, ours = load_embeddings(database), load_embeddings(query)
+    theirs, ours = open_embeddings(database), open_embeddings(query)
     with Reporter() as reporter:
         if theirs.labels is None or ours.labels is None:
             missing = database if theirs.labels is None else query

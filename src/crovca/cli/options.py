@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from crovca.cli.output import note
 from crovca.errors import ConfigError
 
-__all__ = ["Force", "Json", "Modality", "parse_lengths", "parse_top_k"]
+if TYPE_CHECKING:
+    from crovca.data.embeddings import Embeddings
+
+__all__ = ["Force", "Json", "Modality", "Model", "open_embeddings", "parse_lengths", "parse_top_k"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Model = Annotated[Path, typer.Argument(help="Folder that 'crovca train' wrote.", show_default=False)]
 Modality = Literal["images", "texts"]
+
+
+def open_embeddings(path: Path) -> Embeddings:
+    """``load_embeddings``, saying so where the file had to be loaded into memory."""
+    from crovca.data.embeddings import load_embeddings
+
+    found = load_embeddings(path)
+    if path.is_file() and path.suffix.lower() != ".npy":
+        size = path.stat().st_size / 2**20
+        note(f"{path.name} is loaded into memory ({size:,.1f} MiB); .npy files and stores are memory-mapped")
+    return found
 
 
 def parse_lengths(text: str, option: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from crovca.cli.options import Force, Json, parse_lengths
+from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.config import PRESETS
 from crovca.errors import ConfigError, CrovcaError
@@ -161,7 +161,6 @@ def _train_one(
     saving: dict[str, Any],
     reporter: Reporter,
 ) -> Hasher:
-    from crovca.data.embeddings import load_embeddings
     from crovca.hasher import Hasher
 
     named = pairing.split(",")
@@ -169,7 +168,7 @@ def _train_one(
         raise ConfigError("--unsupervised and --pairing classes contradict each other; give one of them")
     parameters["pairing"] = named[0] if len(named) == 1 else tuple(named)
     hasher = Hasher.from_preset(preset, **parameters) if preset else Hasher(**parameters)
-    embeddings = load_embeddings(data)
+    embeddings = open_embeddings(data)
     use_labels = (
         embeddings.labels is not None and not unsupervised and (pairing == "auto" or "classes" in named)
     )
@@ -191,8 +190,7 @@ def _train_two(
     saving: dict[str, Any],
     reporter: Reporter,
 ) -> CrossModalHasher:
-    from crovca.data.embeddings import load_embeddings
     from crovca.hasher import CrossModalHasher
 
     hasher = CrossModalHasher.from_preset(preset, **parameters) if preset else CrossModalHasher(**parameters)
-    return hasher.fit(load_embeddings(images), load_embeddings(texts), observer=reporter, **saving)
+    return hasher.fit(open_embeddings(images), open_embeddings(texts), observer=reporter, **saving)
