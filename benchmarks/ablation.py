@@ -28,7 +28,6 @@ UNSUPERVISED: dict[str, dict[str, Any]] = {
     "weight decay 1": {"weight_decay": 1.0},
     "weight decay 10": {"weight_decay": 10.0},
     "inputs centred": {"centre": True},
-    "one length, 16 bits": {"bits": 16, "nested": False},
 }
 SUPERVISED: dict[str, dict[str, Any]] = {
     "default": {},
@@ -36,13 +35,6 @@ SUPERVISED: dict[str, dict[str, Any]] = {
     "inputs not centred": {"centre": False},
     "learning rate 1e-3": {"learning_rate": 1e-3},
     "diversity weight 0.1": {"diversity_weight": 0.1},
-    "all four as in the paper": {
-        "prototypes": "batch",
-        "centre": False,
-        "learning_rate": 1e-3,
-        "diversity_weight": 0.1,
-    },
-    "one length, 16 bits": {"bits": 16, "nested": False},
 }
 
 Floats = npt.NDArray[np.float32]
