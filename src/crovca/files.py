@@ -6,6 +6,7 @@ whoever looks sees the old content or the new, never a part.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -35,15 +36,28 @@ __all__ = [
 ]
 
 
-def check_output(path: Path, *, force: bool) -> None:
+def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = (), marker: str | None = None) -> None:
     """Refuse an output that exists (unless ``force``) or that cannot be created.
 
     Called before any work is done, so that an hour of training never ends in a refusal.
+
+    Args:
+        path: where the result will stand.
+        force: whether an earlier result may be replaced.
+        inputs: what the command reads: it is never replaced, nor a folder that it lies in.
+        marker: the output is a folder, and an earlier one has a file of this name: no other folder is replaced.
     """
     if path.name in ("", ".."):
         raise ConfigError(f"{path} cannot be an output; give the name of a new file or folder")
+    for source in inputs:
+        if source.resolve() == path.resolve() or path.resolve() in source.resolve().parents:
+            raise OutputExistsError(f"{path} would replace the input {source}; give another output")
     if path.exists() and not force:
         raise OutputExistsError(f"{path} exists already; give another output, or --force to replace it")
+    if path.is_dir() and (marker is None or (any(path.iterdir()) and not (path / marker).exists())):
+        raise OutputExistsError(f"{path} is a folder of something else, which --force does not replace")
+    if path.is_file() and marker is not None:
+        raise OutputExistsError(f"{path} is a file, which --force does not replace with a folder")
     parent = path.parent
     if not parent.is_dir():
         raise StorageError(f"cannot write {path}: the folder {parent} does not exist; create it first")
@@ -69,7 +83,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; when the block ends well, it takes the place of ``path``.
 
-    A folder that stood at ``path`` is moved aside for the instant of the exchange and then removed.
+    A folder that stood at ``path`` is exchanged for the new one in one step where the system can do that (Linux),
+    and then removed.
     """
     temporary = _temporary(path)
     retired = temporary.with_name(temporary.name + "-old")
@@ -80,9 +95,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             for file in sorted(temporary.rglob("*")):
                 _sync(file)
             _sync(temporary)
-            if path.exists():
+            if path.exists() and not _exchange(temporary, path):
                 path.replace(retired)
-            temporary.replace(path)
+            if not path.exists():
+                temporary.replace(path)
             _sync(path.parent)
     finally:
         if retired.exists() and not path.exists():  # the second rename failed: put the old one back
@@ -175,6 +191,13 @@ def _read_array(archive: zipfile.ZipFile, key: str) -> npt.NDArray[Any]:
         if member.read(1):
             raise ValueError(f"{key!r} is longer than its shape says")
     return values
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return swap is not None and swap(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _temporary(path: Path) -> Path:

@@ -151,7 +151,8 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
         if folder is None:
             yield None
             return
-        settings = {**self.get_params(), **config.to_dict(), "device": str(self._device())}
+        described = {**self.get_params(), **config.to_dict(), "device": str(self._device())}
+        settings = {"crovca_version": crovca.__version__, **json.loads(json.dumps(described, default=_plain))}
         kept = Checkpoint(Path(folder), {**settings, "data": fingerprint(*data)}, every_seconds=seconds)
         try:
             yield kept
@@ -182,14 +183,15 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
             observer=observer,
             checkpoint=checkpoint,
         )
-        for number, coder in enumerate(towers.coders):
+        for coder, part in zip(towers.coders, values, strict=True):
             assert isinstance(coder, HashCoder)
-            calibrate(coder, values if len(towers.coders) == 1 else [values[number]])
+            calibrate(coder, part)
         self.towers_ = towers
         self.lengths_ = config.lengths
 
-    def _empty_towers(self, widths: Sequence[int]) -> Towers:
-        return Towers([HashCoder(width, self.lengths_[-1], self.hashcoder) for width in widths])
+    def _empty_towers(self, widths: Sequence[int], *, shared: bool = False) -> Towers:
+        coders = [HashCoder(width, self.lengths_[-1], self.hashcoder) for width in widths]
+        return Towers(coders, shared=shared)
 
     def _fitted(self) -> Towers:
         if not hasattr(self, "towers_"):
@@ -242,7 +244,7 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
         config = {
             "kind": self.kind,
             "crovca_version": crovca.__version__,
-            "parameters": json.loads(json.dumps(parameters, default=list)),
+            "parameters": json.loads(json.dumps(parameters, default=_plain)),
             "fitted": {"lengths": list(self.lengths_), **fitted},
         }
         write_model(Path(path), dict(towers.state_dict()), config, self.history_, force=force)
@@ -465,8 +467,8 @@ class Hasher(_BaseHasher):
         observer: Observer,
         kept: Checkpoint | None,
     ) -> ViewSource:
-        if not 0 <= self.feature_dropout < 1:
-            raise ConfigError(f"feature_dropout must lie in [0, 1), got {self.feature_dropout!r}")
+        if not 0 <= self.feature_dropout <= 0.9:
+            raise ConfigError(f"feature_dropout must lie in [0, 0.9], got {self.feature_dropout!r}")
         sources: list[ViewSource] = []
         if "views" in pairing:
             sources.append(StoredViews(data.values))
@@ -528,7 +530,8 @@ class CrossModalHasher(_BaseHasher):
     Args:
         bits, nested, hashcoder, epochs, batch_size, learning_rate, weight_decay, diversity_weight, centre,
             device, seed: as for ``Hasher``.
-        shared: one network for both modalities, where their widths agree, instead of one each.
+        shared: both modalities, where their widths agree, go through the same layers, each with its own scale
+            and normalisation; False: a network each.
 
     Attributes:
         widths_: (d_images, d_texts).
@@ -596,7 +599,7 @@ class CrossModalHasher(_BaseHasher):
         values = (pictures.values, words.values)
         with self._checkpoint(checkpoint, checkpoint_seconds, config, *values) as kept:
             inputs = [input_statistics(part, centre=config.centre) for part in values]
-            towers = _towers(inputs[:1] if self.shared else inputs, config)
+            towers = _towers(inputs, config, shared=self.shared)
             self._train(towers, source, CrossView(), config, observer, kept, values)
         self.widths_ = widths
         return self
@@ -622,7 +625,7 @@ class CrossModalHasher(_BaseHasher):
         with _config_errors(path):
             hasher, fitted, finish = cls._load(path, device)
             hasher.widths_ = (fitted["widths"][0], fitted["widths"][1])
-            finish(hasher._empty_towers(hasher.widths_[:1] if hasher.shared else hasher.widths_))
+            finish(hasher._empty_towers(hasher.widths_, shared=hasher.shared))
         return hasher
 
     def _side(self, images: Any, texts: Any) -> tuple[HashCoder, Any, str]:
@@ -642,15 +645,14 @@ def load_hasher(path: str | Path, *, device: str = "auto") -> Hasher | CrossModa
     return Hasher.load(path, device=device)
 
 
-def _towers(inputs: Sequence[InputStatistics], config: TrainingConfig) -> Towers:
+def _towers(inputs: Sequence[InputStatistics], config: TrainingConfig, *, shared: bool = False) -> Towers:
     """New networks, one for each kind of input, with weights from the seed."""
     generator = torch.Generator().manual_seed(config.seed)
-    return Towers(
-        [
-            HashCoder(len(part.centre), config.bits, config.hashcoder, inputs=part, generator=generator)
-            for part in inputs
-        ]
-    )
+    coders = [
+        HashCoder(len(part.centre), config.bits, config.hashcoder, inputs=part, generator=generator)
+        for part in inputs
+    ]
+    return Towers(coders, shared=shared)
 
 
 @contextmanager
@@ -664,6 +666,11 @@ def _config_errors(path: str | Path) -> Iterator[None]:
         raise FileFormatError(f"{path}: config.json is incomplete: {error} is missing") from error
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise FileFormatError(f"{path}: config.json holds what does not fit: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """numpy numbers and other sequences as JSON knows them."""
+    return value.item() if isinstance(value, np.generic) else list(value)
 
 
 def _or(value: Any, automatic: Any) -> Any:

@@ -83,7 +83,7 @@ def test_npy_and_stores_are_memory_mapped(tmp_path):
     store = load_embeddings(tmp_path / "store")
     assert isinstance(store.values, PartedArray)
     assert all(isinstance(part, np.memmap) for part in store.values._parts)
-    assert store.ids.tolist() == list(range(12))  # without ids the row number is the id
+    assert store.ids is None
     assert store.labels is None
 
 

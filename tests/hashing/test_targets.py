@@ -55,6 +55,21 @@ def test_an_item_without_a_class_is_taught_by_its_other_view():
     assert targets[:, 1].flatten().tolist() == [0.0, 1.0]
 
 
+def test_an_item_without_a_class_and_without_another_view_keeps_its_own_bits():
+    classes = torch.tensor([[True, False], [False, False]])
+    logits = torch.tensor([[[1.0, 2.0], [1.0, -1.0]]])
+    targets = ClassPrototypes(classes, 2, 2, momentum=0.0)(logits, torch.arange(2))
+    assert targets[0, 1].tolist() == [1.0, 0.0]
+
+
+def test_a_class_met_after_settling_is_still_learned():
+    teacher = ClassPrototypes(torch.tensor([0, 1]), 2, 8, settle_after=1)
+    teacher(torch.ones(1, 1, 8), torch.tensor([0]))
+    assert teacher(-torch.ones(1, 1, 8), torch.tensor([1])).sum() == 0
+    assert teacher(torch.full((1, 1, 8), 30.0), torch.tensor([1])).sum() == 8
+    assert teacher(-torch.ones(1, 1, 8), torch.tensor([0])).sum() == 8  # settled
+
+
 def test_single_and_multi_hot_labels_agree():
     index = torch.tensor([0, 2, 1, 2])
     hot = torch.nn.functional.one_hot(index, 3).bool()

@@ -71,7 +71,7 @@ def test_towers_normalise_each_view_by_itself():
 def test_calibration_gives_the_statistics_of_the_embeddings():
     coder = HashCoder(6, 5)
     values = np.random.default_rng(0).normal(size=(5000, 2, 6)).astype(np.float16) + np.float16(3)
-    calibrate(coder, [values])
+    calibrate(coder, values)
     outputs = coder.raw(torch.from_numpy(values.reshape(-1, 6).astype(np.float32))).detach()
     torch.testing.assert_close(coder.norm.running_mean, outputs.mean(dim=0), rtol=1e-3, atol=1e-7)
     torch.testing.assert_close(coder.norm.running_var, outputs.var(dim=0), rtol=1e-3, atol=1e-9)
@@ -122,7 +122,7 @@ def test_the_same_seed_gives_the_same_model(fit):
 
 
 @pytest.mark.parametrize("supervised", [False, True])
-@pytest.mark.parametrize("stop_at", [10, 30])
+@pytest.mark.parametrize("stop_at", [10, 20, 30])
 def test_an_interrupted_run_ends_in_the_same_model(tmp_path, supervised, stop_at):
     X, y = clusters()
     labels = y if supervised else None
@@ -136,7 +136,7 @@ def test_an_interrupted_run_ends_in_the_same_model(tmp_path, supervised, stop_at
     resumed = make().fit(X, labels, checkpoint=partial, observer=recorder)
     assert f"going on from step {stop_at - 1} of 30" in recorder.messages
     assert weights_equal(whole, resumed)
-    assert whole.history_ == resumed.history_ or stop_at == 30
+    assert whole.history_ == resumed.history_
 
 
 def test_a_damaged_state_says_how_to_restart(tmp_path):
@@ -252,7 +252,9 @@ def test_cross_modal_pairs_meet():
     assert hasher.widths_ == (12, 6)
     with pytest.raises(ConfigError, match="images of 12 and texts of 6; use shared=False"):
         CrossModalHasher(shared=True).fit(X, texts)
-    assert len(CrossModalHasher(bits=8, epochs=1, shared=True).fit(X, X).towers_.coders) == 1
+    towers = CrossModalHasher(bits=8, epochs=1, shared=True).fit(X, 9 * X + 5).towers_
+    assert towers.coders[0].layers is towers.coders[1].layers
+    assert not torch.equal(towers.coders[0].norm.running_mean, towers.coders[1].norm.running_mean)
 
 
 def test_bits_that_carry_nothing_are_reported_once_in_words():
@@ -260,7 +262,7 @@ def test_bits_that_carry_nothing_are_reported_once_in_words():
     logits[:, 1] = 0.5  # dead
     logits[:, 2] = logits[:, 2].abs() + 0.1  # stuck
     logits[:, 4] = -logits[:, 3]  # duplicate
-    monitor = BitMonitor(6, torch.device("cpu"))
+    monitor = BitMonitor(6)
     monitor.update(logits)
     texts = monitor.news()
     assert texts[0] == "bit 1 is dead: the logit is the same for every item"

@@ -35,7 +35,7 @@ def demo(
         from crovca.evaluation.figures import require_report_packages
 
         require_report_packages()
-        check_output(report, force=force)
+        check_output(report, force=force, marker="metrics.json")
     from crovca.experiments.demo import run_demo
 
     with Reporter() as reporter:

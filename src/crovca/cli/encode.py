@@ -37,7 +37,7 @@ def encode(
     from crovca.cli.modality import encode_with
     from crovca.hasher import load_hasher
 
-    check_output(output, force=force)
+    check_output(output, force=force, inputs=[model, data])
     hasher = load_hasher(model, device=device)
     embeddings = open_embeddings(data)
     started = time.perf_counter()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.table import Table
 
 from crovca.cli.options import Force, Json, Modality, Model, open_embeddings, parse_lengths, parse_top_k
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.files import check_output
+from crovca.search.scoring import SCORINGS
 
 if TYPE_CHECKING:
     from crovca.evaluation.evaluate import Evaluation
@@ -57,14 +60,18 @@ def evaluate(
     """
     from crovca.cli.modality import encode_with
     from crovca.codes import check_bits
-    from crovca.errors import ConfigError
+    from crovca.errors import ConfigError, InvalidInputError
     from crovca.evaluation import evaluate as evaluation
     from crovca.hasher import load_hasher
 
     k = parse_top_k(top_k)
     image_of: ImageOf | None = None
     if report is not None:
-        check_output(report, force=force)
+        from crovca.evaluation.figures import require_report_packages
+
+        require_report_packages()
+        sources = [path for path in (model, database, query, images) if path is not None]
+        check_output(report, force=force, inputs=sources, marker="metrics.json")
         if images is not None:
             from crovca.evaluation.report import image_folder
 
@@ -77,6 +84,12 @@ def evaluate(
     for length in lengths:
         check_bits(length, at_most=longest)
     theirs, ours = open_embeddings(database), open_embeddings(query)
+    if database.resolve() == query.resolve() and theirs.ids is None:  # one file: its rows are the same items
+        theirs = ours = replace(theirs, ids=np.arange(len(theirs)))
+    if image_of is not None and theirs.ids is None:
+        raise InvalidInputError(
+            f"--images needs ids in {database.name}: the paths of the images below {images}"
+        )
     with Reporter() as reporter:
         if theirs.labels is None or ours.labels is None:
             missing = database if theirs.labels is None else query
@@ -142,7 +155,7 @@ def print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
         shown = "float, centred" if name.endswith("centred") else "float"
         table.add_row(shown, f"{float_bytes:,}", "", "", "", "", _percent(ranked.map), "")
     for length in result.lengths:
-        maps = [None if ranked is None else ranked.map for ranked in length.scores.values()]
+        maps = [length.map_of(scoring) for scoring in SCORINGS]
         recall = (length.float_neighbour_recall or {}).get("10@100")
         table.add_row(
             f"{length.bits} bits", str(-(-length.bits // 8)), *map(_percent, maps), "", _percent(recall)

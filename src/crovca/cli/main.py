@@ -61,7 +61,10 @@ def _run(arguments: list[str]) -> int:
             _fail(error, f"{message} (see 'crovca --help')", error.exit_code) if message else error.exit_code
         )
     except (KeyboardInterrupt, Abort) as error:
-        return _fail(error, "interrupted; the same command goes on where it stopped", 130)
+        goes_on = (
+            "; the same command without --force goes on where it stopped" if "train" in arguments[:1] else ""
+        )
+        return _fail(error, f"interrupted{goes_on}", 130)
     except BrokenPipeError:
         return 1
     except OSError as error:

@@ -21,11 +21,11 @@ Model = Annotated[Path, typer.Argument(help="Folder that 'crovca train' wrote.",
 Modality = Literal["images", "texts"]
 
 
-def open_embeddings(path: Path) -> Embeddings:
+def open_embeddings(path: Path, *, with_ids: bool = True) -> Embeddings:
     """``load_embeddings``, saying so where the file had to be loaded into memory."""
     from crovca.data.embeddings import load_embeddings
 
-    found = load_embeddings(path)
+    found = load_embeddings(path, with_ids=with_ids)
     if path.is_file() and path.suffix.lower() != ".npy":
         size = path.stat().st_size / 2**20
         note(f"{path.name} is loaded into memory ({size:,.1f} MiB); .npy files and stores are memory-mapped")

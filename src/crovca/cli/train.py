@@ -90,7 +90,8 @@ def train(
         raise ConfigError("give either DATA, or both --images and --texts")
     if nested is not None and no_nested:
         raise ConfigError("--nested and --no-nested contradict each other; give one of them")
-    check_output(output, force=force)
+    inputs = [path for path in (data, images, texts) if path is not None]
+    check_output(output, force=force, inputs=inputs, marker="model.safetensors")
     partial = output.with_name(f"{output.name}.partial")
     parameters: dict[str, Any] = {"bits": bits, "seed": seed, "device": device}
     chosen = {"hashcoder": hashcoder, "epochs": epochs, "batch_size": batch_size}
@@ -99,8 +100,6 @@ def train(
         parameters["nested"] = parse_lengths(nested, "--nested")
     if no_nested:
         parameters["nested"] = False
-    if force:
-        remove(partial)
     saving = {"checkpoint": partial, "checkpoint_seconds": checkpoint_every}
 
     started = time.perf_counter()
@@ -108,7 +107,7 @@ def train(
         if data is not None:
             if shared:
                 raise ConfigError("--shared goes with --images and --texts")
-            hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, reporter)
+            hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, force, reporter)
         else:
             if pairing != "auto" or unsupervised:
                 raise ConfigError(
@@ -116,7 +115,9 @@ def train(
                 )
             assert images is not None
             assert texts is not None
-            hasher = _train_two(images, texts, {**parameters, "shared": shared}, preset, saving, reporter)
+            hasher = _train_two(
+                images, texts, {**parameters, "shared": shared}, preset, saving, force, reporter
+            )
     try:
         hasher.save(output, force=force)
     except CrovcaError:
@@ -159,6 +160,7 @@ def _train_one(
     unsupervised: bool,
     preset: str | None,
     saving: dict[str, Any],
+    force: bool,
     reporter: Reporter,
 ) -> Hasher:
     from crovca.hasher import Hasher
@@ -168,7 +170,7 @@ def _train_one(
         raise ConfigError("--unsupervised and --pairing classes contradict each other; give one of them")
     parameters["pairing"] = named[0] if len(named) == 1 else tuple(named)
     hasher = Hasher.from_preset(preset, **parameters) if preset else Hasher(**parameters)
-    embeddings = open_embeddings(data)
+    embeddings = open_embeddings(data, with_ids=False)
     use_labels = (
         embeddings.labels is not None and not unsupervised and (pairing == "auto" or "classes" in named)
     )
@@ -188,9 +190,13 @@ def _train_two(
     parameters: dict[str, Any],
     preset: str | None,
     saving: dict[str, Any],
+    force: bool,
     reporter: Reporter,
 ) -> CrossModalHasher:
     from crovca.hasher import CrossModalHasher
 
     hasher = CrossModalHasher.from_preset(preset, **parameters) if preset else CrossModalHasher(**parameters)
-    return hasher.fit(open_embeddings(images), open_embeddings(texts), observer=reporter, **saving)
+    pictures, words = open_embeddings(images, with_ids=False), open_embeddings(texts, with_ids=False)
+    if force:
+        remove(saving["checkpoint"])
+    return hasher.fit(pictures, words, observer=reporter, **saving)

@@ -191,8 +191,12 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
     return values, degenerate
 
 
-def load_embeddings(path: str | Path) -> Embeddings:
+def load_embeddings(path: str | Path, *, with_ids: bool = True) -> Embeddings:
     """Open an embedding file or store and check all of it; see docs/formats.md.
+
+    Args:
+        path: the file or folder.
+        with_ids: whether the ids of a store are wanted; a million strings take memory that training can spare.
 
     Raises:
         FileFormatError: the file is missing, empty, damaged, or not laid out as its name says.
@@ -204,7 +208,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
     if path.is_dir():
         from crovca.data.store import open_store
 
-        opened: _Parts = open_store(path)
+        opened: _Parts = open_store(path, with_ids=with_ids)
     else:
         reader = _READERS.get(path.suffix.lower())
         if reader is None:

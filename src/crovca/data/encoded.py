@@ -38,6 +38,8 @@ class Encoded:
             raise InvalidInputError(
                 f"logits must have shape {(len(self.codes), self.codes.bits)}, got {self.logits.shape}"
             )
+        if self.ids is not None and self.ids.dtype.kind not in "iuU":
+            raise InvalidInputError(f"ids must be whole numbers or strings, got {self.ids.dtype}")
         for name, values in (("ids", self.ids), ("labels", self.labels)):
             if values is not None and len(values) != len(self.codes):
                 raise InvalidInputError(f"there are {len(values)} {name} for {len(self.codes)} codes")

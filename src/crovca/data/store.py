@@ -4,7 +4,7 @@
 
     STORE/manifest.json                 format version, encoder, d, v, dtype, seed, batch size, parts and rows
     STORE/part-00000/embeddings.npy     (rows, d) or (rows, v, d)
-    STORE/part-00000/items.parquet      id, labels, path, caption (all but id may be missing)
+    STORE/part-00000/items.parquet      id, labels, path, caption, as far as they are known
     STORE/part-00000/errors.parquet     items that could not be read, with the reason (optional)
 """
 
@@ -67,8 +67,10 @@ class PartedArray:
         return result
 
 
-def open_store(path: Path) -> tuple[PartedArray, npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-    """Open a store memory-mapped: its embeddings, labels and ids.
+def open_store(
+    path: Path, *, with_ids: bool = True
+) -> tuple[PartedArray, npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
+    """Open a store memory-mapped: its embeddings, labels and ids (None without, or unless ``with_ids``).
 
     Raises:
         FileFormatError: the manifest or a part is missing, damaged, of a newer format, or does not fit.
@@ -99,13 +101,16 @@ def open_store(path: Path) -> tuple[PartedArray, npt.NDArray[Any] | None, npt.ND
                 f"{folder}: {len(array)} embeddings and {table.num_rows} items, the manifest says {part['rows']}"
             )
         arrays.append(array)
-        ids.append(column(table, "id", folder))
+        if with_ids and "id" in table.column_names:
+            ids.append(column(table, "id", folder))
         if "labels" in table.column_names:
             labels.append(column(table, "labels", folder))
-    if labels and len(labels) != len(arrays):
-        raise FileFormatError(f"{path}: some parts have labels and others have none")
+    for name, found in (("labels", labels), ("ids", ids)):
+        if found and len(found) != len(arrays):
+            raise FileFormatError(f"{path}: some parts have {name} and others have none")
     try:
-        return PartedArray(arrays), np.concatenate(labels) if labels else None, np.concatenate(ids)
+        joined = [np.concatenate(found) if found else None for found in (labels, ids)]
+        return PartedArray(arrays), joined[0], joined[1]
     except ValueError as error:  # of another width, dtype or number of classes
         raise FileFormatError(f"{path}: the parts do not fit together: {error}") from error
 
@@ -126,8 +131,7 @@ def save_store(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    check_output(path, force=force)
-    names = np.arange(len(values)) if ids is None else ids
+    check_output(path, force=force, marker="manifest.json")
     with atomic_directory(path) as folder:
         parts: list[dict[str, Any]] = []
         for start in range(0, len(values), shard_size):
@@ -135,7 +139,8 @@ def save_store(
             part = folder / f"part-{len(parts):05d}"
             part.mkdir()
             np.save(part / "embeddings.npy", values[rows], allow_pickle=False)
-            columns = {"id": pa.array(names[rows])}
+            numbers = np.arange(start, start + len(values[rows]))
+            columns = {"row": pa.array(numbers)} if ids is None else {"id": pa.array(ids[rows])}
             if labels is not None:
                 chosen = labels[rows]
                 columns["labels"] = pa.array(list(chosen) if chosen.ndim == 2 else chosen)

@@ -69,17 +69,19 @@ class LengthResult:
 
     bits: int
     scores: dict[Scoring, Ranked | None]
-    float_neighbour_recall: dict[str, float] | None
+    float_neighbour_recall: dict[str, float | None] | None
     codes: dict[str, float | int]
+
+    def map_of(self, scoring: Scoring) -> float | None:
+        """mAP@k (hits) by a score, or None where it was not measured."""
+        ranked = self.scores.get(scoring)
+        return None if ranked is None else ranked.map
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as in docs/formats.md."""
 
         def of(name: str) -> dict[str, float | None]:
-            return {
-                scoring: None if ranked is None else getattr(ranked, name)
-                for scoring, ranked in self.scores.items()
-            }
+            return {scoring: getattr(self.scores.get(scoring), name, None) for scoring in SCORINGS}
 
         return {
             "bits": self.bits,
@@ -186,7 +188,7 @@ def evaluate(
             floats[name] = measure(scorer)
 
     results = []
-    for bits in lengths or (database.codes.bits,):
+    for bits in (database.codes.bits,) if lengths is None else lengths:
         ours, theirs = query.prefix(bits), database.prefix(bits)
         scores: dict[Scoring, Ranked | None] = {}
         for scoring in scorings:
@@ -202,8 +204,9 @@ def evaluate(
             true = floats["cosine_centred"].rows
             recalls = {
                 f"{m}@{top}": float(metrics.neighbour_recall(true[:, :m], found.rows[:, :top]).mean())
-                for m, top in NEIGHBOUR_RECALLS
                 if top <= len(database)
+                else None
+                for m, top in NEIGHBOUR_RECALLS
             }
         results.append(LengthResult(bits, scores, recalls, diagnose(theirs.codes).to_dict()))
     return Evaluation(

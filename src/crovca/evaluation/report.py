@@ -20,6 +20,7 @@ from crovca.evaluation import figures
 from crovca.evaluation.diagnostics import bit_balance
 from crovca.evaluation.evaluate import Evaluation, LengthResult, Ranked
 from crovca.files import atomic_directory, check_output, write_json
+from crovca.search.scoring import SCORINGS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,7 +91,7 @@ def write_report(folder: Path, subjects: Sequence[Subject], *, force: bool = Fal
         InvalidInputError: pictures were asked for, but the items have no ids.
     """
     figures.require_report_packages()
-    check_output(folder, force=force)
+    check_output(folder, force=force, marker="metrics.json")
     for subject in subjects:
         if subject.image_of is not None and subject.database.ids is None:
             raise InvalidInputError("neighbour grids need ids (the images' paths) in the database file")
@@ -166,7 +167,7 @@ def _table(subject: Subject) -> str:
             f"<td colspan=4 class=wide>{_percent(score.map)}</td><td></td><td></td></tr>"
         )
     for length in result.lengths:
-        maps = "".join(f"<td>{_percent(None if s is None else s.map)}</td>" for s in length.scores.values())
+        maps = "".join(f"<td>{_percent(length.map_of(scoring))}</td>" for scoring in SCORINGS)
         recall = (length.float_neighbour_recall or {}).get("10@100")
         rows.append(
             f"<tr><td>{length.bits} bits</td><td>{-(-length.bits // 8)}</td>{maps}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from crovca import files
-from crovca.data.embeddings import Rows
+from crovca.data.embeddings import Rows, chunks
 from crovca.errors import ConfigError, FileFormatError, StorageError
 
 __all__ = ["MODEL_FORMAT_VERSION", "Checkpoint", "fingerprint", "read_model", "write_model"]
 
 MODEL_FORMAT_VERSION = 1
-_FINGERPRINT_ROWS = 1024
 
 
 class Checkpoint:
@@ -48,7 +48,7 @@ class Checkpoint:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot write {folder}: {error.strerror}") from error
-        if described.exists():
+        if described.exists() and (self.has_state or self.has_arrays):
             known = files.read_json(described, "unfinished run")
             changed = [key for key in {**known, **settings} if known.get(key) != settings.get(key)]
             if changed:
@@ -69,6 +69,11 @@ class Checkpoint:
         return self.folder / "state.safetensors"
 
     @property
+    def has_arrays(self) -> bool:
+        """Whether something is kept that took long to compute."""
+        return any(self.folder.glob("*.npy"))
+
+    @property
     def has_state(self) -> bool:
         """Whether there is a state to go on from."""
         return self._state.exists()
@@ -77,40 +82,46 @@ class Checkpoint:
         self,
         step: int,
         log: list[dict[str, Any]],
-        model: nn.Module,
-        teacher: nn.Module,
+        modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Write the state after ``step`` steps, if the last time is ``every_seconds`` ago."""
+        """Write the state after ``step`` steps and the log, if the last time is ``every_seconds`` ago."""
         if time.monotonic() - self._last < self._every:
             return
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        tensors |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
+        tensors = {
+            f"{part}.{name}": value
+            for part, module in modules.items()
+            for name, value in module.state_dict().items()
+        }
         for number, entries in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in entries.items()}
         with files.atomic_file(self._state) as temporary:
-            contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-            _save(contiguous, temporary, {"step": str(step), "log": json.dumps(log)})
+            _save(tensors, temporary, {"step": str(step), "log": json.dumps(log)})
+        with files.atomic_file(self.folder / "log.jsonl") as temporary:
+            temporary.write_text(_lines(log), encoding="utf-8")
         self._last = time.monotonic()
 
     def restore(
-        self, model: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer
+        self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
     ) -> tuple[int, list[dict[str, Any]]] | None:
         """Load the state, if there is one; return the steps done and the log."""
         if not self._state.exists():
             return None
         try:
             tensors, metadata = _load(self._state)
-        except FileFormatError as error:
-            raise FileFormatError(f"{error}; --force restarts the run") from error
-        model.load_state_dict(_with_prefix(tensors, "model."))
-        teacher.load_state_dict(_with_prefix(tensors, "teacher."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in _with_prefix(tensors, "optimizer.").items():
-            number, name = key.split(".", 1)
-            state.setdefault(int(number), {})[name] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        return int(metadata["step"]), json.loads(metadata["log"])
+            for part, module in modules.items():
+                module.load_state_dict(_with_prefix(tensors, f"{part}."))
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in _with_prefix(tensors, "optimizer.").items():
+                number, name = key.split(".", 1)
+                state.setdefault(int(number), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            return int(metadata["step"]), json.loads(metadata["log"])
+        except (FileFormatError, RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise FileFormatError(
+                f"{self._state} cannot be used ({reason}); --force restarts the run"
+            ) from error
 
     def load_array(self, name: str) -> np.ndarray[Any, np.dtype[Any]] | None:
         """An array that was kept with ``save_array``, or None."""
@@ -133,17 +144,15 @@ class Checkpoint:
 
 
 def fingerprint(*arrays: Rows | None) -> str:
-    """SHA-256 over the shapes, dtypes and some evenly spaced rows of arrays: tells other data from the same."""
+    """SHA-256 over the shapes, dtypes and all numbers of arrays: tells other data from the same."""
     digest = hashlib.sha256()
     for values in arrays:
         if values is None:
             digest.update(b"none")
             continue
         digest.update(f"{tuple(values.shape)}{values.dtype}".encode())
-        rows = np.unique(
-            np.linspace(0, len(values) - 1, min(len(values), _FINGERPRINT_ROWS)).astype(np.int64)
-        )
-        digest.update(np.ascontiguousarray(values[rows]).tobytes())
+        for _, part in chunks(values):
+            digest.update(part.tobytes())
     return digest.hexdigest()
 
 
@@ -151,12 +160,10 @@ def write_model(
     path: Path, weights: dict[str, Tensor], config: dict[str, Any], log: list[dict[str, Any]], *, force: bool
 ) -> None:
     """Write a model folder, atomically: ``config.json``, ``model.safetensors``, ``log.jsonl``."""
-    files.check_output(path, force=force)
+    files.check_output(path, force=force, marker="model.safetensors")
     with files.atomic_directory(path) as folder:
-        contiguous = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        _save(contiguous, folder / "model.safetensors", {})
-        lines = "".join(json.dumps(entry) + "\n" for entry in log)
-        (folder / "log.jsonl").write_text(lines, encoding="utf-8")
+        _save(weights, folder / "model.safetensors", {})
+        (folder / "log.jsonl").write_text(_lines(log), encoding="utf-8")
         checksum = files.sha256(folder / "model.safetensors")
         head = {"format_version": MODEL_FORMAT_VERSION}
         files.write_json(folder / "config.json", {**head, **config, "weights_sha256": checksum})
@@ -194,9 +201,15 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict
     return config, _load(weights_file)[0], entries
 
 
+def _lines(log: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in log)
+
+
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    # Copies: networks may share their layers, and a file may not.
+    separate = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     try:
-        save_file(tensors, path, metadata)
+        save_file(separate, path, metadata)
     except SafetensorError as error:  # wraps the operating system's error in a text
         raise StorageError(f"cannot write {path.name}: {error}; nothing was written") from error
 

@@ -101,22 +101,21 @@ class HashCoder(nn.Module):
 
 
 @torch.no_grad()
-def calibrate(coder: HashCoder, sources: Sequence[Rows], *, most: int = 65536) -> None:
+def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
     """Set the statistics of the batch normalisation to those of the embeddings themselves.
 
     Running averages lag behind the weights, and in a short run hardly leave their initial values, which
-    would leave bits stuck. At most ``most`` evenly spaced items of each source are read.
+    would leave bits stuck. At most ``most`` evenly spaced items are read.
     """
     device = coder.norm.weight.device
     total = torch.zeros(2, coder.bits, dtype=torch.float64, device=device)
     count = 0
-    for values in sources:
-        rows = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(np.int64))
-        for start in range(0, len(rows), 4096):
-            block = np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width)
-            outputs = coder.raw(torch.from_numpy(block).to(device)).double()
-            total += torch.stack([outputs.sum(dim=0), outputs.square().sum(dim=0)])
-            count += len(block)
+    rows = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(np.int64))
+    for start in range(0, len(rows), 4096):
+        block = np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width)
+        outputs = coder.raw(torch.from_numpy(block).to(device)).double()
+        total += torch.stack([outputs.sum(dim=0), outputs.square().sum(dim=0)])
+        count += len(block)
     mean = total[0] / count
     variance = (total[1] / count - mean.square()).clamp(min=0) * count / max(count - 1, 1)
     assert coder.norm.running_mean is not None
@@ -130,10 +129,14 @@ class Towers(nn.Module):
 
     Args:
         coders: a single HashCoder that all views go through, or as many as there are views.
+        shared: several coders have the layers of the first; each keeps its own statistics.
     """
 
-    def __init__(self, coders: Sequence[HashCoder]) -> None:
+    def __init__(self, coders: Sequence[HashCoder], *, shared: bool = False) -> None:
         super().__init__()
+        if shared:
+            for coder in coders[1:]:
+                coder.layers = coders[0].layers
         self.coders = nn.ModuleList(coders)
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["BitMonitor", "describe_bits"]
 
@@ -45,53 +45,61 @@ def describe_bits(ones: Tensor, correlation: Tensor, deviation: Tensor) -> list[
     return said
 
 
-class BitMonitor:
-    """Gathers statistics of the bits over an epoch.
+class BitMonitor(nn.Module):
+    """Gathers statistics of the bits of one network over an epoch. Its buffers are part of a run's state.
 
     Args:
         bits: length of the code.
-        device: where the logits are.
+        name: put before what it says, where there are several networks.
     """
 
-    def __init__(self, bits: int, device: torch.device) -> None:
-        self._bits, self._device = bits, device
+    items: Tensor
+    joint: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    def __init__(self, bits: int, name: str = "") -> None:
+        super().__init__()
+        self._name = name
         self._said: set[str] = set()
-        self.reset()
+        self.register_buffer("items", torch.zeros(()))
+        self.register_buffer("joint", torch.zeros(bits, bits))
+        self.register_buffer("sums", torch.zeros(bits))
+        self.register_buffer("squares", torch.zeros(bits))
 
     def reset(self) -> None:
         """Forget what was seen of this epoch."""
-        self._items = 0
-        self._joint = torch.zeros(self._bits, self._bits, device=self._device)
-        self._sum = torch.zeros(self._bits, device=self._device)
-        self._squares = torch.zeros(self._bits, device=self._device)
+        for buffer in self.buffers():
+            buffer.zero_()
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
         """Add a batch of logits (B, b)."""
         logits = logits.float()
         bits = (logits > 0).float()
-        self._items += len(bits)
-        self._joint += bits.T @ bits
-        self._sum += logits.sum(dim=0)
-        self._squares += logits.square().sum(dim=0)
+        self.items += len(bits)
+        self.joint += bits.T @ bits
+        self.sums += logits.sum(dim=0)
+        self.squares += logits.square().sum(dim=0)
 
     def balance(self) -> tuple[float, float]:
         """Smallest and largest share of ones since the last reset."""
-        ones = self._joint.diagonal() / max(self._items, 1)
+        ones = self.joint.diagonal() / self.items.clamp(min=1)
         return float(ones.min()), float(ones.max())
 
     def news(self) -> list[str]:
         """Troubles of this epoch that were not told before."""
-        items = max(self._items, 1)
-        ones = self._joint.diagonal() / items
+        items = self.items.clamp(min=1)
+        ones = self.joint.diagonal() / items
         spread = (ones * (1 - ones)).sqrt()
-        covariance = self._joint / items - ones[:, None] * ones[None, :]
+        covariance = self.joint / items - ones[:, None] * ones[None, :]
         correlation = covariance / (spread[:, None] * spread[None, :]).clamp(min=1e-9)
-        mean = self._sum / items
-        deviation = (self._squares / items - mean.square()).clamp(min=0).sqrt()
-        told = [text for text in describe_bits(ones, correlation, deviation) if text not in self._said]
-        self._said.update(told)
-        return told
+        mean = self.sums / items
+        deviation = (self.squares / items - mean.square()).clamp(min=0).sqrt()
+        told = [self._name + text for text in describe_bits(ones, correlation, deviation)]
+        new = [text for text in told if text not in self._said]
+        self._said.update(new)
+        return new
 
 
 def _bits(mask: Tensor, most: int = 8) -> str:

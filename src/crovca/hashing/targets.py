@@ -10,6 +10,7 @@ from itertools import combinations
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
@@ -23,6 +24,10 @@ __all__ = [
 ]
 
 
+MOST_MOVED_APART = 4096
+"""Above so many classes prototypes are not moved apart: 16 bits have room for 2,048 codes four bits apart."""
+
+
 def bits_of(logits: Tensor) -> Tensor:
     """1{z > 0} as floats (paper, Eq. 4)."""
     return (logits.detach() > 0).float()
@@ -34,24 +39,15 @@ def other_views_bits(logits: Tensor) -> Tensor:
     return (bits.sum(dim=0, keepdim=True) - bits) / (len(bits) - 1)
 
 
-def batch_class_means(logits: Tensor, items: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mean logits of each class over its items in the batch and over all views.
+def batch_class_means(logits: Tensor, members: Tensor) -> Tensor:
+    """Mean logits of each class over its items in the batch and over all views: (C, b), 0 where a class is absent.
 
     Args:
         logits: (v, B, b).
-        items: (m,) position in the batch of each membership.
-        classes: (m,) class of each membership; an item of several classes has several memberships.
-        count: number of classes C.
-
-    Returns:
-        means (C, b), 0 where a class is absent; and how many of the batch's items each class has (C,).
+        members: (B, C), 1 where an item has a class.
     """
-    mean = logits.detach().float().mean(dim=0)
-    members = torch.zeros(count, device=mean.device).index_add_(
-        0, classes, torch.ones(len(classes), device=mean.device)
-    )
-    sums = torch.zeros(count, mean.shape[1], device=mean.device).index_add_(0, classes, mean[items])
-    return sums / members.clamp(min=1)[:, None], members
+    sums = members.T @ logits.detach().float().mean(dim=0)
+    return sums / members.sum(dim=0).clamp(min=1)[:, None]
 
 
 class Teacher(Protocol):
@@ -75,10 +71,11 @@ class ClassPrototypes(nn.Module):
     A prototype is the mean of a class's logits over the batch, carried from batch to batch as a running mean:
     p <- m p + (1 - m) batch mean, for the classes that occur. With momentum m = 0 it is the batch mean
     alone, as in the paper. An item of several classes is taught by the mean of their prototypes; an item
-    of none by its other views.
+    of none by its other views, or by its own bits where there is one view.
 
     Running prototypes settle: after ``settle_after`` batches those that are too near to one another are
-    moved apart (``move_apart``), and from then on they stay as they are.
+    moved apart (``move_apart``), and from then on they stay as they are. A class that was not met by then
+    goes on running.
 
     Args:
         classes: (n,) the class of each item, or bool (n, C) its classes.
@@ -91,6 +88,7 @@ class ClassPrototypes(nn.Module):
 
     prototypes: Tensor
     seen: Tensor
+    settled: Tensor
     batches: Tensor
     classes: Tensor
 
@@ -111,34 +109,33 @@ class ClassPrototypes(nn.Module):
         self.register_buffer("classes", classes, persistent=False)
         self.register_buffer("prototypes", torch.zeros(count, bits))
         self.register_buffer("seen", torch.zeros(count, dtype=torch.bool))
+        self.register_buffer("settled", torch.zeros(count, dtype=torch.bool))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def forward(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Targets (v, B, b), the same for all views; until they settle, the prototypes take in this batch first."""
+        """Targets (v, B, b), the same for all views; prototypes that are not settled take in this batch first."""
         labels = self.classes[rows]
+        members = (F.one_hot(labels, len(self.prototypes)) if labels.ndim == 1 else labels).float()  # (B, C)
+        self._update(logits, members)
+        targets = bits_of(members @ self.prototypes).expand(len(logits), -1, -1)
         if labels.ndim == 1:
-            items, classes = torch.arange(len(labels), device=labels.device), labels
-        else:
-            items, classes = labels.nonzero(as_tuple=True)
-        if self.settle_after is None or int(self.batches) < self.settle_after:
-            self._update(logits, items, classes)
-        sums = torch.zeros_like(logits[0], dtype=torch.float32).index_add_(0, items, self.prototypes[classes])
-        targets = bits_of(sums).expand(len(logits), -1, -1)
-        if labels.ndim == 2 and len(logits) > 1:
-            targets = torch.where(labels.any(dim=1)[None, :, None], targets, other_views_bits(logits))
-        return targets
+            return targets
+        alone = other_views_bits(logits) if len(logits) > 1 else bits_of(logits)
+        return torch.where(labels.any(dim=1)[None, :, None], targets, alone)
 
-    def _update(self, logits: Tensor, items: Tensor, classes: Tensor) -> None:
-        means, members = batch_class_means(logits, items, classes, len(self.prototypes))
-        present = members > 0
+    def _update(self, logits: Tensor, members: Tensor) -> None:
+        present = members.any(dim=0)
         momentum = torch.where(self.seen, self.momentum, 0.0)[:, None]
-        moved = momentum * self.prototypes + (1 - momentum) * means
-        self.prototypes = torch.where(present[:, None], moved, self.prototypes)
+        moved = momentum * self.prototypes + (1 - momentum) * batch_class_means(logits, members)
+        self.prototypes = torch.where((present & ~self.settled)[:, None], moved, self.prototypes)
         self.seen = self.seen | present
         self.batches = self.batches + 1
-        if int(self.batches) == self.settle_after:
-            self.prototypes[:, : self.apart] = move_apart(self.prototypes[:, : self.apart])
+        if self.settle_after is not None and int(self.batches) == self.settle_after:
+            if int(self.seen.sum()) <= MOST_MOVED_APART:
+                near = self.prototypes[self.seen, : self.apart]
+                self.prototypes[self.seen, : self.apart] = move_apart(near)
+            self.settled = self.seen.clone()
 
 
 def move_apart(prototypes: Tensor, distance: int = 4) -> Tensor:

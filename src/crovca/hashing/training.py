@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from crovca.config import TrainingConfig
 from crovca.errors import TrainingError
 from crovca.hashing.checkpoint import Checkpoint
+from crovca.hashing.hashcoder import Towers
 from crovca.hashing.monitor import BitMonitor
 from crovca.hashing.objective import hash_loss
 from crovca.hashing.pairing import ViewSource
@@ -83,7 +86,7 @@ def random_of(config: TrainingConfig, *key: int) -> np.random.Generator:
 
 
 def train(
-    model: nn.Module,
+    model: Towers,
     source: ViewSource,
     teacher: nn.Module,
     config: TrainingConfig,
@@ -119,10 +122,12 @@ def train(
     steps = config.steps(len(source))
     log: list[dict[str, Any]] = []
     first = 0
-    if checkpoint is not None and (resumed := checkpoint.restore(model, teacher, optimizer)):
+    names = ["images: ", "texts: "] if len(model.coders) == 2 else [""]
+    monitors = [BitMonitor(config.bits, name).to(device) for name in names]
+    state = {"model": model, "teacher": teacher, "monitors": nn.ModuleList(monitors)}
+    if checkpoint is not None and (resumed := checkpoint.restore(state, optimizer)):
         first, log = resumed
         observer.message(f"going on from step {first:,} of {steps:,}")
-    monitor = BitMonitor(config.bits, device)
     low_precision = device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     order = np.empty(0, np.int64)
@@ -130,7 +135,6 @@ def train(
         epoch, place = divmod(step, steps_per_epoch)
         if place == 0 or step == first:
             order = random_of(config, _PERMUTATION, epoch).permutation(len(source))
-            monitor.reset()
         rows = order[place * batch : (place + 1) * batch]
         views = source.views(rows, random_of(config, _STEP, step))  # v x (B, d)
 
@@ -150,7 +154,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        monitor.update(logits.detach()[0])
+        _update(monitors, logits.detach(), first_of_epoch=place == 0)
 
         done = step + 1
         if done % _LOG_EVERY == 0 or done == steps:
@@ -160,15 +164,24 @@ def train(
                     f"the loss became {total} at step {done}; lower the learning rate "
                     f"(now {config.learning_rate}) or scale the embeddings down"
                 )
-            state = Progress(
-                done, steps, epoch + 1, total, alignment, -diversity, *monitor.balance(), rate,
+            balance = list(chain.from_iterable(monitor.balance() for monitor in monitors))
+            progress = Progress(
+                done, steps, epoch + 1, total, alignment, -diversity, min(balance), max(balance), rate,
             )  # fmt: skip
-            log.append(asdict(state))
-            observer.progress(state)
+            log.append(asdict(progress))
+            observer.progress(progress)
         if place == steps_per_epoch - 1:
-            for text in monitor.news():
+            for text in chain.from_iterable(monitor.news() for monitor in monitors):
                 observer.message(f"epoch {epoch + 1}: {text}")
         if checkpoint is not None and done < steps:
-            checkpoint.save_if_due(done, log, model, teacher, optimizer)
+            checkpoint.save_if_due(done, log, state, optimizer)
     model.eval()
     return log
+
+
+def _update(monitors: Sequence[BitMonitor], logits: Tensor, *, first_of_epoch: bool) -> None:
+    """Show each network's monitor its logits; of one network the first view's."""
+    for monitor, view in zip(monitors, logits, strict=False):
+        if first_of_epoch:
+            monitor.reset()
+        monitor.update(view)

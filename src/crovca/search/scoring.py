@@ -59,6 +59,7 @@ Int64 = npt.NDArray[np.int64]
 
 _UNIT = 2.0**-53  # rounding unit of float64
 _CHUNK = 8192  # database rows unpacked at a time
+_AGAIN = 4096  # pairs summed again at a time
 
 
 # --- the scores, as functions of all pairs ----------------------------------------------------------
@@ -159,6 +160,8 @@ class BitScorer:
             raise InvalidInputError(
                 f"database logits must have shape {(len(database), database.bits)}, got {theirs.shape}"
             )
+        if not np.isfinite(theirs).all():
+            raise InvalidInputError("database logits must be finite, got NaN or infinity")
         return cls(logits, offsets, database, theirs)
 
     @property
@@ -170,6 +173,7 @@ class BitScorer:
         """See ``Scorer``; exact."""
         weights = self.weights[queries].astype(np.float64)
         offsets = self.offsets[queries]
+        exact = self.database_logits is None and bool((np.abs(weights) == 1).all())
         if self.database_logits is not None:  # [z, query bits] against [item bits, item logits]
             weights = np.hstack([weights, weights > 0])
         result = np.empty((len(weights), len(self.codes)), np.float32)
@@ -181,29 +185,32 @@ class BitScorer:
                 logits = self.database_logits[chunk].astype(np.float64)
                 features = np.hstack([features, logits])
                 item_offsets = np.logaddexp(0, logits).sum(1)
-            result[:, chunk] = _ordered_distances(weights, offsets, features, item_offsets)
+            result[:, chunk] = _ordered_distances(weights, offsets, features, item_offsets, exact=exact)
         return result
 
 
 def _ordered_distances(
-    weights: Float64, offsets: Float64, features: Float64, item_offsets: Float64
+    weights: Float64, offsets: Float64, features: Float64, item_offsets: Float64, *, exact: bool
 ) -> Float32:
     """float32(offset + item offset - sum_j w_j f_j), the sum in the order of j.
 
     A matrix product sums in whatever order is fast. Where both ends of its error bound round to the same
-    float32, that is the answer; the few others are summed again in order.
+    float32, that is the answer; the few others are summed again in order. ``exact`` says that
+    all terms are whole numbers, for which no order matters.
     """
     inner = weights @ features.T
     offset = offsets[:, None] + item_offsets[None, :]
+    if exact:
+        return (offset - inner).astype(np.float32)
     # |error| of a sum of f products: f * unit * sum |w_j f_j| for either order; doubled to be safe.
     scale = np.abs(weights).sum(1)[:, None] * max(float(np.abs(features).max(initial=0)), 1.0)
     bound = 4 * (weights.shape[1] + 4) * _UNIT * (scale + np.abs(offset).max(initial=0))
     distance = offset - inner
     low, high = (distance - bound).astype(np.float32), (distance + bound).astype(np.float32)
-    query, item = np.nonzero(low != high)
-    if len(query):
-        terms = weights[query] * features[item]
-        in_order = np.cumsum(terms, axis=1)[:, -1]
+    queries, items = np.nonzero(low != high)
+    for start in range(0, len(queries), _AGAIN):
+        query, item = queries[start : start + _AGAIN], items[start : start + _AGAIN]
+        in_order = np.cumsum(weights[query] * features[item], axis=1)[:, -1]
         low[query, item] = (offset[query, item] - in_order).astype(np.float32)
     return low + np.float32(0)  # -0.0 becomes 0.0: they must tie
 
@@ -322,13 +329,18 @@ def rank(
             distances[local, left_out[part][local]] = np.inf
         return part, _select(distances, k, ties, by_tie)
 
-    workers = max(1, min(len(os.sched_getaffinity(0)), len(slices)))
+    workers = max(1, min(_processors(), len(slices)))
     with threadpool_limits(limits=1), ThreadPoolExecutor(workers) as pool:
         pending = [pool.submit(work, part) for part in slices[: workers + 1]]
         for index in range(len(slices)):
             yield pending.pop(0).result()
             if index + workers + 1 < len(slices):
                 pending.append(pool.submit(work, slices[index + workers + 1]))
+
+
+def _processors() -> int:
+    """How many this process may use; not every system can tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _select(distances: Float32, k: int, ties: npt.NDArray[np.uint32], by_tie: Int64) -> Ranking:
