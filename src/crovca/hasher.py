@@ -98,6 +98,7 @@ class _BaseHasher(BaseEstimator):  # type: ignore[misc]
             "learning_rate": preset.learning_rate,
             "weight_decay": preset.weight_decay,
             "diversity_weight": preset.diversity_weight,
+            "views": preset.views,
             "centre": False,
             "prototypes": "batch",
         }
@@ -305,6 +306,7 @@ class Hasher(_BaseHasher):
         weight_decay: of AdamW; "auto": 5 where neighbours teach, 0.1 with labels, else 0.01.
         diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
         centre: whether the mean embedding is subtracted before the network; "auto": with labels.
+        views: how many of the stored views make a step, where views are paired.
         neighbours: how many nearest items are drawn from.
         feature_dropout: share of the features dropped in a neighbour, or in the copies of a labelled item.
         prototypes: class prototypes: "running" means that settle after a fifth of the steps, or those of the
@@ -336,6 +338,7 @@ class Hasher(_BaseHasher):
         weight_decay: float | Literal["auto"] = "auto",
         diversity_weight: float | Literal["auto"] = "auto",
         centre: bool | Literal["auto"] = "auto",
+        views: int = 2,
         neighbours: int = 5,
         feature_dropout: float = 0.3,
         prototypes: Literal["running", "batch"] = "running",
@@ -352,6 +355,7 @@ class Hasher(_BaseHasher):
         self.weight_decay = weight_decay
         self.diversity_weight = diversity_weight
         self.centre = centre
+        self.views = views
         self.neighbours = neighbours
         self.feature_dropout = feature_dropout
         self.prototypes = prototypes
@@ -471,13 +475,20 @@ class Hasher(_BaseHasher):
             raise ConfigError(f"feature_dropout must lie in [0, 0.9], got {self.feature_dropout!r}")
         sources: list[ViewSource] = []
         if "views" in pairing:
-            sources.append(StoredViews(data.values))
+            sources.append(StoredViews(data.values, self._views(pairing)))
         if "neighbours" in pairing:
             rows = self._neighbour_rows(data, observer, kept)
             sources.append(Neighbours(data.values, rows, self.feature_dropout, inputs.centre))
         if not sources:
             return Copies(data.values, dropout=self.feature_dropout, centre=inputs.centre)
         return sources[0] if len(sources) == 1 else Mixed(sources)
+
+    def _views(self, pairing: tuple[str, ...]) -> int:
+        if isinstance(self.views, bool) or not isinstance(self.views, int) or self.views < 2:
+            raise ConfigError(f"views must be a whole number of at least 2, got {self.views!r}")
+        if self.views > 2 and "neighbours" in pairing:
+            raise ConfigError("views and neighbours together make pairs: views must be 2")
+        return self.views
 
     def _neighbour_rows(
         self, data: Embeddings, observer: Observer, kept: Checkpoint | None

@@ -236,6 +236,17 @@ def test_pairing_is_chosen_and_said():
         Hasher(bits=8, pairing="friends").fit(X)
 
 
+def test_more_than_two_stored_views_make_a_step():
+    X, _ = clusters(items=60)
+    views = np.stack([X, X + 0.1, X - 0.1], axis=1)
+    three = Hasher(bits=8, epochs=2, views=3).fit(views)
+    assert not weights_equal(three, Hasher(bits=8, epochs=2).fit(views))
+    with pytest.raises(InvalidInputError, match="v at least 4"):
+        Hasher(bits=8, views=4).fit(views)
+    with pytest.raises(ConfigError, match="views must be 2"):
+        Hasher(bits=8, views=3, pairing=("views", "neighbours")).fit(views)
+
+
 def test_a_diverging_run_says_so():
     X, _ = clusters(items=60)
     with pytest.raises(TrainingError, match=r"loss became (nan|inf).* lower the learning rate"):

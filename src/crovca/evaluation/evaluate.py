@@ -245,9 +245,10 @@ class _Measure:
         rows, values, tied, curve = [], [], 0.0, np.zeros(self.k)
         for part, ranking in rank(scorer, depth, ties=self.ties, left_out=self.own_row):
             rows.append(ranking.rows[:, : self.kept])
-            tied += _tied(ranking, self.k)
+            groups = _group_sizes(ranking)
+            tied += sum(metrics.tied_items(sizes, self.k) for sizes in groups) / self.k
             if self.labels is not None:
-                block, block_curve = self._against_labels(part, ranking)
+                block, block_curve = self._against_labels(part, ranking, groups)
                 values.append(block)
                 curve += block_curve * len(block)
         found = np.concatenate(rows)
@@ -265,7 +266,7 @@ class _Measure:
         means = dict(zip(names, np.concatenate(values).mean(axis=0).tolist(), strict=True))
         return Ranked(**means, tied=tied / len(found), curve=curve / len(found), rows=found)
 
-    def _against_labels(self, part: slice, ranking: Ranking) -> tuple[Float64, Float64]:
+    def _against_labels(self, part: slice, ranking: Ranking, groups: list[Int64]) -> tuple[Float64, Float64]:
         """One line of metrics a query, in the order of ``Ranked``; and the block's mean curve."""
         assert self.labels is not None
         relevance = share_a_label(self.labels[0][part], self.labels[1], ranking.rows)
@@ -273,8 +274,10 @@ class _Measure:
         total, top = self.total[part], relevance[:, : self.k]
         expected = np.array(
             [
-                metrics.expected_average_precision(*groups, self.k, int(count))
-                for groups, count in zip(self._tie_groups(part, ranking, relevance), total, strict=True)
+                metrics.expected_average_precision(sizes, relevant, self.k, int(count))
+                for sizes, relevant, count in zip(
+                    groups, self._relevant_in(groups, part, ranking, relevance), total, strict=True
+                )
             ]
         )
         columns = (
@@ -288,24 +291,21 @@ class _Measure:
         )
         return np.stack(columns, axis=1), metrics.map_curve_hits(top)
 
-    def _tie_groups(
-        self, part: slice, ranking: Ranking, relevance: npt.NDArray[np.bool_]
-    ) -> list[tuple[Int64, Int64]]:
-        """(sizes, relevant) of the groups of equal distance of each query, in rank order."""
+    def _relevant_in(
+        self, groups: list[Int64], part: slice, ranking: Ranking, relevance: npt.NDArray[np.bool_]
+    ) -> list[Int64]:
+        """How many items of each group of ties are relevant."""
         assert self.labels is not None
         ours, theirs = self.labels[0][part], self.labels[1]
-        groups = []
-        for number, (distances, flags, beyond) in enumerate(
-            zip(ranking.distances, relevance, ranking.boundary, strict=True)
+        found = []
+        for number, (sizes, flags, beyond) in enumerate(
+            zip(groups, relevance, ranking.boundary, strict=True)
         ):
-            starts = np.concatenate([[0], np.flatnonzero(distances[1:] != distances[:-1]) + 1])
-            sizes = np.diff(np.append(starts, len(distances)))
-            counts = np.add.reduceat(flags, starts, dtype=np.int64)
-            if len(beyond) and np.isfinite(distances[-1]):
-                sizes[-1] += len(beyond)
+            counts = np.add.reduceat(flags, np.cumsum(sizes) - sizes, dtype=np.int64)
+            if len(beyond):
                 counts[-1] += share_a_label(ours[number : number + 1], theirs, beyond[None, :]).sum()
-            groups.append((sizes, counts))
-        return groups
+            found.append(counts)
+        return found
 
     def _count_relevant(self) -> Int64:
         assert self.labels is not None
@@ -348,12 +348,12 @@ def _own_rows(ours: npt.NDArray[Any] | None, theirs: npt.NDArray[Any] | None, qu
     return rows
 
 
-def _tied(ranking: Ranking, k: int) -> float:
-    """Summed over queries: the share of the top k at the same distance as another item."""
-    distances = ranking.distances
-    same = distances[:, 1:] == distances[:, :-1]
-    tied = np.zeros(distances.shape, np.bool_)
-    tied[:, 1:] |= same
-    tied[:, :-1] |= same
-    tied[:, -1] |= np.array([len(rows) > 0 for rows in ranking.boundary])
-    return float(tied[:, :k].mean(axis=1).sum())
+def _group_sizes(ranking: Ranking) -> list[Int64]:
+    """Sizes of the groups of equal distance of each query, in rank order, the last one whole."""
+    groups = []
+    for distances, beyond in zip(ranking.distances, ranking.boundary, strict=True):
+        starts = np.concatenate([[0], np.flatnonzero(distances[1:] != distances[:-1]) + 1])
+        sizes = np.diff(np.append(starts, len(distances)))
+        sizes[-1] += len(beyond)
+        groups.append(sizes)
+    return groups

@@ -36,6 +36,7 @@ __all__ = [
     "neighbour_recall",
     "precision",
     "recall",
+    "tied_items",
 ]
 
 Float64 = npt.NDArray[np.float64]
@@ -161,6 +162,21 @@ def expected_average_precision(
     hits = _divide(sums, relevant_before[-1] + found)
     min_k_r = min(k, total_relevant)
     return ExpectedAveragePrecision(float(chance @ hits), float(chance @ sums) / min_k_r if min_k_r else 0.0)
+
+
+def tied_items(sizes: npt.ArrayLike, k: int) -> int:
+    """How many of the top k items are at the same distance as another item.
+
+    Args:
+        sizes: (g,) sizes of the groups of equal distance in rank order, reaching to rank k or to the last item.
+        k: cut-off rank.
+
+    >>> tied_items([1, 3, 1], 3)  # the group of three is cut after two
+    2
+    """
+    sizes = np.asarray(sizes, np.int64)
+    inside = np.clip(k - (np.cumsum(sizes) - sizes), 0, sizes)
+    return int(inside[sizes > 1].sum())
 
 
 def chance_average_precision(total_relevant: npt.ArrayLike, items: int, k: int) -> Float64:
