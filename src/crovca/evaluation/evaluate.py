@@ -184,7 +184,7 @@ def evaluate(
     if query_embeddings is not None and database_embeddings is not None:
         for name, centre in (("cosine", None), ("cosine_centred", mean_embedding(database_embeddings))):
             advance(f"embeddings, {name}")
-            scorer = CosineScorer(_Part(query_embeddings), _Part(database_embeddings), centre)  # type: ignore[arg-type]
+            scorer = CosineScorer(_Part(query_embeddings), _Part(database_embeddings), centre)
             floats[name] = measure(scorer)
 
     results = []

@@ -40,6 +40,7 @@ __all__ = [
     "Ranking",
     "Scorer",
     "Scoring",
+    "Vectors",
     "asymmetric_hamming_distance",
     "bce_distance",
     "cosine_distance",
@@ -215,6 +216,13 @@ def _ordered_distances(
     return low + np.float32(0)  # -0.0 becomes 0.0: they must tie
 
 
+class Vectors(Protocol):
+    """Rows of float vectors (n, d), read a slice at a time: arrays, memory maps, anything that has rows."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]: ...
+
+
 @dataclass(frozen=True)
 class CosineScorer:
     """1 - cosine between float vectors, computed in float32; optionally after subtracting a mean.
@@ -225,8 +233,8 @@ class CosineScorer:
         centre: (d,) subtracted from both, or None.
     """
 
-    query: npt.NDArray[Any]
-    database: npt.NDArray[Any]
+    query: Vectors
+    database: Vectors
     centre: Float32 | None = None
 
     @property
