@@ -21,7 +21,7 @@ answer does not depend on how items are stored.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -45,7 +45,10 @@ __all__ = [
     "bce_distance",
     "cosine_distance",
     "hamming_distance",
+    "id_hashes",
+    "order_by_hash",
     "rank",
+    "sortable",
     "symmetric_bce_distance",
     "tie_order",
     "top_k",
@@ -119,6 +122,7 @@ class BitScorer:
     offsets: Float64  # (q,)
     codes: Codes
     database_logits: Float32 | None = None  # (n, b), against the query's bits
+    whole: bool = False  # all distances are whole numbers, so no order of adding matters: Hamming's
 
     @classmethod
     def of(
@@ -147,7 +151,8 @@ class BitScorer:
         wide = logits.astype(np.float64)
         if scoring == "hamming":
             bits = logits > 0
-            return cls(np.where(bits, 1, -1).astype(np.float32), bits.sum(1, dtype=np.float64), database)
+            weights = np.where(bits, np.float32(1), np.float32(-1))
+            return cls(weights, bits.sum(1, dtype=np.float64), database, whole=True)
         if scoring == "asymmetric_hamming":
             weights = np.tanh(wide / 2).astype(np.float32)
             return cls(weights, ((1 + weights.astype(np.float64)) / 2).sum(1), database)
@@ -170,11 +175,29 @@ class BitScorer:
         """(queries, items)."""
         return len(self.weights), len(self.codes)
 
+    def against(self, database: Codes) -> BitScorer:
+        """The same queries against other codes of the same length."""
+        return BitScorer(self.weights, self.offsets, database, whole=self.whole)
+
+    def only(self, queries: Int64) -> BitScorer:
+        """Some of the queries."""
+        return BitScorer(self.weights[queries], self.offsets[queries], self.codes, whole=self.whole)
+
+    def distances_to(self, query: int, rows: Int64) -> Float32:
+        """Distances float32 (len(rows),) from one query to these items: what ``distances`` gives for them.
+
+        Not for symmetric BCE. For a few items: it adds bit after bit, all items at once.
+        """
+        bits = np.unpackbits(self.codes.packed[rows].T, axis=0, count=self.codes.bits)
+        weights = self.weights[query].astype(np.float64)
+        # A reduction over the first axis adds row to row, in order.
+        inner = np.add.reduce(bits * weights[:, None], axis=0)
+        return (self.offsets[query] - inner).astype(np.float32) + np.float32(0)
+
     def distances(self, queries: slice) -> Float32:
         """See ``Scorer``; exact."""
         weights = self.weights[queries].astype(np.float64)
         offsets = self.offsets[queries]
-        exact = self.database_logits is None and bool((np.abs(weights) == 1).all())
         if self.database_logits is not None:  # [z, query bits] against [item bits, item logits]
             weights = np.hstack([weights, weights > 0])
         result = np.empty((len(weights), len(self.codes)), np.float32)
@@ -186,7 +209,7 @@ class BitScorer:
                 logits = self.database_logits[chunk].astype(np.float64)
                 features = np.hstack([features, logits])
                 item_offsets = np.logaddexp(0, logits).sum(1)
-            result[:, chunk] = _ordered_distances(weights, offsets, features, item_offsets, exact=exact)
+            result[:, chunk] = _ordered_distances(weights, offsets, features, item_offsets, exact=self.whole)
         return result
 
 
@@ -200,7 +223,7 @@ def _ordered_distances(
     all terms are whole numbers, for which no order matters.
     """
     inner = weights @ features.T
-    offset = offsets[:, None] + item_offsets[None, :]
+    offset = np.broadcast_to(offsets[:, None] + item_offsets[None, :], inner.shape)
     if exact:
         return (offset - inner).astype(np.float32)
     # |error| of a sum of f products: f * unit * sum |w_j f_j| for either order; doubled to be safe.
@@ -353,7 +376,7 @@ def _processors() -> int:
 
 def _select(distances: Float32, k: int, ties: npt.NDArray[np.uint32], by_tie: Int64) -> Ranking:
     """Smallest k of each row by (distance, tie place), as one sort of unsigned 64-bit keys."""
-    keys = _sortable(distances).astype(np.uint64)
+    keys = sortable(distances).astype(np.uint64)
     keys <<= np.uint64(32)
     keys |= ties
     if k < keys.shape[1]:
@@ -367,7 +390,7 @@ def _select(distances: Float32, k: int, ties: npt.NDArray[np.uint32], by_tie: In
     return Ranking(rows, np.take_along_axis(distances, rows, axis=1), boundary)
 
 
-def _sortable(values: Float32) -> npt.NDArray[np.uint32]:
+def sortable(values: Float32) -> npt.NDArray[np.uint32]:
     """Unsigned integers in the order of the floats (no NaN)."""
     bits = values.view(np.uint32)
     return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(0x80000000))
@@ -390,14 +413,26 @@ def tie_order(ids: npt.NDArray[Any] | None, count: int, *, seed: int = 0) -> npt
     keys = np.arange(count, dtype=np.int64) if ids is None else np.asarray(ids)
     if keys.shape != (count,):
         raise InvalidInputError(f"expected {count} ids in one dimension, got shape {keys.shape}")
-    order = np.lexsort((keys, _hash64(keys, seed)))
     places = np.empty(count, np.uint32)
+    order = order_by_hash(id_hashes(keys, seed), lambda rows: keys[rows])
     places[order] = np.arange(count, dtype=np.uint32)
     return places
 
 
-def _hash64(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
-    """splitmix64 chained over the canonical bytes in 8-byte words: int64 little-endian, strings UTF-8."""
+def order_by_hash(hashes: npt.NDArray[np.uint64], ids: Callable[[Int64], npt.NDArray[Any]]) -> Int64:
+    """The permutation that sorts by (hash, id). Comparing ids is slow: only those of equal hashes are asked for."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    equal = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(equal):
+        inside = np.union1d(equal, equal + 1)
+        order[inside] = order[inside][np.lexsort((ids(order[inside]), ordered[inside]))]
+    return order
+
+
+def id_hashes(ids: npt.NDArray[Any], seed: int = 0) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of each id (n,): splitmix64 chained over its canonical bytes in 8-byte words (int64
+    little-endian, strings UTF-8). The same on every machine, for ever: indexes on disk rely on it."""
     if ids.dtype.kind in "iu":
         words = ids.astype("<i8").view("<u8")[:, None]
         lengths = np.full(len(ids), 8, np.uint64)

@@ -1,0 +1,1 @@
+"""Engines: how the nearest codes are found. One file each, all behind ``base.Engine``."""

@@ -1,0 +1,466 @@
+"""Searching segments: exact answers over whatever is stored, filtered, deleted, cut to a prefix.
+
+``Reader`` is what ``HashIndex`` and ``ShardedIndex`` share. A segment's answer comes from its engine; answers of
+several are merged by (distance, hash of the id, id), which is the order that one segment of all would give.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from crovca.codes import Codes, check_bits
+from crovca.errors import InvalidInputError
+from crovca.search.duplicates import Duplicates, find_duplicates
+from crovca.search.engines.base import Engine, Found, Mask
+from crovca.search.engines.choice import EngineName, build_engine, choose_engine
+from crovca.search.manifest import IdType
+from crovca.search.metadata import as_ids, matching_rows, read_rows
+from crovca.search.results import Neighbors, RangeNeighbors
+from crovca.search.scoring import SCORINGS, BitScorer, Int64, Scoring, id_hashes
+from crovca.search.segment import Segment
+
+__all__ = ["Batch", "Reader"]
+
+_VARIANTS_KEPT = 4  # engines of the last so many lengths and conditions
+_FILTERS_KEPT = 4  # what the last conditions selected
+_SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
+_DEAD_SHARE = 0.125  # engines are built anew without the deleted rows when these are more
+_FIRST_RANGE = 128
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some items of an index: ids (n,), codes (n), and their metadata (without the ids) or None."""
+
+    ids: npt.NDArray[Any]
+    codes: Codes
+    metadata: pa.Table | None
+
+
+class _Part:
+    """Some rows of a segment, cut to a prefix, with the engine that searches them.
+
+    Args:
+        segment: whose rows they are.
+        rows: int64, ascending, or None for all.
+        bits: length of the prefix.
+        engine: a name, or "auto".
+    """
+
+    def __init__(
+        self, segment: Segment, rows: Int64 | None, bits: int, engine: EngineName | Literal["auto"]
+    ) -> None:
+        started = time.perf_counter()
+        self.segment, self.rows = segment, rows
+        codes = segment.codes if rows is None else segment.codes[rows]
+        self.codes = codes if bits == codes.bits else codes.prefix(bits)
+        name = choose_engine(bits, len(codes)) if engine == "auto" else engine
+        self.engine: Engine = build_engine(name, self.codes)
+        self.dead = 0 if rows is None else segment.entry.deleted  # deleted rows that are not in it
+        self.seconds = time.perf_counter() - started
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held beyond the memory-mapped codes."""
+        own = 0 if self.codes is self.segment.codes else self.codes.packed.nbytes
+        return self.engine.nbytes + own + (0 if self.rows is None else self.rows.nbytes)
+
+    def nearest(self, scorer: BitScorer, k: int, mask: Mask | None) -> list[Found]:
+        """The k nearest of the rows for which ``mask`` (over the whole segment) is true."""
+        allowed = None if mask is None else mask if self.rows is None else mask[self.rows]
+        answers = self.engine.nearest(scorer.against(self.codes), k, allowed)
+        if self.rows is None:
+            return answers
+        return [Found(self.rows[answer.rows], answer.distances) for answer in answers]
+
+
+@dataclass
+class _Selection:
+    """The live rows of each segment for which a condition holds, and how long it took to find them."""
+
+    rows: list[Int64]
+    seconds: float
+    masks: dict[int, Mask] = field(default_factory=dict)
+
+    def mask(self, number: int, size: int) -> Mask:
+        """The rows of one segment as booleans."""
+        if number not in self.masks:
+            self.masks[number] = np.zeros(size, np.bool_)
+            self.masks[number][self.rows[number]] = True
+        return self.masks[number]
+
+
+class Reader(ABC):
+    """Read access to segments of codes of one length."""
+
+    bits: int
+
+    def __init__(self) -> None:
+        self._parts: OrderedDict[tuple[Any, ...], _Part] = OrderedDict()
+        self._selections: OrderedDict[str, _Selection] = OrderedDict()
+
+    @property
+    @abstractmethod
+    def _segments(self) -> Sequence[Segment]: ...
+
+    @property
+    @abstractmethod
+    def id_type(self) -> IdType | None:
+        """What the ids are; None as long as there are none."""
+
+    def __len__(self) -> int:
+        return sum(segment.live for segment in self._segments)
+
+    # --- searching ---
+
+    def search(
+        self,
+        queries: npt.ArrayLike | Codes,
+        k: int = 10,
+        *,
+        scoring: Scoring = "bce",
+        where: str | None = None,
+        bits: int | None = None,
+        engine: EngineName | Literal["auto"] = "auto",
+    ) -> Neighbors:
+        """The k nearest items of each query, exactly (but for the engine "inverted").
+
+        Args:
+            queries: logits float (q, b) with b at least the length searched, or ``Codes`` for Hamming.
+            k: how many, at least 1.
+            scoring: "bce", "asymmetric_hamming" or "hamming" (``search.scoring``).
+            where: a SQL condition on ``id`` and the metadata, like ``"year < 1960 AND place = 'Bern'"``.
+            bits: search by the first so many bits only.
+            engine: "auto" picks by length and size; ``stats`` says what it picked.
+
+        Returns:
+            ids and distances (q, min(k, matching items)); ties in the order of ``scoring.tie_order``.
+
+        Raises:
+            InvalidInputError: queries, k, scoring, condition or bits that cannot be used.
+        """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
+        scorer = self._scorer(queries, scoring, bits)
+        answers = self._merged(scorer, int(k), where, engine)
+        width = min((len(answer.distances) for answer in answers), default=0)
+        rows = (
+            np.concatenate([answer.rows[:width] for answer in answers]) if answers else np.empty(0, np.int64)
+        )
+        scores = np.concatenate([answer.distances[:width] for answer in answers] or [np.empty(0, np.float32)])
+        shape = (len(answers), width)
+        return Neighbors(self._ids(rows).reshape(shape), scores.reshape(shape))
+
+    def range_search(
+        self,
+        queries: npt.ArrayLike | Codes,
+        radius: float,
+        *,
+        scoring: Scoring = "bce",
+        where: str | None = None,
+        bits: int | None = None,
+        engine: EngineName | Literal["auto"] = "auto",
+    ) -> RangeNeighbors:
+        """All items at a distance of at most ``radius`` (in the scoring's own unit); else as ``search``."""
+        if not np.isfinite(radius):
+            raise InvalidInputError(f"the radius must be finite, got {radius}")
+        scorer = self._scorer(queries, scoring, bits)
+        total = len(self)
+        results: dict[int, Found] = {}
+        pending, k = np.arange(len(scorer.weights)), _FIRST_RANGE
+        while len(pending):
+            part = scorer.only(pending)
+            again = []
+            for query, found in zip(pending, self._merged(part, k, where, engine), strict=True):
+                if len(found.rows) == k < total and found.distances[-1] <= radius:
+                    again.append(query)
+                    continue
+                inside = int(np.searchsorted(found.distances, np.float32(radius), side="right"))
+                results[int(query)] = Found(found.rows[:inside], found.distances[:inside])
+            pending, k = np.array(again, np.int64), 8 * k
+        answers = [results[query] for query in range(len(results))]
+        offsets = np.cumsum([0, *(len(answer.rows) for answer in answers)]).astype(np.int64)
+        rows = np.concatenate([answer.rows for answer in answers] or [np.empty(0, np.int64)])
+        scores = np.concatenate([answer.distances for answer in answers] or [np.empty(0, np.float32)])
+        return RangeNeighbors(offsets, self._ids(rows), scores)
+
+    def neighbours_of(
+        self, ids: Any, k: int = 10, *, where: str | None = None, bits: int | None = None
+    ) -> Neighbors:
+        """The items nearest to stored ones, by Hamming distance between codes, each item itself left out.
+
+        Args:
+            ids: one id, or several (q,).
+            k, where, bits: as for ``search``.
+
+        Raises:
+            InvalidInputError: an id that is not in the index.
+        """
+        asked = self._as_ids([ids] if isinstance(ids, str | int | np.integer) else ids)
+        found = self.search(self.get(asked).codes, k + 1, scoring="hamming", where=where, bits=bits)
+        itself = found.ids == asked[:, None]
+        # An item may be beyond the k + 1 nearest: among many at distance 0, or not matching the condition.
+        drop = np.where(itself.any(1), itself.argmax(1), found.ids.shape[1] - 1)
+        if found.ids.shape[1] and (found.ids.shape[1] > k or itself.any()):
+            kept = np.arange(found.ids.shape[1])[None, :] != drop[:, None]
+            shape = (len(asked), found.ids.shape[1] - 1)
+            return Neighbors(found.ids[kept].reshape(shape), found.scores[kept].reshape(shape))
+        return found
+
+    def duplicates(self, radius: int = 0, *, bits: int | None = None) -> Duplicates:
+        """Groups of items whose codes are within a Hamming distance of each other (``duplicates.Duplicates``)."""
+        bits = self.bits if bits is None else check_bits(bits, at_most=self.bits)
+        live = [
+            np.arange(len(segment)) if segment.alive is None else np.flatnonzero(segment.alive)
+            for segment in self._segments
+        ]
+        starts = self._starts()
+        rows = np.concatenate(
+            [start + own for start, own in zip(starts, live, strict=False)] or [np.empty(0, np.int64)]
+        )
+        parts = [segment.codes[own] for segment, own in zip(self._segments, live, strict=True)]
+        codes = Codes.concatenate(parts).prefix(bits) if parts else self._no_codes(bits)
+        return find_duplicates(codes, radius, lambda chosen: self._ids(rows[chosen]))
+
+    # --- reading ---
+
+    def get(self, ids: Any) -> Batch:
+        """The codes and metadata of some items, in the order asked for.
+
+        Raises:
+            InvalidInputError: an id that is not in the index.
+        """
+        asked = self._as_ids(ids)
+        rows = self._find(asked)
+        if (rows < 0).any():
+            missing = asked[rows < 0]
+            raise InvalidInputError(
+                f"{len(missing)} of {len(asked)} ids are not in the index, for example {missing[0]!r}"
+            )
+        starts = np.array(self._starts())
+        owner = np.searchsorted(starts, rows, side="right") - 1
+        packed = np.empty((len(asked), -(-self.bits // 8)), np.uint8)
+        tables, places = [], []
+        for number in np.unique(owner):
+            (mine,) = np.nonzero(owner == number)
+            segment, own = self._segments[int(number)], rows[mine] - starts[number]
+            packed[mine] = segment.codes.packed[own]
+            tables.append(read_rows(segment.metadata, own))
+            places.append(mine)
+        metadata = None
+        if tables:
+            table = pa.concat_tables(tables, promote_options="default").drop_columns("id")
+            if table.num_columns:
+                metadata = table.take(pa.array(np.argsort(np.concatenate(places))))
+        return Batch(asked, Codes(packed, self.bits), metadata)
+
+    def __contains__(self, item: object) -> bool:
+        return bool((self._find(self._as_ids([item])) >= 0).all())
+
+    def batches(self, rows: int = 65536) -> Iterator[Batch]:
+        """All items, ``rows`` or fewer at a time, in an order that is fixed until the next write."""
+        for segment in self._segments:
+            live = np.arange(len(segment)) if segment.alive is None else np.flatnonzero(segment.alive)
+            for start in range(0, len(live), rows):
+                own = live[start : start + rows]
+                table = read_rows(segment.metadata, own).drop_columns("id")
+                yield Batch(segment.ids(own), segment.codes[own], table if table.num_columns else None)
+
+    def engines(self) -> list[dict[str, Any]]:
+        """What was built for searching so far: engine, bits, rows, seconds to build, bytes of memory."""
+        return [
+            {
+                "segment": part.segment.name,
+                "engine": part.engine.name,
+                "exact": part.engine.exact,
+                "bits": part.codes.bits,
+                "rows": len(part.codes),
+                "build_seconds": round(part.seconds, 4),
+                "bytes": part.nbytes,
+                **({"recall_at_100": part.engine.recall} if hasattr(part.engine, "recall") else {}),
+            }
+            for part in self._parts.values()
+        ]
+
+    # --- inside ---
+
+    def _scorer(self, queries: npt.ArrayLike | Codes, scoring: Scoring, bits: int | None) -> BitScorer:
+        bits = self.bits if bits is None else check_bits(bits, at_most=self.bits)
+        if scoring not in SCORINGS or scoring == "symmetric_bce":
+            raise InvalidInputError(
+                f"unknown scoring {scoring!r}; an index answers 'bce', 'asymmetric_hamming' and 'hamming'"
+            )
+        if isinstance(queries, Codes):
+            if scoring != "hamming":
+                raise InvalidInputError(
+                    f"codes are compared by scoring='hamming'; {scoring!r} takes the queries' logits"
+                )
+            queries = queries.unpack().astype(np.float32) - np.float32(0.5)
+        logits = np.asarray(queries)
+        if logits.ndim != 2 or logits.shape[1] < bits or logits.dtype.kind not in "fiu":
+            raise InvalidInputError(
+                f"queries must be logits of shape (q, {bits}) for codes of {bits} bits (or wider, to be cut), "
+                f"got {logits.dtype} {logits.shape}"
+            )
+        return BitScorer.of(scoring, logits[:, :bits], self._no_codes(bits))
+
+    def _no_codes(self, bits: int) -> Codes:
+        return Codes(np.empty((0, -(-bits // 8)), np.uint8), bits)
+
+    def _merged(
+        self, scorer: BitScorer, k: int, where: str | None, engine: EngineName | Literal["auto"]
+    ) -> list[Found]:
+        """The k nearest of all segments, rows counted through all of them."""
+        answers: list[list[Found]] = []
+        for start, part, mask in self._searched(scorer.weights.shape[1], where, engine):
+            found = part.nearest(scorer, k, mask)
+            answers.append([Found(start + one.rows, one.distances) for one in found])
+        if len(answers) == 1:
+            return answers[0]
+        return [self._merge(list(found), k) for found in zip(*answers, strict=True)] or [
+            Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(scorer.weights))
+        ]
+
+    def _merge(self, parts: list[Found], k: int) -> Found:
+        rows = np.concatenate([part.rows for part in parts])
+        distances = np.concatenate([part.distances for part in parts])
+        hashes = np.concatenate([self._hashes(part.rows) for part in parts])
+        order = np.lexsort((hashes, distances))
+        same = (np.diff(distances[order]) == 0) & (hashes[order][1:] == hashes[order][:-1])
+        if same.any():  # ids of equal hash: put in order by the ids themselves
+            ids = self._ids(rows)
+            order = np.lexsort((ids, hashes, distances))
+        order = order[:k]
+        return Found(rows[order], distances[order])
+
+    def _searched(
+        self, bits: int, where: str | None, engine: EngineName | Literal["auto"]
+    ) -> Iterator[tuple[int, _Part, Mask | None]]:
+        """The parts to search: first row of the segment, part, and which of the segment's rows count."""
+        selection = None if where is None else self._select(where)
+        for number, (start, segment) in enumerate(zip(self._starts(), self._segments, strict=False)):
+            if not segment.live:
+                continue
+            if selection is None:
+                part = self._part(segment, bits, engine)
+                yield start, part, segment.alive if segment.entry.deleted > part.dead else None
+                continue
+            rows = selection.rows[number]
+            if len(rows) == 0:
+                continue
+            if len(rows) > _SCAN_SHARE * segment.live:
+                yield start, self._part(segment, bits, engine), selection.mask(number, len(segment))
+            else:
+                yield start, self._selected_part(segment, rows, where, bits, engine), None
+
+    def _part(self, segment: Segment, bits: int, engine: EngineName | Literal["auto"]) -> _Part:
+        key = (segment.folder, bits, engine)
+        part = self._parts.get(key)
+        if part is None or segment.entry.deleted - part.dead > _DEAD_SHARE * len(part.codes):
+            rows = None
+            if segment.alive is not None and segment.entry.deleted > _DEAD_SHARE * len(segment):
+                rows = np.flatnonzero(segment.alive)
+            part = _Part(segment, rows, bits, engine)
+        return self._remember(key, part)
+
+    def _selected_part(
+        self,
+        segment: Segment,
+        rows: Int64,
+        where: str | None,
+        bits: int,
+        engine: EngineName | Literal["auto"],
+    ) -> _Part:
+        key = (segment.folder, bits, engine, where)
+        return self._remember(key, self._parts.get(key) or _Part(segment, rows, bits, engine))
+
+    def _remember(self, key: tuple[Any, ...], part: _Part) -> _Part:
+        """Keep a part, and those of the last few lengths, engines and conditions only."""
+        self._parts[key] = part
+        self._parts.move_to_end(key)
+        variants = list(dict.fromkeys(kept[1:] for kept in reversed(self._parts)))
+        for variant in variants[_VARIANTS_KEPT:]:
+            for old in [kept for kept in self._parts if kept[1:] == variant]:
+                del self._parts[old]
+        return part
+
+    def _select(self, where: str) -> _Selection:
+        """The live rows of each segment for which a condition holds; the last few are remembered."""
+        if where in self._selections:
+            self._selections.move_to_end(where)
+            return self._selections[where]
+        started = time.perf_counter()
+        if not isinstance(where, str):
+            raise InvalidInputError(f"where must be a SQL condition as text, got {where!r}")
+        rows = matching_rows([segment.metadata for segment in self._segments], where)
+        rows = [
+            own if segment.alive is None else own[segment.alive[own]]
+            for own, segment in zip(rows, self._segments, strict=True)
+        ]
+        self._selections[where] = selection = _Selection(rows, time.perf_counter() - started)
+        if len(self._selections) > _FILTERS_KEPT:
+            self._selections.popitem(last=False)
+        return selection
+
+    def _forget_selections(self) -> None:
+        """After a change of what is stored."""
+        self._selections.clear()
+        present = {segment.folder for segment in self._segments}
+        self._parts = OrderedDict(
+            item for item in self._parts.items() if len(item[0]) == 3 and item[0][0] in present
+        )
+
+    def _starts(self) -> list[int]:
+        """The first row of each segment, rows counted through all of them."""
+        return list(accumulate((len(segment) for segment in self._segments[:-1]), initial=0))
+
+    def _hashes(self, rows: Int64) -> npt.NDArray[np.uint64]:
+        return self._gathered(rows, lambda segment, own: segment.hashes[own], np.empty(0, np.uint64))
+
+    def _ids(self, rows: Int64) -> npt.NDArray[Any]:
+        nothing: npt.NDArray[Any] = np.empty(0, np.int64 if self.id_type == "int64" else np.str_)
+        return self._gathered(rows, lambda segment, own: segment.ids(own), nothing)
+
+    def _gathered(self, rows: Int64, read: Any, nothing: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if not len(rows):
+            return nothing
+        if len(self._segments) == 1:
+            return read(self._segments[0], rows)
+        starts = np.array(self._starts())
+        owner = np.searchsorted(starts, rows, side="right") - 1
+        # Empty segments share a start with the next one: the last of them owns the row, which is right.
+        order = np.argsort(owner, kind="stable")
+        pieces = [
+            read(self._segments[number], rows[owner == number] - starts[number])
+            for number in np.unique(owner)
+        ]
+        joined = np.concatenate(pieces)
+        result = np.empty(len(rows), joined.dtype)
+        result[order] = joined
+        return result
+
+    def _as_ids(self, ids: Any) -> npt.NDArray[Any]:
+        found = as_ids(ids)
+        if self.id_type is not None and len(found) and (found.dtype.kind == "i") != (self.id_type == "int64"):
+            expected = "64-bit whole numbers" if self.id_type == "int64" else "strings"
+            raise InvalidInputError(f"the ids of this index are {expected}, got {found[0]!r}")
+        return found
+
+    def _find(self, ids: npt.NDArray[Any]) -> Int64:
+        """The row of each id, rows counted through all segments, or -1."""
+        hashes = id_hashes(ids) if len(ids) else np.empty(0, np.uint64)
+        result = np.full(len(ids), -1, np.int64)
+        for start, segment in zip(self._starts(), self._segments, strict=False):
+            own = segment.find(ids, hashes)
+            result[own >= 0] = start + own[own >= 0]
+        return result
