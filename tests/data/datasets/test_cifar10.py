@@ -40,7 +40,7 @@ def batches(each=EACH):
     """Names, labels and pixels (n, 3072) of six batches."""
     random = np.random.default_rng(0)
     for name in NAMES:
-        labels = random.permutation(np.arange(each, dtype=np.uint8) % 10)
+        labels = random.permutation(np.arange(each) % 10).astype(np.uint8)
         yield name, labels, random.integers(0, 256, (each, 3072), np.uint8)
 
 
