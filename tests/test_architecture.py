@@ -83,6 +83,7 @@ def test_the_rule_sees_what_it_forbids(tmp_path):
         "crovca.search.scoring",
         "crovca.evaluation.metrics, crovca.evaluation.evaluate, crovca.evaluation.report",
         "crovca.data.embeddings, crovca.data.store, crovca.data.encoded",
+        "crovca.data.datasets, crovca.cli.datasets",
         "crovca.cli.main",
     ],
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from crovca.cli import demo, encode, evaluate, train
+from crovca.cli import datasets, demo, encode, evaluate, train
 from crovca.cli.output import notes_for_warnings, stderr
 from crovca.errors import CrovcaError
 
@@ -27,6 +27,7 @@ app.command("train")(train.train)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
+app.command("datasets")(datasets.datasets)
 
 
 @app.callback(invoke_without_command=True)
