@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from crovca.errors import CrovcaError, CrovcaWarning
     from crovca.evaluation.evaluate import Evaluation, evaluate
     from crovca.hasher import CrossModalHasher, Hasher, load_hasher
+    from crovca.search.index import HashIndex
+    from crovca.search.results import Neighbors, RangeNeighbors
+    from crovca.search.shards import ShardedIndex
 
 __version__ = "0.1.0"
 
@@ -26,7 +29,11 @@ _HOMES = {
     "CrovcaWarning": "crovca.errors",
     "Embeddings": "crovca.data.embeddings",
     "Encoded": "crovca.data.encoded",
+    "HashIndex": "crovca.search.index",
     "Hasher": "crovca.hasher",
+    "Neighbors": "crovca.search.results",
+    "RangeNeighbors": "crovca.search.results",
+    "ShardedIndex": "crovca.search.shards",
     "evaluate": "crovca.evaluation.evaluate",
     "load_embeddings": "crovca.data.embeddings",
     "load_hasher": "crovca.hasher",
@@ -40,7 +47,11 @@ __all__ = [
     "Embeddings",
     "Encoded",
     "Evaluation",
+    "HashIndex",
     "Hasher",
+    "Neighbors",
+    "RangeNeighbors",
+    "ShardedIndex",
     "evaluate",
     "load_embeddings",
     "load_hasher",

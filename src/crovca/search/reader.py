@@ -245,7 +245,7 @@ class Reader(ABC):
         if (rows < 0).any():
             missing = asked[rows < 0]
             raise InvalidInputError(
-                f"{len(missing)} of {len(asked)} ids are not in the index, for example {missing[0]!r}"
+                f"{len(missing)} of {len(asked)} ids are not in the index, for example {missing[0].item()!r}"
             )
         starts = np.array(self._starts())
         owner = np.searchsorted(starts, rows, side="right") - 1
@@ -453,7 +453,7 @@ class Reader(ABC):
         found = as_ids(ids)
         if self.id_type is not None and len(found) and (found.dtype.kind == "i") != (self.id_type == "int64"):
             expected = "64-bit whole numbers" if self.id_type == "int64" else "strings"
-            raise InvalidInputError(f"the ids of this index are {expected}, got {found[0]!r}")
+            raise InvalidInputError(f"the ids of this index are {expected}, got {found[0].item()!r}")
         return found
 
     def _find(self, ids: npt.NDArray[Any]) -> Int64:

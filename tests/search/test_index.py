@@ -1,0 +1,520 @@
+"""HashIndex against a model that is a plain dictionary and the oracle."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from crovca import Codes, HashIndex
+from crovca.errors import FileFormatError, InvalidInputError, OutputExistsError, StorageError
+from crovca.search import index as index_module
+from crovca.search import scoring as scoring_module
+from crovca.search.scoring import BitScorer, tie_order, top_k
+from crovca.search.shards import ShardedIndex
+
+SCORINGS = ["hamming", "asymmetric_hamming", "bce"]
+
+
+def random_codes(rng, count, bits, distinct=None):
+    pool = rng.random((distinct or max(count, 1), bits)) < 0.5
+    return Codes.from_bits(pool[rng.integers(0, len(pool), count)])
+
+
+def oracle(ids, codes, logits, k, scoring):
+    """The k nearest of all items, by the scorer and the tie rule alone."""
+    ids = np.asarray(ids)
+    found = top_k(BitScorer.of(scoring, logits, codes), k, ties=tie_order(ids, len(ids)))
+    return ids[found.rows], found.distances
+
+
+def assert_found(found, expected):
+    np.testing.assert_array_equal(found.ids, expected[0])
+    np.testing.assert_array_equal(found.scores, expected[1])
+
+
+@pytest.fixture
+def index(tmp_path):
+    with HashIndex.create(tmp_path / "index", bits=20) as made:
+        yield made
+
+
+class Model(RuleBasedStateMachine):
+    """Any order of writes and reads gives what a dictionary gives."""
+
+    @initialize(bits=st.sampled_from([3, 8, 20, 64, 70]), strings=st.booleans())
+    def start(self, bits, strings):
+        self.folder = tempfile.mkdtemp()
+        self.bits, self.strings = bits, strings
+        self.rng = np.random.default_rng(bits)
+        self.index = HashIndex.create(f"{self.folder}/index", bits)
+        self.items = {}  # id -> (bits, year)
+
+    def ids(self, numbers):
+        return [f"größe/{n}.jpg" for n in numbers] if self.strings else [n - 5 for n in numbers]
+
+    def batch(self, numbers):
+        codes = random_codes(self.rng, len(numbers), self.bits, 12)
+        years = self.rng.integers(1900, 1910, len(numbers))
+        return self.ids(numbers), codes, years
+
+    def put(self, ids, codes, years):
+        for one, bits, year in zip(ids, codes.unpack(), years, strict=True):
+            self.items[one] = (bits, int(year))
+
+    @rule(numbers=st.sets(st.integers(0, 60), min_size=1))
+    def add(self, numbers):
+        ids, codes, years = self.batch(sorted(numbers))
+        if any(one in self.items for one in ids):
+            with pytest.raises(InvalidInputError, match="in the index already"):
+                self.index.add(ids, codes, {"year": years})
+        else:
+            self.index.add(ids, codes, {"year": years})
+            self.put(ids, codes, years)
+
+    @rule(numbers=st.sets(st.integers(0, 60), min_size=1))
+    def upsert(self, numbers):
+        ids, codes, years = self.batch(sorted(numbers))
+        replaced = self.index.upsert(ids, codes, {"year": years})
+        assert replaced == sum(one in self.items for one in ids)
+        self.put(ids, codes, years)
+
+    @rule(numbers=st.lists(st.integers(0, 60)))
+    def delete(self, numbers):
+        ids = self.ids(numbers)
+        gone = {one for one in ids if one in self.items}
+        assert self.index.delete(ids) == len(gone)
+        for one in gone:
+            del self.items[one]
+
+    @rule()
+    def compact(self):
+        self.index.compact()
+        assert len(self.index._segments) <= 1
+
+    @rule()
+    def reopen(self):
+        self.index.close()
+        self.index = HashIndex.open(f"{self.folder}/index", writable=True)
+
+    @precondition(lambda self: self.items)
+    @rule(
+        k=st.integers(1, 70),
+        scoring=st.sampled_from(SCORINGS),
+        year=st.sampled_from([None, 1901, 1908]),
+        cut=st.booleans(),
+        engine=st.sampled_from(["auto", "exact", "accelerator"]),
+    )
+    def search(self, k, scoring, year, cut, engine):
+        bits = max(1, self.bits // 2) if cut else self.bits
+        chosen = {one: item for one, item in self.items.items() if year is None or item[1] < year}
+        where = None if year is None else f"year < {year}"
+        logits = self.rng.normal(size=(3, self.bits))
+        found = self.index.search(logits, k, scoring=scoring, where=where, bits=bits, engine=engine)
+        if not chosen:
+            assert found.ids.shape == (3, 0)
+            return
+        codes = Codes.from_bits(np.array([item[0] for item in chosen.values()])).prefix(bits)
+        assert_found(found, oracle(list(chosen), codes, logits[:, :bits], k, scoring))
+
+    @precondition(lambda self: self.items)
+    @rule()
+    def get(self):
+        ids = list(self.items)[::-1]
+        batch = self.index.get(ids)
+        np.testing.assert_array_equal(batch.codes.unpack(), [self.items[one][0] for one in ids])
+        assert batch.metadata["year"].to_pylist() == [self.items[one][1] for one in ids]
+
+    @invariant()
+    def sizes_agree(self):
+        if hasattr(self, "items"):
+            assert len(self.index) == len(self.items)
+            seen = [one for batch in self.index.batches(7) for one in batch.ids.tolist()]
+            assert sorted(seen) == sorted(self.items)
+
+    def teardown(self):
+        if hasattr(self, "index"):
+            assert self.index.verify() == []
+            self.index.close()
+
+
+Model.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None, derandomize=True)
+TestModel = Model.TestCase
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_large_index_with_ties_filters_deletions_and_segments_is_exact(tmp_path, scoring):
+    rng = np.random.default_rng(0)
+    count, bits = 60_000, 64
+    codes = random_codes(rng, count, bits, 15_000)
+    ids, year = rng.permutation(count), rng.integers(0, 1000, count)
+    with HashIndex.create(tmp_path / "index", bits) as index:
+        for start, stop in ((0, 50_000), (50_000, 55_000), (55_000, 56_000), (56_000, count)):
+            part = slice(start, stop)
+            index.add(ids[part], codes[part], {"year": year[part]})
+        dead = np.isin(ids, rng.choice(count, 3000, replace=False))
+        assert index.delete(ids[dead]) == 3000
+        assert len(index._segments) > 1
+        logits = rng.normal(size=(3, bits)) * 3
+        for keep, where in (
+            (~dead, None),
+            (~dead & (year < 10), "year < 10"),
+            (~dead & (year >= 300), "year >= 300"),
+        ):
+            found = index.search(logits, 100, scoring=scoring, where=where)
+            assert_found(found, oracle(ids[keep], codes[keep], logits, 100, scoring))
+        index.delete(ids[: count // 2])  # so many that engines are built anew
+        keep = ~dead & (np.arange(count) >= count // 2)
+        found = index.search(logits, 100, scoring=scoring, bits=33)
+        assert_found(found, oracle(ids[keep], codes[keep].prefix(33), logits[:, :33], 100, scoring))
+        index.compact()
+        again = index.search(logits, 100, scoring=scoring, bits=33)
+        assert_found(again, (found.ids, found.scores))
+
+
+def test_a_million_ties(tmp_path):
+    """Every item at the same distance: the tie rule alone decides."""
+    ids = np.arange(1_000_000)
+    with HashIndex.create(tmp_path / "index", 64) as index:
+        index.add(ids, Codes(np.zeros((len(ids), 8), np.uint8), 64))
+        order = np.empty(len(ids), np.int64)
+        order[tie_order(ids, len(ids))] = ids
+        found = index.search(np.ones((2, 64)), 1000)
+        np.testing.assert_array_equal(found.ids, [order[:1000]] * 2)
+        assert (found.scores == found.scores[0, 0]).all()
+
+
+def test_ids_whose_hashes_are_equal_are_told_apart(tmp_path, monkeypatch):
+    """With a hash of two values, everything that rests on hashes must still be right."""
+    weak = lambda ids, seed=0: np.array([len(str(one)) % 2 for one in ids], np.uint64)  # noqa: E731
+    for module in (scoring_module, index_module.Rows.of.__globals__, index_module.Reader._find.__globals__):
+        names = module if isinstance(module, dict) else vars(module)
+        monkeypatch.setitem(names, "id_hashes", weak)
+    rng = np.random.default_rng(0)
+    ids = [f"{n}" for n in range(40)]
+    codes = random_codes(rng, 40, 8, 2)
+    with HashIndex.create(tmp_path / "index", 8) as index:
+        index.add(ids[:25], codes[:25])
+        index.add(ids[25:], codes[25:])
+        logits = rng.normal(size=(2, 8))
+        assert_found(index.search(logits, 40), oracle(ids, codes, logits, 40, "bce"))
+        assert index.get(["3", "31"]).ids.tolist() == ["3", "31"]
+        assert index.delete(["3", "31", "99"]) == 2
+        assert "3" not in index and "4" in index
+        with pytest.raises(InvalidInputError, match="twice"):
+            index.add(["x", "y", "x"], codes[:3])
+
+
+def test_range_search(index):
+    rng = np.random.default_rng(0)
+    codes = random_codes(rng, 3000, 20, 200)
+    ids = np.arange(3000)
+    index.add(ids, codes, {"year": ids % 10})
+    logits = rng.normal(size=(4, 20))
+    for scoring, radius in (("hamming", 5), ("hamming", -1), ("bce", 9.5), ("asymmetric_hamming", 1e9)):
+        found = index.range_search(logits, radius, scoring=scoring, where="year = 3")
+        keep = ids % 10 == 3
+        all_ids, all_scores = oracle(ids[keep], codes[keep], logits, 300, scoring)
+        for number, (got, scores) in enumerate(found):
+            inside = all_scores[number] <= radius
+            np.testing.assert_array_equal(got, all_ids[number][inside])
+            np.testing.assert_array_equal(scores, all_scores[number][inside])
+    assert len(found) == 4
+
+
+def test_neighbours_of_an_item_leave_it_out(index):
+    rng = np.random.default_rng(0)
+    codes = random_codes(rng, 500, 20, 30)
+    index.add([f"n{i}" for i in range(500)], codes)
+    found = index.neighbours_of("n7", 5)
+    assert found.ids.shape == (1, 5)
+    assert "n7" not in found.ids
+    ids, scores = oracle([f"n{i}" for i in range(500)], codes, codes[7].unpack() - 0.5, 500, "hamming")
+    others = ids[0] != "n7"
+    np.testing.assert_array_equal(found.ids[0], ids[0][others][:5])
+    np.testing.assert_array_equal(found.scores[0], scores[0][others][:5])
+    assert index.neighbours_of(["n1", "n2"], 1000).ids.shape == (2, 499)
+    with pytest.raises(InvalidInputError, match="1 of 1 ids are not in the index, for example 'nobody'"):
+        index.neighbours_of("nobody")
+
+
+def test_duplicates_by_id(index):
+    codes = Codes.from_bits(np.eye(20, dtype=int)[[0, 0, 5, 5, 5]] | np.eye(20, dtype=int)[[0, 1, 5, 5, 5]])
+    index.add(["a", "b", "c", "d", "e"], codes)
+    assert {frozenset(group.tolist()) for group in index.duplicates(0).groups} == {frozenset("cde")}
+    assert {frozenset(group.tolist()) for group in index.duplicates(1).groups} == {
+        frozenset("cde"),
+        frozenset("ab"),
+    }
+    index.delete(["d", "e", "b"])
+    assert index.duplicates(1).groups == []
+    assert index.duplicates(1, bits=1).items == 2
+
+
+def test_codes_are_queries_for_hamming_only(index):
+    codes = random_codes(np.random.default_rng(0), 50, 20)
+    index.add(np.arange(50), codes)
+    assert (index.search(codes, 1, scoring="hamming").scores == 0).all()
+    with pytest.raises(InvalidInputError, match="'bce' takes the queries' logits"):
+        index.search(codes, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"queries": np.zeros((2, 19))}, r"shape \(q, 20\)"),
+        ({"queries": np.zeros(20)}, r"shape \(q, 20\)"),
+        ({"queries": np.full((1, 20), np.nan)}, "must be finite"),
+        ({"queries": np.array([["a"] * 20])}, "must be logits"),
+        ({"k": 0}, "k must be a whole number of at least 1"),
+        ({"k": 2.5}, "k must be a whole number"),
+        ({"scoring": "cosine"}, "an index answers"),
+        ({"scoring": "symmetric_bce"}, "an index answers"),
+        ({"bits": 21}, "between 1 and 20"),
+        ({"engine": "hnsw"}, "unknown engine"),
+        ({"where": "year ="}, "cannot use where"),
+        ({"where": "colour = 'red'"}, "the columns are id, year"),
+        ({"where": "year + 1"}, "must be a condition"),
+        ({"where": "year < 1; DROP TABLE items"}, "cannot use where"),
+        ({"where": "year < 1) OR (1 = 1"}, "cannot use where"),
+        ({"where": "EXISTS (SELECT * FROM read_csv('/etc/passwd'))"}, "cannot use where"),
+        ({"where": 3}, "where must be a SQL condition as text"),
+        ({"where": ""}, "cannot use where"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(index, arguments, message):
+    index.add(np.arange(600), random_codes(np.random.default_rng(0), 600, 20), {"year": np.arange(600)})
+    arguments = {"queries": np.zeros((1, 20)), **arguments}
+    with pytest.raises((InvalidInputError, ValueError), match=message):
+        index.search(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("ids", "count", "metadata", "message"),
+    [
+        (["a", "b"], 3, None, "2 ids for 3 codes"),
+        (["a", "a"], 2, None, "'a' occurs twice"),
+        ([1.5, 2.5], 2, None, "64-bit whole numbers"),
+        (["a", 1], 2, None, None),  # numpy makes both strings
+        ([[1, 2]], 1, None, "one dimension"),
+        ([True, False], 2, None, "64-bit whole numbers"),
+        ([2**63, 1], 2, None, "64-bit whole numbers"),
+        ([b"a", b"b"], 2, None, "64-bit whole numbers"),
+        (["a", "b"], 2, {"year": [1]}, "1 rows of metadata for 2 items"),
+        (["a", "b"], 2, {"id": [1, 2]}, "cannot be named 'id'"),
+        (["a", "b"], 2, {"Year": [1, 2], "year": [1, 2]}, "does not tell case apart"),
+        (["a", "b"], 2, {"year": [1, "x"]}, "equal length|metadata must be"),
+        (["a", "b"], 2, [1, 2], "metadata must be"),
+    ],
+)
+def test_what_cannot_be_added_is_said_and_adds_nothing(index, ids, count, metadata, message):
+    codes = random_codes(np.random.default_rng(0), count, 20)
+    if message is None:
+        index.add(ids, codes, metadata)
+        return
+    with pytest.raises(InvalidInputError, match=message):
+        index.add(ids, codes, metadata)
+    assert len(index) == 0 and index.generation == 0
+
+
+def test_codes_and_ids_must_be_of_the_indexs_kind(index):
+    codes = random_codes(np.random.default_rng(0), 2, 20)
+    index.add(["a", "b"], codes)
+    with pytest.raises(InvalidInputError, match="20 bits, got 21 bits"):
+        index.add(["c"], random_codes(np.random.default_rng(0), 1, 21))
+    with pytest.raises(InvalidInputError, match="20 bits, got ndarray"):
+        index.add(["c"], codes.packed)
+    with pytest.raises(InvalidInputError, match="ids of this index are strings"):
+        index.add([1, 2], codes)
+    with pytest.raises(InvalidInputError, match="ids of this index are strings"):
+        index.get([1])
+    assert index.delete(["nobody"]) == 0
+
+
+def test_metadata_grows_columns_and_keeps_types(index):
+    codes = random_codes(np.random.default_rng(0), 2, 20)
+    index.add([1, 2], codes, {"year": np.array([1900, 1901], np.int32)})
+    index.add(
+        [3, 4], codes, pa.table({"filename": ["a.jpg", None], "year": pa.array([1902, None], pa.int64())})
+    )
+    index.add([5, 6], codes)
+    everything = {
+        one: row
+        for batch in index.batches()
+        for one, row in zip(batch.ids.tolist(), _rows(batch), strict=True)
+    }
+    assert everything[1]["year"] == 1900 and everything[1].get("filename") is None
+    assert everything[3] == {"year": 1902, "filename": "a.jpg"}
+    assert index.search(np.zeros((1, 20)), 9, where="filename = 'a.jpg'").ids.tolist() == [[3]]
+    assert sorted(index.search(np.zeros((1, 20)), 9, where="year IS NULL").ids[0].tolist()) == [4, 5, 6]
+    assert index.search(np.zeros((1, 20)), 9, where="id = 2").ids.tolist() == [[2]]
+    with pytest.raises(InvalidInputError, match="'year' is int32 in the index, and string here"):
+        index.add([7, 8], codes, {"year": ["old", "new"]})
+    with pytest.raises(InvalidInputError, match="'Year' differs in case alone"):
+        index.add([7, 8], codes, {"Year": [1, 2]})
+
+
+def _rows(batch):
+    return [{} for _ in batch.ids] if batch.metadata is None else batch.metadata.to_pylist()
+
+
+def test_an_empty_index_answers(index):
+    assert index.search(np.zeros((2, 20)), 5).ids.shape == (2, 0)
+    assert index.search(np.zeros((0, 20)), 5).ids.shape == (0, 0)
+    assert len(index.range_search(np.zeros((2, 20)), 5)) == 2
+    assert index.duplicates(2).groups == []
+    assert list(index.batches()) == []
+    index.add([], Codes(np.empty((0, 3), np.uint8), 20))
+    assert index.compact() == 0 and index.verify() == [] and len(index) == 0
+
+
+def test_readers_see_a_generation_until_they_refresh(tmp_path):
+    rng = np.random.default_rng(0)
+    codes = random_codes(rng, 4000, 64)
+    ids = np.arange(4000)
+    with HashIndex.create(tmp_path / "index", 64) as writer:
+        writer.add(ids[:2000], codes[:2000], {"n": ids[:2000]})
+        reader = HashIndex.open(tmp_path / "index")
+        logits = rng.normal(size=(1, 64))
+        before = reader.search(logits, 2000)
+        writer.add(ids[2000:], codes[2000:], {"n": ids[2000:]})
+        writer.delete(ids[:1000])
+        writer.compact()
+        writer.compact()
+        assert len(reader) == 2000
+        np.testing.assert_array_equal(reader.search(logits, 2000).ids, before.ids)
+        # The files that the reader uses are still there, its metadata included, though nothing lists them.
+        assert reader.search(logits, 5, where="n < 10").ids.shape == (1, 5)
+        assert reader.refresh() and not reader.refresh()
+        assert_found(reader.search(logits, 50), oracle(ids[1000:], codes[1000:], logits, 50, "bce"))
+        with pytest.raises(StorageError, match="open for reading only"):
+            reader.add([1], codes[:1])
+        reader.close()
+        writer.delete([3999])
+        assert len(list((tmp_path / "index" / "segments").iterdir())) == 1
+
+
+def test_small_writes_do_not_pile_up_segments(index):
+    codes = random_codes(np.random.default_rng(0), 200, 20)
+    for number in range(200):
+        index.add([number], codes[number])
+    assert len(index._segments) <= 9
+    assert len(index) == 200
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with HashIndex.create(tmp_path / "index", 8):
+        with pytest.raises(StorageError, match=f"being written by process {os.getpid()}"):
+            HashIndex.open(tmp_path / "index", writable=True)
+        HashIndex.open(tmp_path / "index").close()
+    HashIndex.open(tmp_path / "index", writable=True).close()
+
+
+def test_create_replaces_nothing(tmp_path):
+    HashIndex.create(tmp_path / "index", 8).close()
+    with pytest.raises(OutputExistsError, match="exists already"):
+        HashIndex.create(tmp_path / "index", 8)
+    with pytest.raises(InvalidInputError, match="between 1 and 4,096"):
+        HashIndex.create(tmp_path / "other", 0)
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_not_an_index_is_said(tmp_path):
+    with pytest.raises(FileFormatError, match="is not an index: it has no manifest"):
+        HashIndex.open(tmp_path)
+    HashIndex.create(tmp_path / "index", 8).close()
+    manifest = tmp_path / "index" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for change, message in (
+        ({"format_version": 2}, "format version 2, this crovca reads 1; upgrade"),
+        ({"kind": "model"}, "something else"),
+        ({"colour": "red"}, "is damaged"),
+        ({"segments": [{"name": "x"}]}, "is damaged"),
+    ):
+        manifest.write_text(json.dumps({**content, **change}))
+        with pytest.raises(FileFormatError, match=message):
+            HashIndex.open(tmp_path / "index")
+    manifest.write_text("{")
+    with pytest.raises(FileFormatError, match="not valid JSON"):
+        HashIndex.open(tmp_path / "index")
+
+
+def test_shards_are_merged_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    codes = random_codes(rng, 3000, 20, 40)
+    ids = [f"photo {n}" for n in range(3000)]
+    owner = rng.integers(0, 3, 3000)
+    for shard in range(3):
+        with HashIndex.create(tmp_path / f"{shard}", 20) as index:
+            (mine,) = np.nonzero(owner == shard)
+            index.add([ids[row] for row in mine], codes[mine], {"n": mine})
+    shards = ShardedIndex.open([tmp_path / "0", tmp_path / "1", tmp_path / "2"])
+    logits = rng.normal(size=(4, 20))
+    assert len(shards) == 3000
+    for scoring in SCORINGS:
+        assert_found(shards.search(logits, 200, scoring=scoring), oracle(ids, codes, logits, 200, scoring))
+    keep = np.arange(3000) < 700
+    expected = oracle(np.array(ids)[keep], codes[keep], logits, 50, "bce")
+    assert_found(shards.search(logits, 50, where="n < 700"), expected)
+    assert shards.get(["photo 17", "photo 3"]).metadata["n"].to_pylist() == [17, 3]
+    HashIndex.create(tmp_path / "other", 21).close()
+    with pytest.raises(InvalidInputError, match="20 and 21 bits"):
+        ShardedIndex.open([tmp_path / "0", tmp_path / "other"])
+    with pytest.raises(InvalidInputError, match="at least one"):
+        ShardedIndex.open([])
+    shards.close()
+
+
+def test_stats_tell_engines_and_bytes(index):
+    rng = np.random.default_rng(0)
+    index.add(np.arange(5000), random_codes(rng, 5000, 20), {"year": np.arange(5000)})
+    index.search(rng.normal(size=(1, 20)), 5)
+    index.search(rng.normal(size=(1, 20)), 5, bits=8)
+    stats = index.stats()
+    assert [(engine["engine"], engine["bits"]) for engine in stats["engines"]] == [
+        ("scan", 20),
+        ("buckets", 8),
+    ]
+    assert stats["items"] == 5000 and stats["memory_bytes"] == sum(
+        engine["bytes"] for engine in stats["engines"]
+    )
+    assert stats["disk_bytes"]["codes"] >= 15000
+    json.dumps(stats)
+
+
+def test_memory_of_engines_is_bounded(index):
+    rng = np.random.default_rng(0)
+    index.add(np.arange(2000), random_codes(rng, 2000, 20), {"year": np.arange(2000)})
+    for bits in range(1, 21):
+        index.search(rng.normal(size=(1, 20)), 5, bits=bits)
+        index.search(rng.normal(size=(1, 20)), 5, where=f"year < {bits}")
+    assert len(index.engines()) <= 4
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.text(min_size=1, alphabet=st.characters(exclude_characters="\0", codec="utf-8")), unique=True)
+)
+def test_any_string_is_an_id(ids):
+    with tempfile.TemporaryDirectory() as folder, HashIndex.create(f"{folder}/index", 8) as index:
+        index.add(ids, random_codes(np.random.default_rng(0), len(ids), 8))
+        assert sorted(index.search(np.zeros((1, 8)), 1000).ids.ravel().tolist()) == sorted(ids)
+        for one in ids:
+            assert one in index
+
+
+def test_search_does_not_import_torch(tmp_path):
+    with HashIndex.create(tmp_path / "index", 64) as index:
+        index.add(np.arange(2000), random_codes(np.random.default_rng(0), 2000, 64))
+    code = (
+        "import sys, numpy as np, crovca; index = crovca.HashIndex.open(sys.argv[1]); "
+        "index.search(np.ones((1, 64)), 5, where='id < 9'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "index")], check=False).returncode == 0
