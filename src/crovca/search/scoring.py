@@ -45,7 +45,9 @@ __all__ = [
     "bce_distance",
     "cosine_distance",
     "hamming_distance",
+    "hash64",
     "rank",
+    "splitmix64",
     "symmetric_bce_distance",
     "tie_order",
     "top_k",
@@ -390,14 +392,19 @@ def tie_order(ids: npt.NDArray[Any] | None, count: int, *, seed: int = 0) -> npt
     keys = np.arange(count, dtype=np.int64) if ids is None else np.asarray(ids)
     if keys.shape != (count,):
         raise InvalidInputError(f"expected {count} ids in one dimension, got shape {keys.shape}")
-    order = np.lexsort((keys, _hash64(keys, seed)))
+    order = np.lexsort((keys, hash64(keys, seed)))
     places = np.empty(count, np.uint32)
     places[order] = np.arange(count, dtype=np.uint32)
     return places
 
 
-def _hash64(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
-    """splitmix64 chained over the canonical bytes in 8-byte words: int64 little-endian, strings UTF-8."""
+def hash64(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of each id: splitmix64 chained over its canonical bytes in 8-byte words.
+
+    Args:
+        ids: (n,) whole numbers (as int64, little-endian) or strings (UTF-8).
+        seed: another one gives another hash.
+    """
     if ids.dtype.kind in "iu":
         words = ids.astype("<i8").view("<u8")[:, None]
         lengths = np.full(len(ids), 8, np.uint64)
@@ -411,11 +418,12 @@ def _hash64(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
     state = np.full(len(ids), seed, np.uint64)
     for column in range(words.shape[1]):
         used = lengths > np.uint64(8 * column)
-        state[used] = _splitmix64(state[used] ^ words[used, column])
-    return _splitmix64(state ^ lengths)
+        state[used] = splitmix64(state[used] ^ words[used, column])
+    return splitmix64(state ^ lengths)
 
 
-def _splitmix64(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def splitmix64(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The next number of the generator of that name, from each state."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
