@@ -133,10 +133,12 @@ class Decoded:
 
     Attributes:
         image: mode RGB, upright.
+        size: its (width, height) before decoding reduced it.
         note: what should be known about how it was made, or None.
     """
 
     image: Image
+    size: tuple[int, int]
     note: str | None = None
 
 
@@ -157,6 +159,7 @@ def decode(data: bytes, *, smallest: Smallest | None = None) -> Decoded:
     try:
         with pillow.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size)
+            size = image.size
             turn = _orientation(image) if image.format in ("JPEG", "MPO") else 1
             if smallest is not None and image.format in ("JPEG", "MPO"):
                 _reduce(image, smallest, swapped=turn >= 5)
@@ -179,7 +182,9 @@ def decode(data: bytes, *, smallest: Smallest | None = None) -> Decoded:
         raise UnreadableItem("no memory", "not enough memory to decode it") from None
     except Exception as error:  # a decoder may raise anything on damaged bytes
         raise _damaged(error, data) from error
-    return Decoded(upright, "animated: first frame" if pages else None)
+    if (upright.width > upright.height) != (size[0] > size[1]):
+        size = size[::-1]
+    return Decoded(upright, size, "animated: first frame" if pages else None)
 
 
 def _check_size(size: tuple[int, int]) -> None:

@@ -118,7 +118,7 @@ def augment(
     shapes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
     draws = draw(shapes, keys=keys, view=view, seed=seed, recipe=recipe)
     crops = [_crop(image, box, size) for image, box in zip(images, draws.boxes.tolist(), strict=True)]
-    batch = torch.stack(crops)
+    batch = torch.stack(crops).contiguous().float() / 255
     batch = _where(batch, draws.flip, lambda x, _: x.flip(-1))
     for step in range(4):
         for kind, change in enumerate((_brightness, _contrast, _saturation, _hue)):
@@ -187,10 +187,13 @@ def _boxes(
 
 
 def _crop(image: Tensor, box: list[int], size: tuple[int, int]) -> Tensor:
-    """A part of a uint8 (H, W, 3) image as float (3, h, w) in [0, 1]."""
+    """A part of a uint8 (H, W, 3) image, resized: uint8 (3, h, w)."""
     top, left, height, width = box
-    part = image[top : top + height, left : left + width].permute(2, 0, 1)[None].float()
-    return (F.interpolate(part, size, mode="bilinear", antialias=True, align_corners=False)[0] / 255).clamp_(0, 1)
+    part = image[top : top + height, left : left + width].permute(2, 0, 1)[None]
+    if image.device.type == "cpu":  # bytes, as in Pillow, by the processor's vector instructions
+        return F.interpolate(part, size, mode="bilinear", antialias=True)[0]
+    resized = F.interpolate(part.float(), size, mode="bilinear", antialias=True)[0]
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _where(
