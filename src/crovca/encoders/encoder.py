@@ -139,13 +139,17 @@ class Encoder(_Tower):
             InvalidInputError: not floats, or not of the size of ``preprocessing``.
             EncoderError: the model gave numbers that are not finite.
         """
-        with torch.inference_mode():
-            return self._checked(self.forward(pixels)).clone()
+        with torch.no_grad():
+            return self._checked(self.forward(pixels))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """As ``embed``, but with gradients and in the dtype of the model's output; for fine-tuning."""
         height, width = self.preprocessing.size
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, height, width) or not pixels.is_floating_point():
+        if (
+            pixels.ndim != 4
+            or tuple(pixels.shape[1:]) != (3, height, width)
+            or not pixels.is_floating_point()
+        ):
             raise InvalidInputError(
                 f"{self.identity['source']} takes floats (B, 3, {height}, {width}), got {_name(pixels.dtype)} "
                 f"{tuple(pixels.shape)}; prepare images with encoder.preprocessing"
@@ -216,8 +220,8 @@ class TextEncoder(_Tower):
             InvalidInputError: not a sequence of strings.
             EncoderError: the model gave numbers that are not finite.
         """
-        with torch.inference_mode():
-            return self._checked(self.forward(texts)).clone()
+        with torch.no_grad():
+            return self._checked(self.forward(texts))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """As ``embed``, but with gradients and in the dtype of the model's output; for fine-tuning."""
@@ -235,7 +239,11 @@ class TextEncoder(_Tower):
         ).to(self.device)
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         with self._autocast():
-            output = self.model(input_ids=ids, attention_mask=mask) if self.tower.masked else self.model(input_ids=ids)
+            output = (
+                self.model(input_ids=ids, attention_mask=mask)
+                if self.tower.masked
+                else self.model(input_ids=ids)
+            )
         if self.tower.output != "mean":
             return output[self.tower.output]
         hidden = output.last_hidden_state.float()
@@ -361,7 +369,9 @@ def _unloadable(name: str, found: Source, error: Exception) -> CrovcaError:
             f"{found.name}: its weights are of other shapes than config.json says; they do not belong together"
         )
     if isinstance(error, ValueError) and "AutoModel" in text:
-        return EncoderError(f"{found.name} is of a kind that transformers cannot load as {name}: {_line(error)}")
+        return EncoderError(
+            f"{found.name} is of a kind that transformers cannot load as {name}: {_line(error)}"
+        )
     return FileFormatError(
         f"{found.name}: its weights cannot be read ({_line(error)}); they may be truncated: fetch them again"
     )
@@ -381,7 +391,6 @@ def _load_tokenizer(found: Source) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise FileFormatError(f"{found.name}: its tokenizer has no padding token; set pad_token in its files")
-    tokenizer.padding_side = "right"
     return tokenizer
 
 

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["CROPS", "RESAMPLES", "ROUNDINGS", "Preprocessing"]
 
-RESAMPLES: Mapping[int, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+RESAMPLES: Mapping[int, str] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}
 """Pillow's numbers of its filters."""
 ROUNDINGS = ("down", "nearest")
 CROPS = ("down", "half_even")
@@ -97,7 +104,9 @@ class Preprocessing:
             )
         numbers = (*self.mean, *self.std, self.rescale)
         if not all(map(math.isfinite, numbers)) or not all(value > 0 for value in (*self.std, self.rescale)):
-            raise FileFormatError(f"image_std and rescale_factor must be above 0, got {self.std}, {self.rescale}")
+            raise FileFormatError(
+                f"image_std and rescale_factor must be above 0, got {self.std}, {self.rescale}"
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -127,13 +136,13 @@ class Preprocessing:
             )
         width, height = self._resized(original_size or image.size)
         if self.crop is None:
-            return np.array(image.resize((width, height), self.resample))  # type: ignore[arg-type]
+            return np.array(image.resize((width, height), self.resample))
         left, top = self._offset(width, self.crop[1]), self._offset(height, self.crop[0])
         box = (left, top, left + self.crop[1], top + self.crop[0])
         if max(width, height) > _LONGEST * max(self.crop):
             return np.array(self._only_box(image, (width, height), box))
         if image.size != (width, height):
-            image = image.resize((width, height), self.resample)  # type: ignore[arg-type]
+            image = image.resize((width, height), self.resample)
         return np.array(image.crop(box))
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -173,7 +182,9 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -185,7 +196,9 @@ class Preprocessing:
                 f"unknown key {unknown[0]!r} in a preprocessing; expected some of {sorted(known)}"
             )
         try:
-            plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            plain: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+            }
             return cls(**plain)
         except TypeError as error:
             raise FileFormatError(f"incomplete preprocessing: {error}") from error
@@ -242,7 +255,7 @@ class Preprocessing:
         right, bottom = min(box[2], resized[0]), min(box[3], resized[1])
         part = (left * across, top * down, right * across, bottom * down)
         size = (right - left, bottom - top)
-        inside = image.resize(size, self.resample, box=part)  # type: ignore[arg-type]
+        inside = image.resize(size, self.resample, box=part)
         return inside.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top))
 
 
@@ -250,7 +263,7 @@ def _settings(values: Mapping[str, Any], processor: str | None) -> dict[str, Any
     """Fields of a Preprocessing from the keys of preprocessor_config.json, of any age."""
     named = values.get("image_processor_type") or values.get("feature_extractor_type")
     name = _short(named) if isinstance(named, str) else processor
-    if name not in _PROCESSORS:
+    if name is None or name not in _PROCESSORS:
         raise FileFormatError(
             f"image_processor_type is {named!r}, expected one of {sorted(_PROCESSORS)} with 'ImageProcessor' "
             "behind it; if the model's does no more than resize, crop and normalise, name that of them which "
@@ -260,12 +273,12 @@ def _settings(values: Mapping[str, Any], processor: str | None) -> dict[str, Any
     known = {**defaults, **{key: value for key, value in values.items() if value is not None}}
     square = bool(known.get("default_to_square", defaults["square"]))
     resize = _size(known["size"], square) if known.get("do_resize", True) else None
-    crop = None
+    crop: tuple[int, int] | None = None
     if known.get("do_center_crop", "crop_size" in defaults):
         if "crop_size" not in known:
             raise FileFormatError("do_center_crop is true, but there is no crop_size")
-        crop = _size(known["crop_size"], True)
-        crop = (crop, crop) if isinstance(crop, int) else crop
+        sides = _size(known["crop_size"], True)
+        crop = (sides, sides) if isinstance(sides, int) else sides
     if name == "ConvNext" and resize is not None:
         resize, crop = _convnext(resize, known.get("crop_pct", 224 / 256), crop)
     mean, std = known["statistics"]
@@ -286,7 +299,7 @@ def _settings(values: Mapping[str, Any], processor: str | None) -> dict[str, Any
 
 
 def _short(name: str) -> str:
-    """"ViTFeatureExtractor", "ViTImageProcessorFast" and "ViTImageProcessorPil" are all "ViT"."""
+    """ "ViTFeatureExtractor", "ViTImageProcessorFast" and "ViTImageProcessorPil" are all "ViT"."""
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix)
     return name

@@ -6,6 +6,7 @@ Whatever goes wrong ends in one line that says which model, why, and what to do.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +110,15 @@ def locate(source: str | Path, revision: str | None = None) -> Source:
 def _fetched(name: str, revision: str | None, how: str) -> Source:
     library = hub()
     try:
-        folder = Path(library.snapshot_download(name, revision=revision, allow_patterns=[*_DESCRIPTIONS, *_SAFETENSORS]))
+        folder = Path(
+            library.snapshot_download(name, revision=revision, allow_patterns=[*_DESCRIPTIONS, *_SAFETENSORS])
+        )
         if (folder / "config.json").exists() and not any(folder.glob("model*.safetensors")):
-            folder = Path(library.snapshot_download(name, revision=folder.name, allow_patterns=[*_DESCRIPTIONS, *_PICKLED]))
+            folder = Path(
+                library.snapshot_download(
+                    name, revision=folder.name, allow_patterns=[*_DESCRIPTIONS, *_PICKLED]
+                )
+            )
     except CrovcaError:
         raise
     except Exception as error:  # huggingface_hub, its HTTP library and the system each have their own
@@ -120,14 +127,16 @@ def _fetched(name: str, revision: str | None, how: str) -> Source:
 
 
 def _explained(name: str, revision: str | None, how: str, error: Exception) -> CrovcaError:
-    errors = __import__("huggingface_hub.errors", fromlist=["errors"])
+    errors = importlib.import_module("huggingface_hub.errors")
     at = "" if revision is None else f" at revision {revision!r}"
     if isinstance(error, errors.GatedRepoError):
         return EncoderError(
             f"{name} is gated: its owners give access on request; {how.removeprefix('gated: ') or _ACCESS}"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return EncoderError(f"{name} has no revision {revision!r}; leave it out, or take one from the model's page")
+        return EncoderError(
+            f"{name} has no revision {revision!r}; leave it out, or take one from the model's page"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return EncoderError(
             f"there is no model {name!r} on the hub, or it is private and you are not logged in; "
@@ -135,13 +144,18 @@ def _explained(name: str, revision: str | None, how: str, error: Exception) -> C
         )
     if isinstance(error, errors.HFValidationError):
         return ConfigError(f"{name!r} is neither a folder nor an id of the hub ({_line(error)})")
-    offline = isinstance(error, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    offline = isinstance(error, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE", "0") not in (
+        "",
+        "0",
+    )
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) and offline:
         return EncoderError(
             f"{name}{at} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it; unset it, or give a "
             "local folder"
         )
-    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError) or _is_network(error):
+    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError) or _is_network(
+        error
+    ):
         return EncoderError(
             f"{name}{at} is not in the local cache, and the hub cannot be reached ({_cause(error)}); check the "
             "network, or copy the model's folder here and give its path"
@@ -153,8 +167,11 @@ _ACCESS = "ask for it on its page at huggingface.co, then log in with 'hf auth l
 
 
 def _is_network(error: BaseException) -> bool:
-    return any(kind.__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
-               and kind.__name__ in ("TransportError", "ConnectionError", "HTTPError") for kind in type(error).__mro__)
+    return any(
+        kind.__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+        and kind.__name__ in ("TransportError", "ConnectionError", "HTTPError")
+        for kind in type(error).__mro__
+    )
 
 
 def _cause(error: BaseException) -> str:
@@ -192,7 +209,9 @@ def _parts(source: Source, index: Path) -> list[Path]:
     names = sorted({str(part) for part in parts.values()})
     for name in names:
         if Path(name).name != name or not (source.folder / name).is_file():
-            raise FileFormatError(f"{source.name}: {index.name} names {name!r}, which is not in {source.folder}")
+            raise FileFormatError(
+                f"{source.name}: {index.name} names {name!r}, which is not in {source.folder}"
+            )
     return [source.folder / name for name in names]
 
 
