@@ -6,6 +6,7 @@
      ├── InvalidInputError       an array, a label or an argument that cannot be used   (ValueError)
      ├── FileFormatError         a file that is not what it should be                   (ValueError)
      ├── ConfigError             unknown, contradictory or out-of-range settings        (ValueError)
+     ├── EncoderError            a foundation model cannot be found, fetched or loaded  (RuntimeError)
      ├── OutputExistsError       something stands where the result should go
      ├── StorageError            the operating system refused to read or write
      ├── NotFittedError          a hasher used before ``fit``                           (ValueError, AttributeError)
@@ -22,6 +23,7 @@ __all__ = [
     "ConfigError",
     "CrovcaError",
     "CrovcaWarning",
+    "EncoderError",
     "FileFormatError",
     "InvalidInputError",
     "MissingDependencyError",
@@ -48,6 +50,10 @@ class FileFormatError(CrovcaError, ValueError):
 
 class ConfigError(CrovcaError, ValueError):
     """A setting is unknown, out of range, or contradicts another."""
+
+
+class EncoderError(CrovcaError, RuntimeError):
+    """A foundation model cannot be found, fetched or loaded."""
 
 
 class OutputExistsError(CrovcaError):

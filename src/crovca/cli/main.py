@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from crovca.cli import demo, encode, evaluate, train
+from crovca.cli import convert, demo, encode, evaluate, train
 from crovca.cli.output import notes_for_warnings, stderr
 from crovca.errors import CrovcaError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
+app.command("convert")(convert.convert)
 app.command("demo")(demo.demo)
 
 
