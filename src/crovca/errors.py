@@ -11,13 +11,16 @@
      ├── StorageError            the operating system refused to read or write
      ├── NotFittedError          a hasher used before ``fit``                           (ValueError, AttributeError)
      ├── MissingDependencyError  an optional package is not installed                   (ImportError)
-     └── TrainingError           training itself failed                                 (RuntimeError)
+     ├── TrainingError           training itself failed                                 (RuntimeError)
+     └── WorkerError             another process of the same run failed                 (RuntimeError)
 
 A message says what was got, what was expected and what to do. The command line prints it in one
 line and leaves with ``exit_status``: 2 where the user can mend it, 1 where something failed.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 __all__ = [
     "ConfigError",
@@ -31,6 +34,7 @@ __all__ = [
     "OutputExistsError",
     "StorageError",
     "TrainingError",
+    "WorkerError",
 ]
 
 
@@ -84,6 +88,17 @@ class TrainingError(CrovcaError, RuntimeError):
     """Training itself failed, for example because the loss became NaN."""
 
     exit_status = 1
+
+
+class WorkerError(CrovcaError, RuntimeError):
+    """Another process of the same run failed: with an error of its own, whose message this is, or by dying."""
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.exit_status)
 
 
 class CrovcaWarning(UserWarning):

@@ -34,7 +34,11 @@ def scan(root: Path) -> tuple[list[tuple[str, int]], list[str]]:
 
 
 def _scan(
-    folder: Path, prefix: str, above: tuple[tuple[int, int], ...], images: list[tuple[str, int]], others: list[str]
+    folder: Path,
+    prefix: str,
+    above: tuple[tuple[int, int], ...],
+    images: list[tuple[str, int]],
+    others: list[str],
 ) -> None:
     try:
         here = folder.stat()
@@ -131,5 +135,7 @@ def _labels(rows: list[list[str]], columns: int, path: Path) -> npt.NDArray[Any]
         return values[:, 0]
     wrong = np.flatnonzero((values > 1).any(axis=1))
     if len(wrong):
-        raise FileFormatError(f"{path}: labels must be 0 or 1 where there are several; item {wrong[0]} has others")
+        raise FileFormatError(
+            f"{path}: labels must be 0 or 1 where there are several; item {wrong[0]} has others"
+        )
     return values.astype(np.bool_)

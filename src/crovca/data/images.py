@@ -108,7 +108,8 @@ _OTHERS = (
     (rb"\x1f\x8b", "gzip", False),
 )
 _MAGIC = re.compile(
-    rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0\0\0\0|II\*\0|MM\0\*|RIFF....WEBP|....ftypavi[fs]|\0\0\0\x0cjP|P[1-7]\s|qoif", re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0\0\0\0|II\*\0|MM\0\*|RIFF....WEBP|....ftypavi[fs]|\0\0\0\x0cjP|P[1-7]\s|qoif",
+    re.DOTALL,
 )
 
 
@@ -193,7 +194,8 @@ def _check_size(size: tuple[int, int]) -> None:
         raise UnreadableItem("damaged", f"{size[0]} x {size[1]} pixels")
     if size[0] * size[1] > MAX_PIXELS:
         raise UnreadableItem(
-            "too large", f"{size[0]} x {size[1]} pixels, the limit is {MAX_PIXELS:,} in all (decompression bomb)"
+            "too large",
+            f"{size[0]} x {size[1]} pixels, the limit is {MAX_PIXELS:,} in all (decompression bomb)",
         )
     if long > MAX_ASPECT * short:
         raise UnreadableItem("too narrow", f"{size[0]} x {size[1]} pixels")
@@ -269,8 +271,12 @@ def _unidentified(data: bytes) -> UnreadableItem:
 def _damaged(error: Exception, data: bytes) -> UnreadableItem:
     text = " ".join(str(error).split())[:200] or type(error).__name__
     text = re.sub(r" object at 0x[0-9a-f]+", "", text)  # the same bytes give the same text
-    early = re.search(r"truncated|unexpected end|premature|end of (data|file|stream)|not enough", text, re.IGNORECASE)
-    if data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data):  # WebP: Pillow does not say it
+    early = re.search(
+        r"truncated|unexpected end|premature|end of (data|file|stream)|not enough", text, re.IGNORECASE
+    )
+    if data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(
+        data
+    ):  # WebP: Pillow does not say it
         return UnreadableItem("truncated", f"{len(data)} bytes of {int.from_bytes(data[4:8], 'little') + 8}")
     if isinstance(error, EOFError) or early:
         return UnreadableItem("truncated", text)

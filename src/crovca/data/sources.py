@@ -71,7 +71,11 @@ class Source(Generic[T]):
 
 
 def build_source(
-    kind: str, ids: Sequence[str] | npt.NDArray[Any], fetch: Callable[[int], T], fingerprint: Iterable[str], **known: Any
+    kind: str,
+    ids: Sequence[str] | npt.NDArray[Any],
+    fetch: Callable[[int], T],
+    fingerprint: Iterable[str],
+    **known: Any,
 ) -> Source[T]:
     """Make a source: ids are checked, repeated ones become faults, the fingerprint's parts are hashed."""
     faults: dict[int, Fault] = known.pop("faults", {})
@@ -101,7 +105,9 @@ def read_file(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (FileNotFoundError, NotADirectoryError):
         broken = path.is_symlink()
-        raise UnreadableItem("missing", "the link leads nowhere" if broken else "there is no such file") from None
+        raise UnreadableItem(
+            "missing", "the link leads nowhere" if broken else "there is no such file"
+        ) from None
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise UnreadableItem("not a file", "a socket") from error
@@ -158,7 +164,9 @@ def open_images(
     if root is not None and found.kind != "split file":
         raise InvalidInputError(f"{path}: a root goes with a split file; this is a {found.kind}")
     if (image_column or caption_column) and found.kind not in ("Parquet", "Hugging Face dataset"):
-        raise InvalidInputError(f"{path}: columns are named for Parquet and Hugging Face data; this is a {found.kind}")
+        raise InvalidInputError(
+            f"{path}: columns are named for Parquet and Hugging Face data; this is a {found.kind}"
+        )
     return found
 
 
@@ -185,7 +193,9 @@ def _open_folder(path: Path, columns: dict[str, str | None]) -> Source[bytes]:
     if (path / "manifest.json").is_file() and any(path.glob("part-*")):
         raise InvalidInputError(f"{path} is a store of embeddings already; give the images")
     files, others = folders.scan(path)
-    by_suffix = {suffix: [file for file in others if file.lower().endswith(suffix)] for suffix in (".parquet", ".tar")}
+    by_suffix = {
+        suffix: [file for file in others if file.lower().endswith(suffix)] for suffix in (".parquet", ".tar")
+    }
     if files:
         return folders.open_folder(path, files, len(others))
     if by_suffix[".parquet"]:

@@ -215,7 +215,11 @@ def write_part(
     if errors:
         rows = {name: [getattr(error, name) for error in errors] for name in _ERROR_COLUMNS}
         described = {name: pa.array(rows[name], pa.string()) for name in _ERROR_COLUMNS[1:]}
-        pq.write_table(pa.table({"id": pa.array(rows["id"]), **described}), part / "errors.parquet", write_page_checksum=True)
+        pq.write_table(
+            pa.table({"id": pa.array(rows["id"]), **described}),
+            part / "errors.parquet",
+            write_page_checksum=True,
+        )
 
 
 def write_manifest(path: Path, rows: Sequence[int], values: Mapping[str, Any]) -> None:

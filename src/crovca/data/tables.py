@@ -48,11 +48,18 @@ def open_parquet_images(
     try:
         described = pa.concat_tables([file.read(columns=wanted) for file in files])
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise FileFormatError(f"{paths[0]}: its columns {wanted} cannot be read ({str(error).splitlines()[0]})") from error
+        raise FileFormatError(
+            f"{paths[0]}: its columns {wanted} cannot be read ({str(error).splitlines()[0]})"
+        ) from error
     rows = sum(file.metadata.num_rows for file in files)
     reader = _ParquetColumn(files, name)
-    stamps = [f"{path.name}\0{path.stat().st_size}\0{file.metadata.num_rows}" for path, file in zip(paths, files, strict=True)]
-    return _table_source("Parquet", described, rows, reader.value, root, name, caption_column, [name, *stamps], paths[0])
+    stamps = [
+        f"{path.name}\0{path.stat().st_size}\0{file.metadata.num_rows}"
+        for path, file in zip(paths, files, strict=True)
+    ]
+    return _table_source(
+        "Parquet", described, rows, reader.value, root, name, caption_column, [name, *stamps], paths[0]
+    )
 
 
 def open_saved_dataset(path: Path, *, image_column: str | None, caption_column: str | None) -> Source[bytes]:
@@ -66,16 +73,22 @@ def open_saved_dataset(path: Path, *, image_column: str | None, caption_column: 
 
     if (path / "dataset_dict.json").is_file():
         splits = read_json(path / "dataset_dict.json", "saved dataset").get("splits")
-        raise InvalidInputError(f"{path} holds the splits {splits}; give one of them, like {path / str((splits or ['train'])[0])}")
+        raise InvalidInputError(
+            f"{path} holds the splits {splits}; give one of them, like {path / str((splits or ['train'])[0])}"
+        )
     state = read_json(path / "state.json", "saved dataset")
     if state.get("_indices_data_files"):
-        raise InvalidInputError(f"{path} was saved with an index of chosen rows; save dataset.flatten_indices() instead")
+        raise InvalidInputError(
+            f"{path} was saved with an index of chosen rows; save dataset.flatten_indices() instead"
+        )
     try:
         names = [str(file["filename"]) for file in state["_data_files"]]
         parts = [pa.ipc.open_stream(pa.memory_map(str(path / name))).read_all() for name in names]
         table = pa.concat_tables(parts)
     except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{path} is not a readable saved dataset ({str(error).splitlines()[0]})") from error
+        raise FileFormatError(
+            f"{path} is not a readable saved dataset ({str(error).splitlines()[0]})"
+        ) from error
     name = _image_column(table.schema, image_column, path)
     images = table.column(name)
     stamps = [f"{name}\0{(path / name).stat().st_size}" for name in names]
@@ -114,7 +127,9 @@ def open_parquet(path: Path) -> Any:
         ) from error
 
 
-def pick_column(names: list[str], wanted: str | None, usual: tuple[str, ...], what: str, path: Path, option: str) -> str:
+def pick_column(
+    names: list[str], wanted: str | None, usual: tuple[str, ...], what: str, path: Path, option: str
+) -> str:
     """The column that was asked for, or the first of the usual names.
 
     Raises:
@@ -168,8 +183,14 @@ class _ParquetColumn:
 
         file, number, _ = self._groups[group]
         left = None
-        for batch in file.iter_batches(_WINDOW_ROWS, row_groups=[number], columns=[self._name], use_threads=False):
-            left = batch.column(0) if left is None or not len(left) else pa.concat_arrays([left, batch.column(0)])
+        for batch in file.iter_batches(
+            _WINDOW_ROWS, row_groups=[number], columns=[self._name], use_threads=False
+        ):
+            left = (
+                batch.column(0)
+                if left is None or not len(left)
+                else pa.concat_arrays([left, batch.column(0)])
+            )
             while len(left) >= _WINDOW_ROWS:
                 yield left[:_WINDOW_ROWS]
                 left = left[_WINDOW_ROWS:]
@@ -211,13 +232,20 @@ def _image_column(schema: Any, wanted: str | None, path: Path) -> str:
     likely += [name for name in ("image", "img", "image_path", "path", "file_name") if name in schema.names]
     name = pick_column(schema.names, wanted, tuple(likely), "images", path, "--image-column")
     kind = schema.field(name).type
-    if not (holds_images(kind) or is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise InvalidInputError(f"{path}: column {name!r} has the type {kind}; expected bytes, paths, or a struct of them")
+    if not (
+        holds_images(kind) or is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ):
+        raise InvalidInputError(
+            f"{path}: column {name!r} has the type {kind}; expected bytes, paths, or a struct of them"
+        )
     return name
 
 
 def _described_columns(schema: Any, caption_column: str | None, path: Path) -> list[str]:
-    names = [next((name for name in usual if name in schema.names), None) for usual in (_ID_COLUMNS, _LABEL_COLUMNS)]
+    names = [
+        next((name for name in usual if name in schema.names), None)
+        for usual in (_ID_COLUMNS, _LABEL_COLUMNS)
+    ]
     if caption_column is not None:
         names.append(pick_column(schema.names, caption_column, (), "captions", path, "--caption-column"))
     elif "caption" in schema.names:
@@ -245,7 +273,9 @@ def _table_source(
     if id_column is not None:
         ids = column(described, id_column, path)
         if ids.dtype.kind not in "iuU":
-            raise InvalidInputError(f"{path}: column {id_column!r} must hold whole numbers or strings, got {ids.dtype}")
+            raise InvalidInputError(
+                f"{path}: column {id_column!r} must hold whole numbers or strings, got {ids.dtype}"
+            )
     caption = caption_column or ("caption" if "caption" in names else None)
     captions = None
     if caption is not None:
@@ -274,16 +304,28 @@ def _table_labels(table: Any, path: Path) -> tuple[npt.NDArray[Any] | None, list
     if name is None:
         return None, []
     if table.column(name).null_count:
-        return None, [f"labels are left out: {table.column(name).null_count:,} of {table.num_rows:,} are missing"]
+        return None, [
+            f"labels are left out: {table.column(name).null_count:,} of {table.num_rows:,} are missing"
+        ]
     try:
         labels = column(table, name, path)
     except FileFormatError as error:
         return None, [f"labels are left out: {error}"]
     named = _class_names(table.schema, name)
-    if named and labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels) and 0 <= labels.min() <= labels.max() < len(named):
+    if (
+        named
+        and labels.ndim == 1
+        and labels.dtype.kind in "iu"
+        and len(labels)
+        and 0 <= labels.min() <= labels.max() < len(named)
+    ):
         return np.array(named)[labels], []
     if labels.ndim == 2:
-        return (labels.astype(np.bool_), []) if np.isin(labels, (0, 1)).all() else (None, ["labels are left out: not 0 or 1"])
+        return (
+            (labels.astype(np.bool_), [])
+            if np.isin(labels, (0, 1)).all()
+            else (None, ["labels are left out: not 0 or 1"])
+        )
     if labels.dtype.kind in "iub":
         return labels.astype(np.int64), []
     return (labels, []) if labels.dtype.kind == "U" else (None, ["labels are left out: real numbers"])

@@ -109,7 +109,11 @@ def _samples(path: Path, prefix: str) -> list[_Sample]:
         if sample.image is None and sample.fault is None:
             sample.fault = ("missing", f"no image, only {', '.join(sample.described) or 'other files'}")
     if rest is not None:
-        samples.append(_Sample(f"{prefix}{path.name}" if not prefix else prefix.rstrip("/"), path, fault=("damaged", rest)))
+        samples.append(
+            _Sample(
+                f"{prefix}{path.name}" if not prefix else prefix.rstrip("/"), path, fault=("damaged", rest)
+            )
+        )
     return samples
 
 

@@ -36,7 +36,9 @@ def open_texts(path: Path, caption_column: str | None) -> Source[str]:
         return _open_csv(path, caption_column, "\t" if suffix == ".tsv" else ",")
     if suffix == ".parquet":
         return _open_parquet(path, caption_column)
-    raise FileFormatError(f"{path}: not a source of texts; expected .txt, .csv, .tsv, .parquet, or a store with captions")
+    raise FileFormatError(
+        f"{path}: not a source of texts; expected .txt, .csv, .tsv, .parquet, or a store with captions"
+    )
 
 
 def _open_lines(path: Path) -> Source[str]:
@@ -113,14 +115,18 @@ def _open_store(path: Path, caption_column: str | None) -> Source[str]:
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
-        raise FileFormatError(f"{path}: the parts do not fit together ({str(error).splitlines()[0]})") from error
+        raise FileFormatError(
+            f"{path}: the parts do not fit together ({str(error).splitlines()[0]})"
+        ) from error
     texts = [_text(value) for value in table.column("caption").to_pylist()]
     described = _described(table, path, len(texts), texts)
     content = "\0".join([*map(str, described[0]), *texts]).encode()
     return _source("captions of a store", path, content, *described, {})
 
 
-def _described(table: Any, path: Path, rows: int, texts: list[str]) -> tuple[Any, list[str], npt.NDArray[Any] | None]:
+def _described(
+    table: Any, path: Path, rows: int, texts: list[str]
+) -> tuple[Any, list[str], npt.NDArray[Any] | None]:
     ids: Any = np.arange(rows)
     labels = None
     for name in _ID_COLUMNS:

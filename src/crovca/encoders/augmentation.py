@@ -197,7 +197,10 @@ def _crop(image: Tensor, box: list[int], size: tuple[int, int]) -> Tensor:
 
 
 def _where(
-    batch: Tensor, chosen: npt.NDArray[np.bool_], change: Any, strengths: npt.NDArray[np.float32] | None = None
+    batch: Tensor,
+    chosen: npt.NDArray[np.bool_],
+    change: Any,
+    strengths: npt.NDArray[np.float32] | None = None,
 ) -> Tensor:
     """The batch with ``change`` done to the chosen images."""
     rows = np.flatnonzero(chosen)
