@@ -60,7 +60,9 @@ def save(model, folder: Path, processor: str | None = None, **options) -> Path:
 
     with torch.no_grad():  # initial weights are too alike to tell a wrong one
         for parameter in model.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim == 4:  # convolutions: else deep ones forget their input
+                torch.nn.init.kaiming_normal_(parameter)
+            elif parameter.ndim > 1:
                 parameter.add_(0.05 * torch.randn_like(parameter))
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
