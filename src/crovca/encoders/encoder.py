@@ -154,6 +154,8 @@ class Encoder(_Tower):
                 f"{self.identity['source']} takes floats (B, 3, {height}, {width}), got {_name(pixels.dtype)} "
                 f"{tuple(pixels.shape)}; prepare images with encoder.preprocessing"
             )
+        if len(pixels) == 0:
+            return torch.zeros(0, self.width, device=self.device)
         pixels = pixels.to(self.device, torch.float32, non_blocking=True)
         if self.family.convolutional:
             pixels = pixels.contiguous(memory_format=torch.channels_last)

@@ -39,7 +39,7 @@ CROPS = ("down", "half_even")
 
 _REDUCING_GAP = 2
 """A JPEG is decoded at no less than this many times the size that it is resized to."""
-_LONGEST = 16
+_LONGEST = 64
 """An image resized to more than this many times the crop's length is resized where the crop is alone."""
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -161,7 +161,7 @@ class Preprocessing:
 
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise InvalidInputError(
-                f"expected uint8 pixels (B, H, W, 3), got {pixels.dtype} {tuple(pixels.shape)}"
+                f"expected uint8 pixels (B, H, W, 3), got {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}"
             )
         scale = torch.tensor([self.rescale / std for std in self.std], device=pixels.device)
         shift = torch.tensor(
@@ -249,7 +249,10 @@ class Preprocessing:
         return round(spare / 2) if spare >= 0 else -(-spare // 2)
 
     def _only_box(self, image: Image, resized: tuple[int, int], box: tuple[int, int, int, int]) -> Image:
-        """A part of an image that would be huge if it were resized whole (of 10 x 100,000 pixels)."""
+        """A part of an image that would be huge if it were resized whole (of 10 x 100,000 pixels).
+
+        Nearly all of its pixels are those of the whole image to one level; they are exact below ``_LONGEST``.
+        """
         across, down = image.width / resized[0], image.height / resized[1]
         left, top = max(box[0], 0), max(box[1], 0)
         right, bottom = min(box[2], resized[0]), min(box[3], resized[1])
