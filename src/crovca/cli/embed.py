@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from crovca.encoders.runners import Rank
 
 __all__ = ["embed"]
-
-_SHARD_SIZES = {"cpu": 4096, "cuda": 32768}
-_LIBRARIES = ("crovca", "torch", "transformers", "pillow", "kornia", "tokenizers")
 
 
 def embed(
@@ -64,6 +60,12 @@ def embed(
     caption_column: Annotated[
         str | None, typer.Option(help="Tables: column of the captions [default: found].", show_default=False)
     ] = None,
+    resize_rounding: Annotated[
+        Literal["down", "nearest"] | None,
+        typer.Option(
+            help="Of a resized image's longer side [default: the encoder's own].", show_default=False
+        ),
+    ] = None,
     views: Annotated[
         int, typer.Option(help="1: the image as it is; more: so many augmented views, as in the paper.")
     ] = 1,
@@ -94,7 +96,7 @@ def embed(
     the same bytes as one that was not. What cannot be read is counted, and listed in STORE/part-*/errors.parquet.
     """
     from crovca.encoders.job import Origin, begin_job, read_job
-    from crovca.encoders.pipeline import finish, make_worker, missing_shards, summarise
+    from crovca.encoders.pipeline import finish, make_worker, missing_shards, plan_job, summarise
     from crovca.encoders.runners import find_rank
 
     if (images is None) == (texts is None):
@@ -129,12 +131,13 @@ def embed(
                 name: getattr(begun, name) if value == "auto" else value for name, value in asked.items()
             }
         tower = _load(origin, encoder, revision, asked, rank)
-        job = _plan(origin, source, tower, encoder, revision, begun, {
-            "v": views, "seed": seed, "stored": stored, "shard_size": shard_size,
-            "threads": threads, "batch_size": _parse_batch_size(batch_size),
-        })  # fmt: skip
+        if resize_rounding is not None:
+            _set_rounding(tower, resize_rounding)
+        chosen = {"v": views, "seed": seed, "stored": stored, "shard_size": shard_size, "threads": threads}
+        chosen["batch_size"] = _parse_batch_size(batch_size)
+        job = plan_job(origin, source, tower, encoder, revision, chosen, begun)
         if force:
-            remove(output)
+            remove(output)  # not before everything else was found to be in order
         job = begin_job(output, job)
         _note_versions(job, reporter)
         missing = missing_shards(output, job)
@@ -149,7 +152,6 @@ def embed(
         if mine:
             _run(runner, workers, job, output, mine, advance, lambda: make_worker(job, source, tower))
         seconds = time.perf_counter() - started
-        (output / MANIFEST).unlink(missing_ok=True) if mine else None
         finish(output, job)
     _report(output, job, summarise(output, job), advance.items, seconds, reporter.notes, json)
 
@@ -198,45 +200,12 @@ def _load(
     return kind.load(encoder, revision=revision, device=where, dtype=asked["dtype"])
 
 
-def _plan(
-    origin: Origin,
-    source: Source[Any],
-    tower: Encoder | TextEncoder,
-    encoder: str,
-    revision: str | None,
-    begun: Job | None,
-    asked: dict[str, Any],
-) -> Job:
-    """The job that was asked for; what was left open is as it was begun, or chosen now."""
-    from crovca.encoders.job import Job
-    from crovca.encoders.pipeline import choose_batch_size
+def _set_rounding(tower: Encoder | TextEncoder, rounding: Literal["down", "nearest"]) -> None:
+    from crovca.encoders.encoder import Encoder
 
-    kind = tower.device.type
-    open_ = [name for name, value in asked.items() if value is None]
-    if begun is not None:
-        asked |= {name: getattr(begun, name) for name in open_}
-    else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        chosen = {
-            "shard_size": _SHARD_SIZES[kind],
-            "threads": 1 if origin.modality == "images" else cores,
-        }
-        if "batch_size" in open_:
-            chosen["batch_size"] = choose_batch_size(tower)
-        asked |= {name: chosen[name] for name in open_}
-    return Job(
-        origin=origin,
-        fingerprint=source.fingerprint,
-        items=len(source),
-        encoder=encoder,
-        revision=revision,
-        identity=tower.identity,
-        d=tower.width,
-        dtype=str(tower.dtype).removeprefix("torch."),
-        device=kind,
-        versions=_versions(),
-        **asked,
-    )
+    if not isinstance(tower, Encoder):
+        raise ConfigError("--resize-rounding goes with images")
+    tower.preprocessing = replace(tower.preprocessing, resize_rounding=rounding)
 
 
 def _run(
@@ -252,18 +221,10 @@ def _run(
         runners.run_here(worker(), output, shards, advance)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _note_versions(job: Job, reporter: Reporter) -> None:
-    now = _versions()
+    from crovca.encoders.pipeline import versions
+
+    now = versions()
     changed = [
         f"{name} {old} (now {now.get(name)})" for name, old in job.versions.items() if now.get(name) != old
     ]

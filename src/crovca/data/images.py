@@ -1,11 +1,11 @@
 """Decoding: from the bytes of a file to an RGB image, or the reason why there is none.
 
-``decode`` never stops a job: whatever the bytes are, it returns an image or raises ``UnreadableItem``, whose reason is one
-of ``REASONS``. What is handled, and how:
+``decode`` never stops a job: whatever the bytes are, it returns an image or raises ``UnreadableItem``, whose
+reason is one of ``REASONS``. What is handled, and how:
 
 ==================  ==========================================================================================
 EXIF orientation    the image is turned upright; an orientation that cannot be read counts as upright
-CMYK, YCCK          converted without colour profiles; JPEG with Adobe's marker holds inverted inks, without it plain ones
+CMYK, YCCK          converted without colour profiles; in JPEG inks are inverted where Adobe's marker says so
 alpha, palettes     laid on a white background
 16-bit grey         scaled to 8 bits (divided by 257, rounded), never clipped
 32-bit, float grey  stretched from the smallest to the largest value (values within 16 bits: as 16-bit grey)
@@ -291,7 +291,7 @@ def _pillow() -> ModuleType:
         from PIL import Image
     except ImportError:
         raise MissingDependencyError("pillow", "images", "reading images") from None
-    # What is wrong with an image becomes its reason. Pillow's warning of large images comes below MAX_PIXELS, its refusal above.
+    # What is wrong with an image becomes its reason. Pillow warns of large images below MAX_PIXELS, and refuses above.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     return Image

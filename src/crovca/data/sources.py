@@ -1,7 +1,7 @@
 """Where images and texts come from: a fixed list of items, each of which can be read by its number.
 
-``open_images`` takes a folder, a split file, Parquet, a saved Hugging Face dataset or WebDataset tars; ``open_texts`` a .txt,
-.csv, .tsv or .parquet, or a store whose items have captions. Opening the same data again gives the same list in the same order.
+``open_images`` takes a folder, a split file, Parquet, a saved Hugging Face dataset or WebDataset tars; ``open_texts`` a
+.txt, .csv, .tsv or .parquet, or a store whose items have captions. Opening the same data again gives the same list.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 ::
 
     STORE/job.json                      what ``crovca embed`` was asked for, written first (only of embedded stores)
-    STORE/manifest.json                 format version, encoder, d, v, dtype, seed, batch size, parts and rows; written last
+    STORE/manifest.json                 format version, encoder, d, v, dtype, seed, batch size, parts; written last
     STORE/part-00000/embeddings.npy     (rows, d) or (rows, v, d)
     STORE/part-00000/items.parquet      id, labels, path, caption, note, as far as they are known
-    STORE/part-00000/errors.parquet     items that could not be embedded: id, path, reason, detail (where there are any)
+    STORE/part-00000/errors.parquet     items that are left out, if any: id, path, reason, detail
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def save_store(
     """Write embeddings (n, d) or (n, v, d) as a store, atomically."""
     check_output(path, force=force, marker=MANIFEST)
     with atomic_directory(path) as folder:
-        counts = []
+        counts: list[int] = []
         for start in range(0, len(values), shard_size):
             rows = slice(start, start + shard_size)
             part = folder / part_name(len(counts))

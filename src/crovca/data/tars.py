@@ -1,4 +1,4 @@
-"""WebDataset tars: the files of a sample share a name up to its first dot (``key.jpg``, ``key.cls``, ``key.txt``, ``key.json``)."""
+"""WebDataset tars: the files of a sample share their name up to its first dot (``key.jpg``, ``key.cls``, ``key.txt``)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _samples(path: Path, prefix: str) -> list[_Sample]:
                     if member.isdir() or Path(member.name).name.startswith("."):
                         continue
                     name = member.name.removeprefix("./")
-                    stem, dot, extension = name.rpartition("/")[2].partition(".")
+                    _, dot, extension = name.rpartition("/")[2].partition(".")
                     key = name[: len(name) - len(dot + extension)]
                     if current is None or current[0] != key:
                         current = key, _Sample(prefix + key, path)

@@ -2,18 +2,19 @@
 
 The recipe and its order are the reference implementation's (``RECIPE``), with Pillow's meaning of each step:
 
-1. a crop of 0.4 to 1 of the area, of aspect 3/4 to 4/3, resized to the encoder's size (bilinear with antialiasing);
+1. a crop of 0.4 to 1 of the area, of aspect 3/4 to 4/3, resized to the encoder's size (bilinear, antialiased);
 2. a flip from left to right, with probability 0.5;
-3. with 0.8, in random order: brightness, contrast and saturation times 0.6 to 1.4, hue turned by -0.2 to 0.2 of the circle;
+3. with 0.8, in random order: brightness, contrast and saturation times 0.6 to 1.4, hue turned by up to 0.2 of the
+   circle either way;
 4. grey, with 0.2;
 5. Gaussian blur, with 0.1, sigma of 0.1 to 2 pixels (cut at 8 pixels, 4 sigma);
 6. solarisation, with 0.1: values from 128 on are inverted.
 
-Differences: the steps are computed in float and rounded to whole numbers once, at the end, where Pillow rounds after each; and
-the blur is a true Gaussian, where Pillow's is one of repeated box filters.
+Differences: steps 2 to 6 are computed in float and rounded to whole numbers once, at the end, where Pillow rounds
+after each; and the blur is a true Gaussian, where Pillow's is one of repeated box filters.
 
-Every random number is a function of (seed, key of the item, view, purpose) alone, so a view does not depend on the batch, the
-shard or the process that it is made in.
+Every random number is a function of (seed, key of the item, view, purpose) alone, so a view does not depend on the
+batch, the shard or the process that it is made in.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ def _uniform(keys: npt.NDArray[Any], view: int, seed: int, count: int) -> npt.ND
     state = splitmix64(state ^ np.asarray(keys).astype(np.uint64))
     state = splitmix64(state ^ np.uint64(view))
     names = splitmix64(np.arange(count, dtype=np.uint64))
-    return (splitmix64(state[:, None] ^ names) >> np.uint64(11)) * 2.0**-53
+    whole = splitmix64(state[:, None] ^ names) >> np.uint64(11)
+    return whole.astype(np.float64) * 2.0**-53
 
 
 def _boxes(
@@ -172,7 +174,7 @@ def _boxes(
     aspect = np.exp(math.log(low) + (math.log(high) - math.log(low)) * numbers[..., 1])
     tall = np.rint(np.sqrt(area / aspect)).clip(1)
     wide = np.rint(np.sqrt(area * aspect)).clip(1)
-    fits = (tall <= height) & (wide <= width)
+    fits = np.asarray((tall <= height) & (wide <= width))
     top = np.floor(numbers[..., 2] * (height - tall + 1))
     left = np.floor(numbers[..., 3] * (width - wide + 1))
     first = fits.argmax(axis=1)
@@ -254,5 +256,5 @@ def _kornia() -> ModuleType:
     try:
         import kornia
     except ImportError:
-        raise MissingDependencyError("kornia", "images", "augmentation") from None
+        raise MissingDependencyError("kornia", "augment", "making views of images") from None
     return kornia

@@ -60,6 +60,7 @@ class Job:
         fingerprint, items: of the source.
         encoder, revision: as they were named at the first run.
         identity: of the encoder: family, output, revision, checksum of the weights.
+        preprocessing: of images, ``Preprocessing.to_dict``; empty for texts.
         d: width of an embedding.
         v: views of each image; 1 is the plain image, more are all augmented.
         seed: of the views.
@@ -78,6 +79,7 @@ class Job:
     encoder: str
     revision: str | None
     identity: Mapping[str, str | None]
+    preprocessing: Mapping[str, Any]
     d: int
     v: int
     seed: int

@@ -1,12 +1,12 @@
 """From images or texts to a store: a pure function from a shard of the source to a part of the store.
 
-``embed_shard`` is all that a runner (``runners.py``) calls. What it writes depends on the job and the shard's number alone: not on
-who runs it, when, after what, or how many threads decode. A part is written under a temporary name and renamed: it is there whole,
-or missing. ``finish`` lists the parts in the manifest once all are there.
+``embed_shard`` is all that a runner (``runners.py``) calls. What it writes depends on the job and the shard's number
+alone: not on who runs it, when, after what, or how many threads decode. A part is written under a temporary name and
+renamed: it is there whole, or missing. ``finish`` lists the parts in the manifest once all are there.
 
-Within a shard decoding and model overlap: ``decoders`` threads read and decode items ahead, ``lanes`` threads carry batches through the
-model. On a CPU a lane computes with one thread and there are as many lanes as cores, which is faster than one batch with many threads,
-and makes the result independent of their number.
+Within a shard decoding and model overlap: ``decoders`` threads read and decode items ahead, ``lanes`` threads carry
+batches through the model. On a CPU a lane computes with one thread and there are as many lanes as cores: faster than
+one batch with many threads, and the result does not depend on their number.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from crovca.data.store import (
 from crovca.encoders.augmentation import augment, side_for_views
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.job import Job
+from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import EncoderError, InvalidInputError, OutputExistsError, StorageError
 from crovca.files import atomic_directory, remove
 from crovca.search.scoring import hash64
@@ -96,12 +97,17 @@ def open_worker(job: Job, *, device: str | None = None, share: int = 1) -> Worke
     source = job.origin.open()
     if (source.fingerprint, len(source)) != (job.fingerprint, job.items):
         raise OutputExistsError(f"{job.origin.path} changed since the job began; --force begins anew")
-    load = Encoder.load if job.origin.modality == "images" else TextEncoder.load
-    encoder = load(job.encoder, revision=job.revision, device=device or job.device, dtype=job.dtype)
+    encoder: Encoder | TextEncoder
+    where = device or job.device
+    if job.origin.modality == "images":
+        encoder = Encoder.load(job.encoder, revision=job.revision, device=where, dtype=job.dtype)
+        encoder.preprocessing = Preprocessing.from_dict(job.preprocessing)
+    else:
+        encoder = TextEncoder.load(job.encoder, revision=job.revision, device=where, dtype=job.dtype)
     theirs, ours = ({**one, "source": None} for one in (job.identity, encoder.identity))
     if theirs != ours:
         raise OutputExistsError(
-            f"the encoder {job.encoder} is another one here than where the job began: {ours}"
+            f"the encoder {job.encoder} is another one here than where the job began: {encoder.identity}"
         )
     return make_worker(job, source, encoder, share=share)
 
@@ -113,10 +119,9 @@ def make_worker(job: Job, source: Source[Any], encoder: Encoder | TextEncoder, *
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1
     )
+    lanes = 2 if job.device == "cuda" else max(1, cores // job.threads)
     if job.origin.modality == "texts":
-        lanes = 1  # tokenizers may not be used by two threads
-    else:
-        lanes = 2 if job.device == "cuda" else max(1, cores // job.threads)
+        lanes = 1  # tokenizers may not be used by two threads at once
     return Worker(job, source, encoder, decoders=cores, lanes=lanes)
 
 
@@ -301,7 +306,7 @@ def _prepare(worker: Worker, row: int) -> _Prepared:
     """Read an item and make of it what a batch is made of."""
     try:
         content = worker.source.read(row)
-        if isinstance(worker.encoder, TextEncoder) or worker.job.origin.modality == "texts":
+        if isinstance(worker.encoder, TextEncoder):
             return content, None
         preprocessing = worker.encoder.preprocessing
         if worker.job.v == 1:
@@ -359,9 +364,8 @@ def _one_by_one(
 def _model(worker: Worker, rows: list[int], contents: list[Any]) -> npt.NDArray[np.float32]:
     """Embeddings (B, d) or (B, v, d) of items."""
     encoder, job = worker.encoder, worker.job
-    if job.origin.modality == "texts":
+    if isinstance(encoder, TextEncoder):
         return _on_cpu(encoder.embed(contents))
-    assert not isinstance(encoder, TextEncoder)
     if job.v == 1:
         pixels = torch.from_numpy(np.stack(contents)).to(encoder.device)
         return _on_cpu(encoder.embed(encoder.preprocessing.normalise(pixels)))
@@ -386,8 +390,8 @@ def _stored(
         limit = float(np.finfo(np.float16).max)
         if largest.max() > limit:
             raise InvalidInputError(
-                f"the embedding of {str(ids[rows[int(largest.argmax())]])!r} holds {largest.max():,.0f}, beyond float16 "
-                f"({limit:,.0f}); begin anew with --stored float32 --force"
+                f"the embedding of {str(ids[rows[int(largest.argmax())]])!r} holds {largest.max():,.0f}, "
+                f"beyond float16 ({limit:,.0f}); begin anew with --stored float32 --force"
             )
     return values.astype(dtype)
 
@@ -421,19 +425,17 @@ def _threads(count: int) -> Iterator[None]:
 
 def choose_batch_size(encoder: Encoder | TextEncoder) -> int:
     """Items in a batch: few on a CPU, where they stay in its caches; on a GPU as many as fit into its memory."""
-    images = not hasattr(encoder, "tokenizer")
     if encoder.device.type == "cpu":
-        return 8 if images else 32
+        return 32 if isinstance(encoder, TextEncoder) else 8
     size = 256
     while size > 1:
         try:
-            if images:
-                pixels = torch.zeros(
-                    2 * size, *encoder.preprocessing.size, 3, dtype=torch.uint8, device=encoder.device
-                )
-                encoder.embed(encoder.preprocessing.normalise(pixels))
-            else:
+            if isinstance(encoder, TextEncoder):
                 encoder.embed(["a word " * 200] * 2 * size)
+            else:
+                shape = (2 * size, *encoder.preprocessing.size, 3)
+                pixels = torch.zeros(shape, dtype=torch.uint8, device=encoder.device)
+                encoder.embed(encoder.preprocessing.normalise(pixels))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             size //= 2

@@ -1,7 +1,8 @@
 """Who embeds which shard: this process, several on this machine, the ranks of a launcher, or Ray.
 
-Every runner calls ``pipeline.embed_shard`` for shards that are missing, and says how many items were dealt with. None keeps a state
-of its own: what is done is what stands in the store. A worker that dies ends the run with an error, and the next run goes on.
+Every runner calls ``pipeline.embed_shard`` for shards that are missing, and says how many items were dealt with.
+None keeps a state of its own: what is done is what stands in the store. A worker that dies ends the run with an
+error, and the next run goes on.
 """
 
 from __future__ import annotations
@@ -178,7 +179,8 @@ def run_ray(job: Job, store: Path, shards: Sequence[int], advance: Advance, work
     room = ray.cluster_resources()
     if room.get("CPU", 0) < _RAY_CPUS * workers + _RAY_CPUS or room.get("GPU", 0) < gpus * workers:
         raise ConfigError(
-            f"Ray has {room.get('CPU', 0):g} processors and {room.get('GPU', 0):g} GPUs: too few for --workers {workers}"
+            f"Ray has {room.get('CPU', 0):g} processors and {room.get('GPU', 0):g} GPUs: "
+            f"too few for --workers {workers}"
         )
     ray.data.DataContext.get_current().enable_progress_bars = False
     tasks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
