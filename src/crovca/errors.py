@@ -6,11 +6,13 @@
      ├── InvalidInputError       an array, a label or an argument that cannot be used   (ValueError)
      ├── FileFormatError         a file that is not what it should be                   (ValueError)
      ├── ConfigError             unknown, contradictory or out-of-range settings        (ValueError)
+     ├── EncoderError            a foundation model cannot be found, fetched or loaded  (RuntimeError)
      ├── OutputExistsError       something stands where the result should go
      ├── StorageError            the operating system refused to read or write
      ├── NotFittedError          a hasher used before ``fit``                           (ValueError, AttributeError)
      ├── MissingDependencyError  an optional package is not installed                   (ImportError)
-     └── TrainingError           training itself failed                                 (RuntimeError)
+     ├── TrainingError           training itself failed                                 (RuntimeError)
+     └── WorkerError             another process of the same run failed                 (RuntimeError)
 
 A message says what was got, what was expected and what to do. The command line prints it in one
 line and leaves with ``exit_status``: 2 where the user can mend it, 1 where something failed.
@@ -18,10 +20,13 @@ line and leaves with ``exit_status``: 2 where the user can mend it, 1 where some
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ConfigError",
     "CrovcaError",
     "CrovcaWarning",
+    "EncoderError",
     "FileFormatError",
     "InvalidInputError",
     "MissingDependencyError",
@@ -29,6 +34,7 @@ __all__ = [
     "OutputExistsError",
     "StorageError",
     "TrainingError",
+    "WorkerError",
 ]
 
 
@@ -48,6 +54,10 @@ class FileFormatError(CrovcaError, ValueError):
 
 class ConfigError(CrovcaError, ValueError):
     """A setting is unknown, out of range, or contradicts another."""
+
+
+class EncoderError(CrovcaError, RuntimeError):
+    """A foundation model cannot be found, fetched or loaded."""
 
 
 class OutputExistsError(CrovcaError):
@@ -78,6 +88,17 @@ class TrainingError(CrovcaError, RuntimeError):
     """Training itself failed, for example because the loss became NaN."""
 
     exit_status = 1
+
+
+class WorkerError(CrovcaError, RuntimeError):
+    """Another process of the same run failed: with an error of its own, whose message this is, or by dying."""
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.exit_status)
 
 
 class CrovcaWarning(UserWarning):

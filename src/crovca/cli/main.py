@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from crovca.cli import datasets, demo, encode, evaluate, train
+from crovca.cli import convert, datasets, demo, embed, encode, evaluate, train
 from crovca.cli.output import notes_for_warnings, stderr
 from crovca.errors import CrovcaError
 
@@ -23,9 +23,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("embed")(embed.embed)
 app.command("train")(train.train)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
+app.command("convert")(convert.convert)
 app.command("demo")(demo.demo)
 app.command("datasets")(datasets.datasets)
 
@@ -63,7 +65,9 @@ def _run(arguments: list[str]) -> int:
         )
     except (KeyboardInterrupt, Abort) as error:
         goes_on = (
-            "; the same command without --force goes on where it stopped" if "train" in arguments[:1] else ""
+            "; the same command without --force goes on where it stopped"
+            if arguments[:1] in (["train"], ["embed"])
+            else ""
         )
         return _fail(error, f"interrupted{goes_on}", 130)
     except BrokenPipeError:

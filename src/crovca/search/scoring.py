@@ -49,6 +49,7 @@ __all__ = [
     "order_by_hash",
     "rank",
     "sortable",
+    "splitmix64",
     "symmetric_bce_distance",
     "tie_order",
     "top_k",
@@ -446,11 +447,12 @@ def id_hashes(ids: npt.NDArray[Any], seed: int = 0) -> npt.NDArray[np.uint64]:
     state = np.full(len(ids), seed, np.uint64)
     for column in range(words.shape[1]):
         used = lengths > np.uint64(8 * column)
-        state[used] = _splitmix64(state[used] ^ words[used, column])
-    return _splitmix64(state ^ lengths)
+        state[used] = splitmix64(state[used] ^ words[used, column])
+    return splitmix64(state ^ lengths)
 
 
-def _splitmix64(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def splitmix64(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The next number of the generator of that name, from each state."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,0 +1,72 @@
+"""``crovca convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from crovca.cli.options import Force, Json
+from crovca.cli.output import emit_json, note, stdout
+from crovca.files import check_output
+
+__all__ = ["convert"]
+
+
+def convert(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint; for open_clip also the folder with its open_clip_config.json.",
+            show_default=False,
+        ),
+    ],
+    layout: Annotated[
+        Literal["simdinov2", "open_clip", "torchvision"],
+        typer.Option("--from", help="Who wrote the checkpoint.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the encoder.", show_default=False)
+    ],
+    variant: Annotated[
+        Literal["imagenet1k_v1", "swag_e2e", "swag_linear"] | None,
+        typer.Option(help="Which of torchvision's weights.", show_default=False),
+    ] = None,
+    activation: Annotated[
+        Literal["auto", "gelu", "quick_gelu"],
+        typer.Option(help="Of open_clip's weights; auto: as open_clip_config.json says."),
+    ] = "auto",
+    heads: Annotated[
+        int | None,
+        typer.Option(help="Attention heads [default: one for 64 channels].", show_default=False),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Turn a checkpoint that transformers cannot read into an encoder's folder, exactly."""
+    from crovca.encoders.convert import convert_checkpoint
+
+    check_output(output, force=force, inputs=[checkpoint], marker="preprocessor_config.json")
+    encoder, notes = convert_checkpoint(
+        checkpoint, output, layout=layout, variant=variant, activation=activation, heads=heads
+    )
+    for text in notes:
+        note(text)
+    height, width = encoder.preprocessing.size
+    if json:
+        emit_json(
+            {
+                "encoder": str(output),
+                "width": encoder.width,
+                "image_size": [height, width],
+                **encoder.identity,
+            }
+        )
+        return
+    stdout.print(
+        f"{output}: {encoder.family.name}, embeddings of {encoder.width} from images of {width} x {height}; "
+        f"use it as --encoder {output}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,1 @@
+"""Foundation models: load them, prepare their input, take their embeddings, convert what transformers cannot read."""

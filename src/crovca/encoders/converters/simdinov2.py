@@ -1,0 +1,138 @@
+"""SimDINOv2's ``teacher`` checkpoint as a DINOv2 (with registers) of transformers.
+
+The layout is that of github.com/facebookresearch/dinov2, which SimDINOv2 extends: fused query, key and value,
+blocks in chunks (``blocks.CHUNK.INDEX``, the index counting through all chunks). Image size 224, position embeddings
+on class token and patches before registers are inserted: as in transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side, heads_of, thirds
+from crovca.errors import FileFormatError
+
+__all__ = ["convert"]
+
+_BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.norm1\.weight")
+_HEADS = ("dino_head.", "ibot_head.", "head.")
+
+
+def convert(checkpoint: Mapping[str, Any], *, heads: int | None = None) -> Converted:
+    """Convert what the file holds: ``{"teacher": {...}}``, or the dictionary of the teacher or of its backbone.
+
+    Args:
+        checkpoint: what ``read_checkpoint`` gave.
+        heads: attention heads; None: one for every 64 channels, as in all of DINOv2's sizes.
+
+    Raises:
+        FileFormatError: a tensor is missing, not understood, or of an unexpected shape.
+    """
+    state = checkpoint.get("teacher", checkpoint)
+    if not isinstance(state, Mapping):
+        raise FileFormatError(f"'teacher' is a {type(state).__name__}, expected a dictionary of tensors")
+    backbone = {name.removeprefix("module."): value for name, value in state.items()}
+    if any(name.startswith("backbone.") for name in backbone):
+        backbone = {name: value for name, value in backbone.items() if not name.startswith(_HEADS)}
+        backbone = {name.removeprefix("backbone."): value for name, value in backbone.items()}
+    source = Tensors(backbone, "SimDINOv2")
+    return _convert(source, heads)
+
+
+def _convert(source: Tensors, heads: int | None) -> Converted:
+    width = source.take("cls_token", 1, 1, None)
+    hidden = width.shape[-1]
+    patches = source.take("patch_embed.proj.weight", hidden, 3, None, None)
+    positions = source.take("pos_embed", 1, None, hidden)
+    patch = patches.shape[-1]
+    tensors: dict[str, Tensor] = {
+        "embeddings.cls_token": width,
+        "embeddings.mask_token": source.take("mask_token", 1, hidden),
+        "embeddings.position_embeddings": positions,
+        "embeddings.patch_embeddings.projection.weight": patches,
+        "embeddings.patch_embeddings.projection.bias": source.take("patch_embed.proj.bias", hidden),
+    }
+    config: dict[str, Any] = {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
+    if "register_tokens" in source:
+        registers = source.take("register_tokens", 1, None, hidden)
+        tensors["embeddings.register_tokens"] = registers
+        config = {
+            "architectures": ["Dinov2WithRegistersModel"],
+            "model_type": "dinov2_with_registers",
+            "num_register_tokens": registers.shape[1],
+        }
+    blocks = _blocks(source)
+    inner = 0
+    for index, block in enumerate(blocks):
+        tensors |= _layer(source, block, f"encoder.layer.{index}", hidden)
+        inner = tensors[f"encoder.layer.{index}.mlp.fc1.weight"].shape[0]
+    for part in ("weight", "bias"):
+        tensors[f"layernorm.{part}"] = source.take(f"norm.{part}", hidden)
+    source.finish()
+    size = grid_side(positions.shape[1]) * patch
+    config |= {
+        "hidden_size": hidden,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": heads_of(hidden, heads),
+        "mlp_ratio": inner // hidden,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "image_size": size,
+        "patch_size": patch,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "use_swiglu_ffn": False,
+        "dtype": "float32",
+    }
+    return Converted(config, _preprocessor(size), tensors)
+
+
+def _blocks(source: Tensors) -> list[str]:
+    """Prefixes of the blocks, in order: "blocks.2.7." is the eighth, in the third chunk."""
+    found = {int(match[1]): name for name in source.names if (match := _BLOCK.fullmatch(name))}
+    if not found or sorted(found) != list(range(len(found))):
+        raise FileFormatError(
+            f"this is no checkpoint of SimDINOv2: its blocks are numbered {sorted(found)}, expected 0, 1, 2, ..."
+        )
+    return [found[index].removesuffix("norm1.weight") for index in sorted(found)]
+
+
+def _layer(source: Tensors, block: str, target: str, hidden: int) -> dict[str, Tensor]:
+    tensors = {}
+    for part, shape in (("weight", (hidden,)), ("bias", ())):
+        rows = thirds(source.take(f"{block}attn.qkv.{part}", 3 * hidden, *shape))
+        for name, rows_of in zip(("query", "key", "value"), rows, strict=True):
+            tensors[f"{target}.attention.attention.{name}.{part}"] = rows_of
+        tensors[f"{target}.attention.output.dense.{part}"] = source.take(
+            f"{block}attn.proj.{part}", hidden, *shape
+        )
+        for norm in ("norm1", "norm2"):
+            tensors[f"{target}.{norm}.{part}"] = source.take(f"{block}{norm}.{part}", hidden)
+        for linear in ("fc1", "fc2"):
+            tensors[f"{target}.mlp.{linear}.{part}"] = source.take(f"{block}mlp.{linear}.{part}")
+    for scale in ("1", "2"):
+        tensors[f"{target}.layer_scale{scale}.lambda1"] = source.take(f"{block}ls{scale}.gamma", hidden)
+    return tensors
+
+
+def _preprocessor(size: int) -> dict[str, Any]:
+    # The authors' evaluation transform, by torchvision: 256 bicubic, crop 224, ImageNet statistics.
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size * 256 // 224},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "do_convert_rgb": True,
+        "crovca": {"crop_rounding": "half_even"},
+    }
