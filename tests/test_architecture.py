@@ -23,6 +23,7 @@ LEVELS = [
     ["evaluation"],
     ["hashing", "encoders"],
     ["hasher"],
+    ["queries"],
     ["rivals"],
     ["experiments"],
     ["cli"],

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from crovca.cli import convert, datasets, demo, embed, encode, evaluate, train
+from crovca.cli import convert, datasets, demo, embed, encode, evaluate, index, search, train
 from crovca.cli.output import notes_for_warnings, stderr
 from crovca.errors import CrovcaError
 
@@ -17,7 +17,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="crovca",
-    help="Binary hash codes that keep the meaning of embeddings: train, encode, evaluate.",
+    help="Binary hash codes that keep the meaning of embeddings: embed, train, encode, index, search, evaluate.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,6 +28,9 @@ app.command("train")(train.train)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
 app.command("convert")(convert.convert)
+app.add_typer(index.index, name="index")
+app.command("search")(search.search)
+app.command("dedup")(search.dedup)
 app.command("demo")(demo.demo)
 app.command("datasets")(datasets.datasets)
 

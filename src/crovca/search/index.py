@@ -68,7 +68,7 @@ class HashIndex(Reader):
         """Make an empty index and open it for writing.
 
         Args:
-            path: a folder that does not exist yet.
+            path: a folder that does not exist yet, or is empty.
             bits: length of the codes, 1 to 4,096.
             id_type: "int64" or "string"; None: as the first items have it.
             encoder: what makes embeddings of queries, kept for whoever searches (JSON).
@@ -78,7 +78,7 @@ class HashIndex(Reader):
             StorageError: the folder cannot be written.
         """
         path = Path(path)
-        if path.exists():
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise OutputExistsError(
                 f"{path} exists already; open it with HashIndex.open, or give another folder"
             )
@@ -272,7 +272,7 @@ class HashIndex(Reader):
             known = keys[present >= 0]
             raise InvalidInputError(
                 f"{len(known)} of {len(keys)} ids are in the index already, for example {known[0].item()!r}; "
-                "use upsert to replace them"
+                "use upsert (--replace) to put these in their place"
             )
         replaced = present[present >= 0]
         entries = self._with_deleted(replaced) if len(replaced) else [one.entry for one in self._segments]

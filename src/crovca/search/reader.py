@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -153,6 +154,9 @@ class Reader(ABC):
             raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
         scorer = self._scorer(queries, scoring, bits)
         answers = self._merged(scorer, int(k), where, engine)
+        if len(answers) == 1:
+            (found,) = answers
+            return Neighbors(self._ids(found.rows)[None], found.distances[None])
         width = min((len(answer.distances) for answer in answers), default=0)
         rows = (
             np.concatenate([answer.rows[:width] for answer in answers]) if answers else np.empty(0, np.int64)
@@ -232,6 +236,11 @@ class Reader(ABC):
         codes = Codes.concatenate(parts).prefix(bits) if parts else self._no_codes(bits)
         return find_duplicates(codes, radius, lambda chosen: self._ids(rows[chosen]))
 
+    def select(self, where: str) -> npt.NDArray[Any]:
+        """The ids of all items for which a SQL condition holds."""
+        rows = [start + own for start, own in zip(self._starts(), self._select(where).rows, strict=False)]
+        return self._ids(np.concatenate([np.empty(0, np.int64), *rows]))
+
     # --- reading ---
 
     def get(self, ids: Any) -> Batch:
@@ -276,6 +285,12 @@ class Reader(ABC):
                 table = read_rows(segment.metadata, own).drop_columns("id")
                 yield Batch(segment.ids(own), segment.codes[own], table if table.num_columns else None)
 
+    def prepare(self, *, bits: int | None = None, engine: EngineName | Literal["auto"] = "auto") -> None:
+        """Build the engines now, which the first search would do."""
+        bits = self.bits if bits is None else check_bits(bits, at_most=self.bits)
+        for _ in self._searched(bits, None, engine):
+            pass
+
     def engines(self) -> list[dict[str, Any]]:
         """What was built for searching so far: engine, bits, rows, seconds to build, bytes of memory."""
         return [
@@ -314,7 +329,9 @@ class Reader(ABC):
             )
         return BitScorer.of(scoring, logits[:, :bits], self._no_codes(bits))
 
-    def _no_codes(self, bits: int) -> Codes:
+    @staticmethod
+    @cache
+    def _no_codes(bits: int) -> Codes:
         return Codes(np.empty((0, -(-bits // 8)), np.uint8), bits)
 
     def _merged(
@@ -386,6 +403,8 @@ class Reader(ABC):
 
     def _remember(self, key: tuple[Any, ...], part: _Part) -> _Part:
         """Keep a part, and those of the last few lengths, engines and conditions only."""
+        if self._parts.get(key) is part and next(reversed(self._parts)) == key:
+            return part
         self._parts[key] = part
         self._parts.move_to_end(key)
         variants = list(dict.fromkeys(kept[1:] for kept in reversed(self._parts)))

@@ -116,29 +116,25 @@ class CandidateEngine(ABC):
 
     def nearest(self, scorer: BitScorer, k: int, allowed: Mask | None = None) -> list[Found]:
         """See ``Engine``."""
-        share = 1.0 if allowed is None else float(allowed.mean())
-        matches = self.rows if allowed is None else int(allowed.sum())
+        matches = self.rows if allowed is None else int(np.count_nonzero(allowed))
         if not matches:
             return [_nothing() for _ in range(len(scorer.weights))]
         k = min(k, matches)
         scorer = scorer.against(self.entries)
-        results: dict[int, Found] = {}
-        pending = np.arange(len(scorer.weights))
-        count = self.first_count(int(k / share) + 1, whole=scorer.whole)
-        while len(pending) and count < len(self.entries) // 2:
-            failed = []
-            for query, candidates in zip(pending, self.best(scorer.weights[pending], count), strict=True):
-                found = self._settle(scorer, int(query), candidates, k, allowed)
-                if found is None:
-                    failed.append(query)
-                else:
-                    results[int(query)] = found
-            pending = np.array(failed, np.int64)
+        results: list[Found | None] = [None] * len(scorer.weights)
+        pending, weights = list(range(len(results))), scorer.weights
+        count = self.first_count(k * self.rows // matches, whole=scorer.whole)
+        while pending and count < len(self.entries) // 2:
+            for query, candidates in zip(pending, self.best(weights, count), strict=True):
+                results[query] = self._settle(scorer, query, candidates, k, allowed)
+            pending = [query for query in pending if results[query] is None]
+            weights = scorer.weights[pending]
             count *= _WIDEN
-        if len(pending):
-            answers = self._all(scorer.only(pending), k, allowed)
-            results.update((int(query), found) for query, found in zip(pending, answers, strict=True))
-        return [results[query] for query in range(len(results))]
+        if pending:
+            answers = self._all(scorer.only(np.array(pending)), k, allowed)
+            for query, found in zip(pending, answers, strict=True):
+                results[query] = found
+        return [found for found in results if found is not None]
 
     def _all(self, scorer: BitScorer, k: int, allowed: Mask | None) -> Iterator[Found]:
         if self.groups is None:
@@ -175,14 +171,12 @@ class CandidateEngine(ABC):
 
 
 def _smallest(rows: Int64, distances: Float32, k: int) -> Found:
-    """The k smallest by (distance, row), sorted as one unsigned 64-bit key each."""
-    keys = sortable(distances).astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= rows.astype(np.uint64)
-    if len(keys) > 4 * k:
+    """The k smallest by (distance, row)."""
+    if len(rows) > 4 * k and len(rows) > 1000:  # as one unsigned 64-bit key each, of which k are selected
+        keys = sortable(distances).astype(np.uint64) << np.uint64(32) | rows.astype(np.uint64)
         chosen = np.argpartition(keys, k - 1)[:k]
-        keys, rows, distances = keys[chosen], rows[chosen], distances[chosen]
-    order = np.argsort(keys)[:k]
+        rows, distances = rows[chosen], distances[chosen]
+    order = np.lexsort((rows, distances))[:k]
     return Found(rows[order], distances[order])
 
 

@@ -56,17 +56,21 @@ class ScanEngine(CandidateEngine):
         """See ``CandidateEngine``."""
         count = min(count, len(self.entries))
         ordered = nibble_weights(weights)
-        # Scaled to 1, so that neither huge nor tiny weights leave what float32 can hold.
-        peaks = np.abs(ordered).max(axis=1, keepdims=True)
-        silent = peaks[:, 0] == 0  # all weights 0: everything ties, which the kernel cannot take
-        peaks[silent], ordered[silent] = 1, 1
-        ordered /= peaks
+        error = quantisation_error(ordered)
+        peak = np.ones(1)
+        if not (error.min() > 1e-20 and error.max() < 1e20):  # weights that float32 cannot add, or all 0
+            peak = np.abs(ordered).max(axis=1).astype(np.float64)
+            peak[peak == 0] = 1
+            ordered = (ordered / peak[:, None]).astype(np.float32)
+            ordered[error == 0] = 1  # everything ties, which the kernel cannot take
+            error = quantisation_error(ordered)
         scores, entries = self._index.search(ordered, count)
-        beyond = peaks[:, 0] * (scores[:, -1] + quantisation_error(ordered))
-        # FAISS returns -1 in place of codes that have the lowest score there can be.
-        beyond[silent | (entries[:, -1] < 0)] = np.inf
-        for found, bound in zip(entries, beyond, strict=True):
-            yield Candidates(found[found >= 0] if bound == np.inf else found, float(bound))
+        beyond = peak * (scores[:, -1] + error)
+        for weight, found, bound in zip(weights, entries, beyond.tolist(), strict=True):
+            if found[-1] < 0 or not weight.any():
+                # FAISS returns -1 in place of codes that have the lowest score there can be.
+                found, bound = found[found >= 0], np.inf
+            yield Candidates(found, bound)
 
 
 def nibble_index(codes: Codes) -> faiss.IndexPQ:
@@ -98,8 +102,8 @@ def quantisation_error(weights: Float32) -> Float64:
     Args:
         weights: as ``nibble_weights`` gives them.
     """
-    spans = np.abs(weights).reshape(len(weights), -1, 4).sum(2, dtype=np.float64)
-    return spans.max(1) * (spans.shape[1] * 0.5 / 255 + 1e-5 * spans.shape[1])
+    spans = np.abs(weights).reshape(len(weights), -1, 4).sum(2)
+    return spans.max(1).astype(np.float64) * ((0.5 / 255 + 1e-5) * spans.shape[1])
 
 
 def _groups_if_fewer(codes: Codes) -> Groups | None:

@@ -1,0 +1,351 @@
+"""``crovca index``: build an index and keep it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crovca.cli.options import Force, Json, open_embeddings
+from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.errors import ConfigError, FileFormatError
+from crovca.files import atomic_directory, check_output
+
+if TYPE_CHECKING:
+    from crovca.cli.items import Items
+    from crovca.search.index import HashIndex
+
+__all__ = ["index"]
+
+index = typer.Typer(no_args_is_help=True, help="Build a search index, and add to, delete from or check one.")
+
+_Index = Annotated[Path, typer.Argument(help="Folder of an index.", show_default=False)]
+_Source = Annotated[
+    Path,
+    typer.Argument(
+        help="Codes (.npz), embeddings (file or store), or images (folder, split file, .tar).",
+        show_default=False,
+    ),
+]
+_Model = Annotated[
+    Path | None,
+    typer.Option(help="Folder that 'crovca train' wrote [default: the index's].", show_default=False),
+]
+_Encoder = Annotated[
+    str | None,
+    typer.Option(help="For images: folder of an encoder, or its id on the hub.", show_default=False),
+]
+_Revision = Annotated[str | None, typer.Option(help="Of the encoder on the hub.", show_default=False)]
+_Metadata = Annotated[
+    Path | None, typer.Option(help="More columns, by a column 'id': .parquet or .csv.", show_default=False)
+]
+_Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@index.command("build")
+def build(
+    source: _Source,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the index.", show_default=False)
+    ] = Path("index"),
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that 'crovca train' wrote [default: learn one, without labels].", show_default=False
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Length of the codes [default: the model's, or 64].", show_default=False),
+    ] = None,
+    encoder: _Encoder = None,
+    revision: _Revision = None,
+    metadata: _Metadata = None,
+    device: _Device = "auto",
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Build an index from codes, from embeddings, or straight from images.
+
+    Embeddings are encoded by --model; without one, a model is learned from them and kept in the index. Images are
+    embedded by --encoder into OUTPUT.embeddings, which stays: a run that was interrupted goes on from it.
+    """
+    from crovca.cli import items
+    from crovca.search.index import HashIndex
+
+    inputs = [path for path in (source, model, metadata) if path is not None]
+    check_output(output, force=force, inputs=inputs, marker="manifest.json")
+    extra = items.read_metadata(metadata)
+    started = time.perf_counter()
+    with Reporter() as reporter, atomic_directory(output) as folder:
+        found, described, keep = _open(
+            source, model, encoder, revision, bits, extra, device, output, reporter
+        )
+        with HashIndex.create(folder, found.bits, encoder=described) as made:
+            keep(folder / "model")
+            _fill(made, found, reporter, upsert=False)
+            count, size = len(made), made.stats()["disk_bytes"]
+    seconds = time.perf_counter() - started
+    if json:
+        emit_json(
+            {
+                "index": str(output),
+                "items": count,
+                "bits": found.bits,
+                "disk_bytes": size,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
+    _say(
+        f"{output}: {count:,} items, codes of {found.bits} bits ({size['codes'] / 2**20:,.1f} MiB; ids "
+        f"{size['ids'] / 2**20:,.1f}, metadata {size['metadata'] / 2**20:,.1f}), in {seconds:.1f} s"
+    )
+    how = (
+        "--image FILE"
+        if described
+        else "--id ID"
+        if model is None and not (output / "model").exists()
+        else "--embeddings FILE"
+    )
+    _say(f"next: crovca search {output} {how}")
+
+
+@index.command("add")
+def add(
+    path: _Index,
+    source: _Source,
+    model: _Model = None,
+    encoder: _Encoder = None,
+    revision: _Revision = None,
+    metadata: _Metadata = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace items whose ids are in the index.")
+    ] = False,
+    device: _Device = "auto",
+    json: Json = False,
+) -> None:
+    """Add items; --replace puts them in the place of those with the same ids."""
+    from crovca.cli import items
+    from crovca.search.index import HashIndex
+
+    extra = items.read_metadata(metadata)
+    started = time.perf_counter()
+    with Reporter() as reporter, HashIndex.open(path, writable=True) as opened:
+        if model is None and (path / "model").is_dir():
+            model = path / "model"
+        if encoder is None and opened.encoder is not None:
+            encoder, revision = opened.encoder["encoder"], opened.encoder["revision"]
+        kind = items.source_kind(source, encoder)
+        if kind != "codes" and model is None:
+            raise ConfigError(f"{path} holds no model: give --model, or codes made by 'crovca encode'")
+        found, _, _ = _open(
+            source,
+            model,
+            encoder,
+            revision,
+            None if kind == "codes" else opened.bits,
+            extra,
+            device,
+            path,
+            reporter,
+        )
+        before = len(opened)
+        replaced = _fill(opened, found, reporter, upsert=replace)
+        after = len(opened)
+    seconds = round(time.perf_counter() - started, 3)
+    if json:
+        emit_json(
+            {
+                "index": str(path),
+                "added": after - before,
+                "replaced": replaced,
+                "items": after,
+                "seconds": seconds,
+            }
+        )
+        return
+    _say(f"{path}: {after - before:,} items added, {replaced:,} replaced; {after:,} now ({seconds:.1f} s)")
+
+
+@index.command("delete")
+def delete(
+    path: _Index,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids to delete.", show_default=False)] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Delete what this SQL condition selects.", show_default=False)
+    ] = None,
+    ids_from: Annotated[
+        Path | None, typer.Option(help="Text file with an id a line.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Delete items by id or by a condition. Ids that are not in the index are passed over."""
+    from crovca.search.index import HashIndex
+
+    if sum(given is not None and given != [] for given in (ids, where, ids_from)) != 1:
+        raise ConfigError("give IDS, or --where, or --ids-from")
+    with HashIndex.open(path, writable=True) as opened:
+        if where is not None:
+            chosen: Any = opened.select(where)
+        else:
+            given = list(ids or []) if ids_from is None else _lines(ids_from)
+            chosen = parse_ids(given, opened)
+        gone = opened.delete(chosen)
+        left = len(opened)
+    if json:
+        emit_json({"index": str(path), "deleted": gone, "items": left})
+        return
+    _say(f"{path}: {gone:,} items deleted, {left:,} left ('crovca index compact' frees their space)")
+
+
+@index.command("compact")
+def compact(path: _Index, json: Json = False) -> None:
+    """Write everything into one segment, without what is deleted."""
+    from crovca.search.index import HashIndex
+
+    started = time.perf_counter()
+    with HashIndex.open(path, writable=True) as opened:
+        dropped = opened.compact()
+        size = opened.stats()["disk_bytes"]
+    seconds = round(time.perf_counter() - started, 3)
+    if json:
+        emit_json({"index": str(path), "dropped": dropped, "disk_bytes": size, "seconds": seconds})
+        return
+    _say(
+        f"{path}: {dropped:,} deleted items dropped; {sum(size.values()) / 2**20:,.1f} MiB now ({seconds:.1f} s)"
+    )
+
+
+@index.command("verify")
+def verify(path: _Index, json: Json = False) -> None:
+    """Compare every file with its checksum; exits with 1 where something is damaged."""
+    from crovca.search.index import HashIndex
+
+    with HashIndex.open(path, skip_damaged=True) as opened:
+        problems = opened.verify()
+        count = len(opened)
+    if json:
+        emit_json({"index": str(path), "problems": problems, "items": count})
+    else:
+        for line in problems:
+            _say(f"damaged: {line}")
+        _say(f"{path}: {len(problems)} problems" if problems else f"{path}: all {count:,} items are whole")
+    if problems:
+        raise typer.Exit(1)
+
+
+@index.command("info")
+def info(
+    path: _Index,
+    engines: Annotated[
+        bool, typer.Option("--engines", help="Build the engines, to tell their time and memory.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """What an index holds: items, metadata, sizes on disk; with --engines also time and memory of searching."""
+    from crovca.search.index import HashIndex
+
+    with HashIndex.open(path) as opened:
+        if engines:
+            opened.prepare()
+        stats = opened.stats()
+        stats["encoder"] = None if opened.encoder is None else opened.encoder["encoder"]
+        stats["model"] = (path / "model").is_dir()
+    if json:
+        emit_json({"index": str(path), **stats})
+        return
+    disk = stats["disk_bytes"]
+    _say(
+        f"{path}: {stats['items']:,} items ({stats['deleted']:,} deleted), codes of {stats['bits']} bits, "
+        f"ids {stats['id_type']}"
+    )
+    _say("on disk: " + ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in disk.items()))
+    _say(f"segments: {len(stats['segments'])}; generation {stats['generation']}")
+    _say("metadata: " + (", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items()) or "none"))
+    _say(f"model: {'kept' if stats['model'] else 'none'}; encoder: {stats['encoder'] or 'unknown'}")
+    for engine in stats["engines"]:
+        recall = f", recall@100 {engine['recall_at_100']:.3f}" if "recall_at_100" in engine else ""
+        _say(
+            f"engine {engine['engine']}: {engine['rows']:,} rows of {engine['bits']} bits, "
+            f"{engine['bytes'] / 2**20:,.1f} MiB beyond the codes, built in {engine['build_seconds']:.2f} s{recall}"
+        )
+
+
+def parse_ids(texts: list[str], opened: HashIndex) -> Any:
+    """Ids from the command line, of the index's kind."""
+    if opened.id_type != "int64":
+        return texts
+    try:
+        return [int(text) for text in texts]
+    except ValueError as error:
+        raise ConfigError(f"the ids of this index are whole numbers: {error}") from error
+
+
+def _open(
+    source: Path,
+    model: Path | None,
+    encoder: str | None,
+    revision: str | None,
+    bits: int | None,
+    extra: Any,
+    device: str,
+    output: Path,
+    reporter: Reporter,
+) -> tuple[Items, dict[str, Any] | None, Callable[[Path], object]]:
+    """The items of a source, what is known of their encoder, and what puts their model into a folder."""
+    from crovca.cli import items
+    from crovca.hasher import Hasher, load_hasher
+
+    kind = items.source_kind(source, encoder)
+    if kind == "codes":
+        if bits is not None:
+            raise ConfigError("--bits goes with embeddings and images: codes are taken as they are")
+        return items.of_codes(source, extra), None, partial(items.copy_model, model)
+    if kind == "images":
+        if encoder is None:
+            raise ConfigError(
+                f"{source} holds images: give --encoder, the folder of a model or its id on the hub"
+            )
+        store = output.with_name(f"{output.name}.embeddings")
+        data = items.open_embedded(source, encoder, revision, device, store, reporter)
+        source = store
+    else:
+        data = open_embeddings(source)
+    if model is None:
+        reporter.message(
+            f"no --model: learning codes of {bits or 64} bits from these {len(data):,} embeddings, without labels"
+        )
+        hasher: Any = Hasher(bits=bits or 64, device=device).fit(data, observer=reporter)
+        keep: Callable[[Path], object] = hasher.save
+    else:
+        hasher = load_hasher(model, device=device)
+        keep = partial(items.copy_model, model)
+    return items.of_embeddings(data, source, hasher, bits, extra), items.encoder_of(source), keep
+
+
+def _fill(opened: HashIndex, found: Items, reporter: Reporter, *, upsert: bool) -> int:
+    replaced = done = 0
+    for ids, codes, table in found.blocks:
+        if upsert:
+            replaced += opened.upsert(ids, codes, table)
+        else:
+            opened.add(ids, codes, table)
+        done += len(codes)
+        reporter.advance("indexing", done / found.count)
+    return replaced
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"cannot read ids from {path}: {error}") from error
+
+
+def _say(text: str) -> None:
+    stdout.print(text, highlight=False, soft_wrap=True, markup=False)
