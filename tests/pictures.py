@@ -98,7 +98,7 @@ def good_files():
     photo = picture()
     exif = Image.Exif()
     exif[0x0112] = 6
-    grey16 = Image.fromarray((np.asarray(photo.convert("L")).astype(np.uint16) * 257))
+    grey16 = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     return {
         "plain.jpg": as_bytes(photo),
         "rotated.jpg": as_bytes(photo, exif=exif),

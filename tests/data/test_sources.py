@@ -200,7 +200,7 @@ def test_a_damaged_place_in_a_parquet_file(tmp_path):
     table = pa.table({"image": [noise.bytes(2000) for _ in range(400)]})
     pq.write_table(
         table, tmp_path / "x.parquet", row_group_size=200, compression="none", write_page_checksum=True,
-        use_dictionary=False, data_page_size=20_000,
+        use_dictionary=False, data_page_size=20_000, write_batch_size=8,
     )  # fmt: skip
     data = bytearray((tmp_path / "x.parquet").read_bytes())
     for place in range(300_000, 300_100):

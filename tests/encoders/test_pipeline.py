@@ -29,7 +29,6 @@ from crovca.errors import (
     CrovcaError,
     FileFormatError,
     InvalidInputError,
-    OutputExistsError,
     WorkerError,
 )
 from tests.pictures import as_bytes, broken_files, good_files, make_special, picture, write_all

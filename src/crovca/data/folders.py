@@ -71,7 +71,8 @@ def open_folder(root: Path, files: list[tuple[str, int]], others: int) -> Source
         labels = np.array([str(name).encode("utf-8", "backslashreplace").decode() for name in classes])
     elif any(classes):
         notes.append(
-            f"{sum(name is None for name in classes):,} images lie in {root.name} itself: subfolders are not taken as classes"
+            f"{sum(name is None for name in classes):,} images lie in {root.name} itself: "
+            "subfolders are not taken as classes"
         )
     if others:
         notes.append(f"{others:,} files in {root.name} are not named like images and were passed over")
