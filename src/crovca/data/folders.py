@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from crovca.data.images import IMAGE_SUFFIXES
 from crovca.data.sources import Source, build_source, read_file
+from crovca.data.store import JOB
 from crovca.errors import FileFormatError, StorageError
 
 __all__ = ["open_folder", "open_split", "scan"]
@@ -46,6 +47,8 @@ def _scan(
     except OSError as error:
         raise StorageError(f"cannot read the folder {folder}: {error.strerror}") from error
     if (here.st_dev, here.st_ino) in above:  # a link back up
+        return
+    if above and any(entry.name == JOB for entry in entries):  # a store that was put among the images
         return
     for entry in entries:
         if entry.name.startswith("."):
