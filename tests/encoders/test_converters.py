@@ -447,7 +447,7 @@ def test_another_variant_of_torchvision(tmp_path):
         FileFormatError, match="takes images of 224 x 224, the variant 'swag_e2e' of 384 x 384"
     ):
         convert_checkpoint(tmp_path / "vit.pth", tmp_path / "out", layout="torchvision", variant="swag_e2e")
-    with pytest.raises(ConfigError, match="weights need a variant, one of .*; none was given"):
+    with pytest.raises(ConfigError, match=r"weights need a variant, one of .*; none was given"):
         convert_checkpoint(tmp_path / "vit.pth", tmp_path / "out", layout="torchvision")
     with pytest.raises(
         FileFormatError, match="this is no checkpoint of SimDINOv2: it has no tensor 'cls_token'"
@@ -491,10 +491,10 @@ def test_checkpoints_that_cannot_be_read(tmp_path, capsys):
     torch.save([1, 2], file)
     with pytest.raises(FileFormatError, match="holds a list, expected a dictionary of tensors"):
         convert_checkpoint(file, tmp_path / "out", layout="simdinov2")
-    with pytest.raises(FileFormatError, match="none.pth does not exist"):
+    with pytest.raises(FileFormatError, match=r"none\.pth does not exist"):
         convert_checkpoint(tmp_path / "none.pth", tmp_path / "out", layout="simdinov2")
     (tmp_path / "x.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(FileFormatError, match="x.safetensors cannot be read"):
+    with pytest.raises(FileFormatError, match=r"x\.safetensors cannot be read"):
         convert_checkpoint(tmp_path / "x.safetensors", tmp_path / "out", layout="simdinov2")
 
 

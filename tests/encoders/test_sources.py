@@ -233,7 +233,7 @@ def test_a_gated_short_name_says_how(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(
-        EncoderError, match="facebook/dinov3-vitb16-pretrain-lvd1689m is gated: .* ask for access"
+        EncoderError, match=r"facebook/dinov3-vitb16-pretrain-lvd1689m is gated: .* ask for access"
     ):
         locate("dinov3-b")
 
@@ -289,5 +289,5 @@ def test_paths_that_are_no_model(tmp_path, folders):
     refused(str(tmp_path / "empty"), "it has no config.json, only a LoRA adapter")
     with pytest.raises(ConfigError, match="is a local folder, which has no revision 'main'; leave it out"):
         Encoder.load(folders["ViT"][0], revision="main")
-    with pytest.raises(CrovcaError, match="there is no folder ''"):
+    with pytest.raises(CrovcaError, match="the encoder's name is empty"):
         Encoder.load("")

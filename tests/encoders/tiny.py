@@ -101,7 +101,7 @@ def word_tokenizer(folder: Path, *, name: str = "PreTrainedTokenizerFast", limit
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": name, "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    settings: dict[str, str | int] = {"tokenizer_class": name, "pad_token": "[PAD]", "unk_token": "[UNK]"}
     if limit is not None:
         settings["model_max_length"] = limit
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
