@@ -33,7 +33,7 @@ SETTINGS = {
     "MobileNetV2": ("MobileNetV2", {"size": {"shortest_edge": 256}}),
     "MobileNetV2, odd crop": ("MobileNetV2", {"size": {"shortest_edge": 57}, "crop_size": {"height": 33, "width": 50}}),
     "ConvNeXt": ("ConvNext", {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}),
-    "ConvNeXt 384": ("ConvNext", {"size": {"shortest_edge": 384}}),
+    "ConvNeXt 384": ("ConvNext", {"size": {"shortest_edge": 384}, "resample": 3}),
     "crop larger than the image": ("CLIP", {"size": {"shortest_edge": 50}, "crop_size": {"height": 61, "width": 84}}),
     "no resize": ("Bit", {"do_resize": False, "crop_size": {"height": 60, "width": 60}}),
     "only resized": ("Siglip", {"do_rescale": False, "do_normalize": False}),
@@ -198,7 +198,7 @@ def test_it_survives_json():
     assert Preprocessing.from_dict(json.loads(json.dumps(squash.to_dict()))) == squash
     with pytest.raises(FileFormatError, match="unknown key 'sharpen' in a preprocessing"):
         Preprocessing.from_dict({**ours.to_dict(), "sharpen": 1})
-    with pytest.raises(FileFormatError, match="incomplete preprocessing: .*'mean'"):
+    with pytest.raises(FileFormatError, match=r"incomplete preprocessing: .*'mean'"):
         Preprocessing.from_dict({key: value for key, value in ours.to_dict().items() if key != "mean"})
 
 
@@ -218,7 +218,7 @@ def test_the_family_says_what_an_unnamed_processor_is(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"image_processor_type": "Siglip2ImageProcessor"}, "image_processor_type is 'Siglip2ImageProcessor', expected"),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "is 'Siglip2ImageProcessor', expected"),
         ({}, "image_processor_type is None, expected one of"),
         ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}, "images of different sizes"),
         ({"image_processor_type": "ViTImageProcessor", "do_center_crop": True}, "there is no crop_size"),
@@ -239,7 +239,7 @@ def test_settings_that_cannot_be_followed(tmp_path, values, message):
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(FileFormatError, match="has no preprocessor_config.json, which says .* copy it from"):
+    with pytest.raises(FileFormatError, match=r"has no preprocessor_config.json, which says .* copy it from"):
         Preprocessing.read(tmp_path)
 
 
