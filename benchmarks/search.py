@@ -75,6 +75,12 @@ def build(folder: Path, codes: Codes) -> HashIndex:
     return index
 
 
+def asking(
+    index: HashIndex, logits: np.ndarray, part: Callable[[int], slice], scoring: Scoring
+) -> Callable[[int], Any]:
+    return lambda number: index.search(logits[part(number)], K, scoring=scoring)
+
+
 def scan_rows(kind: str, codes: Codes, logits: np.ndarray, folder: Path) -> list[Row]:
     """FAISS's symmetric scan, ours with every scoring, and reading the codes once."""
     flat = faiss.IndexBinaryFlat(codes.bits)
@@ -93,15 +99,12 @@ def scan_rows(kind: str, codes: Codes, logits: np.ndarray, folder: Path) -> list
                 "flat": lambda number: flat.search(packed[part(number)], K),
                 "read": lambda _: words.max(),
             }
-            for scoring in SCORINGS:
-                tasks[scoring] = lambda number, scoring=scoring: index.search(
-                    logits[part(number)], K, scoring=scoring
-                )
+            tasks.update({scoring: asking(index, logits, part, scoring) for scoring in SCORINGS})
             found = in_turn(
                 tasks, (21 if few else ROUNDS[size]) if step == 1 else (3 if few else ROUNDS[size])
             )
             times = {name: value / (1 if name == "read" else step) for name, value in found.items()}
-            row = {"codes": kind, "items": len(codes), "bits": codes.bits, "queries": size, "ms": times}
+            row: Row = {"codes": kind, "items": len(codes), "bits": codes.bits, "queries": size, "ms": times}
             row["engine"] = index.engines()[0]["engine"]
             row["ratio"] = {name: times[name] / times["flat"] for name in SCORINGS}
             rows.append(row)
@@ -191,7 +194,10 @@ def duplicates(kind: str, codes: Codes, folder: Path) -> list[Row]:
 def others(kind: str, codes: Codes, logits: np.ndarray, width: int | None) -> list[Row]:
     """Other engines on the same codes: symmetric Hamming, save for the floats."""
     import duckdb
-    import usearch.index
+    import pyarrow as pa
+    from usearch.compiled import MetricKind
+    from usearch.index import Index as GraphIndex
+    from usearch.index import search as usearch_search
 
     packed = Codes.from_logits(logits).packed
     truth, _ = faiss.knn_hamming(packed, codes.packed, K)
@@ -247,14 +253,14 @@ def others(kind: str, codes: Codes, logits: np.ndarray, width: int | None) -> li
 
     measure(
         "USearch exact",
-        lambda q: usearch.index.search(
-            codes.packed, q, K, metric=usearch.index.MetricKind.Hamming, exact=True, threads=1
+        lambda q: usearch_search(
+            codes.packed, q, K, metric=MetricKind.Hamming, exact=True, threads=1
         ).distances.reshape(len(q), -1),
         0.0,
         1,
         10,
     )
-    graph = usearch.index.Index(ndim=codes.bits, metric=usearch.index.MetricKind.Hamming, dtype="b1")
+    graph = GraphIndex(ndim=codes.bits, metric=MetricKind.Hamming, dtype="b1")
     started = time.perf_counter()
     graph.add(np.arange(len(codes)), codes.packed, threads=2)
     built = time.perf_counter() - started
@@ -268,8 +274,6 @@ def others(kind: str, codes: Codes, logits: np.ndarray, width: int | None) -> li
         connection = duckdb.connect()
         connection.execute("SET threads = 1")
         table = {"id": np.arange(len(codes)), "code": codes.packed.reshape(-1).view(np.uint64)}
-        import pyarrow as pa
-
         items = pa.table(table)
         started = time.perf_counter()
         connection.execute("CREATE TABLE codes AS SELECT * FROM items")

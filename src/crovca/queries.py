@@ -28,7 +28,7 @@ Logits = npt.NDArray[np.float32]
 
 def describe_encoder(job: Mapping[str, Any]) -> dict[str, Any]:
     """What an index keeps of the encoder: the parts of a store's job (docs/formats.md) that decide an embedding."""
-    return {name: job[name] for name in ("encoder", "revision", "identity", "preprocessing")}
+    return {name: job[name] for name in ("encoder", "revision", "identity", "preprocessing", "dtype")}
 
 
 class QueryModel:
@@ -120,11 +120,9 @@ class QueryModel:
                 "this index does not know which encoder made its embeddings; "
                 "embed the query yourself and give --embeddings"
             )
+        described = self._described
         encoder = Encoder.load(
-            self._described["encoder"],
-            revision=self._described["revision"],
-            device=self._device,
-            dtype="float32",
+            described["encoder"], revision=described["revision"], device=self._device, dtype=described["dtype"]
         )
         encoder.preprocessing = Preprocessing.from_dict(self._described["preprocessing"])
         before, now = self._described["identity"]["weights_sha256"], encoder.identity["weights_sha256"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from crovca.cli.options import Force, Json, open_embeddings
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.errors import ConfigError, FileFormatError
-from crovca.files import atomic_directory, check_output
+from crovca.files import atomic_directory, check_output, remove
 
 if TYPE_CHECKING:
     from crovca.cli.items import Items
@@ -82,9 +83,8 @@ def build(
     extra = items.read_metadata(metadata)
     started = time.perf_counter()
     with Reporter() as reporter, atomic_directory(output) as folder:
-        found, described, keep = _open(
-            source, model, encoder, revision, bits, extra, device, output, reporter
-        )
+        store = output.with_name(f"{output.name}.embeddings")
+        found, described, keep = _open(source, model, encoder, revision, bits, extra, device, store, reporter)
         with HashIndex.create(folder, found.bits, encoder=described) as made:
             keep(folder / "model")
             _fill(made, found, reporter, upsert=False)
@@ -143,20 +143,14 @@ def add(
         kind = items.source_kind(source, encoder)
         if kind != "codes" and model is None:
             raise ConfigError(f"{path} holds no model: give --model, or codes made by 'crovca encode'")
-        found, _, _ = _open(
-            source,
-            model,
-            encoder,
-            revision,
-            None if kind == "codes" else opened.bits,
-            extra,
-            device,
-            path,
-            reporter,
-        )
+        # Only as long as it takes; a run that was interrupted goes on from it.
+        store = path.with_name(f"{path.name}.adding-{sha256(str(source.resolve()).encode()).hexdigest()[:8]}")
+        length = None if kind == "codes" else opened.bits
+        found, _, _ = _open(source, model, encoder, revision, length, extra, device, store, reporter)
         before = len(opened)
         replaced = _fill(opened, found, reporter, upsert=replace)
         after = len(opened)
+    remove(store)
     seconds = round(time.perf_counter() - started, 3)
     if json:
         emit_json(
@@ -294,10 +288,13 @@ def _open(
     bits: int | None,
     extra: Any,
     device: str,
-    output: Path,
+    store: Path,
     reporter: Reporter,
 ) -> tuple[Items, dict[str, Any] | None, Callable[[Path], object]]:
-    """The items of a source, what is known of their encoder, and what puts their model into a folder."""
+    """The items of a source, what is known of their encoder, and what puts their model into a folder.
+
+    Images are embedded into ``store``.
+    """
     from crovca.cli import items
     from crovca.hasher import Hasher, load_hasher
 
@@ -311,7 +308,6 @@ def _open(
             raise ConfigError(
                 f"{source} holds images: give --encoder, the folder of a model or its id on the hub"
             )
-        store = output.with_name(f"{output.name}.embeddings")
         data = items.open_embedded(source, encoder, revision, device, store, reporter)
         source = store
     else:

@@ -103,9 +103,8 @@ def search(
         return
     for name, ids, scores, metadata in zip(names, found.ids, found.scores, rows, strict=True):
         _print_results(name, ids, scores, metadata)
-    stdout.print(
-        f"{len(names)} queries over {len(opened):,} items in {seconds * 1000:.1f} ms", highlight=False
-    )
+    queries = "1 query" if len(names) == 1 else f"{len(names):,} queries"
+    stdout.print(f"{queries} over {len(opened):,} items in {seconds * 1000:.1f} ms", highlight=False)
 
 
 def dedup(
@@ -157,12 +156,9 @@ def dedup(
         stdout.print(
             f"... and {len(found.groups) - show:,} groups more (--show, or -o FILE)", highlight=False
         )
-    stdout.print(
-        f"{len(found.groups):,} groups; {found.items - len(found.groups):,} of {count:,} items could go "
-        f"({seconds:.1f} s)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    groups = "1 group" if len(found.groups) == 1 else f"{len(found.groups):,} groups"
+    spare = found.items - len(found.groups)
+    stdout.print(f"{groups}; {spare:,} of {count:,} items could go ({seconds:.1f} s)", highlight=False)
 
 
 def _as_json(
