@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests.encoders import tiny
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```(python|console)\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
@@ -17,8 +20,21 @@ def test_there_are_snippets():
     assert {kind for kind, _ in BLOCKS} == {"python", "console"}
 
 
+def make_photos(folder):
+    """``photos`` and ``encoder`` of the README: small images, and a small random model."""
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("transformers")
+    (folder / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 50, 3), dtype=np.uint8)
+    for number, content in enumerate(pixels):
+        image.fromarray(content).save(folder / "photos" / f"{number}.jpg")
+    model, processor, _ = tiny.models()["DINOv2"]
+    tiny.save(model, folder / "encoder", processor)
+
+
 def test_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path)
     namespace = {}
     ran = 0
     for kind, text in BLOCKS:
