@@ -112,11 +112,9 @@ def test_half_precision_is_near(folders, name, dtype):
     encoder = load(folders[name][0])
     half = load(folders[name][0], dtype=dtype)
     assert half.dtype == getattr(torch, dtype)
-    norms = {
-        id(p) for m in half.model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()
-    }
-    assert {p.dtype for p in half.model.parameters() if id(p) not in norms} == {half.dtype}
-    assert {b.dtype for b in half.model.buffers() if b.is_floating_point()} <= {torch.float32}
+    assert {p.dtype for p in half.model.parameters()} == {half.dtype}
+    if name == "DINOv3 ViT":  # of the rotary position embedding
+        assert {buffer.dtype for buffer in half.model.buffers()} == {torch.float32}
     assert not any(p.requires_grad for p in half.model.parameters())
     x = pixels(encoder)
     found = half.embed(x)
@@ -582,7 +580,7 @@ def test_nothing_of_torchvision_timm_or_open_clip_is_imported(folders):
 
 # Real weights and photographs
 
-RECIPE = [("float32", 0.99, 0.97), ("bfloat16", 0.999, 0.999)]
+RECIPE = [("float32", 0.99, 0.97), ("bfloat16", 0.999, 0.99)]
 
 
 @pytest.mark.parametrize(("dtype", "median", "least"), RECIPE)

@@ -41,8 +41,7 @@ class _Tower:
     Attributes:
         model: the tower alone, in evaluation mode, its weights frozen.
         width: of the embeddings.
-        device, dtype: where the model is, and what its weights are in and it computes in. Batch norms and buffers
-            stay float32.
+        device, dtype: where the model is, and what its weights are in and it computes in.
         identity: "source", "revision" (commit on the hub, or None), "family", "output", "weights_sha256".
     """
 
