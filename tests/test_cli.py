@@ -182,7 +182,7 @@ def test_demo_reaches_the_numbers_it_promises(capsys):
     assert found["seconds"] < 60
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["encode"], ["evaluate"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["embed"], ["train"], ["encode"], ["evaluate"], ["demo"]])
 def test_help(command, capsys):
     run(*command, "--help")
     printed = capsys.readouterr().out

@@ -165,7 +165,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(photos, vit, tmp_path
 
 
 def test_the_command_killed_and_given_again(photos, folders, tmp_path):
-    """The same with the command itself, and processes of its own."""
+    """The same with the command itself, finished by two processes."""
     arguments = [
         "embed", photos, "--encoder", folders["ViT"][0], "--shard-size", "2", "--batch-size", "2", "--views", "3",
         "--dtype", "float32",
@@ -189,7 +189,7 @@ def test_the_command_killed_and_given_again(photos, folders, tmp_path):
     process.communicate()
     assert list(store.glob("part-*"))
     assert not (store / "manifest.json").exists()
-    run(*arguments, "-o", store)
+    run(*arguments, "-o", store, "--workers", "2")
     run(*arguments, "-o", tmp_path / "whole")
     assert content(store) == content(tmp_path / "whole")
 
