@@ -70,7 +70,9 @@ def test_links_are_followed_and_loops_end(tmp_path):
 def test_a_store_among_the_images_is_passed_over(tmp_path):
     write_all(tmp_path, FILES)
     before = open_images(tmp_path)
-    write_all(tmp_path / "store", {"job.json": b"{}", "part-00000/x.jpg": b"", "part-00000/items.parquet": b""})
+    write_all(
+        tmp_path / "store", {"job.json": b"{}", "part-00000/x.jpg": b"", "part-00000/items.parquet": b""}
+    )
     assert open_images(tmp_path).fingerprint == before.fingerprint
     assert open_images(tmp_path).notes == before.notes
 
