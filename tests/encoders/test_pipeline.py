@@ -19,7 +19,7 @@ import torch
 from crovca.cli.main import main
 from crovca.data.embeddings import load_embeddings
 from crovca.data.store import read_errors
-from crovca.encoders import pipeline
+from crovca.encoders import pipeline, runners
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.job import Job, Origin, begin_job
 from crovca.encoders.pipeline import embed_shard, finish, make_worker, missing_shards, plan_job, summarise
@@ -465,6 +465,16 @@ def test_embed_then_train_encode_evaluate(photos, folders, tmp_path, capsys):
     run(*arguments, "--json")  # nothing is missing: nothing is done
     assert json.loads(capsys.readouterr().out)["items_now"] == 0
     assert content(store) == before
+
+
+def test_ctrl_c_says_how_to_go_on(photos, folders, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "embed_shard", interrupt)
+    monkeypatch.setattr(runners, "embed_shard", interrupt)
+    refuses(capsys, "embed", photos, "--encoder", folders["ViT"][0], "-o", tmp_path / "store",
+            match="interrupted; the same command without --force goes on", status=130)  # fmt: skip
 
 
 @pytest.mark.parametrize(
