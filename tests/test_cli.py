@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+import typer
 
-from crovca.cli.main import main
+from crovca.cli.main import app, main
 from crovca.codes import Codes
 from crovca.data.encoded import Encoded
 from crovca.hasher import CrossModalHasher, Hasher
@@ -182,7 +183,7 @@ def test_demo_reaches_the_numbers_it_promises(capsys):
     assert found["seconds"] < 60
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["encode"], ["evaluate"], ["demo"], ["datasets"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in typer.main.get_command(app).commands)])
 def test_help(command, capsys):
     run(*command, "--help")
     printed = capsys.readouterr().out
