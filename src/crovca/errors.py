@@ -10,6 +10,7 @@
      ├── StorageError            the operating system refused to read or write
      ├── NotFittedError          a hasher used before ``fit``                           (ValueError, AttributeError)
      ├── MissingDependencyError  an optional package is not installed                   (ImportError)
+     ├── ClusterError            a database server cannot be reached, or refused        (RuntimeError)
      └── TrainingError           training itself failed                                 (RuntimeError)
 
 A message says what was got, what was expected and what to do. The command line prints it in one
@@ -19,6 +20,7 @@ line and leaves with ``exit_status``: 2 where the user can mend it, 1 where some
 from __future__ import annotations
 
 __all__ = [
+    "ClusterError",
     "ConfigError",
     "CrovcaError",
     "CrovcaWarning",
@@ -72,6 +74,12 @@ class MissingDependencyError(CrovcaError, ImportError):
             f"{purpose} needs the package '{package}', which is not installed; "
             f"install it with: pip install 'crovca[{extra}]'"
         )
+
+
+class ClusterError(CrovcaError, RuntimeError):
+    """A database server cannot be reached, refused what it was asked, or cannot do it."""
+
+    exit_status = 1
 
 
 class TrainingError(CrovcaError, RuntimeError):

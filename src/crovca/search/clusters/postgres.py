@@ -1,0 +1,649 @@
+"""Codes in a PostgreSQL table (14 or newer): exact Hamming distance by ``bit_count``, no extension needed.
+
+::
+
+    CREATE TABLE name (
+        id            bigint  -- or: text COLLATE "C"
+                      PRIMARY KEY,
+        code          bit(64) NOT NULL,
+        crovca_digest bigint  NOT NULL,  -- of code and metadata: which items a push has to send
+        ...                              -- one column for each column of metadata
+    )
+
+Metadata are columns of their own types rather than one ``jsonb``: the same ``where`` then works here and in
+``HashIndex``, and the server can index and check them. They are added when they first come. Codes are
+returned as ``bit``, whose bytes are ours (``crovca.codes``).
+
+The extension pgvector is used for one thing only, an HNSW index, and only where asked for: ``build_hnsw`` and
+``approximate=True``. Its exact operator ``<~>`` is no faster than ``bit_count`` (docs/results).
+
+``where`` is a condition in the server's SQL. It is the only text that is not sent as a parameter; a search
+is one statement, so it cannot smuggle in another, in a transaction that is read-only.
+
+A partitioned table, also over other servers (``shards``), is used like a plain one, but for its columns: they
+have to be there from the start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, LiteralString, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+
+from crovca.codes import Codes, check_bits
+from crovca.errors import ClusterError, ConfigError, InvalidInputError, MissingDependencyError
+from crovca.search.clusters.base import (
+    Candidates,
+    ClusterNeighbors,
+    ClusterScoring,
+    Ids,
+    IdType,
+    Items,
+    missing,
+    search_by_rescoring,
+)
+from crovca.search.clusters.rows import RESERVED, Rows, check_ids
+from crovca.search.clusters.state import PushState
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+    from psycopg.sql import Composable, Composed, Identifier
+
+__all__ = ["PostgresCluster", "column_type"]
+
+_OLDEST = 140000  # bit_count of bit strings came with PostgreSQL 14
+_PART = 32768  # rows of a result, or ids of a condition, at a time
+_LOCK_WAIT = 15.0  # seconds: a killed client's session ends only when the server notices
+_CONNECT_TIMEOUT = 10
+
+_ID_SQL: dict[IdType, LiteralString] = {"int64": "bigint", "string": 'text COLLATE "C"'}
+
+
+class PostgresCluster:
+    """A table of codes; see ``base.Cluster`` for what is not described here.
+
+    Opened with ``PostgresCluster.open`` or made with ``PostgresCluster.create``. Not for several threads at once.
+    """
+
+    def __init__(self, connection: Connection[Any], name: str, *, approximate: bool = False) -> None:
+        self._connection = connection
+        self._schema, self._name = _split_name(name)
+        self._approximate = approximate
+        self.bits: int
+        self.id_type: IdType
+        self.bits, self.id_type, self._partitioned = self._describe()
+        if approximate and not self._has_hnsw():
+            raise ClusterError(
+                f"the table {name!r} has no HNSW index for approximate search; build it with build_hnsw(), "
+                "or search exactly"
+            )
+
+    @classmethod
+    def create(
+        cls, address: str, table: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = False
+    ) -> Self:
+        """Make an empty table and open it.
+
+        Args:
+            address: a libpq connection string or URI.
+            table: ``name`` or ``schema.name``.
+            bits: length of the codes.
+            id_type: what ids are.
+            exist_ok: take a table that is there already, if it holds such codes.
+
+        Raises:
+            ClusterError: the server cannot be reached, or there is such a table already.
+        """
+        check_bits(bits)
+        connection = _connect(address)
+        try:
+            with _errors():
+                exists = _regclass(connection, table) is not None
+            if exists and not exist_ok:
+                raise ClusterError(f"there is a table {table!r} already; open it, or give another name")
+            if not exists:
+                from psycopg import sql
+
+                with _errors():
+                    connection.execute(
+                        sql.SQL("CREATE TABLE {} ({})").format(_identifier(table), columns_sql(bits, id_type))
+                    )
+            self = cls(connection, table)
+            if (self.bits, self.id_type) != (bits, id_type):
+                raise ClusterError(
+                    f"the table {table!r} holds codes of {self.bits} bits with ids of type {self.id_type}, "
+                    f"expected {bits} bits and {id_type}; give another table"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return self
+
+    @classmethod
+    def open(cls, address: str, table: str, *, approximate: bool = False) -> Self:
+        """Open a table that ``create`` made.
+
+        Args:
+            address: a libpq connection string or URI.
+            table: ``name`` or ``schema.name``.
+            approximate: take candidates from pgvector's HNSW index, which may miss some; no answer is then proven,
+                unless asked for with ``exact=True``.
+        """
+        connection = _connect(address)
+        try:
+            return cls(connection, table, approximate=approximate)
+        except BaseException:
+            connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """See ``Cluster``."""
+        self._connection.close()
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def upsert(self, ids: npt.ArrayLike, codes: Codes, metadata: pa.Table | None = None) -> None:
+        """See ``Cluster``; all or nothing. An item that is there just so is left alone."""
+        self.upsert_rows(Rows.of(ids, codes, metadata, bits=self.bits, id_type=self.id_type))
+
+    def upsert_rows(self, rows: Rows) -> None:
+        """Copy the rows into a temporary table and merge them from there, in one transaction."""
+        from psycopg import sql
+
+        if len(rows) == 0:
+            return
+        names = rows.metadata.column_names
+        types = [column_type(name, rows.metadata.schema.field(name).type) for name in names]
+        with _errors(), self._connection.transaction():
+            stored = self._add_columns(dict(zip(names, types, strict=True)))
+            definitions = [columns_sql(self.bits, self.id_type, key=False)]
+            definitions += [
+                sql.SQL("{} {}").format(sql.Identifier(name), kind)
+                for name, kind in zip(names, types, strict=True)
+            ]
+            self._connection.execute(
+                sql.SQL("CREATE TEMPORARY TABLE crovca_staging ({}) ON COMMIT DROP").format(
+                    sql.SQL(", ").join(definitions)
+                )
+            )
+            with self._connection.cursor().copy(
+                "COPY crovca_staging FROM STDIN (FORMAT csv, ENCODING 'UTF8')"
+            ) as copy:
+                for block in _csv(rows):
+                    copy.write(block)
+            self._merge(rows, names, stored)
+
+    def _merge(self, rows: Rows, names: Sequence[str], stored: Sequence[str]) -> None:
+        """From the staging table into ours. Columns that did not come become null: an item is replaced whole."""
+        from psycopg import sql
+
+        columns = [sql.Identifier(name) for name in (*RESERVED, *names)]
+        insert = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM crovca_staging").format(
+            self._table, sql.SQL(", ").join(columns), sql.SQL(", ").join(columns)
+        )
+        if self._partitioned:  # foreign tables know no ON CONFLICT ... DO UPDATE
+            self._connection.execute(
+                sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(self._table), [rows.ids.tolist()]
+            )
+            self._connection.execute(insert)
+            return
+        changes = [
+            sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name))
+            for name in (*RESERVED[1:], *names)
+        ]  # fmt: skip
+        changes += [sql.SQL("{} = NULL").format(sql.Identifier(name)) for name in stored if name not in names]
+        self._connection.execute(
+            sql.SQL(
+                "{} ON CONFLICT (id) DO UPDATE SET {} WHERE {}.crovca_digest <> excluded.crovca_digest"
+            ).format(insert, sql.SQL(", ").join(changes), self._table)
+        )
+
+    def delete(self, ids: npt.ArrayLike) -> None:
+        """See ``Cluster``; all or nothing."""
+        from psycopg import sql
+
+        checked = check_ids(ids, self.id_type)
+        command = sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(self._table)
+        with _errors(), self._connection.transaction():
+            for start in range(0, len(checked), _PART):
+                self._connection.execute(command, [checked[start : start + _PART].tolist()])
+
+    def build_hnsw(self, m: int = 16, ef_construction: int = 64) -> None:
+        """Build pgvector's HNSW index over the codes, for ``approximate=True``; takes minutes a million.
+
+        Raises:
+            ClusterError: the server has no pgvector 0.7 or newer, or the table is spread over servers.
+        """
+        from psycopg import sql
+
+        if self._partitioned:
+            raise ClusterError("a table of partitions has no HNSW index of its own; build one on each shard")
+        with _errors():
+            available = self._connection.execute(
+                "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
+            ).fetchone()
+        if available is None:
+            raise ClusterError("this server has no pgvector; install its package there, or search exactly")
+        with _errors():
+            self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            self._connection.execute(
+                sql.SQL(
+                    "CREATE INDEX ON {} USING hnsw (code bit_hamming_ops) WITH (m = {}, ef_construction = {})"
+                ).format(self._table, sql.Literal(int(m)), sql.Literal(int(ef_construction)))
+            )
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        logits: npt.ArrayLike | Codes,
+        k: int = 10,
+        *,
+        scoring: ClusterScoring = "bce",
+        where: str | None = None,
+        overfetch: int | None = None,
+        exact: bool = False,
+    ) -> ClusterNeighbors:
+        """See ``Cluster``; ``where`` is PostgreSQL's SQL. All of one call's reads see one state of the table."""
+        with self._reading():
+            return search_by_rescoring(self, logits, k, scoring, where, overfetch, exact)
+
+    def nearest(self, queries: Codes, count: int, where: str | None) -> list[Candidates]:
+        """See ``Engine``."""
+        return [self._nearest(text, count, where) for text in _bit_strings(queries).to_pylist()]
+
+    def _nearest(self, query: str, count: int, where: str | None) -> Candidates:
+        if self._approximate:
+            ids, codes, _ = self._ranked(query, count, where, approximate=True)
+            if len(ids) == count:  # fewer: the index gave up early, so the scan below decides
+                return Candidates(ids, codes, -1)
+        ids, codes, furthest = self._ranked(query, count, where, approximate=False)
+        return Candidates(ids, codes, furthest if len(ids) == count else None)
+
+    def _ranked(
+        self, query: str, count: int, where: str | None, *, approximate: bool
+    ) -> tuple[Ids, Codes, int]:
+        """ids, codes and the last one's Hamming distance."""
+        from psycopg import sql
+
+        bit = sql.SQL("bit({})").format(sql.Literal(self.bits))
+        if approximate:
+            distance, order = sql.SQL("code <~> %(query)s::{}").format(bit), sql.SQL("distance")
+            for setting in (f"hnsw.ef_search = {min(1000, count)}", "hnsw.iterative_scan = strict_order"):
+                self._connection.execute(f"SET LOCAL {setting}")
+        else:
+            # By id as well: the answer is then the same whatever the plan, or the number of shards.
+            distance, order = sql.SQL("bit_count(code # %(query)s::{})").format(bit), sql.SQL("distance, id")
+        command = sql.SQL("SELECT id, code, {} AS distance FROM {} {} ORDER BY {} LIMIT %(count)s").format(
+            distance, self._table, _condition(where), order
+        )
+        with _errors(where), self._connection.cursor(binary=True) as cursor:
+            found = cursor.execute(command, {"query": query, "count": count}).fetchall()
+        return self._ids(found), self._codes(found), int(found[-1][2]) if found else 0
+
+    def within(self, query: Codes, radius: int, where: str | None) -> Iterator[tuple[Ids, Codes]]:
+        """See ``Engine``."""
+        from psycopg import sql
+
+        command = sql.SQL(
+            "SELECT id, code FROM {} {} bit_count(code # %(query)s::bit({})) <= %(radius)s"
+        ).format(
+            self._table,
+            sql.SQL("WHERE") if where is None else _condition(where) + sql.SQL(" AND"),
+            sql.Literal(self.bits),
+        )
+        values = {"query": _bit_strings(query).to_pylist()[0], "radius": radius}
+        with _errors(where), self._connection.cursor("crovca_within", binary=True) as cursor:
+            cursor.execute(command, values)
+            while found := cursor.fetchmany(_PART):
+                yield self._ids(found), self._codes(found)
+
+    def get(self, ids: npt.ArrayLike) -> Items:
+        """See ``Cluster``."""
+        from psycopg import sql
+
+        asked = check_ids(ids, self.id_type)
+        names = self._metadata_columns()
+        columns = sql.SQL(", ").join([sql.Identifier(name) for name in ("id", "code", *names)])
+        command = sql.SQL("SELECT {} FROM {} WHERE id = ANY(%s)").format(columns, self._table)
+        with _errors(), self._connection.cursor(binary=True) as cursor:
+            found = cursor.execute(command, [asked.tolist()]).fetchall()
+        rows = {row[0]: row for row in found}
+        missing(asked, list(rows))
+        ordered = [rows[one] for one in asked.tolist()]
+        table = pa.table({name: [row[2 + at] for row in ordered] for at, name in enumerate(names)})
+        return Items(asked, self._codes(ordered), table if names else None)
+
+    def count(self) -> int:
+        """See ``Cluster``."""
+        from psycopg import sql
+
+        with _errors():
+            row = self._connection.execute(sql.SQL("SELECT count(*) FROM {}").format(self._table)).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def explain(self, queries: Codes, count: int = 10, where: str | None = None) -> str:
+        """The server's plan for the first query's candidates: whether shards sort for themselves, for example."""
+        from psycopg import sql
+
+        command = sql.SQL(
+            "EXPLAIN (VERBOSE, COSTS OFF) SELECT id, code, bit_count(code # {}::bit({})) AS distance "
+            "FROM {} {} ORDER BY distance, id LIMIT {}"
+        ).format(
+            sql.Literal(_bit_strings(queries).to_pylist()[0]),
+            sql.Literal(self.bits),
+            self._table,
+            _condition(where),
+            sql.Literal(count),
+        )
+        with self._reading(), _errors(where):
+            return "\n".join(line for (line,) in self._connection.execute(command, {}).fetchall())
+
+    # --- for push ------------------------------------------------------------------------------------
+
+    def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """ids and digests of those of these items that are stored, in no order."""
+        from psycopg import sql
+
+        command = sql.SQL("SELECT id, crovca_digest FROM {} WHERE id = ANY(%s)").format(self._table)
+        found: list[Any] = []
+        with _errors(), self._connection.cursor(binary=True) as cursor:
+            for start in range(0, len(ids), _PART):
+                found += cursor.execute(command, [ids[start : start + _PART].tolist()]).fetchall()
+        return self._ids(found), np.array([row[1] for row in found], np.int64)
+
+    def stored_ids(self) -> Iterator[Ids]:
+        """All ids, part by part, in no order; nothing may be written meanwhile."""
+        from psycopg import sql
+
+        with self._reading(), self._connection.cursor("crovca_ids", binary=True) as cursor:
+            cursor.execute(sql.SQL("SELECT id FROM {}").format(self._table))
+            while found := cursor.fetchmany(_PART):
+                yield self._ids(found)
+
+    @contextmanager
+    def push_lock(self) -> Iterator[None]:
+        """Let one push work on this table at a time; it ends with the session, so a killed one's is freed."""
+        key = f"crovca push {self._schema}.{self._name}"
+        until = time.monotonic() + _LOCK_WAIT
+        with _errors():
+            while not self._value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key):
+                if time.monotonic() > until:
+                    raise ClusterError(f"another push into {self._name!r} is running; wait until it ends")
+                time.sleep(0.2)
+        try:
+            yield
+        finally:
+            if not self._connection.closed:
+                self._value("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
+
+    def read_push(self) -> PushState | None:
+        """How far a push came; None where nothing was pushed."""
+        with _errors():
+            if _regclass(self._connection, f"{self._schema}.crovca_push") is None:
+                return None
+            text = self._value(f"SELECT state FROM {self._push_table} WHERE name = %s", self._name)
+        return None if text is None else PushState.from_json(text)
+
+    def write_push(self, state: PushState) -> None:
+        """Remember how far a push came, in the table ``crovca_push`` beside ours."""
+        with _errors():
+            for command in (
+                f"CREATE TABLE IF NOT EXISTS {self._push_table} (name text PRIMARY KEY, state text NOT NULL)",
+                f"INSERT INTO {self._push_table} VALUES (%(name)s, %(state)s) "
+                "ON CONFLICT (name) DO UPDATE SET state = excluded.state",
+            ):
+                values = {"name": self._name, "state": state.to_json()}
+                self._connection.execute(command, values)
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    @property
+    def _table(self) -> Identifier:
+        from psycopg import sql
+
+        return sql.Identifier(self._schema, self._name)
+
+    @property
+    def _push_table(self) -> str:
+        from psycopg import sql
+
+        return sql.Identifier(self._schema, "crovca_push").as_string(self._connection)
+
+    def _value(self, command: LiteralString, value: str) -> Any:
+        """The one value that a statement returns; None where it returns no row."""
+        row = self._connection.execute(command, [value]).fetchone()
+        return None if row is None else row[0]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with _errors(), self._connection.transaction():
+            self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield
+
+    def _describe(self) -> tuple[int, IdType, bool]:
+        """bits, id type and whether partitioned, from the server's own catalogue."""
+        name = f"{self._schema}.{self._name}" if self._schema else self._name
+        with _errors():
+            found = self._connection.execute(
+                "SELECT a.attname, format_type(a.atttypid, NULL), a.atttypmod, c.relkind, n.nspname "
+                "FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
+                "JOIN pg_namespace n ON n.oid = c.relnamespace "
+                "WHERE c.oid = %s AND a.attname = ANY(%s) AND NOT a.attisdropped",
+                [_regclass(self._connection, name), list(RESERVED)],
+            ).fetchall()
+        columns = {row[0]: (row[1], row[2]) for row in found}
+        if not found:
+            if _regclass(self._connection, name) is None:
+                raise ClusterError(
+                    f"there is no table {name!r}; make it with create(), or with 'crovca index push'"
+                )
+            columns = {}
+        ids: dict[str, IdType] = {"bigint": "int64", "text": "string"}
+        kind = columns.get("id", ("", 0))[0]
+        code, length = columns.get("code", ("", 0))
+        if len(columns) < len(RESERVED) or kind not in ids or code != "bit":
+            raise ClusterError(
+                f"the table {name!r} is not one of crovca's: it needs the columns id (bigint or text), "
+                "code (bit(n)) and crovca_digest (bigint)"
+            )
+        self._schema = found[0][4]
+        return int(length), ids[kind], found[0][3] == "p"
+
+    def _has_hnsw(self) -> bool:
+        with _errors():
+            found = self._connection.execute(
+                "SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam "
+                "WHERE i.indrelid = %s AND m.amname = 'hnsw' AND i.indisvalid",
+                [_regclass(self._connection, f"{self._schema}.{self._name}")],
+            ).fetchone()
+        return found is not None
+
+    def _metadata_columns(self) -> list[str]:
+        with _errors():
+            found = self._connection.execute(
+                "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped "
+                "ORDER BY attnum",
+                [_regclass(self._connection, f"{self._schema}.{self._name}")],
+            ).fetchall()
+        return [name for (name,) in found if name not in RESERVED]
+
+    def _add_columns(self, wanted: dict[str, Composable]) -> list[str]:
+        """Add what is not there; returns all metadata columns that are there then."""
+        from psycopg import sql
+
+        there = self._metadata_columns()
+        for name, kind in wanted.items():
+            if name in there:
+                continue
+            if self._partitioned:
+                raise ClusterError(
+                    f"the table {self._name!r} is spread over partitions and has no column {name!r}; "
+                    "add it to every shard and to the table itself first"
+                )
+            self._connection.execute(
+                sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(self._table, sql.Identifier(name), kind)
+            )
+            there.append(name)
+        return there
+
+    def _ids(self, found: Sequence[Any]) -> Ids:
+        return check_ids([row[0] for row in found], self.id_type)
+
+    def _codes(self, found: Sequence[Any]) -> Codes:
+        """From the wire format of ``bit``: the length in bits as int32, then the bytes."""
+        raw = b"".join([row[1][4:] for row in found])
+        return Codes(np.frombuffer(raw, np.uint8).reshape(len(found), -(-self.bits // 8)), self.bits)
+
+
+def columns_sql(bits: int, id_type: IdType, *, key: bool = True) -> Composed:
+    """Definitions of our own columns."""
+    from psycopg import sql
+
+    return sql.SQL("id {}{}, code bit({}) NOT NULL, crovca_digest bigint NOT NULL").format(
+        sql.SQL(_ID_SQL[id_type]), sql.SQL(" PRIMARY KEY" if key else " NOT NULL"), sql.Literal(bits)
+    )
+
+
+_COLUMN_TYPES: dict[str, LiteralString] = {
+    "bool": "boolean", "int8": "smallint", "uint8": "smallint", "int16": "smallint", "uint16": "integer",
+    "int32": "integer", "uint32": "bigint", "int64": "bigint", "uint64": "numeric(20)",
+    "halffloat": "real", "float": "real", "double": "double precision",
+    "string": "text", "large_string": "text", "null": "text", "date32[day]": "date",
+}  # fmt: skip
+
+
+def column_type(name: str, kind: pa.DataType) -> Composable:
+    """The column type for metadata of this Arrow type; InvalidInputError where there is none."""
+    from psycopg import sql
+
+    if pa.types.is_timestamp(kind):
+        return sql.SQL("timestamptz" if kind.tz else "timestamp")
+    if str(kind) not in _COLUMN_TYPES:
+        raise InvalidInputError(
+            f"the metadata column {name!r} is of type {kind}, which PostgreSQL does not get"
+        )
+    return sql.SQL(_COLUMN_TYPES[str(kind)])
+
+
+def _condition(where: str | None) -> Composable:
+    """WHERE (...), or nothing. On lines of its own, so that a comment in it ends; % is no placeholder."""
+    from psycopg import sql
+
+    if where is None:
+        return sql.SQL("")
+    return sql.SQL("WHERE (\n" + where.replace("%", "%%") + "\n)")
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    schema, _, table = name.rpartition(".")
+    if not table or "." in schema:
+        raise ConfigError(f"a table is named NAME or SCHEMA.NAME, got {name!r}")
+    return schema, table
+
+
+def _identifier(name: str) -> Identifier:
+    from psycopg import sql
+
+    schema, table = _split_name(name)
+    return sql.Identifier(schema, table) if schema else sql.Identifier(table)
+
+
+def _regclass(connection: Connection[Any], name: str) -> int | None:
+    """The table's oid, found on the search path; None where there is no such table."""
+    quoted = _identifier(name).as_string(connection)
+    row = connection.execute("SELECT to_regclass(%s)::oid", [quoted]).fetchone()
+    return None if row is None else row[0]
+
+
+def _bit_strings(codes: Codes) -> pa.Array:
+    """Each code as text of 0 and 1."""
+    characters = codes.unpack() + np.uint8(ord("0"))
+    offsets = np.arange(len(codes) + 1, dtype=np.int64) * codes.bits
+    return pa.LargeStringArray.from_buffers(
+        len(codes), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(characters))
+    )
+
+
+def _csv(rows: Rows) -> Iterator[memoryview]:
+    """The rows as CSV, as COPY reads it: null is nothing, an empty string two quotes."""
+    for start in range(0, len(rows), _PART):
+        part = rows[start : start + _PART]
+        own = [pa.array(part.ids), _bit_strings(part.codes), pa.array(part.digests)]
+        metadata = [
+            column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
+            for column in part.metadata.columns
+        ]
+        table = pa.Table.from_arrays([*own, *metadata], names=[*RESERVED, *part.metadata.column_names])
+        sink = pa.BufferOutputStream()
+        pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=False))
+        yield memoryview(sink.getvalue())
+
+
+def _connect(address: str) -> Connection[Any]:
+    """A connection that commits statement by statement."""
+    try:
+        import psycopg
+    except ImportError:
+        raise MissingDependencyError("psycopg", "pg", "a PostgreSQL cluster") from None
+    try:
+        parsed = psycopg.conninfo.conninfo_to_dict(address)
+    except psycopg.Error as error:
+        raise ConfigError(
+            f"this is no PostgreSQL address ({_line(error)}); see 'crovca index push --help'"
+        ) from None
+    parsed.setdefault("connect_timeout", _CONNECT_TIMEOUT)
+    parsed.setdefault("application_name", "crovca")
+    place = f"{parsed.get('host', 'localhost')}:{parsed.get('port', 5432)}"
+    try:
+        connection = psycopg.connect(**cast(dict[str, Any], parsed), autocommit=True)
+    except psycopg.Error as error:
+        raise ClusterError(f"cannot connect to PostgreSQL at {place}: {_line(error)}") from None
+    version = connection.info.server_version
+    if version < _OLDEST:
+        connection.close()
+        raise ClusterError(
+            f"PostgreSQL at {place} is version {version // 10000}; bit_count needs 14 or newer"
+        )
+    return connection
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _errors(where: str | None = None) -> Iterator[None]:
+    """Turn the driver's errors into ours."""
+    import psycopg
+
+    try:
+        yield
+    except (
+        psycopg.errors.SyntaxError,
+        psycopg.errors.UndefinedColumn,
+        psycopg.errors.UndefinedFunction,
+    ) as error:
+        if where is None:
+            raise ClusterError(f"PostgreSQL: {_line(error)}") from error
+        raise InvalidInputError(f"PostgreSQL cannot use the condition {where!r}: {_line(error)}") from None
+    except psycopg.Error as error:
+        if where is not None and not isinstance(error, psycopg.OperationalError):
+            raise InvalidInputError(
+                f"PostgreSQL cannot use the condition {where!r}: {_line(error)}"
+            ) from None
+        raise ClusterError(f"PostgreSQL: {_line(error)}") from error
