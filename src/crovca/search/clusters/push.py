@@ -1,9 +1,9 @@
 """Bringing a server to the state of an index: batched, resumable, and without effect where nothing changed.
 
 The server remembers which index in which state was pushed and how many batches of it have arrived
-(``state.PushState``). A batch is sent only as far as it differs: every stored item has a digest of its code and metadata,
-and what has the same one is left alone. When all batches have arrived, ids that the index
-does not have are removed, and the push is marked complete. So
+(``state.PushState``). A batch is sent only as far as it differs: every stored item has a digest of its code and
+metadata, and what has the same one is left alone. When all batches have arrived, ids that the index does
+not have are removed, and the push is marked complete. So
 
 * a rerun of a complete push reads the state, compares the number of items, and ends;
 * a rerun of a push that was killed goes on at its batch; what had arrived of that batch is not sent again;
