@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.servers.setup import HERE
 
@@ -121,6 +122,9 @@ def milvus() -> Iterator[str]:
             "import sys, signal, milvus\n"
             "server = milvus.MilvusServer(wait_for_started=True)\n"
             "server.set_base_dir(sys.argv[1])\n"
+            "server.config.set('proxy.timeTickInterval', 20)\n"  # a read at level Strong waits for the next tick
+            "server.config.set('queryCoord.checkInterval', 50)\n"  # loading a collection waits for these
+            "server.config.set('queryCoord.distPullInterval', 50)\n"
             "server.start()\n"
             "print(server.listen_port, server.server_proc.pid, flush=True)\n"
             "server.server_proc.wait()\n"
@@ -154,12 +158,12 @@ def _unprivileged() -> pwd.struct_passwd | None:
     raise Missing("PostgreSQL does not run as root, and there is no user 'postgres' or 'nobody' here")
 
 
-def _as(user: pwd.struct_passwd | None) -> dict[str, object]:
+def _as(user: pwd.struct_passwd | None) -> dict[str, Any]:
     return {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
 def _reachable(program: Path, user: pwd.struct_passwd) -> bool:
-    return subprocess.run(["test", "-x", program], check=False, **_as(user)).returncode == 0
+    return subprocess.run(["test", "-x", str(program)], check=False, **_as(user)).returncode == 0
 
 
 def _free_port() -> int:

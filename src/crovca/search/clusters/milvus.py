@@ -18,7 +18,7 @@ import datetime
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +29,7 @@ import pyarrow as pa
 from crovca.codes import Codes, check_bits
 from crovca.errors import ClusterError, InvalidInputError, MissingDependencyError
 from crovca.search.clusters.base import (
+    ALL_RETURNED,
     Candidates,
     ClusterNeighbors,
     ClusterScoring,
@@ -38,6 +39,7 @@ from crovca.search.clusters.base import (
     missing,
     search_by_rescoring,
 )
+from crovca.search.clusters.bounds import Query
 from crovca.search.clusters.rows import RESERVED, Rows, check_ids
 from crovca.search.clusters.state import PushState
 
@@ -52,6 +54,7 @@ _PUSH = "crovca.push"  # the property that remembers a push
 _TIMEOUT = 10.0  # seconds to connect
 _PART = 8192  # rows sent, or ids asked for, at a time
 _LISTED = 65_536  # ids listed at a time, about
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _LONGEST_ID = 65_535  # bytes: the longest VARCHAR
 
 
@@ -67,8 +70,11 @@ class MilvusCluster:
         self.bits: int
         self.id_type: IdType
         self.bits, self.id_type = self._describe()
+        from pymilvus.client.types import LoadState
+
         with _errors():
-            client.load_collection(collection)
+            if client.get_load_state(collection)["state"] != LoadState.Loaded:
+                client.load_collection(collection)
 
     @classmethod
     def create(
@@ -146,6 +152,8 @@ class MilvusCluster:
 
     def upsert_rows(self, rows: Rows) -> None:
         """Send rows that are checked already."""
+        if self.id_type == "int64" and (rows.ids == _LARGEST).any():
+            raise InvalidInputError(f"Milvus cannot find the id {_LARGEST} again; give that item another id")
         if self.id_type == "string":
             longest = max((len(one.encode()) for one in rows.ids.tolist()), default=0)
             if longest > _LONGEST_ID:
@@ -199,19 +207,23 @@ class MilvusCluster:
             overfetch = min(MOST_RESULTS, max(1000, 20 * k))
         return search_by_rescoring(self, logits, k, scoring, where, overfetch, exact)
 
-    def nearest(self, queries: Codes, count: int, where: str | None) -> list[Candidates]:
+    def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[Candidates]:
         """See ``Engine``; several queries a request, as many as 16,384 items allow."""
         each = max(1, MOST_RESULTS // count)
         found: list[Candidates] = []
         for start in range(0, len(queries), each):
-            for hits in self._hits(queries[start : start + each], count, where, {}):
-                furthest = int(hits[-1]["distance"]) if len(hits) == count else None
-                found.append(Candidates(*self._unpacked(hits), furthest))
+            part = queries[start : start + each]
+            codes = Codes.concatenate([query.code for query in part])
+            for query, hits in zip(part, self._hits(codes, count, where, {}), strict=True):
+                all_there = len(hits) < count
+                bound = ALL_RETURNED if all_there else query.bound_at(int(hits[-1]["distance"]))
+                found.append(Candidates(*self._unpacked(hits), bound))
         return found
 
-    def within(self, query: Codes, radius: int, where: str | None) -> Iterator[tuple[Ids, Codes]]:
+    def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
         """See ``Engine``; ClusterError where there are more than the server returns."""
-        (hits,) = self._hits(query, MOST_RESULTS, where, {"radius": radius + 1})  # exclusive
+        radius = query.radius(distance)
+        (hits,) = self._hits(query.code, MOST_RESULTS, where, {"radius": radius + 1})  # exclusive
         if len(hits) == MOST_RESULTS:
             raise ClusterError(
                 f"an exact answer needs all items within Hamming distance {radius}, more than the "
@@ -258,7 +270,7 @@ class MilvusCluster:
         edges = [-(2**63) + (2**64 * part) // parts for part in range(parts)]
         for low, next_low in zip(edges, [*edges[1:], 2**63], strict=True):
             # The parser has no literal for -2^63, so the two outer ranges are left open.
-            ends = [f"crovca_digest >= {low}"] if low > -(2**63) else []
+            ends = [f"crovca_digest >= {low}"] if low > _SMALLEST else []
             ends += [f"crovca_digest < {next_low}"] if next_low < 2**63 else []
             with _errors():
                 found = self._client.query(
@@ -320,7 +332,12 @@ class MilvusCluster:
     def _conditions(self, ids: Ids) -> Iterator[str]:
         """``id in [...]``, part by part. Strings as JSON: the client's own quoting breaks on quotes."""
         for start in range(0, len(ids), _PART):
-            yield f"id in {json.dumps(ids[start : start + _PART].tolist(), ensure_ascii=False)}"
+            part = ids[start : start + _PART].tolist()
+            condition = f"id in {json.dumps(part, ensure_ascii=False)}"
+            if _SMALLEST in part:  # the parser reads the number before its sign
+                part.remove(_SMALLEST)
+                condition = f"id < {_SMALLEST + 1}" + (f" or id in {part}" if part else "")
+            yield condition
 
     def _describe(self) -> tuple[int, IdType]:
         """bits and id type, from the collection's description and schema."""

@@ -1,4 +1,7 @@
-"""Codes in a PostgreSQL table (14 or newer): exact Hamming distance by ``bit_count``, no extension needed.
+"""Codes in a PostgreSQL table (14 or newer): ``bit_count`` of ``bit`` columns, no extension needed.
+
+The server sorts by a weighted sum of bit counts, a lower bound of the asymmetric distance that is close to it
+(``bounds``), so that the answers are nearly always proven to be exact.
 
 ::
 
@@ -15,7 +18,7 @@ Metadata are columns of their own types rather than one ``jsonb``: the same ``wh
 returned as ``bit``, whose bytes are ours (``crovca.codes``).
 
 The extension pgvector is used for one thing only, an HNSW index, and only where asked for: ``build_hnsw`` and
-``approximate=True``. Its exact operator ``<~>`` is no faster than ``bit_count`` (docs/results).
+``approximate=True``. Its exact operator ``<~>`` is as fast as ``bit_count``, not faster.
 
 ``where`` is a condition in the server's SQL. It is the only text that is not sent as a parameter; a search
 is one statement, so it cannot smuggle in another, in a transaction that is read-only.
@@ -39,6 +42,8 @@ import pyarrow.csv
 from crovca.codes import Codes, check_bits
 from crovca.errors import ClusterError, ConfigError, InvalidInputError, MissingDependencyError
 from crovca.search.clusters.base import (
+    ALL_RETURNED,
+    NOTHING_KNOWN,
     Candidates,
     ClusterNeighbors,
     ClusterScoring,
@@ -48,6 +53,7 @@ from crovca.search.clusters.base import (
     missing,
     search_by_rescoring,
 )
+from crovca.search.clusters.bounds import Levels, Query
 from crovca.search.clusters.rows import RESERVED, Rows, check_ids
 from crovca.search.clusters.state import PushState
 
@@ -61,6 +67,7 @@ _OLDEST = 140000  # bit_count of bit strings came with PostgreSQL 14
 _PART = 32768  # rows of a result, or ids of a condition, at a time
 _LOCK_WAIT = 15.0  # seconds: a killed client's session ends only when the server notices
 _CONNECT_TIMEOUT = 10
+_LEVELS = 6
 
 _ID_SQL: dict[IdType, LiteralString] = {"int64": "bigint", "string": 'text COLLATE "C"'}
 
@@ -71,7 +78,12 @@ class PostgresCluster:
     Opened with ``PostgresCluster.open`` or made with ``PostgresCluster.create``. Not for several threads at once.
     """
 
-    def __init__(self, connection: Connection[Any], name: str, *, approximate: bool = False) -> None:
+    def __init__(
+        self, connection: Connection[Any], name: str, *, approximate: bool = False, levels: int = _LEVELS
+    ) -> None:
+        if levels < 1:
+            raise InvalidInputError(f"levels must be at least 1, got {levels}")
+        self.levels = levels
         self._connection = connection
         self._schema, self._name = _split_name(name)
         self._approximate = approximate
@@ -126,7 +138,7 @@ class PostgresCluster:
         return self
 
     @classmethod
-    def open(cls, address: str, table: str, *, approximate: bool = False) -> Self:
+    def open(cls, address: str, table: str, *, approximate: bool = False, levels: int = _LEVELS) -> Self:
         """Open a table that ``create`` made.
 
         Args:
@@ -134,10 +146,12 @@ class PostgresCluster:
             table: ``name`` or ``schema.name``.
             approximate: take candidates from pgvector's HNSW index, which may miss some; no answer is then proven,
                 unless asked for with ``exact=True``.
+            levels: of ``bounds``, by which the server puts candidates in order: more cost it time, fewer
+                need more candidates to prove an answer; 1 is the Hamming distance alone.
         """
         connection = _connect(address)
         try:
-            return cls(connection, table, approximate=approximate)
+            return cls(connection, table, approximate=approximate, levels=levels)
         except BaseException:
             connection.close()
             raise
@@ -260,55 +274,82 @@ class PostgresCluster:
         with self._reading():
             return search_by_rescoring(self, logits, k, scoring, where, overfetch, exact)
 
-    def nearest(self, queries: Codes, count: int, where: str | None) -> list[Candidates]:
+    def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[Candidates]:
         """See ``Engine``."""
-        return [self._nearest(text, count, where) for text in _bit_strings(queries).to_pylist()]
+        return [self._nearest(query, count, where) for query in queries]
 
-    def _nearest(self, query: str, count: int, where: str | None) -> Candidates:
+    def _nearest(self, query: Query, count: int, where: str | None) -> Candidates:
         if self._approximate:
-            ids, codes, _ = self._ranked(query, count, where, approximate=True)
-            if len(ids) == count:  # fewer: the index gave up early, so the scan below decides
-                return Candidates(ids, codes, -1)
-        ids, codes, furthest = self._ranked(query, count, where, approximate=False)
-        return Candidates(ids, codes, furthest if len(ids) == count else None)
+            found = self._ranked(self._by_index(query), "distance", count, where)
+            if len(found) == count:  # fewer: the index gave up early, so the scan below decides
+                return Candidates(self._ids(found), self._codes(found), NOTHING_KNOWN)
+        levels = query.levels(self.levels) if self.levels > 1 else None
+        order = self._by_hamming(query) if levels is None else self._by_levels(query, levels)
+        # By id as well: the answer is then the same whatever the plan, or the number of shards.
+        found = self._ranked(order, "distance, id", count, where)
+        bound = ALL_RETURNED
+        if len(found) == count:
+            last = int(found[-1][2])
+            bound = query.bound_at(last) if levels is None else query.bound_of(levels, last)
+        return Candidates(self._ids(found), self._codes(found), bound)
 
-    def _ranked(
-        self, query: str, count: int, where: str | None, *, approximate: bool
-    ) -> tuple[Ids, Codes, int]:
-        """ids, codes and the last one's Hamming distance."""
-        from psycopg import sql
-
-        bit = sql.SQL("bit({})").format(sql.Literal(self.bits))
-        if approximate:
-            distance, order = sql.SQL("code <~> %(query)s::{}").format(bit), sql.SQL("distance")
+    def _ranked(self, distance: Composable, order: LiteralString, count: int, where: str | None) -> list[Any]:
+        """Rows of id, code and what they are ordered by."""
+        if self._approximate and order == "distance":
+            # The index returns no more than it looks at, 1,000 at most, unless it may look again.
             for setting in (f"hnsw.ef_search = {min(1000, count)}", "hnsw.iterative_scan = strict_order"):
                 self._connection.execute(f"SET LOCAL {setting}")
-        else:
-            # By id as well: the answer is then the same whatever the plan, or the number of shards.
-            distance, order = sql.SQL("bit_count(code # %(query)s::{})").format(bit), sql.SQL("distance, id")
-        command = sql.SQL("SELECT id, code, {} AS distance FROM {} {} ORDER BY {} LIMIT %(count)s").format(
-            distance, self._table, _condition(where), order
-        )
         with _errors(where), self._connection.cursor(binary=True) as cursor:
-            found = cursor.execute(command, {"query": query, "count": count}).fetchall()
-        return self._ids(found), self._codes(found), int(found[-1][2]) if found else 0
+            command = self._ranking(distance, order, where)
+            return cursor.execute(command, {"count": count}).fetchall()
 
-    def within(self, query: Codes, radius: int, where: str | None) -> Iterator[tuple[Ids, Codes]]:
+    def _ranking(self, distance: Composable, order: LiteralString, where: str | None) -> Composed:
+        from psycopg import sql
+
+        return sql.SQL("SELECT id, code, {} AS distance FROM {} {} ORDER BY {} LIMIT %(count)s").format(
+            distance, self._table, _condition(where), sql.SQL(order)
+        )
+
+    def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
         """See ``Engine``."""
         from psycopg import sql
 
-        command = sql.SQL(
-            "SELECT id, code FROM {} {} bit_count(code # %(query)s::bit({})) <= %(radius)s"
-        ).format(
+        levels = query.levels(max(self.levels, 1 if query.scoring == "hamming" else _LEVELS))
+        command = sql.SQL("SELECT id, code FROM {} {} {} <= %(total)s").format(
             self._table,
             sql.SQL("WHERE") if where is None else _condition(where) + sql.SQL(" AND"),
-            sql.Literal(self.bits),
+            self._by_levels(query, levels),
         )
-        values = {"query": _bit_strings(query).to_pylist()[0], "radius": radius}
+        total = query.total(levels, distance)
         with _errors(where), self._connection.cursor("crovca_within", binary=True) as cursor:
-            cursor.execute(command, values)
+            cursor.execute(command, {"total": total})
             while found := cursor.fetchmany(_PART):
                 yield self._ids(found), self._codes(found)
+
+    def _by_index(self, query: Query) -> Composable:
+        from psycopg import sql
+
+        return sql.SQL("code <~> {}").format(_bit_literal(query.code))
+
+    def _by_hamming(self, query: Query) -> Composable:
+        from psycopg import sql
+
+        return sql.SQL("bit_count(code # {})").format(_bit_literal(query.code))
+
+    def _by_levels(self, query: Query, levels: Levels) -> Composable:
+        """The sum of ``Levels``, in whole numbers."""
+        from psycopg import sql
+
+        code, width = _bit_literal(query.code), levels.masks.bits
+        terms = []
+        for at, step in enumerate(levels.steps.tolist()):
+            mask = levels.masks[at]
+            whole = int(np.bitwise_count(mask.packed).sum()) == width
+            form: LiteralString = (
+                "{0} * bit_count(code # {1})" if whole else "{0} * bit_count((code # {1}) & {2})"
+            )
+            terms.append(sql.SQL(form).format(sql.Literal(step), code, _bit_literal(mask)))
+        return sql.SQL("({})").format(sql.SQL(" + ").join(terms))
 
     def get(self, ids: npt.ArrayLike) -> Items:
         """See ``Cluster``."""
@@ -335,22 +376,23 @@ class PostgresCluster:
         assert row is not None
         return int(row[0])
 
-    def explain(self, queries: Codes, count: int = 10, where: str | None = None) -> str:
-        """The server's plan for the first query's candidates: whether shards sort for themselves, for example."""
+    def explain(
+        self,
+        logits: npt.ArrayLike,
+        count: int = 1000,
+        *,
+        scoring: ClusterScoring = "bce",
+        where: str | None = None,
+    ) -> str:
+        """The server's plan for the candidates of one query (bits,): whether shards sort for themselves, say."""
         from psycopg import sql
 
-        command = sql.SQL(
-            "EXPLAIN (VERBOSE, COSTS OFF) SELECT id, code, bit_count(code # {}::bit({})) AS distance "
-            "FROM {} {} ORDER BY distance, id LIMIT {}"
-        ).format(
-            sql.Literal(_bit_strings(queries).to_pylist()[0]),
-            sql.Literal(self.bits),
-            self._table,
-            _condition(where),
-            sql.Literal(count),
-        )
+        query = Query.of(np.asarray(logits, np.float32), scoring)
+        order = self._by_levels(query, query.levels(self.levels))
+        command = sql.SQL("EXPLAIN (VERBOSE, COSTS OFF) ") + self._ranking(order, "distance, id", where)
         with self._reading(), _errors(where):
-            return "\n".join(line for (line,) in self._connection.execute(command, {}).fetchall())
+            found = self._connection.execute(command, {"count": count}).fetchall()
+        return "\n".join(line for (line,) in found)
 
     # --- for push ------------------------------------------------------------------------------------
 
@@ -537,6 +579,13 @@ def column_type(name: str, kind: pa.DataType) -> Composable:
             f"the metadata column {name!r} is of type {kind}, which PostgreSQL does not get"
         )
     return sql.SQL(_COLUMN_TYPES[str(kind)])
+
+
+def _bit_literal(code: Codes) -> Composable:
+    """One code as a constant. Only digits, so it needs no parameter, and the server can fold it."""
+    from psycopg import sql
+
+    return sql.SQL("B{}").format(sql.Literal(_bit_strings(code)[0].as_py()))
 
 
 def _condition(where: str | None) -> Composable:

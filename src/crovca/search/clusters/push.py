@@ -57,8 +57,8 @@ class PushSource(Protocol):
     """What is pushed: an index in one state."""
 
     @property
-    def identity(self) -> str:
-        """Never the same for two indexes, and never another for one."""
+    def uuid(self) -> str:
+        """Names the index for ever."""
 
     @property
     def generation(self) -> int:
@@ -69,8 +69,8 @@ class PushSource(Protocol):
         """Length of the codes."""
 
     @property
-    def id_type(self) -> IdType:
-        """What ids are."""
+    def id_type(self) -> IdType | None:
+        """What ids are; None as long as there never was one."""
 
     def __len__(self) -> int: ...
 
@@ -142,8 +142,8 @@ def push_to(
     progress: Progress | None = None,
 ) -> PushResult:
     """``push`` to the collection at an address (``connection``), which is made if there is none."""
-    _check(index, batch_size)
-    with closing(create(url, bits=index.bits, id_type=index.id_type, exist_ok=True)) as cluster:
+    id_type = _checked(index, batch_size)
+    with closing(create(url, bits=index.bits, id_type=id_type, exist_ok=True)) as cluster:
         return push(index, cluster, batch_size=batch_size, force=force, progress=progress)
 
 
@@ -169,11 +169,11 @@ def push(
         ClusterError: the server cannot be reached or refuses; the collection is of other codes, or another's;
             another push is running.
     """
-    _check(index, batch_size)
-    if (cluster.bits, cluster.id_type) != (index.bits, index.id_type):
+    id_type = _checked(index, batch_size)
+    if (cluster.bits, cluster.id_type) != (index.bits, id_type):
         raise ClusterError(
             f"the collection holds codes of {cluster.bits} bits with ids of type {cluster.id_type}, the index "
-            f"{index.bits} bits and {index.id_type}; push into another collection"
+            f"{index.bits} bits and {id_type}; push into another collection"
         )
     with cluster.push_lock():
         return _push(index, cluster, batch_size, force, progress or (lambda done, total: None))
@@ -185,7 +185,7 @@ def _push(
     before, stored = cluster.read_push(), cluster.count()
     if not force:
         _refuse_another(index, before, stored)
-    state = PushState(index.identity, index.generation, batch_size)
+    state = PushState(index.uuid, index.generation, batch_size)
     if before is not None and (before.index, before.generation) == (state.index, state.generation):
         if before.complete and stored == len(index):
             progress(len(index), len(index))
@@ -197,12 +197,12 @@ def _push(
     done = written = resumed_at = 0
     ids: list[Ids] = []
     for number, batch in enumerate(index.batches(batch_size)):
-        ids.append(check_ids(batch.ids, index.id_type))
+        ids.append(check_ids(batch.ids, cluster.id_type))
         done += len(batch.ids)
         if number < first:
             resumed_at = done
             continue
-        rows = Rows.of(batch.ids, batch.codes, batch.metadata, bits=index.bits, id_type=index.id_type)
+        rows = Rows.of(batch.ids, batch.codes, batch.metadata, bits=cluster.bits, id_type=cluster.id_type)
         if stored:
             rows = rows[_differs(rows, *cluster.digests(rows.ids))]
         if len(rows):
@@ -216,13 +216,17 @@ def _push(
     return PushResult(done, written, deleted, resumed_at, False)
 
 
-def _check(index: PushSource, batch_size: int) -> None:
+def _checked(index: PushSource, batch_size: int) -> IdType:
+    """The type of the index's ids."""
     if batch_size < 1:
         raise InvalidInputError(f"the batch size must be at least 1, got {batch_size}")
+    if index.id_type is None:
+        raise InvalidInputError("nothing was ever added to this index: there is nothing to push")
+    return index.id_type
 
 
 def _refuse_another(index: PushSource, before: PushState | None, stored: int) -> None:
-    if before is not None and before.index != index.identity:
+    if before is not None and before.index != index.uuid:
         raise ClusterError(
             "the collection holds what was pushed from another index, which this push would remove; "
             "push into another collection, or --force"
