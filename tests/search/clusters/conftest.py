@@ -87,7 +87,7 @@ def milvus_collections(servers):
         cluster = made[bits, id_type]
         for ids in list(cluster.stored_ids()):
             cluster.delete(ids)
-        cluster._client.drop_collection_properties(cluster._collection, ["crovca.push"])
+        cluster._client.alter_collection_properties(cluster._collection, {"crovca.push": ""})
         assert cluster.count() == 0
         return cluster
 

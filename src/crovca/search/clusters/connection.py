@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from crovca.errors import ConfigError
 from crovca.search.clusters.base import Cluster, IdType
@@ -76,9 +76,16 @@ def _scheme(url: str) -> str:
     raise ConfigError(f"an address of a cluster cannot begin with {scheme[:20]!r}; {_FORMS}")
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:  # brackets that are no IPv6 address, for one
+        raise ConfigError(f"the address of a cluster cannot be read ({error}); {_FORMS}") from None
+
+
 def _postgres(url: str) -> tuple[str, str]:
     """libpq's own URI, and the table."""
-    parts = urlsplit(url)
+    parts = _split(url)
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     tables = [value for name, value in parameters if name == "table"]
     if len(tables) != 1 or not tables[0]:
@@ -89,7 +96,7 @@ def _postgres(url: str) -> tuple[str, str]:
 
 def _milvus(url: str) -> tuple[str, str, dict[str, str]]:
     """Address, collection and login."""
-    parts = urlsplit(url)
+    parts = _split(url)
     parameters = dict(parse_qsl(parts.query))
     unknown = sorted(set(parameters) - {"db", "secure"})
     collection = unquote(parts.path.strip("/"))

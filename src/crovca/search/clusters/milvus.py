@@ -290,7 +290,7 @@ class MilvusCluster:
         """How far a push came; None where nothing was pushed."""
         with _errors():
             text = self._client.describe_collection(self._collection)["properties"].get(_PUSH)
-        return None if text is None else PushState.from_json(text)
+        return PushState.from_json(text) if text else None  # 2.3 cannot take a property away, only empty it
 
     def write_push(self, state: PushState) -> None:
         """Remember how far a push came, in a property of the collection."""

@@ -32,15 +32,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, LiteralString, Self, cast
+from typing import TYPE_CHECKING, Any, LiteralString, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.csv
 
 from crovca.codes import Codes, check_bits
-from crovca.errors import ClusterError, ConfigError, InvalidInputError, MissingDependencyError
+from crovca.errors import ClusterError, InvalidInputError
 from crovca.search.clusters.base import (
     ALL_RETURNED,
     NOTHING_KNOWN,
@@ -53,23 +52,31 @@ from crovca.search.clusters.base import (
     missing,
     search_by_rescoring,
 )
-from crovca.search.clusters.bounds import Levels, Query
+from crovca.search.clusters.bounds import Query
+from crovca.search.clusters.postgres_link import connect, errors, regclass
+from crovca.search.clusters.postgres_sql import (
+    bit_literal,
+    column_type,
+    columns_sql,
+    condition,
+    csv_blocks,
+    levels_sql,
+    name_parts,
+    quoted,
+    split_name,
+)
 from crovca.search.clusters.rows import RESERVED, Rows, check_ids
 from crovca.search.clusters.state import PushState
 
 if TYPE_CHECKING:
     from psycopg import Connection
-    from psycopg.sql import Composable, Composed, Identifier
+    from psycopg.sql import SQL, Composable, Composed
 
-__all__ = ["PostgresCluster", "column_type"]
+__all__ = ["PostgresCluster"]
 
-_OLDEST = 140000  # bit_count of bit strings came with PostgreSQL 14
 _PART = 32768  # rows of a result, or ids of a condition, at a time
 _LOCK_WAIT = 15.0  # seconds: a killed client's session ends only when the server notices
-_CONNECT_TIMEOUT = 10
 _LEVELS = 6
-
-_ID_SQL: dict[IdType, LiteralString] = {"int64": "bigint", "string": 'text COLLATE "C"'}
 
 
 class PostgresCluster:
@@ -85,7 +92,7 @@ class PostgresCluster:
             raise InvalidInputError(f"levels must be at least 1, got {levels}")
         self.levels = levels
         self._connection = connection
-        self._schema, self._name = _split_name(name)
+        self._schema, self._name = split_name(name)
         self._approximate = approximate
         self.bits: int
         self.id_type: IdType
@@ -113,18 +120,21 @@ class PostgresCluster:
             ClusterError: the server cannot be reached, or there is such a table already.
         """
         check_bits(bits)
-        connection = _connect(address)
+        connection = connect(address)
         try:
-            with _errors():
-                exists = _regclass(connection, table) is not None
+            with errors():
+                exists = regclass(connection, table) is not None
             if exists and not exist_ok:
                 raise ClusterError(f"there is a table {table!r} already; open it, or give another name")
             if not exists:
                 from psycopg import sql
 
-                with _errors():
+                with errors():
                     connection.execute(
-                        sql.SQL("CREATE TABLE {} ({})").format(_identifier(table), columns_sql(bits, id_type))
+                        sql.SQL("CREATE TABLE {} ({})").format(
+                            quoted(*name_parts(table)), columns_sql(bits, id_type)
+                        ),
+                        (),
                     )
             self = cls(connection, table)
             if (self.bits, self.id_type) != (bits, id_type):
@@ -149,7 +159,7 @@ class PostgresCluster:
             levels: of ``bounds``, by which the server puts candidates in order: more cost it time, fewer
                 need more candidates to prove an answer; 1 is the Hamming distance alone.
         """
-        connection = _connect(address)
+        connection = connect(address)
         try:
             return cls(connection, table, approximate=approximate, levels=levels)
         except BaseException:
@@ -180,14 +190,13 @@ class PostgresCluster:
             return
         names = rows.metadata.column_names
         types = [column_type(name, rows.metadata.schema.field(name).type) for name in names]
-        with _errors(), self._connection.transaction():
+        with errors(), self._connection.transaction():
             stored = self._add_columns(dict(zip(names, types, strict=True)))
             definitions = [columns_sql(self.bits, self.id_type, key=False)]
             definitions += [
-                sql.SQL("{} {}").format(sql.Identifier(name), kind)
-                for name, kind in zip(names, types, strict=True)
+                sql.SQL("{} {}").format(quoted(name), kind) for name, kind in zip(names, types, strict=True)
             ]
-            self._connection.execute(
+            self._do(
                 sql.SQL("CREATE TEMPORARY TABLE crovca_staging ({}) ON COMMIT DROP").format(
                     sql.SQL(", ").join(definitions)
                 )
@@ -195,7 +204,7 @@ class PostgresCluster:
             with self._connection.cursor().copy(
                 "COPY crovca_staging FROM STDIN (FORMAT csv, ENCODING 'UTF8')"
             ) as copy:
-                for block in _csv(rows):
+                for block in csv_blocks(rows):
                     copy.write(block)
             self._merge(rows, names, stored)
 
@@ -203,7 +212,7 @@ class PostgresCluster:
         """From the staging table into ours. Columns that did not come become null: an item is replaced whole."""
         from psycopg import sql
 
-        columns = [sql.Identifier(name) for name in (*RESERVED, *names)]
+        columns = [quoted(name) for name in (*RESERVED, *names)]
         insert = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM crovca_staging").format(
             self._table, sql.SQL(", ").join(columns), sql.SQL(", ").join(columns)
         )
@@ -211,14 +220,14 @@ class PostgresCluster:
             self._connection.execute(
                 sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(self._table), [rows.ids.tolist()]
             )
-            self._connection.execute(insert)
+            self._do(insert)
             return
         changes = [
-            sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name))
+            sql.SQL("{0} = excluded.{0}").format(quoted(name))
             for name in (*RESERVED[1:], *names)
         ]  # fmt: skip
-        changes += [sql.SQL("{} = NULL").format(sql.Identifier(name)) for name in stored if name not in names]
-        self._connection.execute(
+        changes += [sql.SQL("{} = NULL").format(quoted(name)) for name in stored if name not in names]
+        self._do(
             sql.SQL(
                 "{} ON CONFLICT (id) DO UPDATE SET {} WHERE {}.crovca_digest <> excluded.crovca_digest"
             ).format(insert, sql.SQL(", ").join(changes), self._table)
@@ -230,7 +239,7 @@ class PostgresCluster:
 
         checked = check_ids(ids, self.id_type)
         command = sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(self._table)
-        with _errors(), self._connection.transaction():
+        with errors(), self._connection.transaction():
             for start in range(0, len(checked), _PART):
                 self._connection.execute(command, [checked[start : start + _PART].tolist()])
 
@@ -244,15 +253,15 @@ class PostgresCluster:
 
         if self._partitioned:
             raise ClusterError("a table of partitions has no HNSW index of its own; build one on each shard")
-        with _errors():
+        with errors():
             available = self._connection.execute(
                 "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
             ).fetchone()
         if available is None:
             raise ClusterError("this server has no pgvector; install its package there, or search exactly")
-        with _errors():
-            self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            self._connection.execute(
+        with errors():
+            self._do(sql.SQL("CREATE EXTENSION IF NOT EXISTS vector"))
+            self._do(
                 sql.SQL(
                     "CREATE INDEX ON {} USING hnsw (code bit_hamming_ops) WITH (m = {}, ef_construction = {})"
                 ).format(self._table, sql.Literal(int(m)), sql.Literal(int(ef_construction)))
@@ -284,7 +293,7 @@ class PostgresCluster:
             if len(found) == count:  # fewer: the index gave up early, so the scan below decides
                 return Candidates(self._ids(found), self._codes(found), NOTHING_KNOWN)
         levels = query.levels(self.levels) if self.levels > 1 else None
-        order = self._by_hamming(query) if levels is None else self._by_levels(query, levels)
+        order = self._by_hamming(query) if levels is None else levels_sql(query, levels)
         # By id as well: the answer is then the same whatever the plan, or the number of shards.
         found = self._ranked(order, "distance, id", count, where)
         bound = ALL_RETURNED
@@ -299,7 +308,7 @@ class PostgresCluster:
             # The index returns no more than it looks at, 1,000 at most, unless it may look again.
             for setting in (f"hnsw.ef_search = {min(1000, count)}", "hnsw.iterative_scan = strict_order"):
                 self._connection.execute(f"SET LOCAL {setting}")
-        with _errors(where), self._connection.cursor(binary=True) as cursor:
+        with errors(where), self._connection.cursor(binary=True) as cursor:
             command = self._ranking(distance, order, where)
             return cursor.execute(command, {"count": count}).fetchall()
 
@@ -307,7 +316,7 @@ class PostgresCluster:
         from psycopg import sql
 
         return sql.SQL("SELECT id, code, {} AS distance FROM {} {} ORDER BY {} LIMIT %(count)s").format(
-            distance, self._table, _condition(where), sql.SQL(order)
+            distance, self._table, condition(where), sql.SQL(order)
         )
 
     def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
@@ -317,11 +326,11 @@ class PostgresCluster:
         levels = query.levels(max(self.levels, 1 if query.scoring == "hamming" else _LEVELS))
         command = sql.SQL("SELECT id, code FROM {} {} {} <= %(total)s").format(
             self._table,
-            sql.SQL("WHERE") if where is None else _condition(where) + sql.SQL(" AND"),
-            self._by_levels(query, levels),
+            sql.SQL("WHERE") if where is None else condition(where) + sql.SQL(" AND"),
+            levels_sql(query, levels),
         )
         total = query.total(levels, distance)
-        with _errors(where), self._connection.cursor("crovca_within", binary=True) as cursor:
+        with errors(where), self._connection.cursor("crovca_within", binary=True) as cursor:
             cursor.execute(command, {"total": total})
             while found := cursor.fetchmany(_PART):
                 yield self._ids(found), self._codes(found)
@@ -329,27 +338,12 @@ class PostgresCluster:
     def _by_index(self, query: Query) -> Composable:
         from psycopg import sql
 
-        return sql.SQL("code <~> {}").format(_bit_literal(query.code))
+        return sql.SQL("code <~> {}").format(bit_literal(query.code))
 
     def _by_hamming(self, query: Query) -> Composable:
         from psycopg import sql
 
-        return sql.SQL("bit_count(code # {})").format(_bit_literal(query.code))
-
-    def _by_levels(self, query: Query, levels: Levels) -> Composable:
-        """The sum of ``Levels``, in whole numbers."""
-        from psycopg import sql
-
-        code, width = _bit_literal(query.code), levels.masks.bits
-        terms = []
-        for at, step in enumerate(levels.steps.tolist()):
-            mask = levels.masks[at]
-            whole = int(np.bitwise_count(mask.packed).sum()) == width
-            form: LiteralString = (
-                "{0} * bit_count(code # {1})" if whole else "{0} * bit_count((code # {1}) & {2})"
-            )
-            terms.append(sql.SQL(form).format(sql.Literal(step), code, _bit_literal(mask)))
-        return sql.SQL("({})").format(sql.SQL(" + ").join(terms))
+        return sql.SQL("bit_count(code # {})").format(bit_literal(query.code))
 
     def get(self, ids: npt.ArrayLike) -> Items:
         """See ``Cluster``."""
@@ -357,9 +351,9 @@ class PostgresCluster:
 
         asked = check_ids(ids, self.id_type)
         names = self._metadata_columns()
-        columns = sql.SQL(", ").join([sql.Identifier(name) for name in ("id", "code", *names)])
+        columns = sql.SQL(", ").join([quoted(name) for name in ("id", "code", *names)])
         command = sql.SQL("SELECT {} FROM {} WHERE id = ANY(%s)").format(columns, self._table)
-        with _errors(), self._connection.cursor(binary=True) as cursor:
+        with errors(), self._connection.cursor(binary=True) as cursor:
             found = cursor.execute(command, [asked.tolist()]).fetchall()
         rows = {row[0]: row for row in found}
         missing(asked, list(rows))
@@ -371,8 +365,10 @@ class PostgresCluster:
         """See ``Cluster``."""
         from psycopg import sql
 
-        with _errors():
-            row = self._connection.execute(sql.SQL("SELECT count(*) FROM {}").format(self._table)).fetchone()
+        with errors():
+            row = self._connection.execute(
+                sql.SQL("SELECT count(*) FROM {}").format(self._table), ()
+            ).fetchone()
         assert row is not None
         return int(row[0])
 
@@ -388,9 +384,9 @@ class PostgresCluster:
         from psycopg import sql
 
         query = Query.of(np.asarray(logits, np.float32), scoring)
-        order = self._by_levels(query, query.levels(self.levels))
+        order = levels_sql(query, query.levels(self.levels))
         command = sql.SQL("EXPLAIN (VERBOSE, COSTS OFF) ") + self._ranking(order, "distance, id", where)
-        with self._reading(), _errors(where):
+        with self._reading(), errors(where):
             found = self._connection.execute(command, {"count": count}).fetchall()
         return "\n".join(line for (line,) in found)
 
@@ -402,7 +398,7 @@ class PostgresCluster:
 
         command = sql.SQL("SELECT id, crovca_digest FROM {} WHERE id = ANY(%s)").format(self._table)
         found: list[Any] = []
-        with _errors(), self._connection.cursor(binary=True) as cursor:
+        with errors(), self._connection.cursor(binary=True) as cursor:
             for start in range(0, len(ids), _PART):
                 found += cursor.execute(command, [ids[start : start + _PART].tolist()]).fetchall()
         return self._ids(found), np.array([row[1] for row in found], np.int64)
@@ -412,7 +408,7 @@ class PostgresCluster:
         from psycopg import sql
 
         with self._reading(), self._connection.cursor("crovca_ids", binary=True) as cursor:
-            cursor.execute(sql.SQL("SELECT id FROM {}").format(self._table))
+            cursor.execute(sql.SQL("SELECT id FROM {}").format(self._table), ())
             while found := cursor.fetchmany(_PART):
                 yield self._ids(found)
 
@@ -421,7 +417,7 @@ class PostgresCluster:
         """Let one push work on this table at a time; it ends with the session, so a killed one's is freed."""
         key = f"crovca push {self._schema}.{self._name}"
         until = time.monotonic() + _LOCK_WAIT
-        with _errors():
+        with errors():
             while not self._value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key):
                 if time.monotonic() > until:
                     raise ClusterError(f"another push into {self._name!r} is running; wait until it ends")
@@ -434,15 +430,15 @@ class PostgresCluster:
 
     def read_push(self) -> PushState | None:
         """How far a push came; None where nothing was pushed."""
-        with _errors():
-            if _regclass(self._connection, f"{self._schema}.crovca_push") is None:
+        with errors():
+            if regclass(self._connection, f"{self._schema}.crovca_push") is None:
                 return None
             text = self._value(f"SELECT state FROM {self._push_table} WHERE name = %s", self._name)
         return None if text is None else PushState.from_json(text)
 
     def write_push(self, state: PushState) -> None:
         """Remember how far a push came, in the table ``crovca_push`` beside ours."""
-        with _errors():
+        with errors():
             for command in (
                 f"CREATE TABLE IF NOT EXISTS {self._push_table} (name text PRIMARY KEY, state text NOT NULL)",
                 f"INSERT INTO {self._push_table} VALUES (%(name)s, %(state)s) "
@@ -454,16 +450,16 @@ class PostgresCluster:
     # --- inside --------------------------------------------------------------------------------------
 
     @property
-    def _table(self) -> Identifier:
-        from psycopg import sql
-
-        return sql.Identifier(self._schema, self._name)
+    def _table(self) -> SQL:
+        return quoted(self._schema, self._name)
 
     @property
     def _push_table(self) -> str:
-        from psycopg import sql
+        return quoted(self._schema, "crovca_push").as_string()
 
-        return sql.Identifier(self._schema, "crovca_push").as_string(self._connection)
+    def _do(self, command: SQL | Composed) -> None:
+        """A statement that returns nothing."""
+        self._connection.execute(command, ())
 
     def _value(self, command: LiteralString, value: str) -> Any:
         """The one value that a statement returns; None where it returns no row."""
@@ -472,24 +468,24 @@ class PostgresCluster:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        with _errors(), self._connection.transaction():
+        with errors(), self._connection.transaction():
             self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             yield
 
     def _describe(self) -> tuple[int, IdType, bool]:
         """bits, id type and whether partitioned, from the server's own catalogue."""
         name = f"{self._schema}.{self._name}" if self._schema else self._name
-        with _errors():
+        with errors():
             found = self._connection.execute(
                 "SELECT a.attname, format_type(a.atttypid, NULL), a.atttypmod, c.relkind, n.nspname "
                 "FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
                 "JOIN pg_namespace n ON n.oid = c.relnamespace "
                 "WHERE c.oid = %s AND a.attname = ANY(%s) AND NOT a.attisdropped",
-                [_regclass(self._connection, name), list(RESERVED)],
+                [regclass(self._connection, name), list(RESERVED)],
             ).fetchall()
         columns = {row[0]: (row[1], row[2]) for row in found}
         if not found:
-            if _regclass(self._connection, name) is None:
+            if regclass(self._connection, name) is None:
                 raise ClusterError(
                     f"there is no table {name!r}; make it with create(), or with 'crovca index push'"
                 )
@@ -506,20 +502,20 @@ class PostgresCluster:
         return int(length), ids[kind], found[0][3] == "p"
 
     def _has_hnsw(self) -> bool:
-        with _errors():
+        with errors():
             found = self._connection.execute(
                 "SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam "
                 "WHERE i.indrelid = %s AND m.amname = 'hnsw' AND i.indisvalid",
-                [_regclass(self._connection, f"{self._schema}.{self._name}")],
+                [regclass(self._connection, f"{self._schema}.{self._name}")],
             ).fetchone()
         return found is not None
 
     def _metadata_columns(self) -> list[str]:
-        with _errors():
+        with errors():
             found = self._connection.execute(
                 "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped "
                 "ORDER BY attnum",
-                [_regclass(self._connection, f"{self._schema}.{self._name}")],
+                [regclass(self._connection, f"{self._schema}.{self._name}")],
             ).fetchall()
         return [name for (name,) in found if name not in RESERVED]
 
@@ -536,9 +532,7 @@ class PostgresCluster:
                     f"the table {self._name!r} is spread over partitions and has no column {name!r}; "
                     "add it to every shard and to the table itself first"
                 )
-            self._connection.execute(
-                sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(self._table, sql.Identifier(name), kind)
-            )
+            self._do(sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(self._table, quoted(name), kind))
             there.append(name)
         return there
 
@@ -549,150 +543,3 @@ class PostgresCluster:
         """From the wire format of ``bit``: the length in bits as int32, then the bytes."""
         raw = b"".join([row[1][4:] for row in found])
         return Codes(np.frombuffer(raw, np.uint8).reshape(len(found), -(-self.bits // 8)), self.bits)
-
-
-def columns_sql(bits: int, id_type: IdType, *, key: bool = True) -> Composed:
-    """Definitions of our own columns."""
-    from psycopg import sql
-
-    return sql.SQL("id {}{}, code bit({}) NOT NULL, crovca_digest bigint NOT NULL").format(
-        sql.SQL(_ID_SQL[id_type]), sql.SQL(" PRIMARY KEY" if key else " NOT NULL"), sql.Literal(bits)
-    )
-
-
-_COLUMN_TYPES: dict[str, LiteralString] = {
-    "bool": "boolean", "int8": "smallint", "uint8": "smallint", "int16": "smallint", "uint16": "integer",
-    "int32": "integer", "uint32": "bigint", "int64": "bigint", "uint64": "numeric(20)",
-    "halffloat": "real", "float": "real", "double": "double precision",
-    "string": "text", "large_string": "text", "null": "text", "date32[day]": "date",
-}  # fmt: skip
-
-
-def column_type(name: str, kind: pa.DataType) -> Composable:
-    """The column type for metadata of this Arrow type; InvalidInputError where there is none."""
-    from psycopg import sql
-
-    if pa.types.is_timestamp(kind):
-        return sql.SQL("timestamptz" if kind.tz else "timestamp")
-    if str(kind) not in _COLUMN_TYPES:
-        raise InvalidInputError(
-            f"the metadata column {name!r} is of type {kind}, which PostgreSQL does not get"
-        )
-    return sql.SQL(_COLUMN_TYPES[str(kind)])
-
-
-def _bit_literal(code: Codes) -> Composable:
-    """One code as a constant. Only digits, so it needs no parameter, and the server can fold it."""
-    from psycopg import sql
-
-    return sql.SQL("B{}").format(sql.Literal(_bit_strings(code)[0].as_py()))
-
-
-def _condition(where: str | None) -> Composable:
-    """WHERE (...), or nothing. On lines of its own, so that a comment in it ends; % is no placeholder."""
-    from psycopg import sql
-
-    if where is None:
-        return sql.SQL("")
-    return sql.SQL("WHERE (\n" + where.replace("%", "%%") + "\n)")
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    schema, _, table = name.rpartition(".")
-    if not table or "." in schema:
-        raise ConfigError(f"a table is named NAME or SCHEMA.NAME, got {name!r}")
-    return schema, table
-
-
-def _identifier(name: str) -> Identifier:
-    from psycopg import sql
-
-    schema, table = _split_name(name)
-    return sql.Identifier(schema, table) if schema else sql.Identifier(table)
-
-
-def _regclass(connection: Connection[Any], name: str) -> int | None:
-    """The table's oid, found on the search path; None where there is no such table."""
-    quoted = _identifier(name).as_string(connection)
-    row = connection.execute("SELECT to_regclass(%s)::oid", [quoted]).fetchone()
-    return None if row is None else row[0]
-
-
-def _bit_strings(codes: Codes) -> pa.Array:
-    """Each code as text of 0 and 1."""
-    characters = codes.unpack() + np.uint8(ord("0"))
-    offsets = np.arange(len(codes) + 1, dtype=np.int64) * codes.bits
-    return pa.LargeStringArray.from_buffers(
-        len(codes), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(characters))
-    )
-
-
-def _csv(rows: Rows) -> Iterator[memoryview]:
-    """The rows as CSV, as COPY reads it: null is nothing, an empty string two quotes."""
-    for start in range(0, len(rows), _PART):
-        part = rows[start : start + _PART]
-        own = [pa.array(part.ids), _bit_strings(part.codes), pa.array(part.digests)]
-        metadata = [
-            column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
-            for column in part.metadata.columns
-        ]
-        table = pa.Table.from_arrays([*own, *metadata], names=[*RESERVED, *part.metadata.column_names])
-        sink = pa.BufferOutputStream()
-        pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=False))
-        yield memoryview(sink.getvalue())
-
-
-def _connect(address: str) -> Connection[Any]:
-    """A connection that commits statement by statement."""
-    try:
-        import psycopg
-    except ImportError:
-        raise MissingDependencyError("psycopg", "pg", "a PostgreSQL cluster") from None
-    try:
-        parsed = psycopg.conninfo.conninfo_to_dict(address)
-    except psycopg.Error as error:
-        raise ConfigError(
-            f"this is no PostgreSQL address ({_line(error)}); see 'crovca index push --help'"
-        ) from None
-    parsed.setdefault("connect_timeout", _CONNECT_TIMEOUT)
-    parsed.setdefault("application_name", "crovca")
-    place = f"{parsed.get('host', 'localhost')}:{parsed.get('port', 5432)}"
-    try:
-        connection = psycopg.connect(**cast(dict[str, Any], parsed), autocommit=True)
-    except psycopg.Error as error:
-        raise ClusterError(f"cannot connect to PostgreSQL at {place}: {_line(error)}") from None
-    version = connection.info.server_version
-    if version < _OLDEST:
-        connection.close()
-        raise ClusterError(
-            f"PostgreSQL at {place} is version {version // 10000}; bit_count needs 14 or newer"
-        )
-    return connection
-
-
-def _line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def _errors(where: str | None = None) -> Iterator[None]:
-    """Turn the driver's errors into ours."""
-    import psycopg
-
-    try:
-        yield
-    except (
-        psycopg.errors.SyntaxError,
-        psycopg.errors.UndefinedColumn,
-        psycopg.errors.UndefinedFunction,
-    ) as error:
-        if where is None:
-            raise ClusterError(f"PostgreSQL: {_line(error)}") from error
-        raise InvalidInputError(f"PostgreSQL cannot use the condition {where!r}: {_line(error)}") from None
-    except psycopg.Error as error:
-        if where is not None and not isinstance(error, psycopg.OperationalError):
-            raise InvalidInputError(
-                f"PostgreSQL cannot use the condition {where!r}: {_line(error)}"
-            ) from None
-        raise ClusterError(f"PostgreSQL: {_line(error)}") from error

@@ -20,7 +20,7 @@ import pyarrow as pa
 from crovca.codes import check_bits
 from crovca.errors import InvalidInputError, MissingDependencyError
 from crovca.search.clusters.base import IdType
-from crovca.search.clusters.postgres import column_type, columns_sql
+from crovca.search.clusters.postgres_sql import column_type, columns_sql
 
 __all__ = ["sharding_sql"]
 
