@@ -62,14 +62,6 @@ def errors(where: str | None = None) -> Iterator[None]:
 
     try:
         yield
-    except (
-        psycopg.errors.SyntaxError,
-        psycopg.errors.UndefinedColumn,
-        psycopg.errors.UndefinedFunction,
-    ) as error:
-        if where is None:
-            raise ClusterError(f"PostgreSQL: {_line(error)}") from error
-        raise InvalidInputError(f"PostgreSQL cannot use the condition {where!r}: {_line(error)}") from None
     except psycopg.Error as error:
         if where is not None and not isinstance(error, psycopg.OperationalError):
             raise InvalidInputError(
