@@ -1,7 +1,10 @@
 """Addresses, and all that can be wrong with them: one clear line, and never the password."""
 
 import builtins
+import subprocess
+import sys
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,28 +102,34 @@ def test_what_is_there_already(servers, server):
             create(url, bits=bits, id_type=id_type, exist_ok=True)
 
 
-def test_milvus_has_limits_and_says_so(servers):
-    with create(servers.address("milvus"), bits=13) as cluster:
-        assert isinstance(cluster, MilvusCluster)
-        with pytest.raises(InvalidInputError, match="at most 16,384 items a query, got k = 16385"):
-            cluster.search([[1.0] * 13], 16385)
-        with pytest.raises(InvalidInputError, match="overfetch = 20000"):
-            cluster.search([[1.0] * 13], 10, overfetch=20000)
-        with pytest.raises(ConfigError, match="PostgreSQL's"):
-            connect(servers.address("milvus"), approximate=True)
-        ids, codes, _ = sample(17_000, 13)
-        cluster.upsert(ids, codes)
-        with pytest.raises(ClusterError, match="more than the 16,384 that Milvus returns"):
-            cluster.search([[1.0] * 13], 16384, exact=True)
-        found = cluster.search([[1.0] * 13], 9000)
-        assert found.candidates.tolist() == [16384]
+def test_milvus_has_limits_and_says_so(servers, milvus_collections):
+    cluster = milvus_collections(13, "int64")
+    assert isinstance(cluster, MilvusCluster)
+    with pytest.raises(InvalidInputError, match="at most 16,384 items a query, got k = 16385"):
+        cluster.search([[1.0] * 13], 16385)
+    with pytest.raises(InvalidInputError, match="overfetch = 20000"):
+        cluster.search([[1.0] * 13], 10, overfetch=20000)
+    with pytest.raises(ConfigError, match="PostgreSQL's"):
+        connect(servers.address("milvus"), approximate=True)
+    ids, codes, _ = sample(17_000, 13)
+    cluster.upsert(ids, codes)
+    with pytest.raises(ClusterError, match="more than the 16,384 that Milvus returns"):
+        cluster.search([[1.0] * 13], 16384, exact=True)
+    found = cluster.search([[1.0] * 13], 9000)
+    assert found.candidates.tolist() == [16384]
 
 
-def test_milvus_refuses_what_json_cannot_hold(servers):
-    import pyarrow as pa
-
+def test_milvus_refuses_what_json_cannot_hold(milvus_collections):
     ids, codes, _ = sample(2, 13)
-    with create(servers.address("milvus"), bits=13) as cluster:
-        with pytest.raises(InvalidInputError, match="'x' has the value nan, which Milvus cannot hold"):
-            cluster.upsert(ids, codes, pa.table({"x": [1.0, float("nan")]}))
-        assert cluster.count() == 0
+    cluster = milvus_collections(13, "int64")
+    with pytest.raises(InvalidInputError, match="'x' has the value nan, which Milvus cannot hold"):
+        cluster.upsert(ids, codes, pa.table({"x": [1.0, float("nan")]}))
+    assert cluster.count() == 0
+
+
+def test_drivers_are_loaded_when_they_are_used():
+    code = (
+        "import crovca.search.clusters.push, crovca.search.clusters.shards, sys;"
+        "sys.exit(bool({'torch', 'psycopg', 'pymilvus'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

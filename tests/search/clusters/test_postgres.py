@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from crovca.errors import ClusterError, ConfigError, InvalidInputError
-from crovca.search.clusters import postgres_link
+from crovca.search.clusters import postgres, postgres_link
 from crovca.search.clusters.connection import connect, create
 from crovca.search.clusters.postgres import PostgresCluster
 from crovca.search.clusters.shards import sharding_sql
@@ -83,6 +83,15 @@ def test_hnsw_is_opt_in_and_proves_nothing(servers):
         few = cluster.search(logits, 10, where="id < 0", overfetch=200)
         assert few.proven.all()
         assert np.array_equal(few.ids, truth(logits, 10, "bce", ids[ids < 0], codes[ids < 0])[0])
+
+
+def test_an_old_pgvector_is_refused(servers, monkeypatch):
+    url = servers.address("pgvector")
+    with create(url, bits=64) as cluster:
+        cluster.build_hnsw()
+    monkeypatch.setattr(postgres, "_OLDEST_PGVECTOR", (99, 0))
+    with pytest.raises(ClusterError, match=r"has pgvector 0\.8\.\d+; approximate search needs"):
+        connect(url, approximate=True)
 
 
 def test_no_pgvector_is_said(servers):

@@ -163,7 +163,7 @@ def test_an_index_that_changed_since_a_killed_push(make):
     assert contents(cluster) == index.records()
 
 
-@pytest.mark.parametrize(("server", "items", "batch"), [("postgres", 12_000, 100), ("milvus", 4_000, 200)])
+@pytest.mark.parametrize(("server", "items", "batch"), [("postgres", 12_000, 100), ("milvus", 3_000, 200)])
 def test_kill_9_at_any_moment(servers, server, items, batch):
     """Killed at random moments, again and again, until one push ends; nothing is lost, nothing is left over."""
     url = servers.address(server)

@@ -77,6 +77,7 @@ __all__ = ["PostgresCluster"]
 _PART = 32768  # rows of a result, or ids of a condition, at a time
 _LOCK_WAIT = 15.0  # seconds: a killed client's session ends only when the server notices
 _LEVELS = 6
+_OLDEST_PGVECTOR = (0, 8)  # hnsw.iterative_scan
 
 
 class PostgresCluster:
@@ -97,11 +98,8 @@ class PostgresCluster:
         self.bits: int
         self.id_type: IdType
         self.bits, self.id_type, self._partitioned = self._describe()
-        if approximate and not self._has_hnsw():
-            raise ClusterError(
-                f"the table {name!r} has no HNSW index for approximate search; build it with build_hnsw(), "
-                "or search exactly"
-            )
+        if approximate:
+            self._check_approximate()
 
     @classmethod
     def create(
@@ -247,7 +245,7 @@ class PostgresCluster:
         """Build pgvector's HNSW index over the codes, for ``approximate=True``; takes minutes a million.
 
         Raises:
-            ClusterError: the server has no pgvector 0.7 or newer, or the table is spread over servers.
+            ClusterError: the server has no pgvector, or the table is spread over servers.
         """
         from psycopg import sql
 
@@ -501,14 +499,22 @@ class PostgresCluster:
         self._schema = found[0][4]
         return int(length), ids[kind], found[0][3] == "p"
 
-    def _has_hnsw(self) -> bool:
+    def _check_approximate(self) -> None:
+        """ClusterError unless there is an HNSW index, and a pgvector that returns as many items as are asked for."""
         with errors():
-            found = self._connection.execute(
+            index = self._connection.execute(
                 "SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam "
                 "WHERE i.indrelid = %s AND m.amname = 'hnsw' AND i.indisvalid",
                 [regclass(self._connection, f"{self._schema}.{self._name}")],
             ).fetchone()
-        return found is not None
+            version = self._value("SELECT extversion FROM pg_extension WHERE extname = %s", "vector")
+        if index is None:
+            raise ClusterError(
+                f"the table {self._name!r} has no HNSW index for approximate search; build it with build_hnsw(), "
+                "or search exactly"
+            )
+        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_PGVECTOR:
+            raise ClusterError(f"this server has pgvector {version}; approximate search needs 0.8 or newer")
 
     def _metadata_columns(self) -> list[str]:
         with errors():
