@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 
 from crovca.errors import ClusterError, InvalidInputError
-from crovca.search.clusters import push as pushing
 from crovca.search.clusters.connection import connect, create
 from crovca.search.clusters.push import push, push_to
 from crovca.search.clusters.state import PushState
@@ -251,4 +250,3 @@ def test_the_state_of_a_newer_version_is_refused():
     for text in ("{", "[]", "{}", '{"format": 2}', '{"format": 1, "x": 1}'):
         with pytest.raises(ClusterError, match="cannot be read"):
             PushState.from_json(text)
-    assert pushing.push_to is push_to

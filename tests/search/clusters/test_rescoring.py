@@ -186,6 +186,8 @@ def test_misuse_is_refused():
         search(np.ones((0, 8)))
     with pytest.raises(InvalidInputError, match="k must be a whole number of at least 1, got 0"):
         search(np.ones((1, 8)), k=0)
+    with pytest.raises(InvalidInputError, match="k must be a whole number of at least 1, got 'a'"):
+        search(np.ones((1, 8)), k="a")
     with pytest.raises(InvalidInputError, match="overfetch must be at least k = 3, got 2"):
         search(np.ones((1, 8)), k=3, overfetch=2)
     with pytest.raises(InvalidInputError, match="got scoring 'symmetric_bce'"):

@@ -162,7 +162,9 @@ class Engine(Protocol):
 
 def default_overfetch(k: int) -> int:
     """Candidates a query where the caller does not say: at least 1,000, and 20 for each result."""
-    return max(1000, 20 * k)
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
+    return max(1000, 20 * int(k))
 
 
 def search_by_rescoring(
@@ -176,10 +178,8 @@ def search_by_rescoring(
 ) -> ClusterNeighbors:
     """The search of ``Cluster``, on top of what the server can do."""
     checked = _query_logits(logits, scoring, engine.bits)
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
-    if overfetch is None:
-        overfetch = default_overfetch(int(k))
+    usual = default_overfetch(k)
+    overfetch = usual if overfetch is None else overfetch
     if overfetch < k:
         raise InvalidInputError(f"overfetch must be at least k = {k}, got {overfetch}")
     queries = [Query.of(row, scoring) for row in checked]

@@ -36,6 +36,7 @@ from crovca.search.clusters.base import (
     Ids,
     IdType,
     Items,
+    default_overfetch,
     missing,
     search_by_rescoring,
 )
@@ -199,12 +200,12 @@ class MilvusCluster:
             InvalidInputError: besides the usual, k or overfetch over 16,384.
             ClusterError: besides the usual, with ``exact=True``, where a proof needs more than 16,384 items.
         """
+        usual = min(MOST_RESULTS, default_overfetch(k))
         if max(k, overfetch or 0) > MOST_RESULTS:
             raise InvalidInputError(
                 f"Milvus returns at most {MOST_RESULTS:,} items a query, got k = {k}, overfetch = {overfetch}"
             )
-        if overfetch is None and isinstance(k, int):
-            overfetch = min(MOST_RESULTS, max(1000, 20 * k))
+        overfetch = usual if overfetch is None else overfetch
         return search_by_rescoring(self, logits, k, scoring, where, overfetch, exact)
 
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[Candidates]:

@@ -23,6 +23,9 @@ The extension pgvector is used for one thing only, an HNSW index, and only where
 ``where`` is a condition in the server's SQL. It is the only text that is not sent as a parameter; a search
 is one statement, so it cannot smuggle in another, in a transaction that is read-only.
 
+``crovca_digest`` is written by ``upsert`` alone. What other SQL changes in a row leaves it as it was, so a later
+``upsert`` or push takes the row for unchanged; change items through here.
+
 A partitioned table, also over other servers (``shards``), is used like a plain one, but for its columns: they
 have to be there from the start.
 """
