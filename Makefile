@@ -4,20 +4,24 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test bench
+.PHONY: setup demo servers test bench
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crovca needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,dev]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,images,augment,ray,pg,milvus,dev]'
 	touch $@
 
 demo: $(READY)
 	$(RUN)/crovca demo --report demo-report --force
 
-test: $(READY)
+# Servers that tests of clusters start; where one cannot be installed its tests skip, and say so.
+servers: $(READY)
+	$(RUN)/python tests/servers/setup.py
+
+test: servers
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy

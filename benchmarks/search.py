@@ -312,48 +312,57 @@ def others(kind: str, codes: Codes, logits: np.ndarray, width: int | None) -> li
 def table(result: dict[str, Any]) -> str:
     lines = [
         "# Searching codes\n",
-        f"Made by `{result['command']}`: one thread of {result['processor']}, k = {K}, medians; times in milliseconds a query, "
-        "beside FAISS's symmetric Hamming scan (`IndexBinaryFlat`) of the same codes in the same run. Every answer of ours "
-        'is exact, ids included. "Reading" is the time to read the codes once, which is what no scan can go below.\n',
-        "| codes | items | bits | queries | engine | FAISS Hamming | asymmetric | ratio | BCE | ratio | Hamming | ratio | reading |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in result["scan"]:
-        ms, ratio = row["ms"], row["ratio"]
-        cells = " | ".join(f"{ms[name]:.3f} | {ratio[name]:.2f}" for name in SCORINGS)
-        lines.append(
-            f"| {row['codes']} | {row['items']:,} | {row['bits']} | {'one' if row['queries'] == 'one' else f'batch of {BATCH}'} | "
-            f"{row['engine']} | {ms['flat']:.3f} | {cells} | {ms['read']:.3f} |"
-        )
-    ms = result["filtered"]["ms"]
-    lines += [
-        f"\n## With a condition ({result['filtered']['items']:,} items of 64 bits, 1 % selected)\n",
-        "| | ms a query |",
-        "|---|---|",
-        *(f"| {name} | {value:.3f} |" for name, value in ms.items()),
-        "\n## Writing and opening (two threads, durable, ids and two columns of metadata)\n",
-        "| 1 M items of 64 bits | s |",
-        "|---|---|",
-        *(f"| {name} | {value:.4f} |" for name, value in result["writing"]["seconds"].items()),
-        "\n## Near duplicates\n",
-        "| codes | items | bits | radius | s | pairs of different codes within it |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {row['codes']} | {row['items']:,} | {row['bits']} | {row['radius']} | {row['seconds']:.2f} | {row['links']:,} |"
-            for row in result["duplicates"]
+        f"Made by `{result['command']}`: one thread of {result['processor']}, k = {K}, medians; times in "
+        "milliseconds a query, beside FAISS's symmetric Hamming scan (`IndexBinaryFlat`) of the same codes in the same run. "
+        'Every answer of ours is exact, ids included. "Reading" is the time to read the codes once, which is what no '
+        "scan can go below.\n",
+        *markdown(
+            ["codes", "items", "bits", "queries", "engine", "FAISS Hamming", "asymmetric", "ratio", "BCE", "ratio",
+             "Hamming", "ratio", "reading"],
+            [scan_cells(row) for row in result["scan"]],
         ),
-        "\n## Others, on the same 1 M codes of 64 bits\n",
-        "Symmetric Hamming, save for the floats (random numbers of that width). Recall: share of the true 100 smallest distances that was "
-        "reached.\n",
-        "| engine | codes | one query, ms | batch, ms a query | building, s | recall@100 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["others"]:
-        recall = "" if row["recall"] is None else f"{row['recall']:.3f}"
-        lines.append(
-            f"| {row['engine']} | {row['codes']} | {row['one_ms']:.3f} | {row['batch_ms']:.3f} | {row['build_s']:.1f} | {recall} |"
-        )
+        f"\n## With a condition ({result['filtered']['items']:,} items of 64 bits, 1 % selected)\n",
+        *markdown(["", "ms a query"], [[name, f"{ms:.3f}"] for name, ms in result["filtered"]["ms"].items()]),
+        "\n## Writing and opening (two threads, durable, ids and two columns of metadata)\n",
+        *markdown(
+            [f"{result['writing']['items']:,} items of 64 bits", "s"],
+            [[name, f"{seconds:.4f}"] for name, seconds in result["writing"]["seconds"].items()],
+        ),
+        "\n## Near duplicates\n",
+        *markdown(
+            ["codes", "items", "bits", "radius", "s", "pairs of different codes within it"],
+            [
+                [row["codes"], f"{row['items']:,}", row["bits"], row["radius"], f"{row['seconds']:.2f}", f"{row['links']:,}"]
+                for row in result["duplicates"]
+            ],
+        ),
+        f"\n## Others, on the same {result['writing']['items']:,} codes of 64 bits\n",
+        "Symmetric Hamming, save for the floats (random numbers of that width). Recall: share of the true 100 smallest "
+        "distances that was reached.\n",
+        *markdown(
+            ["engine", "codes", "one query, ms", "batch, ms a query", "building, s", "recall@100"],
+            [
+                [row["engine"], row["codes"], f"{row['one_ms']:.3f}", f"{row['batch_ms']:.3f}", f"{row['build_s']:.1f}",
+                 "" if row["recall"] is None else f"{row['recall']:.3f}"]
+                for row in result["others"]
+            ],
+        ),
+    ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def scan_cells(row: Row) -> list[str]:
+    ms, ratio = row["ms"], row["ratio"]
+    size = "one" if row["queries"] == "one" else f"batch of {BATCH}"
+    cells = [row["codes"], f"{row['items']:,}", row["bits"], size, row["engine"], f"{ms['flat']:.3f}"]
+    for name in SCORINGS:
+        cells += [f"{ms[name]:.3f}", f"{ratio[name]:.2f}"]
+    return [*cells, f"{ms['read']:.3f}"]
+
+
+def markdown(head: list[str], rows: list[list[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
 
 
 def processor() -> str:

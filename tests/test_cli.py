@@ -14,6 +14,8 @@ from crovca.data.encoded import Encoded
 from crovca.hasher import CrossModalHasher, Hasher
 from crovca.search.scoring import SCORINGS
 
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -183,7 +185,7 @@ def test_demo_reaches_the_numbers_it_promises(capsys):
     assert found["seconds"] < 60
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in typer.main.get_command(app).commands)])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command, capsys):
     run(*command, "--help")
     printed = capsys.readouterr().out

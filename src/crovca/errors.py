@@ -12,7 +12,8 @@
      ├── NotFittedError          a hasher used before ``fit``                           (ValueError, AttributeError)
      ├── MissingDependencyError  an optional package is not installed                   (ImportError)
      ├── TrainingError           training itself failed                                 (RuntimeError)
-     └── WorkerError             another process of the same run failed                 (RuntimeError)
+     ├── WorkerError             another process of the same run failed                 (RuntimeError)
+     └── ClusterError            a database server cannot be reached, or refused        (RuntimeError)
 
 A message says what was got, what was expected and what to do. The command line prints it in one
 line and leaves with ``exit_status``: 2 where the user can mend it, 1 where something failed.
@@ -23,6 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "ClusterError",
     "ConfigError",
     "CrovcaError",
     "CrovcaWarning",
@@ -82,6 +84,12 @@ class MissingDependencyError(CrovcaError, ImportError):
             f"{purpose} needs the package '{package}', which is not installed; "
             f"install it with: pip install 'crovca[{extra}]'"
         )
+
+
+class ClusterError(CrovcaError, RuntimeError):
+    """A database server cannot be reached, refused what it was asked, or cannot do it."""
+
+    exit_status = 1
 
 
 class TrainingError(CrovcaError, RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -268,6 +269,48 @@ def info(
             f"engine {engine['engine']}: {engine['rows']:,} rows of {engine['bits']} bits, "
             f"{engine['bytes'] / 2**20:,.1f} MiB beyond the codes, built in {engine['build_seconds']:.2f} s{recall}"
         )
+
+
+@index.command("push")
+def push(
+    path: _Index,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="postgresql://user@host/database?table=codes or milvus://host:19530/codes.",
+            show_default=False,
+        ),
+    ],
+    batch_size: Annotated[int, typer.Option(help="Items sent at a time.")] = 65536,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Take over a table or collection that holds another index's items."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Bring PostgreSQL or Milvus to the state of an index. Only differences are sent; a stopped push goes on."""
+    from crovca.search.clusters.push import push_to
+    from crovca.search.index import HashIndex
+
+    started = time.perf_counter()
+    with Reporter() as reporter, HashIndex.open(path) as opened:
+        done = push_to(
+            opened,
+            to,
+            batch_size=batch_size,
+            force=force,
+            progress=lambda items, total: reporter.advance("pushing", items / max(total, 1)),
+        )
+    seconds = round(time.perf_counter() - started, 3)
+    if json:
+        emit_json({"index": str(path), **asdict(done), "seconds": seconds})
+        return
+    _say(
+        f"{path}: {done.items:,} items are there; {done.written:,} written, {done.deleted:,} deleted"
+        + (", nothing had changed" if done.unchanged else "")
+        + (f", went on after {done.resumed_at:,}" if done.resumed_at else "")
+        + f" ({seconds:.1f} s)"
+    )
 
 
 def parse_ids(texts: list[str], opened: HashIndex) -> Any:

@@ -1,0 +1,1 @@
+"""Real database servers for tests and benchmarks: installed by ``setup.py``, started by ``launch.py``."""
