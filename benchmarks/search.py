@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -313,9 +314,9 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         "# Searching codes\n",
         f"Made by `{result['command']}`: one thread of {result['processor']}, k = {K}, medians; times in "
-        "milliseconds a query, beside FAISS's symmetric Hamming scan (`IndexBinaryFlat`) of the same codes in the same run. "
-        'Every answer of ours is exact, ids included. "Reading" is the time to read the codes once, which is what no '
-        "scan can go below.\n",
+        "milliseconds a query, beside FAISS's symmetric Hamming scan (`IndexBinaryFlat`) of the same codes in the same "
+        'run. Every answer of ours is exact, ids included. "Reading" is the time to read the codes once, which is what '
+        "no scan can go below.\n",
         *markdown(
             ["codes", "items", "bits", "queries", "engine", "FAISS Hamming", "asymmetric", "ratio", "BCE", "ratio",
              "Hamming", "ratio", "reading"],
@@ -332,7 +333,8 @@ def table(result: dict[str, Any]) -> str:
         *markdown(
             ["codes", "items", "bits", "radius", "s", "pairs of different codes within it"],
             [
-                [row["codes"], f"{row['items']:,}", row["bits"], row["radius"], f"{row['seconds']:.2f}", f"{row['links']:,}"]
+                [row["codes"], f"{row['items']:,}", row["bits"], row["radius"], f"{row['seconds']:.2f}",
+                 f"{row['links']:,}"]
                 for row in result["duplicates"]
             ],
         ),
@@ -360,6 +362,80 @@ def scan_cells(row: Row) -> list[str]:
     return [*cells, f"{ms['read']:.3f}"]
 
 
+def by_codes(cluster: Any, queries: Codes, number: int) -> Any:
+    return cluster.search(queries[number], K, scoring="hamming").scores[0]
+
+
+def by_logits(cluster: Any, logits: np.ndarray, number: int) -> Any:
+    return cluster.search(logits[number : number + 1], K, scoring="asymmetric_hamming", exact=True).scores[0]
+
+
+def servers(codes: Codes, logits: np.ndarray) -> list[Row]:
+    """Database servers on this machine, through ``search.clusters``; those that are not installed are left out."""
+    import sys
+    from contextlib import ExitStack
+
+    import clusters
+
+    from crovca.search.clusters.connection import create
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.servers import launch
+
+    queries = Codes.from_logits(logits)
+    truth, _ = faiss.knn_hamming(queries.packed, codes.packed, K)
+    rows: list[Row] = []
+
+    def timed(name: str, built: float, search: Callable[[int], Any]) -> None:
+        one = in_turn({"one": search}, 7)["one"]
+        found = np.asarray(search(0), np.float64)
+        recall = float((np.sort(found) <= truth[0, -1]).mean()) if "Hamming" in name or "bit" in name else 1.0
+        rows.append(
+            {
+                "engine": name,
+                "codes": "random",
+                "one_ms": one,
+                "batch_ms": one,
+                "build_s": built,
+                "recall": recall,
+            }
+        )
+        print(f"{name:44} {one:9.3f} ms, filled in {built:.1f} s, recall@{K} {recall}", flush=True)
+
+    for name in ("PostgreSQL", "pgvector", "Milvus"):
+        with ExitStack() as stack:
+            try:
+                if name == "Milvus":
+                    url = f"{stack.enter_context(launch.milvus())}/bench"
+                else:
+                    folder = launch.debian_postgres() if name == "PostgreSQL" else launch.pgvector_postgres()
+                    url = f"{stack.enter_context(launch.postgres(folder)).url}?table=bench"
+            except launch.Missing as reason:
+                print(f"{name}: left out: {reason}")
+                continue
+            cluster: Any = stack.enter_context(create(url, bits=codes.bits))
+            built = clusters.fill(cluster, codes)
+            if name == "pgvector":
+                connection = cluster._connection
+                connection.execute("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
+                connection.execute("SET max_parallel_workers_per_gather = 0")
+
+                def ask(n: int, connection: Any = connection) -> list[float]:
+                    bits = "".join(map(str, queries[n].unpack()[0]))
+                    text = f"SELECT code OPERATOR(public.<~>) B'{bits}' AS d FROM bench ORDER BY d LIMIT {K}"
+                    return [row[0] for row in connection.execute(text).fetchall()]
+
+                timed("pgvector, bit <~> bit, one process", built, ask)
+                continue
+            if name == "PostgreSQL":
+                cluster._connection.execute("VACUUM ANALYZE bench")
+                cluster._connection.execute("SET max_parallel_workers_per_gather = 0")
+            timed(f"{name}, Hamming", built, partial(by_codes, cluster, queries))
+            if name == "PostgreSQL":
+                timed(f"{name}, asymmetric, proven exact", built, partial(by_logits, cluster, logits))
+    return rows
+
+
 def markdown(head: list[str], rows: list[list[Any]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
@@ -382,9 +458,16 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--many", type=int, default=10_000_000, help="items of the large set of 16 bits")
     parser.add_argument("--width", type=int, default=1280, help="of the floats that are compared; 0: none")
+    parser.add_argument(
+        "--servers", action="store_true", help="PostgreSQL, pgvector and Milvus too (tests/servers)"
+    )
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     arguments = parser.parse_args()
-    shown = "python benchmarks/search.py" + (" --data D.npz" if arguments.data else "")
+    shown = (
+        "python benchmarks/search.py"
+        + (" --data D.npz" if arguments.data else "")
+        + " --servers" * arguments.servers
+    )
     if arguments.out:
         shown += f" --out {arguments.out}"
     result: dict[str, Any] = {
@@ -416,6 +499,8 @@ def main() -> None:
             else:
                 result["others"] = []
             result["others"] += others("random", codes, logits, arguments.width or None)
+    if arguments.servers:
+        result["others"] += servers(*random_codes(arguments.items, 64))
     if arguments.out:
         arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
         arguments.out.with_suffix(".md").write_text(table(result))
