@@ -61,6 +61,16 @@ def test_large_sets_with_many_ties(bits, scoring):
         assert_same(engine.nearest(scorer, 100, mask), exhaustive(scorer, 100, mask))
 
 
+@pytest.mark.parametrize("bits", [1, 2, 7, 9, 513, 1000, 4095, 4096])
+def test_every_length_has_an_engine(bits):
+    rng = np.random.default_rng(bits)
+    codes = random_codes(rng, 700, bits)
+    scorer = BitScorer.of("bce", rng.normal(size=(2, bits)), codes)
+    assert_same(
+        build_engine(choose_engine(bits, len(codes)), codes).nearest(scorer, 20), exhaustive(scorer, 20)
+    )
+
+
 def test_equal_codes_are_scanned_once():
     rng = np.random.default_rng(0)
     engine = ScanEngine(random_codes(rng, 20_000, 64, 500))
