@@ -27,7 +27,11 @@ test: servers
 	$(RUN)/mypy
 	$(RUN)/pytest
 
-bench: $(READY)
+# DATA: embeddings (.npz) to make real codes of; without it codes are random.
+bench: servers
 	$(RUN)/python benchmarks/training.py
 	$(RUN)/python benchmarks/evaluation.py
 	$(RUN)/python benchmarks/memory.py
+	mkdir -p build
+	$(RUN)/python benchmarks/search.py $(if $(DATA),--data $(DATA)) --servers --out build/search
+	$(RUN)/python benchmarks/clusters.py --json build/clusters.json
