@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-SIDE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-TEXT = dict(
-    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=64,
-    max_position_embeddings=12, bos_token_id=62, eos_token_id=63, pad_token_id=63,
-)  # fmt: skip
+SIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64,
+    "max_position_embeddings": 12, "bos_token_id": 62, "eos_token_id": 63, "pad_token_id": 63,
+}  # fmt: skip
 
 PREPROCESSORS = {
     "Bit": {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}},
@@ -30,7 +30,7 @@ def models():
     torch.manual_seed(0)
     small = dict(SIDE, image_size=28, patch_size=14)
     vision = dict(small, intermediate_size=64)
-    stages = dict(hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1])
+    stages = {"hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1]}
     clip = t.CLIPConfig(vision_config=vision, text_config=TEXT, projection_dim=8)
     siglip = t.SiglipConfig(vision_config=vision, text_config=dict(TEXT, projection_size=32))
     return {
@@ -101,7 +101,7 @@ def word_tokenizer(folder: Path, *, name: str = "PreTrainedTokenizerFast", limit
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": name, "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    settings: dict[str, str | int] = {"tokenizer_class": name, "pad_token": "[PAD]", "unk_token": "[UNK]"}
     if limit is not None:
         settings["model_max_length"] = limit
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -112,10 +112,11 @@ def read_file(path: Path) -> bytes:
         if error.errno == errno.ENXIO:
             raise UnreadableItem("not a file", "a socket") from error
         raise UnreadableItem("unreadable", error.strerror or type(error).__name__) from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise UnreadableItem("not a file", _kind_of(found.st_mode))
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise UnreadableItem("not a file", _kind_of(found.st_mode))
         if found.st_size > MAX_BYTES:
             raise UnreadableItem("too large", f"{found.st_size:,} bytes, the limit is {MAX_BYTES:,}")
         return file.read()

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from crovca.data.store import (
 )
 from crovca.encoders.augmentation import augment, side_for_views
 from crovca.encoders.encoder import Encoder, TextEncoder
-from crovca.encoders.job import Job
+from crovca.encoders.job import Job, Origin
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import EncoderError, InvalidInputError, OutputExistsError, StorageError
 from crovca.files import atomic_directory, remove
@@ -55,12 +56,16 @@ __all__ = [
     "make_worker",
     "missing_shards",
     "open_worker",
+    "plan_job",
     "summarise",
+    "versions",
 ]
 
 Advance = Callable[[int], None]
 """Told how many items more have been dealt with."""
 
+_LIBRARIES = ("crovca", "torch", "transformers", "pillow", "kornia", "tokenizers")
+_SHARD_SIZES = {"cpu": 4096, "cuda": 32768}  # so that the pause between two shards does not show
 _LANES_AHEAD = 2  # batches that are decoded while every lane is busy
 
 
@@ -81,6 +86,66 @@ class Worker:
     encoder: Encoder | TextEncoder
     decoders: int
     lanes: int
+
+
+def plan_job(
+    origin: Origin,
+    source: Source[Any],
+    encoder: Encoder | TextEncoder,
+    name: str,
+    revision: str | None,
+    settings: Mapping[str, Any],
+    begun: Job | None = None,
+) -> Job:
+    """The job of embedding a source with an encoder.
+
+    Args:
+        origin, source: what is embedded.
+        encoder, name, revision: with what, and as it was named.
+        settings: v, seed, stored, shard_size, batch_size, threads; the last three may be None: as the job was begun,
+            or chosen by the encoder and its device.
+        begun: the job that the store was begun with, if it was.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    device = encoder.device.type
+    texts = isinstance(encoder, TextEncoder)
+    asked = dict(settings)
+    for setting in ("shard_size", "batch_size", "threads"):
+        if asked.get(setting) is not None:
+            continue
+        if begun is not None:
+            asked[setting] = getattr(begun, setting)
+        elif setting == "batch_size":
+            asked[setting] = choose_batch_size(encoder)
+        else:
+            asked[setting] = _SHARD_SIZES[device] if setting == "shard_size" else _cores() if texts else 1
+    return Job(
+        origin=origin,
+        fingerprint=source.fingerprint,
+        items=len(source),
+        encoder=name,
+        revision=revision,
+        identity=encoder.identity,
+        preprocessing={} if isinstance(encoder, TextEncoder) else encoder.preprocessing.to_dict(),
+        d=encoder.width,
+        dtype=str(encoder.dtype).removeprefix("torch."),
+        device=device,
+        versions=versions(),
+        **asked,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers of an embedding."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def open_worker(job: Job, *, device: str | None = None, share: int = 1) -> Worker:
@@ -114,11 +179,7 @@ def open_worker(job: Job, *, device: str | None = None, share: int = 1) -> Worke
 
 def make_worker(job: Job, source: Source[Any], encoder: Encoder | TextEncoder, *, share: int = 1) -> Worker:
     """A worker of things that are open already."""
-    cores = (
-        max(1, len(os.sched_getaffinity(0)) // share)
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    cores = max(1, _cores() // share)
     lanes = 2 if job.device == "cuda" else max(1, cores // job.threads)
     if job.origin.modality == "texts":
         lanes = 1  # tokenizers may not be used by two threads at once
@@ -406,6 +467,10 @@ def _columns(source: Source[Any], part: _Part) -> dict[str, Any]:
         columns["caption"] = [source.captions[row] for row in part.rows]
     columns["note"] = part.notes
     return columns
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plain(name: Any) -> str | int:

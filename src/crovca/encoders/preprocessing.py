@@ -160,9 +160,8 @@ class Preprocessing:
         import torch
 
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-            raise InvalidInputError(
-                f"expected uint8 pixels (B, H, W, 3), got {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}"
-            )
+            got = f"{str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}"
+            raise InvalidInputError(f"expected uint8 pixels (B, H, W, 3), got {got}")
         scale = torch.tensor([self.rescale / std for std in self.std], device=pixels.device)
         shift = torch.tensor(
             [mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=pixels.device

@@ -79,6 +79,8 @@ def locate(source: str | Path, revision: str | None = None) -> Source:
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
+    if not name:
+        raise ConfigError("the encoder's name is empty; expected a model's folder or an id of the hub")
     if path.is_dir():
         if revision is not None:
             raise ConfigError(f"{name} is a local folder, which has no revision {revision!r}; leave it out")
@@ -88,7 +90,7 @@ def locate(source: str | Path, revision: str | None = None) -> Source:
             f"{name} is a file; give a folder in the format of transformers. Checkpoints of SimDINOv2, open_clip "
             "and torchvision become one with 'crovca convert'"
         )
-    if not isinstance(source, str) or not name or path.is_absolute() or name.startswith((".", "~")):
+    if not isinstance(source, str) or path.is_absolute() or name.startswith((".", "~")):
         raise ConfigError(f"there is no folder {name!r}; expected a model's folder or an id of the hub")
     how = ""
     if name in ALIASES:
@@ -167,10 +169,9 @@ _ACCESS = "ask for it on its page at huggingface.co, then log in with 'hf auth l
 
 
 def _is_network(error: BaseException) -> bool:
+    """Whether an HTTP library, one of several that huggingface_hub has had, did not get through."""
     return any(
-        kind.__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
-        and kind.__name__ in ("TransportError", "ConnectionError", "HTTPError")
-        for kind in type(error).__mro__
+        kind.__name__ in ("TransportError", "ConnectionError", "Timeout") for kind in type(error).__mro__
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -101,19 +99,23 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         StorageError: it cannot be read.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        path.open("rb").close()
     except FileNotFoundError:
         raise FileFormatError(f"{path} does not exist") from None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise FileFormatError(
-            f"{path} is no PyTorch file, or holds objects other than tensors, which are never unpickled; "
-            "save its state dictionary alone"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files bring about whatever their bytes happen to say
+        if type(error).__name__ == "UnpicklingError":
+            raise FileFormatError(
+                f"{path} is no PyTorch file, or holds objects other than tensors, which are never unpickled; "
+                "save its state dictionary alone"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileFormatError(f"{path} cannot be read ({reason}); it may be truncated") from error
     if not isinstance(loaded, Mapping):
