@@ -57,35 +57,7 @@ MAX_BYTES = 1 << 30
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
 IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".qoi",
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".svg",
-        ".psd",
-        ".mpo",
-    ]  # the last are listed with their reason, not passed over
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".heic", ".heif", ".jxl", ".svg", ".psd", ".mpo"]  # the last are listed with their reason, not passed over
 )
 
 REASONS = {

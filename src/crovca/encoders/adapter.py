@@ -1,8 +1,8 @@
 """LoRA: a small part of an encoder learns, the rest stays as it is, to the bit.
 
-peft puts a pair of narrow layers beside each layer that is named in the table of families (``Family.lora``). They are the
-only parameters of an encoder that get a gradient. The encoder itself stays in evaluation mode: neither its
-weights, nor statistics of a batch normalisation, nor dropout of its own change in training.
+peft puts a pair of narrow layers beside each layer that is named in the table of families (``Family.lora``). They are
+the only parameters of an encoder that get a gradient. The encoder itself stays in evaluation mode: its weights and the
+statistics of its batch normalisations stay what they are, and it has no dropout but LoRA's.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.families import lora_targets
@@ -109,22 +111,21 @@ def checkpoint_gradients(encoder: Encoder | TextEncoder) -> Iterator[None]:
     Raises:
         ConfigError: the model cannot do that.
     """
-    model: Any = encoder.model
-    if not getattr(model, "supports_gradient_checkpointing", False):
+    kind = importlib.import_module("transformers.modeling_layers").GradientCheckpointingLayer
+    layers = [module for module in encoder.model.modules() if isinstance(module, kind)]
+    if not layers:
         raise ConfigError(
-            f"{encoder.identity['source']} ({type(model).__name__}) has no gradient checkpointing; leave it out"
+            f"{encoder.identity['source']} ({type(encoder.model).__name__}) has no layers that gradient checkpointing "
+            "knows; leave it out"
         )
-    layer = importlib.import_module("transformers.modeling_layers").GradientCheckpointingLayer
-    layers = [module for module in model.modules() if isinstance(module, layer)]
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in layers:  # a layer looks at its own mode; what is in it stays in evaluation mode
-        module.training = True
+    # By ourselves: transformers does it only in models that are in training mode, and calls it differently by version.
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
-        model.gradient_checkpointing_disable()
-        for module in layers:
-            module.training = False
+        for layer in layers:
+            del layer.forward
 
 
 def _named(parameters: dict[str, nn.Parameter]) -> nn.Module:

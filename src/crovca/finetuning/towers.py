@@ -20,8 +20,8 @@ __all__ = ["AdaptedTowers"]
 class AdaptedTowers(Towers):
     """Views of images and texts to logits: Eq. 1 and 2 of the paper, in one module.
 
-    Its parameters and its state are what is learned: the HashCoders and the adapters. The encoders' own weights are held,
-    but belong to neither.
+    Its parameters and its state are what is learned: the HashCoders and the adapters. The encoders' own weights belong
+    to neither.
 
     Args:
         coders: as for ``Towers``.
