@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from crovca.cli import convert, datasets, demo, embed, encode, evaluate, train
+from crovca.cli import convert, datasets, demo, embed, encode, evaluate, export, finetune, train
 from crovca.cli.output import notes_for_warnings, stderr
 from crovca.errors import CrovcaError
 
@@ -25,9 +25,11 @@ app = typer.Typer(
 )
 app.command("embed")(embed.embed)
 app.command("train")(train.train)
+app.command("finetune")(finetune.finetune)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
 app.command("demo")(demo.demo)
 app.command("datasets")(datasets.datasets)
 
@@ -66,7 +68,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, Abort) as error:
         goes_on = (
             "; the same command without --force goes on where it stopped"
-            if arguments[:1] in (["train"], ["embed"])
+            if arguments[:1] in (["train"], ["embed"], ["finetune"])
             else ""
         )
         return _fail(error, f"interrupted{goes_on}", 130)

@@ -19,7 +19,9 @@ from torch import Tensor
 from crovca.codes import Codes
 from crovca.config import HashCoderSize
 from crovca.data.embeddings import Embeddings
+from crovca.data.images import UnreadableItem
 from crovca.data.labels import check_labels, to_membership
+from crovca.data.sources import Source
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.finetuning.items import as_images
@@ -27,6 +29,7 @@ from crovca.finetuning.views import ImagesAndTexts, ImageViews, recipe_of
 from crovca.hasher.base import config_errors
 from crovca.hasher.embeddings import CrossModalHasher, Hasher
 from crovca.hasher.finetuned import (
+    EncodedImages,
     FineTuned,
     chosen_blocks,
     image_blocks,
@@ -340,6 +343,20 @@ class ImageTextHasher(FineTuned, CrossModalHasher):
         """Codes of images, or of texts, or their first ``bits`` bits."""
         length = self._length(bits)
         return Codes.from_logits(self.logits(images=images, texts=texts)[:, :length])
+
+    def encode_texts(self, texts: Source[str]) -> EncodedImages:
+        """Logits and embeddings of every text of a source that can be read, and what is wrong with the others."""
+        words, faults = [], {}
+        for row in range(len(texts)):
+            try:
+                words.append((row, texts.read(row)))
+            except UnreadableItem as fault:
+                faults[row] = (fault.reason, fault.detail)
+        embeddings = self.embed_texts([text for _, text in words])
+        coder = self.towers_.coders[-1]
+        assert isinstance(coder, HashCoder)
+        logits = self._logits(coder, embeddings, "texts")
+        return EncodedImages(np.array([row for row, _ in words], np.int64), logits, embeddings, faults)
 
     def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embeddings float32 (n, d) of texts, by the adapted text tower."""
