@@ -64,8 +64,8 @@ def test_two_processes_compute_what_one_computes(tmp_path, encoder, photos):
         for half in halves:
             np.testing.assert_allclose(half[name], expected, rtol=0, atol=tolerance, err_msg=name)
         gradients += "gradient" in name and bool(np.abs(expected).max() > 1e-5)
-    # Adapters and head, and of the cases at least 12 parameters each, have gradients that are not 0.
-    assert gradients > 36
+    # Head and adapters have gradients that are not 0, about ten parameters in each case.
+    assert gradients > 30
     assert all(np.array_equal(halves[0][name], halves[1][name]) for name in alone)
 
 

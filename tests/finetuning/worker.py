@@ -15,6 +15,7 @@ SETTINGS = {
     "nested": (8,),
     "epochs": 2,
     "batch_size": 24,  # all of them: one step an epoch
+    "learning_rate": 1e-4,
     "lora_rank": 4,
     "lora_dropout": 0.0,  # its masks are drawn in each process
     "head_epochs": 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -97,10 +97,10 @@ class ImagePool:
     ) -> Iterator[tuple[npt.NDArray[np.int64], list[Tensor | UnreadableItem]]]:
         """Rows in blocks, and their images or what is wrong with them; the next block is decoded meanwhile."""
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        begun = self._begin(parts[0]) if parts else []
-        for part, following in zip(parts, [*parts[1:], None], strict=True):
-            current, begun = begun, [] if following is None else self._begin(following)
-            yield part, self._finish(current)
+        ahead: deque[list[tuple[int, Tensor | Future[Any]]]] = deque()
+        for number, part in enumerate(parts):
+            ahead.extend(self._begin(following) for following in parts[number + len(ahead) : number + 2])
+            yield part, self._finish(ahead.popleft())
 
     def _begin(self, rows: npt.NDArray[np.int64]) -> list[tuple[int, Tensor | Future[Any]]]:
         return [
