@@ -1,4 +1,4 @@
-"""A small encoder of images, one of images and texts, and a folder of pictures of two classes. Nobody writes into them."""
+"""A small encoder of images, one of images and texts, and a folder of pictures. Nobody writes into them."""
 
 import numpy as np
 import pytest
@@ -41,4 +41,3 @@ def photos(tmp_path_factory):
             image = Image.fromarray(values.astype(np.uint8)).resize((44, 40))
             image.save(root / name / f"{number:02}.png")
     return root
-

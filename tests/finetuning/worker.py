@@ -1,4 +1,4 @@
-"""One of two processes that train together: python worker.py OUTPUT ENCODER PHOTOS, with the variables of a launcher."""
+"""One of two processes that train together, with a launcher's variables: python worker.py OUTPUT ENCODER PHOTOS."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from crovca.data.sources import open_images
+from crovca.errors import ConfigError, CrovcaError
 from crovca.finetuning.processes import launched
 from crovca.hasher import ImageHasher
 from crovca.hashing.training import Silent
@@ -51,9 +52,17 @@ def results(encoder, photos, world):
     return found
 
 
+def refuse():
+    raise ConfigError("the first process will not")
+
+
 if __name__ == "__main__":
     output, encoder, photos = map(Path, sys.argv[1:])
     with launched("cpu") as (world, device):
         assert device == "cpu"
         found = results(encoder, photos, world)
         np.savez(output / f"{world.rank}-of-{world.size}.npz", **found)
+        try:
+            world.first(refuse)
+        except CrovcaError as error:
+            (output / f"{world.rank}.txt").write_text(f"{type(error).__name__}: {error}")
