@@ -182,7 +182,10 @@ def test_demo_reaches_the_numbers_it_promises(capsys):
     assert found["seconds"] < 60
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["encode"], ["evaluate"], ["demo"], ["datasets"]])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["embed"], ["train"], ["finetune"], ["encode"], ["evaluate"], ["export"], ["demo"], ["datasets"]],
+)
 def test_help(command, capsys):
     run(*command, "--help")
     printed = capsys.readouterr().out

@@ -67,6 +67,16 @@ def test_links_are_followed_and_loops_end(tmp_path):
     assert len(found) <= 10
 
 
+def test_a_store_among_the_images_is_passed_over(tmp_path):
+    write_all(tmp_path, FILES)
+    before = open_images(tmp_path)
+    write_all(
+        tmp_path / "store", {"job.json": b"{}", "part-00000/x.jpg": b"", "part-00000/items.parquet": b""}
+    )
+    assert open_images(tmp_path).fingerprint == before.fingerprint
+    assert open_images(tmp_path).notes == before.notes
+
+
 def test_a_name_that_is_not_utf8(tmp_path):
     write_all(tmp_path, {"good.jpg": PICTURES[0]})
     try:
@@ -200,7 +210,7 @@ def test_a_damaged_place_in_a_parquet_file(tmp_path):
     table = pa.table({"image": [noise.bytes(2000) for _ in range(400)]})
     pq.write_table(
         table, tmp_path / "x.parquet", row_group_size=200, compression="none", write_page_checksum=True,
-        use_dictionary=False, data_page_size=20_000,
+        use_dictionary=False, data_page_size=20_000, write_batch_size=8,
     )  # fmt: skip
     data = bytearray((tmp_path / "x.parquet").read_bytes())
     for place in range(300_000, 300_100):

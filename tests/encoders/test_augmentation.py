@@ -133,7 +133,7 @@ def test_each_step_is_pillows():
         found = one(pixels, jitter_p=1, **{**nothing, name: 0.4})
         assert far(found, enhance(image).enhance(float(factors[kind]))) <= 1, name
     turned = np.array(image.convert("HSV"))
-    turned[..., 0] += np.array(round(factors[3] * 255)).astype(np.uint8)  # type: ignore[misc]
+    turned[..., 0] += np.array(round(factors[3] * 255)).astype(np.uint8)
     expected = Image.fromarray(turned, "HSV").convert("RGB")
     assert (
         np.abs(

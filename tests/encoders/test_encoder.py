@@ -112,6 +112,10 @@ def test_half_precision_is_near(folders, name, dtype):
     encoder = load(folders[name][0])
     half = load(folders[name][0], dtype=dtype)
     assert half.dtype == getattr(torch, dtype)
+    assert {p.dtype for p in half.model.parameters()} == {half.dtype}
+    if name == "DINOv3 ViT":  # of the rotary position embedding
+        assert {buffer.dtype for buffer in half.model.buffers()} == {torch.float32}
+    assert not any(p.requires_grad for p in half.model.parameters())
     x = pixels(encoder)
     found = half.embed(x)
     assert found.dtype == torch.float32
@@ -401,6 +405,16 @@ def test_other_texts_are_mean_pooled_over_their_tokens(bert):
     assert encoder.identity["output"] == "mean"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_texts_in_half_precision_are_near(folders, bert, dtype):
+    for folder in (folders["CLIP"][0], folders["SigLIP"][0], bert):
+        found = load(folder, TextEncoder, dtype=dtype).embed(["one two", "five"])
+        assert found.dtype == torch.float32
+        assert (
+            torch.cosine_similarity(found, load(folder, TextEncoder).embed(["one two", "five"])).min() > 0.98
+        )
+
+
 def test_lora_targets_of_text_towers(folders, bert):
     for folder in (folders["CLIP"][0], folders["SigLIP"][0], bert):
         encoder = load(folder, TextEncoder)
@@ -566,7 +580,7 @@ def test_nothing_of_torchvision_timm_or_open_clip_is_imported(folders):
 
 # Real weights and photographs
 
-RECIPE = [("float32", 0.99, 0.97), ("bfloat16", 0.99, 0.99)]
+RECIPE = [("float32", 0.99, 0.97), ("bfloat16", 0.999, 0.99)]
 
 
 @pytest.mark.parametrize(("dtype", "median", "least"), RECIPE)

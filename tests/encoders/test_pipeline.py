@@ -19,7 +19,7 @@ import torch
 from crovca.cli.main import main
 from crovca.data.embeddings import load_embeddings
 from crovca.data.store import read_errors
-from crovca.encoders import pipeline
+from crovca.encoders import pipeline, runners
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.job import Job, Origin, begin_job
 from crovca.encoders.pipeline import embed_shard, finish, make_worker, missing_shards, plan_job, summarise
@@ -146,8 +146,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(photos, vit, tmp_path
         child = os.fork()
         if child == 0:
             with contextlib.suppress(BaseException):
-                for shard in missing:
-                    embed_shard(worker, store, shard)
+                for shard in missing:  # slow enough for three kills at least
+                    embed_shard(worker, store, shard, lambda _: time.sleep(0.02))
                 os._exit(0)
             os._exit(1)
         time.sleep(draw.uniform(0, 0.12))
@@ -159,13 +159,13 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(photos, vit, tmp_path
             with pytest.raises(FileFormatError, match="is unfinished"):
                 load_embeddings(store)
             assert not finish(store, job)
-    assert killed >= 2
+    assert killed >= 3
     assert finish(store, job)
     assert content(store) == expected
 
 
 def test_the_command_killed_and_given_again(photos, folders, tmp_path):
-    """The same with the command itself, and processes of its own."""
+    """The same with the command itself, finished by two processes."""
     arguments = [
         "embed", photos, "--encoder", folders["ViT"][0], "--shard-size", "2", "--batch-size", "2", "--views", "3",
         "--dtype", "float32",
@@ -189,7 +189,7 @@ def test_the_command_killed_and_given_again(photos, folders, tmp_path):
     process.communicate()
     assert list(store.glob("part-*"))
     assert not (store / "manifest.json").exists()
-    run(*arguments, "-o", store)
+    run(*arguments, "-o", store, "--workers", "2")
     run(*arguments, "-o", tmp_path / "whole")
     assert content(store) == content(tmp_path / "whole")
 
@@ -465,6 +465,16 @@ def test_embed_then_train_encode_evaluate(photos, folders, tmp_path, capsys):
     run(*arguments, "--json")  # nothing is missing: nothing is done
     assert json.loads(capsys.readouterr().out)["items_now"] == 0
     assert content(store) == before
+
+
+def test_ctrl_c_says_how_to_go_on(photos, folders, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "embed_shard", interrupt)
+    monkeypatch.setattr(runners, "embed_shard", interrupt)
+    refuses(capsys, "embed", photos, "--encoder", folders["ViT"][0], "-o", tmp_path / "store",
+            match="interrupted; the same command without --force goes on", status=130)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ SETTINGS = {
     "MobileNetV2": ("MobileNetV2", {"size": {"shortest_edge": 256}}),
     "MobileNetV2, odd crop": ("MobileNetV2", {"size": {"shortest_edge": 57}, "crop_size": {"height": 33, "width": 50}}),
     "ConvNeXt": ("ConvNext", {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}),
-    "ConvNeXt 384": ("ConvNext", {"size": {"shortest_edge": 384}}),
+    "ConvNeXt 384": ("ConvNext", {"size": {"shortest_edge": 384}, "resample": 3}),
     "crop larger than the image": ("CLIP", {"size": {"shortest_edge": 50}, "crop_size": {"height": 61, "width": 84}}),
     "no resize": ("Bit", {"do_resize": False, "crop_size": {"height": 60, "width": 60}}),
     "only resized": ("Siglip", {"do_rescale": False, "do_normalize": False}),

@@ -84,7 +84,7 @@ def oid(file):
 def hub(monkeypatch, tmp_path, folders):
     """A hub of our own, and an empty cache."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     Hub.repositories, Hub.gated, Hub.asked = {"who/vit": folders["ViT"][0]}, set(), []
     point_to(monkeypatch, f"http://127.0.0.1:{server.server_port}")

@@ -91,8 +91,8 @@ def embed(
 ) -> None:
     """Turn images or texts into embeddings with a foundation model.
 
-    The store is written part by part. A run that was interrupted goes on when the same command is given again, and gives
-    the same bytes as one that was not. What cannot be read is counted, and listed in STORE/part-*/errors.parquet.
+    The store is written part by part. A run that was interrupted goes on when the same command is given again, and
+    gives the same bytes as one that was not. What cannot be read is counted, and listed in STORE/part-*/errors.parquet.
     """
     from crovca.encoders.job import Origin, begin_job, read_job
     from crovca.encoders.pipeline import finish, make_worker, missing_shards, plan_job, summarise
@@ -279,17 +279,20 @@ def _report(
     shape = f"{job.d} numbers" if job.v == 1 else f"{job.v} views of {job.d} numbers"
     rate = f", {items / seconds:,.1f} a second" if items else ""
     say(
-        f"{output}: {found.embedded:,} of {job.items:,} {what} embedded, {shape} in {job.stored} ({seconds:.1f} s{rate})"
+        f"{output}: {found.embedded:,} of {job.items:,} {what} embedded, {shape} in {job.stored} "
+        f"({seconds:.1f} s{rate})"
     )
     if found.broken:
         say(
-            f"left out: {sum(found.broken.values()):,} ({counted(found.broken)}), listed in {output}/part-*/errors.parquet"
+            f"left out: {sum(found.broken.values()):,} ({counted(found.broken)}), "
+            f"listed in {output}/part-*/errors.parquet"
         )
     if found.notes:
         say(f"noted: {counted(found.notes)}")
     if not found.finished:
         say(
-            f"{found.missing:,} of {job.shards:,} parts are not there yet: whoever writes the last of them finishes the store"
+            f"{found.missing:,} of {job.shards:,} parts are not there yet: "
+            "whoever writes the last of them finishes the store"
         )
         return
     say(f"next: crovca train {output} -o model")

@@ -15,6 +15,8 @@ from crovca.errors import CrovcaError
 
 __all__ = ["app", "main"]
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="crovca",
     help="Binary hash codes that keep the meaning of embeddings: train, encode, evaluate.",
@@ -55,10 +57,14 @@ def _run(arguments: list[str]) -> int:
     try:
         with notes_for_warnings():
             status = typer.main.get_command(app).main(arguments, prog_name="crovca", standalone_mode=False)
+        if status == _INTERRUPTED:  # typer makes a status of Ctrl-C
+            return _interrupted(KeyboardInterrupt(), arguments)
         return status if isinstance(status, int) else 0
     except CrovcaError as error:
         return _fail(error, str(error), error.exit_status)
     except Exit as error:
+        if error.exit_code == _INTERRUPTED:
+            return _interrupted(error, arguments)
         return error.exit_code
     except TyperException as error:
         message = error.format_message()
@@ -66,12 +72,7 @@ def _run(arguments: list[str]) -> int:
             _fail(error, f"{message} (see 'crovca --help')", error.exit_code) if message else error.exit_code
         )
     except (KeyboardInterrupt, Abort) as error:
-        goes_on = (
-            "; the same command without --force goes on where it stopped"
-            if arguments[:1] in (["train"], ["embed"], ["finetune"])
-            else ""
-        )
-        return _fail(error, f"interrupted{goes_on}", 130)
+        return _interrupted(error, arguments)
     except BrokenPipeError:
         return 1
     except OSError as error:
@@ -84,6 +85,12 @@ def _run(arguments: list[str]) -> int:
         return _fail(
             error, f"internal error: {where} (set CROVCA_DEBUG=1 for a traceback; please report it)", 1
         )
+
+
+def _interrupted(error: BaseException, arguments: list[str]) -> int:
+    goes_on = arguments[:1] in (["train"], ["embed"], ["finetune"])
+    more = "; the same command without --force goes on where it stopped" if goes_on else ""
+    return _fail(error, f"interrupted{more}", _INTERRUPTED)
 
 
 def _fail(error: BaseException, message: str, status: int) -> int:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from crovca.data.images import IMAGE_SUFFIXES
 from crovca.data.sources import Source, build_source, read_file
+from crovca.data.store import JOB
 from crovca.errors import FileFormatError, StorageError
 
 __all__ = ["open_folder", "open_split", "scan"]
@@ -47,6 +48,8 @@ def _scan(
         raise StorageError(f"cannot read the folder {folder}: {error.strerror}") from error
     if (here.st_dev, here.st_ino) in above:  # a link back up
         return
+    if above and any(entry.name == JOB for entry in entries):  # a store that was put among the images
+        return
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -71,7 +74,8 @@ def open_folder(root: Path, files: list[tuple[str, int]], others: int) -> Source
         labels = np.array([str(name).encode("utf-8", "backslashreplace").decode() for name in classes])
     elif any(classes):
         notes.append(
-            f"{sum(name is None for name in classes):,} images lie in {root.name} itself: subfolders are not taken as classes"
+            f"{sum(name is None for name in classes):,} images lie in {root.name} itself: "
+            "subfolders are not taken as classes"
         )
     if others:
         notes.append(f"{others:,} files in {root.name} are not named like images and were passed over")

@@ -56,9 +56,19 @@ MAX_BYTES = 1 << 30
 """Files of more bytes are refused unread."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
-IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".heic", ".heif", ".jxl", ".svg", ".psd", ".mpo"]  # the last are listed with their reason, not passed over
+_READ = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".webp", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi"),
 )
+_LISTED = (
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".svg",
+    ".psd",
+)  # not read: their reason is listed, they are not passed over
+IMAGE_SUFFIXES = frozenset((*_READ, *_LISTED))
+"""How files that are taken for images end."""
 
 REASONS = {
     "empty": "no bytes at all, or a text without a character",

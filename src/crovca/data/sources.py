@@ -172,7 +172,7 @@ def open_images(
 
 
 def open_texts(path: str | Path, *, caption_column: str | None = None) -> Source[str]:
-    """Open a source of texts: .txt (a line each), .csv, .tsv or .parquet with a caption column, or a store with captions.
+    """Open a source of texts: .txt (a line each), .csv, .tsv or .parquet with a caption column, or a store's captions.
 
     A store's captions keep its ids and labels, row by row: images and texts of two such stores are pairs.
 
@@ -204,8 +204,8 @@ def _open_folder(path: Path, columns: dict[str, str | None]) -> Source[bytes]:
     if by_suffix[".tar"]:
         return tars.open_tars([path / file for file in by_suffix[".tar"]], path)
     raise InvalidInputError(
-        f"{path} holds no image: {len(others):,} other files; expected files like {', '.join(sorted(IMAGE_SUFFIXES)[:6])}, "
-        "…, .parquet or .tar"
+        f"{path} holds no image, but {len(others):,} other files; expected .jpg, .png, .webp and the like, "
+        ".parquet or .tar"
     )
 
 
@@ -214,7 +214,10 @@ def _advice(path: Path) -> str:
         return "a single image; give the folder that it lies in"
     if path.name.lower().endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")):
         return "a compressed tar cannot be read at any place; unpack it, or store it uncompressed (.tar)"
-    return "not a source of images; expected a folder, a split file (.txt), .parquet, a saved Hugging Face dataset or .tar"
+    return (
+        "not a source of images; expected a folder, a split file (.txt), .parquet, .tar, "
+        "or the folder of a saved Hugging Face dataset"
+    )
 
 
 def _encodes(name: str) -> bool:

@@ -146,7 +146,7 @@ def pick_column(
 
 
 class _ParquetColumn:
-    """One column of Parquet files, read by row from several threads; rows asked for in about their order are read once."""
+    """One column of Parquet files, read by row from several threads; rows in about their order are read once."""
 
     def __init__(self, files: list[Any], name: str) -> None:
         self._groups = [

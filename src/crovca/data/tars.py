@@ -1,4 +1,4 @@
-"""WebDataset tars: the files of a sample share their name up to its first dot (``key.jpg``, ``key.cls``, ``key.txt``)."""
+"""WebDataset tars: the files of a sample have one name up to its first dot (``key.jpg``, ``key.cls``, ``key.txt``)."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _labels(samples: list[_Sample], good: list[_Sample]) -> tuple[npt.NDArray[An
 
 
 def _unread(path: Path, offset: int) -> str | None:
-    """Whether something stands after the last member that ``tarfile`` gave: it stops at a damaged header without a word."""
+    """What stands after the last member that ``tarfile`` gave: it stops at a damaged header without a word."""
     size = path.stat().st_size
     if offset >= size:
         return None if offset == size or size == 0 else f"the tar ends at {size:,} bytes, inside a member"

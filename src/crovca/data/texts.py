@@ -60,6 +60,7 @@ def _open_csv(path: Path, caption_column: str | None, delimiter: str) -> Source[
     content = _read(path)
     try:
         lines = content.decode("utf-8-sig").splitlines(keepends=True)
+        csv.field_size_limit(1 << 24)  # captions may be longer than Python's own limit of 128 KiB
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         names = next(rows, [])
         records = [row for row in rows if row]

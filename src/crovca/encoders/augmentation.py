@@ -185,7 +185,7 @@ def _boxes(
     tall_middle = np.where(w / h < low, np.rint(w / low), h)
     wide_middle = np.where(w / h > high, np.rint(h * high), w)
     middle = np.stack([(h - tall_middle) // 2, (w - wide_middle) // 2, tall_middle, wide_middle], axis=-1)
-    return np.where(fits.any(axis=1)[:, None], chosen, middle).astype(np.int64)
+    return np.where(fits.any(axis=1, keepdims=True), chosen, middle).astype(np.int64)
 
 
 def _crop(image: Tensor, box: list[int], size: tuple[int, int]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -40,9 +39,9 @@ class _Tower:
     """What image and text encoders have in common.
 
     Attributes:
-        model: the tower alone, in evaluation mode, its weights float32 and frozen.
+        model: the tower alone, in evaluation mode, its weights frozen.
         width: of the embeddings.
-        device, dtype: where and in what the model computes.
+        device, dtype: where the model is, and what its weights are in and it computes in.
         identity: "source", "revision" (commit on the hub, or None), "family", "output", "weights_sha256".
     """
 
@@ -51,11 +50,6 @@ class _Tower:
     device: torch.device
     dtype: torch.dtype
     identity: dict[str, str | None]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
     def _checked(self, embeddings: Tensor) -> Tensor:
         embeddings = embeddings.float()
@@ -94,8 +88,8 @@ class Encoder(_Tower):
             source: a local folder, a hub id, or a short name ("dinov2", "dinov3-b", "dfn-b", ...).
             revision: branch, tag or commit on the hub.
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
-            dtype: what it computes in: "float32", "bfloat16", "float16", or "auto": bfloat16 where the processor
-                has it, else float32. The weights stay float32.
+            dtype: what its weights are in and it computes in: "float32", "bfloat16", "float16", or "auto":
+                bfloat16 where the processor has it, else float32. For fine-tuning take "float32", and autocast.
 
         Raises:
             ConfigError: unknown device or dtype; neither a folder nor an id.
@@ -114,7 +108,7 @@ class Encoder(_Tower):
         model = _load_model(family.model_class, found, config, dict(family.options))
         if family.adjust is not None:
             family.adjust(model)
-        model = _placed(model, where, channels_last=family.convolutional)
+        model = _placed(model, where, computed, channels_last=family.convolutional)
         identity = {
             "source": found.name,
             "revision": found.revision,
@@ -156,11 +150,10 @@ class Encoder(_Tower):
             )
         if len(pixels) == 0:
             return torch.zeros(0, self.width, device=self.device)
-        pixels = pixels.to(self.device, torch.float32, non_blocking=True)
+        pixels = pixels.to(self.device, self.dtype, non_blocking=True)
         if self.family.convolutional:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
-            return self.family.select(self.model(pixel_values=pixels))
+        return self.family.select(self.model(pixel_values=pixels))
 
 
 @dataclass
@@ -208,7 +201,7 @@ class TextEncoder(_Tower):
             "weights_sha256": weights_sha256(weights),
         }
         limit = _max_tokens(tokenizer, config)
-        encoder = cls(_placed(model, where), 0, where, computed, identity, tower, tokenizer, limit)
+        encoder = cls(_placed(model, where, computed), 0, where, computed, identity, tower, tokenizer, limit)
         encoder.width = int(encoder.embed(["a"]).shape[1])
         return encoder
 
@@ -240,12 +233,8 @@ class TextEncoder(_Tower):
             return_tensors="pt",
         ).to(self.device)
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
-        with self._autocast():
-            output = (
-                self.model(input_ids=ids, attention_mask=mask)
-                if self.tower.masked
-                else self.model(input_ids=ids)
-            )
+        options = {"attention_mask": mask} if self.tower.masked else {}
+        output = self.model(input_ids=ids, **options)
         if self.tower.output != "mean":
             return output[self.tower.output]
         hidden = output.last_hidden_state.float()
@@ -405,8 +394,21 @@ def _max_tokens(tokenizer: Any, config: Any) -> int:
     return int(min(limit, tokenizer.model_max_length))
 
 
-def _placed(model: nn.Module, device: torch.device, *, channels_last: bool = False) -> nn.Module:
+def _placed(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, *, channels_last: bool = False
+) -> nn.Module:
+    """Frozen, on the device, in the dtype.
+
+    Weights that are cast once compute 1.5 times as fast as weights that autocast casts for every batch (DINOv2-B in
+    bfloat16 on two cores). Batch norms are cast whole, as everybody does; other buffers stay as they are: those of
+    rotary position embeddings do not bear rounding.
+    """
     model = model.eval().requires_grad_(False).to(device)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.to(dtype)
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
     return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
 
 

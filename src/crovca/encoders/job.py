@@ -186,7 +186,7 @@ def begin_job(store: Path, job: Job) -> Job:
                 file.write(json.dumps(job.to_dict(), indent=2, ensure_ascii=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(temporary, store / JOB)  # fails if there is one, whole or not at all otherwise
+            _place(temporary, store / JOB)
         except FileExistsError:
             pass
         finally:
@@ -204,6 +204,18 @@ def begin_job(store: Path, job: Job) -> Job:
             "give the same again, another output, or --force to begin anew"
         )
     return begun
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Give a file its name; FileExistsError where another has it already."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        temporary.replace(path)
 
 
 def _short(value: Any) -> str:

@@ -403,6 +403,11 @@ def _embed_batch(worker: Worker, batch: range, items: Sequence[Future[_Prepared]
             values = _model(worker, [row for row, _, _ in good], [content for _, content, _ in good])
         except EncoderError:  # not finite: find the items that it is about
             good, values = _one_by_one(worker, good, faults)
+        except torch.OutOfMemoryError:
+            raise InvalidInputError(
+                f"the device has not enough memory for batches of {worker.job.batch_size}; "
+                "begin anew with a smaller --batch-size and --force"
+            ) from None
     if not good:
         shape = (0, worker.job.d) if worker.job.v == 1 else (0, worker.job.v, worker.job.d)
         values = np.zeros(shape, np.float32)

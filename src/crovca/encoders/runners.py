@@ -7,12 +7,13 @@ error, and the next run goes on.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -182,12 +183,14 @@ def run_ray(job: Job, store: Path, shards: Sequence[int], advance: Advance, work
             f"Ray has {room.get('CPU', 0):g} processors and {room.get('GPU', 0):g} GPUs: "
             f"too few for --workers {workers}"
         )
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     tasks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     results = tasks.map(
         _Actor,
-        fn_constructor_args=(job, str(store.resolve()), workers if not gpus else 1),
-        concurrency=min(workers, len(shards)),
+        fn_constructor_args=(_absolute(job), str(store.resolve()), workers if not gpus else 1),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
         num_cpus=_RAY_CPUS,
         num_gpus=gpus,
     )
@@ -195,6 +198,14 @@ def run_ray(job: Job, store: Path, shards: Sequence[int], advance: Advance, work
         if row["error"]:
             raise WorkerError(row["error"], exit_status=row["status"])
         advance(row["items"])
+
+
+def _absolute(job: Job) -> Job:
+    """The job with paths that hold in any folder."""
+    root = None if job.origin.root is None else str(Path(job.origin.root).resolve())
+    origin = replace(job.origin, path=str(Path(job.origin.path).resolve()), root=root)
+    encoder = str(Path(job.encoder).resolve()) if Path(job.encoder).is_dir() else job.encoder
+    return replace(job, origin=origin, encoder=encoder)
 
 
 class _Actor:
