@@ -11,7 +11,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crovca needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,images,augment,ray,pg,milvus,dev]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,images,augment,onnx,ray,pg,milvus,dev]'
 	touch $@
 
 demo: $(READY)

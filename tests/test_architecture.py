@@ -22,6 +22,7 @@ LEVELS = [
     ["data"],
     ["evaluation"],
     ["hashing", "encoders"],
+    ["finetuning"],
     ["hasher"],
     ["queries"],
     ["rivals"],

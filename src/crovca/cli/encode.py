@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from crovca.cli.options import Force, Json, Modality, Model, open_embeddings
-from crovca.cli.output import emit_json, stdout
+from crovca.cli.options import EncoderPlace, Force, Json, Modality, Model, Root
+from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.files import check_output
 
 __all__ = ["encode"]
@@ -17,7 +17,12 @@ __all__ = ["encode"]
 
 def encode(
     model: Model,
-    data: Annotated[Path, typer.Argument(help="Embeddings to encode.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Embeddings; for a model of images, a folder, split file, ... of images.", show_default=False
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File for the codes (.npz).", show_default=False)
     ] = Path("codes.npz"),
@@ -29,19 +34,27 @@ def encode(
         Modality | None,
         typer.Option(help="For a model of two modalities: images or texts.", show_default=False),
     ] = None,
+    encoder: EncoderPlace = None,
+    root: Root = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Turn embeddings into packed codes, with their ids and labels."""
-    from crovca.cli.modality import encode_with
+    """Turn embeddings into packed codes, with their ids and labels.
+
+    A model of images (crovca finetune) takes images, and texts with --modality texts.
+    """
+    from crovca.cli.modality import encode_path
     from crovca.hasher import load_hasher
 
     check_output(output, force=force, inputs=[model, data])
-    hasher = load_hasher(model, device=device)
-    embeddings = open_embeddings(data)
+    hasher = load_hasher(model, device=device, encoder=encoder)
     started = time.perf_counter()
-    encoded = encode_with(hasher, embeddings, data, modality, "--modality", bits=bits, logits=logits)
+    with Reporter() as reporter:
+        found = encode_path(
+            hasher, data, modality, "--modality", reporter, bits=bits, logits=logits, root=root
+        )
+    encoded = found.encoded
     seconds = time.perf_counter() - started
     encoded.save(output)
     size = encoded.codes.bytes_per_item
@@ -52,13 +65,14 @@ def encode(
                 "items": len(encoded),
                 "bits": encoded.codes.bits,
                 "bytes_per_item": size,
+                "left_out": found.left_out,
                 "seconds": round(seconds, 3),
             }
         )
         return
     stdout.print(
         f"{output}: {len(encoded):,} codes of {encoded.codes.bits} bits, {size} bytes an item "
-        f"(the embeddings have {embeddings.width * embeddings.values.dtype.itemsize:,}), in {seconds:.1f} s",
+        f"(the embeddings have {found.bytes_of_floats:,}), in {seconds:.1f} s",
         highlight=False,
         soft_wrap=True,
     )

@@ -10,7 +10,16 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from crovca.cli.options import Force, Json, Modality, Model, open_embeddings, parse_lengths, parse_top_k
+from crovca.cli.options import (
+    EncoderPlace,
+    Force,
+    Json,
+    Modality,
+    Model,
+    Root,
+    parse_lengths,
+    parse_top_k,
+)
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.files import check_output
 from crovca.search.scoring import SCORINGS
@@ -24,8 +33,15 @@ __all__ = ["evaluate", "print_evaluation"]
 
 def evaluate(
     model: Model,
-    database: Annotated[Path, typer.Option(help="Embeddings that are searched.", show_default=False)],
-    query: Annotated[Path, typer.Option(help="Embeddings that are asked for.", show_default=False)],
+    database: Annotated[
+        Path,
+        typer.Option(
+            help="Embeddings (or images, as the model takes them) that are searched.", show_default=False
+        ),
+    ],
+    query: Annotated[
+        Path, typer.Option(help="Embeddings (or images) that are asked for.", show_default=False)
+    ],
     bits: Annotated[
         str | None,
         typer.Option(
@@ -48,6 +64,8 @@ def evaluate(
     database_modality: Annotated[
         Modality | None, typer.Option(help="Two modalities: what the database is.", show_default=False)
     ] = None,
+    encoder: EncoderPlace = None,
+    root: Root = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     force: Force = False,
     json: Json = False,
@@ -58,7 +76,7 @@ def evaluate(
     and how the bits are used. Items are relevant to a query if they share a label; without labels only the recall
     of float neighbours is measured. A database item with the query's own id is left out.
     """
-    from crovca.cli.modality import encode_with
+    from crovca.cli.modality import encode_path
     from crovca.codes import check_bits
     from crovca.errors import ConfigError, InvalidInputError
     from crovca.evaluation import evaluate as evaluation
@@ -78,19 +96,28 @@ def evaluate(
             image_of = image_folder(images)
     elif images is not None:
         raise ConfigError("--images goes with --report")
-    hasher = load_hasher(model, device=device)
+    hasher = load_hasher(model, device=device, encoder=encoder)
     longest = hasher.lengths_[-1]
     lengths = hasher.lengths_ if bits is None else parse_lengths(bits, "--bits")
     for length in lengths:
         check_bits(length, at_most=longest)
-    theirs, ours = open_embeddings(database), open_embeddings(query)
-    if database.resolve() == query.resolve() and theirs.ids is None:  # one file: its rows are the same items
-        theirs = ours = replace(theirs, ids=np.arange(len(theirs)))
-    if image_of is not None and theirs.ids is None:
-        raise InvalidInputError(
-            f"--images needs ids in {database.name}: the paths of the images below {images}"
-        )
     with Reporter() as reporter:
+        found_database = encode_path(
+            hasher, database, database_modality, "--database-modality", reporter, logits=True, root=root
+        )
+        found_query = encode_path(
+            hasher, query, query_modality, "--query-modality", reporter, logits=True, root=root
+        )
+        theirs, ours = found_database.encoded, found_query.encoded
+        if (
+            database.resolve() == query.resolve() and theirs.ids is None
+        ):  # one file: its rows are the same items
+            numbers = np.arange(len(theirs))
+            theirs, ours = replace(theirs, ids=numbers), replace(ours, ids=numbers)
+        if image_of is not None and theirs.ids is None:
+            raise InvalidInputError(
+                f"--images needs ids in {database.name}: the paths of the images below {images}"
+            )
         if theirs.labels is None or ours.labels is None:
             missing = database if theirs.labels is None else query
             reporter.message(f"no labels in {missing.name}: measuring the recall of float neighbours only")
@@ -99,18 +126,14 @@ def evaluate(
             reporter.message(
                 f"{untrained} bits were not trained (trained: {list(hasher.lengths_)}); measured as prefixes"
             )
-        encoded_database = encode_with(
-            hasher, theirs, database, database_modality, "--database-modality", logits=True
-        )
-        encoded_query = encode_with(hasher, ours, query, query_modality, "--query-modality", logits=True)
-        comparable = theirs.width == ours.width
+        comparable = found_database.width == found_query.width
         result = evaluation.evaluate(
-            encoded_query,
-            encoded_database,
+            ours,
+            theirs,
             k=k,
             lengths=lengths,
-            query_embeddings=ours.values if comparable else None,
-            database_embeddings=theirs.values if comparable else None,
+            query_embeddings=found_query.embeddings if comparable else None,
+            database_embeddings=found_database.embeddings if comparable else None,
             advance=reporter.stage,
         )
         if report is not None:
@@ -120,16 +143,16 @@ def evaluate(
             subject = Subject(
                 title=f"{model.name}: {database.name}, queries {query.name}",
                 evaluation=result,
-                query=encoded_query,
-                database=encoded_database,
-                database_embeddings=theirs.values,
+                query=ours,
+                database=theirs,
+                database_embeddings=found_database.embeddings,
                 image_of=image_of,
             )
             write_report(report, [subject], force=force)
     if json:
         emit_json(result.to_dict())
         return
-    print_evaluation(result, float_bytes=theirs.width * 4)
+    print_evaluation(result, float_bytes=found_database.width * 4)
     if report is not None:
         stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
 

@@ -9,7 +9,19 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from crovca.cli import convert, datasets, demo, embed, encode, evaluate, index, search, train
+from crovca.cli import (
+    convert,
+    datasets,
+    demo,
+    embed,
+    encode,
+    evaluate,
+    export,
+    finetune,
+    index,
+    search,
+    train,
+)
 from crovca.cli.output import notes_for_warnings, stderr
 from crovca.errors import CrovcaError
 
@@ -27,9 +39,11 @@ app = typer.Typer(
 )
 app.command("embed")(embed.embed)
 app.command("train")(train.train)
+app.command("finetune")(finetune.finetune)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
 app.add_typer(index.index, name="index")
 app.command("search")(search.search)
 app.command("dedup")(search.dedup)
@@ -89,7 +103,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _interrupted(error: BaseException, arguments: list[str]) -> int:
-    goes_on = arguments[:1] in (["train"], ["embed"])
+    goes_on = arguments[:1] in (["train"], ["embed"], ["finetune"])
     more = "; the same command without --force goes on where it stopped" if goes_on else ""
     return _fail(error, f"interrupted{more}", _INTERRUPTED)
 

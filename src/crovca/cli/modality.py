@@ -2,18 +2,127 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crovca.cli.options import Modality
+from crovca.cli.options import Modality, open_embeddings
+from crovca.cli.output import Reporter
+from crovca.codes import Codes, check_bits
 from crovca.data.encoded import Encoded
 from crovca.errors import ConfigError, InvalidInputError
 
 if TYPE_CHECKING:
-    from crovca.data.embeddings import Embeddings
-    from crovca.hasher import CrossModalHasher, Hasher
+    from crovca.data.embeddings import Embeddings, Rows
+    from crovca.data.sources import Source
+    from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher
 
-__all__ = ["encode_with"]
+__all__ = ["EncodedPath", "encode_path", "encode_with"]
+
+
+@dataclass(frozen=True)
+class EncodedPath:
+    """What a path's items became.
+
+    Attributes:
+        encoded: their codes, ids and labels.
+        embeddings: (n, d), of the file or of the model's own encoder.
+        bytes_of_floats: what an item's embedding takes.
+        left_out: items that could not be read, by reason.
+    """
+
+    encoded: Encoded
+    embeddings: Rows
+    bytes_of_floats: int
+    left_out: dict[str, int]
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        return int(self.embeddings.shape[-1])
+
+
+def encode_path(
+    hasher: Hasher | CrossModalHasher,
+    path: Path,
+    modality: Modality | None,
+    option: str,
+    reporter: Reporter,
+    *,
+    bits: int | None = None,
+    logits: bool = False,
+    root: Path | None = None,
+) -> EncodedPath:
+    """Encode whatever the model takes: the embeddings of a file, or images and texts themselves.
+
+    Raises:
+        CrovcaError: as ``encode_with``, ``open_images`` and ``open_texts``; or not one item can be read.
+    """
+    from crovca.hasher import ImageHasher, ImageTextHasher
+
+    if isinstance(hasher, ImageHasher | ImageTextHasher):
+        if isinstance(hasher, ImageHasher) and modality is not None:
+            raise ConfigError(f"{option} is for models of two modalities; this model takes images")
+        return _encode_items(hasher, path, modality or _kind(path), reporter, bits, logits, root)
+    if root is not None:
+        raise ConfigError(f"--root goes with models of images; {path} holds embeddings")
+    data = open_embeddings(path)
+    encoded = encode_with(hasher, data, path, modality, option, bits=bits, logits=logits)
+    return EncodedPath(encoded, data.values, data.width * data.values.dtype.itemsize, {})
+
+
+def _kind(path: Path) -> Modality:
+    """Texts where nothing but texts can be meant."""
+    return "texts" if path.suffix.lower() in (".csv", ".tsv") else "images"
+
+
+def _encode_items(
+    hasher: ImageHasher | ImageTextHasher,
+    path: Path,
+    modality: Modality,
+    reporter: Reporter,
+    bits: int | None,
+    logits: bool,
+    root: Path | None,
+) -> EncodedPath:
+    import numpy as np
+
+    from crovca.data.sources import open_images, open_texts
+    from crovca.hasher import ImageTextHasher
+
+    length = hasher.lengths_[-1] if bits is None else check_bits(bits, at_most=hasher.lengths_[-1])
+    source: Source[Any]
+    if modality == "images":
+        source = open_images(path, root=root)
+        found = hasher.encode_source(
+            source, embeddings=True, advance=lambda share: reporter.advance("embedding", share)
+        )
+    else:
+        source = open_texts(path)
+        assert isinstance(hasher, ImageTextHasher)
+        found = hasher.encode_texts(source)
+    for text in source.notes:
+        reporter.message(text)
+    left_out = dict(Counter(reason for reason, _ in found.faults.values()))
+    if found.faults:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        row = min(found.faults)
+        reporter.message(
+            f"{path}: {len(found.faults):,} of {len(source):,} {modality} are left out ({reasons}), the first is "
+            f"{source.ids[row]}: {found.faults[row][1]}"
+        )
+    if not len(found.rows):
+        raise InvalidInputError(f"{path}: none of the {len(source):,} {modality} could be read")
+    assert found.embeddings is not None
+    kept = np.ascontiguousarray(found.logits[:, :length])
+    encoded = Encoded(
+        Codes.from_logits(kept),
+        source.ids[found.rows],
+        None if source.labels is None else source.labels[found.rows],
+        kept if logits else None,
+    )
+    return EncodedPath(encoded, found.embeddings, 4 * found.embeddings.shape[1], left_out)
 
 
 def encode_with(
@@ -36,8 +145,6 @@ def encode_with(
     values: Any = dict.fromkeys(given, data.values)
     if logits:
         found = _logits(hasher, values)
-        from crovca.codes import Codes
-
         codes = Codes.from_logits(found)
         result = Encoded(codes, data.ids, data.labels, found)
         return result if bits is None else result.prefix(bits)

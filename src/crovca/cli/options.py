@@ -13,12 +13,37 @@ from crovca.errors import ConfigError
 if TYPE_CHECKING:
     from crovca.data.embeddings import Embeddings
 
-__all__ = ["Force", "Json", "Modality", "Model", "open_embeddings", "parse_lengths", "parse_top_k"]
+__all__ = [
+    "EncoderPlace",
+    "Force",
+    "Json",
+    "Modality",
+    "Model",
+    "Root",
+    "open_embeddings",
+    "parse_lengths",
+    "parse_top_k",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Model = Annotated[Path, typer.Argument(help="Folder that 'crovca train' wrote.", show_default=False)]
+Model = Annotated[
+    Path, typer.Argument(help="Folder that 'crovca train' or 'finetune' wrote.", show_default=False)
+]
 Modality = Literal["images", "texts"]
+EncoderPlace = Annotated[
+    str | None,
+    typer.Option(
+        help="A model of images: where its encoder is now [default: where it was].", show_default=False
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="Split files of images: folder that their paths are relative to [default: their own].",
+        show_default=False,
+    ),
+]
 
 
 def open_embeddings(path: Path, *, with_ids: bool = True) -> Embeddings:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from crovca import files
 from crovca.data.embeddings import Rows, chunks
 from crovca.errors import ConfigError, FileFormatError, StorageError
+from crovca.hashing.world import ALONE, World
 
-__all__ = ["MODEL_FORMAT_VERSION", "Checkpoint", "fingerprint", "read_model", "write_model"]
+__all__ = ["MODEL_FORMAT_VERSION", "Checkpoint", "fingerprint", "model_kind", "read_model", "write_model"]
 
 MODEL_FORMAT_VERSION = 1
 
@@ -34,15 +35,21 @@ class Checkpoint:
         folder: created where it does not exist.
         settings: whatever decides the result; compared with what the folder was made with.
         every_seconds: how often ``save_if_due`` writes.
+        world: processes that train together. The first alone touches the folder; the others hear from it.
 
     Raises:
         ConfigError: the folder was made with other settings.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, every_seconds: float) -> None:
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], *, every_seconds: float, world: World = ALONE
+    ) -> None:
         self.folder = folder
-        self._every, self._last = every_seconds, time.monotonic()
-        settings = json.loads(json.dumps(settings))
+        self._every, self._last, self._world = every_seconds, time.monotonic(), world
+        world.first(lambda: self._begin(json.loads(json.dumps(settings))))
+
+    def _begin(self, settings: dict[str, Any]) -> None:
+        folder = self.folder
         described = folder / "settings.json"
         try:
             folder.mkdir(exist_ok=True)
@@ -86,7 +93,7 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
     ) -> None:
         """Write the state after ``step`` steps and the log, if the last time is ``every_seconds`` ago."""
-        if time.monotonic() - self._last < self._every:
+        if self._world.rank > 0 or time.monotonic() - self._last < self._every:
             return
         tensors = {
             f"{part}.{name}": value
@@ -105,10 +112,11 @@ class Checkpoint:
         self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
     ) -> tuple[int, list[dict[str, Any]]] | None:
         """Load the state, if there is one; return the steps done and the log."""
-        if not self._state.exists():
+        content = self._world.first(lambda: self._state.read_bytes() if self._state.exists() else None)
+        if content is None:
             return None
         try:
-            tensors, metadata = _load(self._state)
+            tensors, metadata = _parse(content, self._state)
             for part, module in modules.items():
                 module.load_state_dict(_with_prefix(tensors, f"{part}."))
             state: dict[int, dict[str, Tensor]] = {}
@@ -126,21 +134,28 @@ class Checkpoint:
     def load_array(self, name: str) -> np.ndarray[Any, np.dtype[Any]] | None:
         """An array that was kept with ``save_array``, or None."""
         path = self.folder / f"{name}.npy"
-        if not path.exists():
-            return None
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise FileFormatError(f"{path} is damaged ({error}); --force restarts the run") from error
+
+        def read() -> np.ndarray[Any, np.dtype[Any]] | None:
+            if not path.exists():
+                return None
+            try:
+                return np.load(path, allow_pickle=False)
+            except (ValueError, OSError, EOFError) as error:
+                raise FileFormatError(f"{path} is damaged ({error}); --force restarts the run") from error
+
+        return self._world.first(read)
 
     def save_array(self, name: str, values: np.ndarray[Any, np.dtype[Any]]) -> None:
         """Keep an array that took long to compute."""
+        if self._world.rank > 0:
+            return
         with files.atomic_file(self.folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, values, allow_pickle=False)
 
     def remove(self) -> None:
         """Remove the folder: the run is finished."""
-        files.remove(self.folder)
+        if self._world.rank == 0:
+            files.remove(self.folder)
 
 
 def fingerprint(*arrays: Rows | None) -> str:
@@ -167,6 +182,13 @@ def write_model(
         checksum = files.sha256(folder / "model.safetensors")
         head = {"format_version": MODEL_FORMAT_VERSION}
         files.write_json(folder / "config.json", {**head, **config, "weights_sha256": checksum})
+
+
+def model_kind(path: str | Path) -> str | None:
+    """The kind that a model's config.json names, read without the weights; None where there is none to read."""
+    config = Path(path) / "config.json"
+    kind = files.read_json(config, "model").get("kind") if config.is_file() else None
+    return kind if isinstance(kind, str) else None
 
 
 def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, Any]]]:
@@ -215,8 +237,11 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return _parse(path.read_bytes(), path)
+
+
+def _parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return load(content), header.get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

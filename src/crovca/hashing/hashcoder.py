@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from crovca.config import HashCoderSize
 from crovca.data.embeddings import Rows, mean_embedding, root_mean_square
+from crovca.hashing.world import ALONE, World
 
-__all__ = ["HashCoder", "InputStatistics", "Towers", "calibrate", "input_statistics"]
+__all__ = ["HashCoder", "InputStatistics", "Towers", "calibrate", "input_statistics", "set_statistics"]
 
 
 class InputStatistics(NamedTuple):
@@ -100,20 +101,28 @@ class HashCoder(nn.Module):
         return outputs
 
 
-@torch.no_grad()
 def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
     """Set the statistics of the batch normalisation to those of the embeddings themselves.
 
     Running averages lag behind the weights, and in a short run hardly leave their initial values, which
     would leave bits stuck. At most ``most`` evenly spaced items are read.
     """
+    rows = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(np.int64))
+    blocks = (
+        torch.from_numpy(np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width))
+        for start in range(0, len(rows), 4096)
+    )
+    set_statistics(coder, blocks)
+
+
+@torch.no_grad()
+def set_statistics(coder: HashCoder, blocks: Iterable[Tensor]) -> None:
+    """Set the statistics of the batch normalisation to those of these embeddings, blocks of (n, width)."""
     device = coder.norm.weight.device
     total = torch.zeros(2, coder.bits, dtype=torch.float64, device=device)
     count = 0
-    rows = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(np.int64))
-    for start in range(0, len(rows), 4096):
-        block = np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width)
-        outputs = coder.raw(torch.from_numpy(block).to(device)).double()
+    for block in blocks:
+        outputs = coder.raw(block.to(device)).double()
         total += torch.stack([outputs.sum(dim=0), outputs.square().sum(dim=0)])
         count += len(block)
     mean = total[0] / count
@@ -130,20 +139,37 @@ class Towers(nn.Module):
     Args:
         coders: a single HashCoder that all views go through, or as many as there are views.
         shared: several coders have the layers of the first; each keeps its own statistics.
+        world: processes that each have a part of the batch.
     """
 
-    def __init__(self, coders: Sequence[HashCoder], *, shared: bool = False) -> None:
+    def __init__(self, coders: Sequence[HashCoder], *, shared: bool = False, world: World = ALONE) -> None:
         super().__init__()
         if shared:
             for coder in coders[1:]:
                 coder.layers = coders[0].layers
         self.coders = nn.ModuleList(coders)
+        self.world = world
 
-    def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """Views [(B, d_1), ..., (B, d_v)] to logits (v, B, bits); each view is normalised by itself."""
+    def begin_step(self, epoch: int, seed: int) -> None:
+        """Be told of a training step; there is nothing here that depends on it.
+
+        Args:
+            epoch: from 0 on.
+            seed: for what is random in the network at this step, in this process.
+        """
+
+    def forward(self, views: Sequence[Any]) -> Tensor:
+        """Views [(B, d_1), ..., (B, d_v)] to logits (v, B, bits) of the whole batch.
+
+        Each view is normalised by itself.
+        """
         if len(self.coders) == 1:
             coder = self.coders[0]
             assert isinstance(coder, HashCoder)
-            outputs = coder.raw(torch.cat(list(views))).chunk(len(views))  # one product for all views
-            return torch.stack([coder.norm(part) for part in outputs])
-        return torch.stack([coder(view) for coder, view in zip(self.coders, views, strict=True)])
+            outputs = torch.stack(coder.raw(torch.cat(list(views))).chunk(len(views)))  # one product
+            return torch.stack([coder.norm(part) for part in self.world.gather(outputs, dim=1)])
+        logits = []
+        for coder, view in zip(self.coders, views, strict=True):
+            assert isinstance(coder, HashCoder)
+            logits.append(coder.norm(self.world.gather(coder.raw(view))))
+        return torch.stack(logits)

@@ -1,7 +1,8 @@
 """What the views of an item are: stored views, itself, its neighbours, or another modality.
 
 A source gives, for a batch of rows, its views [(B, d_1), ..., (B, d_v)] in float32. All chance comes from
-the generator that is handed in, so a training step depends on the seed and its number alone.
+the generator that is handed in, so a training step depends on the seed and its number alone. Sources of images and
+texts are in ``finetuning.views``.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class ViewSource(Protocol):
     def __len__(self) -> int:
         """Number of items."""
 
-    def views(self, rows: Int64, random: np.random.Generator) -> list[Tensor]:
-        """The views of these items: float32 tensors (B, d), one a view."""
+    def views(self, rows: Int64, random: np.random.Generator) -> Sequence[Any]:
+        """The views of these items, as the model takes them: float32 tensors (B, d), one a view."""
 
 
 def feature_dropout(batch: Tensor, share: float, random: np.random.Generator, centre: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class Mixed:
 
     def views(self, rows: Int64, random: np.random.Generator) -> list[Tensor]:
         """Two views."""
-        drawn = [torch.stack(source.views(rows, random)) for source in self._sources]  # each (2, B, d)
+        drawn = [torch.stack(list(source.views(rows, random))) for source in self._sources]  # each (2, B, d)
         chosen = torch.from_numpy(random.integers(len(drawn), size=len(rows)))
         mixed = torch.stack(drawn)[chosen, :, torch.arange(len(rows))]  # (B, 2, d)
         return [mixed[:, 0], mixed[:, 1]]

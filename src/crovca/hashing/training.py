@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from crovca.config import TrainingConfig
-from crovca.errors import TrainingError
+from crovca.errors import InvalidInputError, TrainingError
 from crovca.hashing.checkpoint import Checkpoint
 from crovca.hashing.hashcoder import Towers
 from crovca.hashing.monitor import BitMonitor
 from crovca.hashing.objective import hash_loss
 from crovca.hashing.pairing import ViewSource
+from crovca.hashing.world import ALONE, World
 
 __all__ = ["Observer", "Progress", "Silent", "learning_rate", "random_of", "train"]
 
 _LOG_EVERY = 10
-_PERMUTATION, _STEP = 1, 2  # purposes of random streams
+_PERMUTATION, _STEP, _MODEL = 1, 2, 3  # purposes of random streams
 
 
 @dataclass(frozen=True)
@@ -94,32 +98,37 @@ def train(
     device: torch.device,
     observer: Observer,
     checkpoint: Checkpoint | None = None,
+    world: World = ALONE,
+    ahead: int = 0,
 ) -> list[dict[str, Any]]:
     """Minimise the objective; ``model`` and ``teacher`` are changed in place and left in evaluation mode.
 
     Args:
-        model: views [(B, d_1), ...] to logits (v, B, bits).
+        model: views [(B, d_1), ...] to logits (v, B, bits); its parameters that need a gradient are trained.
         source: the views of the items.
         teacher: (logits, rows) to targets of the logits' shape.
         config: settings.
         device: where to compute; on CUDA the network runs in bfloat16, the objective in float32.
         observer: is told how it goes.
         checkpoint: where to keep the state, to go on after an interruption.
+        world: processes that train together; each gives the model the views of its part of the batch.
+        ahead: batches whose views another thread prepares while the model computes.
 
     Returns:
         The log: a dict of ``Progress`` for every tenth step and the last.
 
     Raises:
         TrainingError: the loss is not finite.
+        InvalidInputError: fewer items than processes.
     """
     model.to(device).train()
     teacher.to(device)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
+        parameters, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
     )
-    batch = min(config.batch_size, len(source))
-    steps_per_epoch = len(source) // batch
-    steps = config.steps(len(source))
+    plan = _Plan.of(len(source), config, world)
+    steps = plan.steps
     log: list[dict[str, Any]] = []
     first = 0
     names = ["images: ", "texts: "] if len(model.coders) == 2 else [""]
@@ -130,16 +139,11 @@ def train(
         observer.message(f"going on from step {first:,} of {steps:,}")
     low_precision = device.type == "cuda" and torch.cuda.is_bf16_supported()
 
-    order = np.empty(0, np.int64)
-    for step in range(first, steps):
-        epoch, place = divmod(step, steps_per_epoch)
-        if place == 0 or step == first:
-            order = random_of(config, _PERMUTATION, epoch).permutation(len(source))
-        rows = order[place * batch : (place + 1) * batch]
-        views = source.views(rows, random_of(config, _STEP, step))  # v x (B, d)
-
+    for step, rows, views in _batches(source, config, plan, first, world, ahead):
+        epoch, place = divmod(step, plan.steps_per_epoch)
+        model.begin_step(epoch, int(random_of(config, _MODEL, step, world.rank).integers(2**63)))
         with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
-            logits: Tensor = model([view.to(device, non_blocking=True) for view in views])  # (v, B, b)
+            logits: Tensor = model([_moved(view, device) for view in views])  # (v, B, b)
         targets = teacher(logits, torch.from_numpy(rows).to(device))  # (v, B, b)
         loss = hash_loss(
             logits,
@@ -150,6 +154,7 @@ def train(
         )
         optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
+        world.mean_gradients(parameters)
         rate = learning_rate(step, steps, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -170,13 +175,71 @@ def train(
             )  # fmt: skip
             log.append(asdict(progress))
             observer.progress(progress)
-        if place == steps_per_epoch - 1:
+        if place == plan.steps_per_epoch - 1:
             for text in chain.from_iterable(monitor.news() for monitor in monitors):
                 observer.message(f"epoch {epoch + 1}: {text}")
         if checkpoint is not None and done < steps:
             checkpoint.save_if_due(done, log, state, optimizer)
     model.eval()
     return log
+
+
+class _Plan(NamedTuple):
+    """Whole batches only, each divided evenly among the processes."""
+
+    items: int
+    batch: int
+    steps_per_epoch: int
+    steps: int
+
+    @classmethod
+    def of(cls, items: int, config: TrainingConfig, world: World) -> _Plan:
+        batch = min(config.batch_size, items)
+        batch -= batch % world.size
+        if batch == 0:
+            raise InvalidInputError(f"{items:,} items are too few for {world.size} processes; start fewer")
+        return cls(items, batch, items // batch, config.epochs * (items // batch))
+
+
+def _batches(
+    source: ViewSource, config: TrainingConfig, plan: _Plan, first: int, world: World, ahead: int
+) -> Iterator[tuple[int, npt.NDArray[np.int64], Sequence[Any]]]:
+    """Number, rows (of the whole batch) and views (of this process's part) of each step from ``first`` on."""
+    numbered = _numbered_rows(config, plan, first)
+
+    def views(step: int, rows: npt.NDArray[np.int64]) -> Sequence[Any]:
+        return source.views(world.share(rows), random_of(config, _STEP, step))
+
+    if not ahead:
+        yield from ((step, rows, views(step, rows)) for step, rows in numbered)
+        return
+    waiting: deque[tuple[int, npt.NDArray[np.int64], Future[Sequence[Any]]]] = deque()
+    with ThreadPoolExecutor(1, "crovca-views") as thread:
+        try:
+            for step, rows in numbered:
+                waiting.append((step, rows, thread.submit(views, step, rows)))
+                if len(waiting) > ahead:
+                    number, whole, ready = waiting.popleft()
+                    yield number, whole, ready.result()
+            yield from ((number, whole, ready.result()) for number, whole, ready in waiting)
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+def _numbered_rows(
+    config: TrainingConfig, plan: _Plan, first: int
+) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    order = np.empty(0, np.int64)
+    for step in range(first, plan.steps):
+        epoch, place = divmod(step, plan.steps_per_epoch)
+        if place == 0 or step == first:
+            order = random_of(config, _PERMUTATION, epoch).permutation(plan.items)
+        yield step, order[place * plan.batch : (place + 1) * plan.batch]
+
+
+def _moved(view: Any, device: torch.device) -> Any:
+    """Tensors on the device; texts stay what they are."""
+    return view.to(device, non_blocking=True) if isinstance(view, Tensor) else view
 
 
 def _update(monitors: Sequence[BitMonitor], logits: Tensor, *, first_of_epoch: bool) -> None:

@@ -1,4 +1,4 @@
-"""The facade: hashers with the manners of scikit-learn.
+"""Hashers of embeddings.
 
 >>> import numpy as np
 >>> X = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
@@ -9,286 +9,35 @@ Codes(n=3, bits=16)
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import BaseEstimator
-from torch import Tensor, nn
+from torch import nn
 
-import crovca
-from crovca.codes import Codes, check_bits
-from crovca.config import (
-    PRESETS,
-    SETTLE_SHARE,
-    HashCoderSize,
-    TrainingConfig,
-    default_epochs,
-    nested_lengths,
-    recipe,
-)
-from crovca.data.embeddings import Embeddings, Rows, as_embeddings, chunks
+from crovca.codes import Codes
+from crovca.config import SETTLE_SHARE, HashCoderSize, TrainingConfig
+from crovca.data.embeddings import Embeddings, as_embeddings
 from crovca.data.labels import ClassMembership, to_membership
-from crovca.errors import (
-    ConfigError,
-    CrovcaError,
-    CrovcaWarning,
-    FileFormatError,
-    InvalidInputError,
-    NotFittedError,
-    StorageError,
-    TrainingError,
-)
-from crovca.hashing.checkpoint import Checkpoint, fingerprint, read_model, write_model
+from crovca.errors import ConfigError, InvalidInputError
+from crovca.hasher.base import BaseHasher, config_errors, new_coders
+from crovca.hashing.checkpoint import Checkpoint, fingerprint, model_kind
 from crovca.hashing.hashcoder import HashCoder, InputStatistics, Towers, calibrate, input_statistics
 from crovca.hashing.neighbours import Neighbourhood, find_neighbours
 from crovca.hashing.pairing import Copies, Mixed, Modalities, Neighbours, StoredViews, ViewSource
 from crovca.hashing.targets import ClassPrototypes, CrossView
-from crovca.hashing.training import Observer, Silent, train
+from crovca.hashing.training import Observer, Silent
 
-__all__ = ["CrossModalHasher", "Hasher", "load_hasher"]
+__all__ = ["CrossModalHasher", "Hasher"]
 
 Pairing = Literal["views", "neighbours", "classes"]
 _PAIRINGS = ("views", "neighbours", "classes")
-_BLOCK = 8192
 
 
-class _BaseHasher(BaseEstimator):  # type: ignore[misc]
-    """What the two hashers share: parameters to settings, the run, blocks of logits, files."""
-
-    kind: str
-    bits: int
-    nested: Any
-    hashcoder: HashCoderSize
-    epochs: int | Literal["auto"]
-    batch_size: int
-    learning_rate: float | Literal["auto"]
-    weight_decay: float | Literal["auto"]
-    diversity_weight: float | Literal["auto"]
-    centre: bool | Literal["auto"]
-    device: str
-    seed: int
-
-    towers_: Towers
-    lengths_: tuple[int, ...]
-    history_: list[dict[str, Any]]
-
-    @classmethod
-    def from_preset(cls, name: str, **parameters: Any) -> Self:
-        """A hasher with the settings of one column of the paper's Table 8: one length, batch prototypes.
-
-        Args:
-            name: "small", "imagenet1k", "text-small" or "cc3m".
-            **parameters: of the constructor; they win over the preset's.
-        """
-        if name not in PRESETS:
-            raise ConfigError(f"unknown preset {name!r}; expected one of {list(PRESETS)}")
-        preset = PRESETS[name]
-        settings: dict[str, Any] = {
-            "nested": False,
-            "hashcoder": preset.hashcoder,
-            "epochs": preset.epochs,
-            "batch_size": preset.batch_size,
-            "learning_rate": preset.learning_rate,
-            "weight_decay": preset.weight_decay,
-            "diversity_weight": preset.diversity_weight,
-            "views": preset.views,
-            "centre": False,
-            "prototypes": "batch",
-        }
-        known = cls._get_param_names()
-        return cls(**{**{key: value for key, value in settings.items() if key in known}, **parameters})
-
-    def _config(self, items: int, pairing: Sequence[str], observer: Observer) -> TrainingConfig:
-        bits = check_bits(self.bits)
-        if items < 2:
-            raise InvalidInputError(f"training needs at least 2 items, got {items}")
-        if isinstance(self.batch_size, int) and items < self.batch_size:
-            observer.message(f"batches of {items}: there are fewer items than batch_size = {self.batch_size}")
-        epochs = self.epochs
-        if epochs == "auto":
-            epochs = default_epochs(items, self.batch_size, supervised="classes" in pairing)
-        automatic = recipe(pairing)
-        return TrainingConfig(
-            lengths=nested_lengths(bits, self.nested),
-            epochs=epochs,
-            hashcoder=self.hashcoder,
-            batch_size=self.batch_size,
-            learning_rate=_or(self.learning_rate, automatic.learning_rate),
-            weight_decay=_or(self.weight_decay, automatic.weight_decay),
-            diversity_weight=_or(self.diversity_weight, automatic.diversity_weight),
-            centre=_or(self.centre, automatic.centre),
-            seed=self.seed,
-        )
-
-    def _device(self) -> torch.device:
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-        except RuntimeError:
-            device = torch.device("meta")
-        if device.type not in ("cpu", "cuda"):
-            raise ConfigError(f"unknown device {name!r}; use 'auto', 'cpu' or 'cuda'")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(
-                f"there is no device {name!r}: torch finds {torch.cuda.device_count()} CUDA devices; "
-                "use 'auto' or 'cpu'"
-            )
-        return device
-
-    @contextmanager
-    def _checkpoint(
-        self, folder: str | Path | None, seconds: float, config: TrainingConfig, *data: Rows | None
-    ) -> Iterator[Checkpoint | None]:
-        """The folder of an unfinished run; it stays only where going on could end better."""
-        if folder is None:
-            yield None
-            return
-        described = {**self.get_params(), **config.to_dict(), "device": str(self._device())}
-        settings = {"crovca_version": crovca.__version__, **json.loads(json.dumps(described, default=_plain))}
-        kept = Checkpoint(Path(folder), {**settings, "data": fingerprint(*data)}, every_seconds=seconds)
-        try:
-            yield kept
-        except (InvalidInputError, ConfigError, TrainingError):
-            kept.remove()
-            raise
-        except StorageError:
-            if not kept.has_state:
-                kept.remove()
-            raise
-
-    def _train(
-        self,
-        towers: Towers,
-        source: ViewSource,
-        teacher: nn.Module,
-        config: TrainingConfig,
-        observer: Observer,
-        checkpoint: Checkpoint | None,
-        values: Sequence[Rows],
-    ) -> None:
-        self.history_ = train(
-            towers,
-            source,
-            teacher,
-            config,
-            device=self._device(),
-            observer=observer,
-            checkpoint=checkpoint,
-        )
-        for coder, part in zip(towers.coders, values, strict=True):
-            assert isinstance(coder, HashCoder)
-            calibrate(coder, part)
-        self.towers_ = towers
-        self.lengths_ = config.lengths
-
-    def _empty_towers(self, widths: Sequence[int], *, shared: bool = False) -> Towers:
-        coders = [HashCoder(width, self.lengths_[-1], self.hashcoder) for width in widths]
-        return Towers(coders, shared=shared)
-
-    def _fitted(self) -> Towers:
-        if not hasattr(self, "towers_"):
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit or load first")
-        return self.towers_
-
-    def _blocks(self, coder: HashCoder, values: Any, what: str) -> Iterator[npt.NDArray[np.float32]]:
-        rows = _as_rows(values, what)
-        if len(rows.shape) != 2 or rows.shape[1] != coder.width:
-            raise InvalidInputError(
-                f"{what} must have shape (n, {coder.width}), as the hasher was trained with, "
-                f"got {tuple(rows.shape)}"
-            )
-        device = next(coder.parameters()).device
-        for part, block in chunks(rows, _BLOCK):
-            with torch.no_grad():
-                tensor = torch.from_numpy(np.array(block, np.float32)).to(device)
-                wrong = (~torch.isfinite(tensor).all(dim=1)).nonzero().flatten()
-                if len(wrong):
-                    raise InvalidInputError(
-                        f"{what} holds NaN or infinity in row {part.start + int(wrong[0])}; remove or repair it"
-                    )
-                yield coder(tensor).float().cpu().numpy()
-
-    def _logits(self, coder: HashCoder, values: Any, what: str) -> npt.NDArray[np.float32]:
-        blocks = list(self._blocks(coder, values, what))
-        return np.concatenate(blocks) if blocks else np.zeros((0, coder.bits), np.float32)
-
-    def _encode(self, coder: HashCoder, values: Any, bits: int | None, what: str) -> Codes:
-        length = self._length(bits)
-        blocks = [Codes.from_logits(block[:, :length]) for block in self._blocks(coder, values, what)]
-        return Codes.concatenate(blocks) if blocks else Codes.from_bits(np.zeros((0, length), np.bool_))
-
-    def _length(self, bits: int | None) -> int:
-        if bits is None:
-            return self.lengths_[-1]
-        bits = check_bits(bits, at_most=self.lengths_[-1])
-        if bits not in self.lengths_:
-            warnings.warn(
-                f"{bits} bits is not a length this hasher was trained for {list(self.lengths_)}; "
-                "a prefix of that length works, but less well",
-                CrovcaWarning,
-                stacklevel=3,
-            )
-        return bits
-
-    def _save(self, path: str | Path, fitted: dict[str, Any], *, force: bool) -> None:
-        towers = self._fitted()
-        parameters = {name: value for name, value in self.get_params().items() if name != "device"}
-        config = {
-            "kind": self.kind,
-            "crovca_version": crovca.__version__,
-            "parameters": json.loads(json.dumps(parameters, default=_plain)),
-            "fitted": {"lengths": list(self.lengths_), **fitted},
-        }
-        write_model(Path(path), dict(towers.state_dict()), config, self.history_, force=force)
-
-    @classmethod
-    def _load(cls, path: str | Path, device: str) -> tuple[Self, dict[str, Any], Callable[[Towers], None]]:
-        """Read a model: an unfitted hasher, what its fit had found, and how to give it its weights.
-
-        Called within ``_config_errors``.
-        """
-        config, weights, log = read_model(Path(path))
-        kind, parameters, fitted = config["kind"], config["parameters"], config["fitted"]
-        unknown = sorted(set(config) - {"kind", "crovca_version", "parameters", "fitted"})
-        unknown += sorted(set(parameters) - set(cls._get_param_names()))
-        if kind != cls.kind:
-            raise FileFormatError(f"{path} is a {kind} model, expected a {cls.kind} model")
-        if unknown:
-            raise ConfigError(
-                f"{path}: unknown configuration key {unknown[0]!r}; was it written by a newer crovca?"
-            )
-        nested = parameters.get("nested")
-        if isinstance(nested, list):
-            parameters["nested"] = tuple(nested)
-        if isinstance(parameters.get("pairing"), list):
-            parameters["pairing"] = tuple(parameters["pairing"])
-        hasher = cls(**parameters, device=device)
-        hasher.lengths_ = tuple(fitted["lengths"])
-        hasher.history_ = log
-
-        def finish(towers: Towers) -> None:
-            try:
-                towers.load_state_dict(weights)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[-1].strip()
-                raise FileFormatError(
-                    f"{path}: the weights do not fit the configuration: {reason}"
-                ) from error
-            hasher.towers_ = towers.to(hasher._device()).eval()
-
-        return hasher, fitted, finish
-
-
-class Hasher(_BaseHasher):
+class Hasher(BaseHasher):
     """Learns binary codes for embeddings of one kind, with or without labels (CroVCA, arXiv 2510.27584).
 
     Args:
@@ -394,12 +143,14 @@ class Hasher(_BaseHasher):
         config = self._config(len(data), pairing, observer)
         self.neighbour_recall_: float | None = None
         classes = to_membership(labels) if "classes" in pairing and labels is not None else None
-        with self._checkpoint(checkpoint, checkpoint_seconds, config, data.values, labels) as kept:
+        described = lambda: fingerprint(data.values, labels)  # noqa: E731
+        with self._checkpoint(checkpoint, checkpoint_seconds, config, described) as kept:
             inputs = input_statistics(data.values, centre=config.centre)
             source = self._source(data, pairing, inputs, observer, kept)
             teacher = self._teacher(classes, config, len(data))
-            towers = _towers([inputs], config)
-            self._train(towers, source, teacher, config, observer, kept, [data.values])
+            towers = Towers(new_coders([inputs], config))
+            self._train(towers, source, teacher, config, observer, kept)
+            calibrate(self._coder(), data.values)
         self.n_features_in_ = data.width
         self.pairing_ = pairing
         self.classes_ = None if classes is None else classes.names
@@ -427,10 +178,14 @@ class Hasher(_BaseHasher):
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Self:
-        """Read what ``save`` wrote."""
-        with _config_errors(path):
+        """Read what ``save`` wrote. A model of images comes back as an ``ImageHasher``, which is a ``Hasher``."""
+        if model_kind(path) == "image hasher":
+            from crovca.hasher.images import ImageHasher
+
+            return cast("Self", ImageHasher.load(path, device=device))
+        with config_errors(path):
             hasher, fitted, finish = cls._load(path, device)
-            finish(hasher._empty_towers([fitted["n_features_in"]]))
+            finish(Towers(hasher._empty_coders([fitted["n_features_in"]])))
             hasher.n_features_in_ = fitted["n_features_in"]
             hasher.pairing_ = tuple(fitted["pairing"])
             hasher.classes_ = None if fitted["classes"] is None else np.asarray(fitted["classes"])
@@ -535,7 +290,7 @@ class Hasher(_BaseHasher):
         )
 
 
-class CrossModalHasher(_BaseHasher):
+class CrossModalHasher(BaseHasher):
     """Learns codes that images and texts (or any two kinds of embeddings) have in common.
 
     Args:
@@ -608,10 +363,13 @@ class CrossModalHasher(_BaseHasher):
         source = Modalities([pictures.values, words.values])
         config = self._config(len(source), ("modalities",), observer)
         values = (pictures.values, words.values)
-        with self._checkpoint(checkpoint, checkpoint_seconds, config, *values) as kept:
+        with self._checkpoint(checkpoint, checkpoint_seconds, config, lambda: fingerprint(*values)) as kept:
             inputs = [input_statistics(part, centre=config.centre) for part in values]
-            towers = _towers(inputs, config, shared=self.shared)
-            self._train(towers, source, CrossView(), config, observer, kept, values)
+            towers = Towers(new_coders(inputs, config), shared=self.shared)
+            self._train(towers, source, CrossView(), config, observer, kept)
+            for coder, part in zip(towers.coders, values, strict=True):
+                assert isinstance(coder, HashCoder)
+                calibrate(coder, part)
         self.widths_ = widths
         return self
 
@@ -632,11 +390,15 @@ class CrossModalHasher(_BaseHasher):
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Self:
-        """Read what ``save`` wrote."""
-        with _config_errors(path):
+        """Read what ``save`` wrote. A model of images and texts comes back as an ``ImageTextHasher``."""
+        if model_kind(path) == "image-text hasher":
+            from crovca.hasher.images import ImageTextHasher
+
+            return cast("Self", ImageTextHasher.load(path, device=device))
+        with config_errors(path):
             hasher, fitted, finish = cls._load(path, device)
             hasher.widths_ = (fitted["widths"][0], fitted["widths"][1])
-            finish(hasher._empty_towers(hasher.widths_, shared=hasher.shared))
+            finish(Towers(hasher._empty_coders(hasher.widths_), shared=hasher.shared))
         return hasher
 
     def _side(self, images: Any, texts: Any) -> tuple[HashCoder, Any, str]:
@@ -646,56 +408,3 @@ class CrossModalHasher(_BaseHasher):
         coder = towers.coders[0] if images is not None else towers.coders[-1]
         assert isinstance(coder, HashCoder)
         return (coder, images, "images") if images is not None else (coder, texts, "texts")
-
-
-def load_hasher(path: str | Path, *, device: str = "auto") -> Hasher | CrossModalHasher:
-    """Read a model of either kind."""
-    kind = read_model(Path(path))[0].get("kind")
-    if kind == CrossModalHasher.kind:
-        return CrossModalHasher.load(path, device=device)
-    return Hasher.load(path, device=device)
-
-
-def _towers(inputs: Sequence[InputStatistics], config: TrainingConfig, *, shared: bool = False) -> Towers:
-    """New networks, one for each kind of input, with weights from the seed."""
-    generator = torch.Generator().manual_seed(config.seed)
-    coders = [
-        HashCoder(len(part.centre), config.bits, config.hashcoder, inputs=part, generator=generator)
-        for part in inputs
-    ]
-    return Towers(coders, shared=shared)
-
-
-@contextmanager
-def _config_errors(path: str | Path) -> Iterator[None]:
-    """One clear error for whatever a changed config.json leads to."""
-    try:
-        yield
-    except CrovcaError:
-        raise
-    except KeyError as error:
-        raise FileFormatError(f"{path}: config.json is incomplete: {error} is missing") from error
-    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise FileFormatError(f"{path}: config.json holds what does not fit: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """numpy numbers and other sequences as JSON knows them."""
-    return value.item() if isinstance(value, np.generic) else list(value)
-
-
-def _or(value: Any, automatic: Any) -> Any:
-    return automatic if value == "auto" else value
-
-
-def _as_rows(values: Any, what: str) -> Rows:
-    """Anything with rows, without reading it: for encoding, where each block is checked as it comes."""
-    if isinstance(values, Embeddings):
-        return values.values
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().float().numpy()
-    rows = values if hasattr(values, "shape") and hasattr(values, "dtype") else np.asarray(values)
-    if rows.dtype.kind not in "fiub":
-        raise InvalidInputError(f"{what} must hold real numbers, got {rows.dtype}")
-    checked: Rows = rows
-    return checked

@@ -1,0 +1,53 @@
+"""``crovca export``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crovca.cli.options import EncoderPlace, Force, Json, Model
+from crovca.cli.output import emit_json, stdout
+from crovca.errors import ConfigError
+from crovca.files import check_output
+
+__all__ = ["export"]
+
+
+def export(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the graphs.", show_default=False)
+    ] = Path("exported"),
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX graphs.")] = False,
+    encoder: EncoderPlace = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write a model in a format that runs without crovca.
+
+    --onnx: embedding_to_codes.onnx, and for a model of images image_to_codes.onnx. Their outputs are packed codes as
+    crovca writes them, and the logits. OUTPUT/export.json says what they take.
+    """
+    if not onnx:
+        raise ConfigError("name a format: --onnx")
+    from crovca.hasher import load_hasher
+    from crovca.hasher.onnx import MARKER, export_onnx
+
+    check_output(output, force=force, inputs=[model], marker=MARKER)
+    started = time.perf_counter()
+    described = export_onnx(load_hasher(model, device="cpu", encoder=encoder), output, force=force)
+    seconds = round(time.perf_counter() - started, 2)
+    if json:
+        emit_json({"folder": str(output), **described, "seconds": seconds})
+        return
+    for name, graph in described["graphs"].items():
+        shape = ", ".join(str(side) for side in graph["shape"])
+        stdout.print(
+            f"{output / name}: {graph['input']} {graph['dtype']} ({shape}) to {described['bits']} packed bits",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
