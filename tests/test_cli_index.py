@@ -89,6 +89,21 @@ def test_a_folder_of_images_is_searched_after_one_command(photos, tmp_path, caps
     assert sorted(file.name for file in tmp_path.iterdir()) == ["index", "index.embeddings"]
 
 
+def test_a_fine_tuned_model_brings_its_own_encoder(photos, tmp_path, capsys):
+    pytest.importorskip("peft")
+    pytest.importorskip("kornia")
+    images = photos / "images"
+    run("finetune", images, "--encoder", photos / "clip", "--bits", "16", "--supervised", "--epochs", "2",
+        "--batch-size", "8", "-o", tmp_path / "model")  # fmt: skip
+    run("index", "build", images, "--model", tmp_path / "model", "-o", tmp_path / "index")
+    assert "--image FILE" in capsys.readouterr().out
+    found = run_json(capsys, "search", tmp_path / "index", "--image", images / "red" / "2.png", "-k", "24")
+    distance = {hit["id"]: hit["distance"] for hit in found["results"][0]["hits"]}
+    assert len(distance) == 24 and distance["red/2.png"] == min(distance.values())
+    assert "takes images only" in fails(capsys, "search", tmp_path / "index", "--text", "a cat")
+    assert run_json(capsys, "index", "add", tmp_path / "index", images, "--replace")["replaced"] == 24
+
+
 def test_an_encoder_with_other_weights_is_refused(photos, tmp_path, capsys):
     import shutil
 

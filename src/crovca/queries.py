@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
-from crovca.hasher import CrossModalHasher, Hasher, load_hasher
+from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
 
 if TYPE_CHECKING:
     from crovca.encoders.encoder import Encoder, TextEncoder
@@ -91,6 +91,10 @@ class QueryModel:
             ConfigError: it is not known which encoder to take.
             FileFormatError: a file is not an image that can be read, or the encoder is not the one of the index.
         """
+        if isinstance(self.hasher, ImageHasher):
+            return self.hasher.logits(list(files))
+        if isinstance(self.hasher, ImageTextHasher):
+            return self.hasher.logits(images=list(files))
         import torch
 
         from crovca.data.images import UnreadableItem, decode
@@ -109,6 +113,10 @@ class QueryModel:
 
     def of_texts(self, texts: Sequence[str]) -> Logits:
         """Logits of texts."""
+        if isinstance(self.hasher, ImageTextHasher):
+            return self.hasher.logits(texts=list(texts))
+        if isinstance(self.hasher, ImageHasher):
+            raise ConfigError("this index's model takes images only, so it cannot be searched by text")
         return self.of_embeddings(self._texts().embed(list(texts)).cpu().numpy(), texts=True)
 
     def _image_encoder(self) -> Encoder:

@@ -77,6 +77,7 @@ def build(
     embedded by --encoder into OUTPUT.embeddings, which stays: a run that was interrupted goes on from it.
     """
     from crovca.cli import items
+    from crovca.hashing.checkpoint import model_kind
     from crovca.search.index import HashIndex
 
     inputs = [path for path in (source, model, metadata) if path is not None]
@@ -106,13 +107,11 @@ def build(
         f"{output}: {count:,} items, codes of {found.bits} bits ({size['codes'] / 2**20:,.1f} MiB; ids "
         f"{size['ids'] / 2**20:,.1f}, metadata {size['metadata'] / 2**20:,.1f}), in {seconds:.1f} s"
     )
-    how = (
-        "--image FILE"
-        if described
-        else "--id ID"
-        if model is None and not (output / "model").exists()
-        else "--embeddings FILE"
-    )
+    if not (output / "model").is_dir():
+        how = "--id ID"
+    else:
+        images = described is not None or (model_kind(output / "model") or "").startswith("image")
+        how = "--image FILE" if images else "--embeddings FILE"
     _say(f"next: crovca search {output} {how}")
 
 
@@ -339,13 +338,19 @@ def _open(
     Images are embedded into ``store``.
     """
     from crovca.cli import items
-    from crovca.hasher import Hasher, load_hasher
+    from crovca.cli.modality import encode_path
+    from crovca.hasher import Hasher, ImageHasher, ImageTextHasher, load_hasher
 
     kind = items.source_kind(source, encoder)
     if kind == "codes":
         if bits is not None:
             raise ConfigError("--bits goes with embeddings and images: codes are taken as they are")
         return items.of_codes(source, extra), None, partial(items.copy_model, model)
+    hasher: Any = None if model is None else load_hasher(model, device=device)
+    keep: Callable[[Path], object] = partial(items.copy_model, model)
+    if isinstance(hasher, ImageHasher | ImageTextHasher):  # its encoder is its own
+        found = encode_path(hasher, source, None, "--modality", reporter, bits=bits)
+        return items.of_encoded(found.encoded, extra), None, keep
     if kind == "images":
         if encoder is None:
             raise ConfigError(
@@ -355,15 +360,12 @@ def _open(
         source = store
     else:
         data = open_embeddings(source)
-    if model is None:
+    if hasher is None:
         reporter.message(
             f"no --model: learning codes of {bits or 64} bits from these {len(data):,} embeddings, without labels"
         )
-        hasher: Any = Hasher(bits=bits or 64, device=device).fit(data, observer=reporter)
-        keep: Callable[[Path], object] = hasher.save
-    else:
-        hasher = load_hasher(model, device=device)
-        keep = partial(items.copy_model, model)
+        hasher = Hasher(bits=bits or 64, device=device).fit(data, observer=reporter)
+        keep = hasher.save
     return items.of_embeddings(data, source, hasher, bits, extra), items.encoder_of(source), keep
 
 

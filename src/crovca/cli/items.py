@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from crovca.codes import Codes
     from crovca.data.embeddings import Embeddings
+    from crovca.data.encoded import Encoded
     from crovca.hasher import CrossModalHasher, Hasher
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "encoder_of",
     "of_codes",
     "of_embeddings",
+    "of_encoded",
     "open_embedded",
     "read_metadata",
     "source_kind",
@@ -67,7 +69,11 @@ def of_codes(path: Path, extra: pa.Table | None) -> Items:
     """Codes that ``crovca encode`` wrote."""
     from crovca.data.encoded import Encoded
 
-    found = Encoded.load(path)
+    return of_encoded(Encoded.load(path), extra)
+
+
+def of_encoded(found: Encoded, extra: pa.Table | None) -> Items:
+    """Codes with their ids and labels."""
     ids = np.arange(len(found)) if found.ids is None else found.ids
     known = _labels(found.labels)
 
