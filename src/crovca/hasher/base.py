@@ -280,7 +280,9 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
 def new_coders(inputs: Sequence[InputStatistics], config: TrainingConfig) -> list[HashCoder]:
     """New networks, one for each kind of input, with weights from the seed."""
     generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):  # layers draw weights from torch's own stream before they get these
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # layers draw weights from torch's own stream before they get these
         return [
             HashCoder(len(part.centre), config.bits, config.hashcoder, inputs=part, generator=generator)
             for part in inputs
