@@ -192,9 +192,13 @@ def main() -> None:
         "share_of_matrix_rate_in_all": round(work / seconds / measured, 3),
     }
     print(
-        f"{result['device']}, {result['dtype']}: {seconds:.1f} s in all ({seconds - training:.1f} s loading and "
-        f"decoding, {training:.1f} s training), {result['images_per_second']:,} images a second; the encoder's products "
-        f"take {100 * result['share_of_matrix_rate']:.1f} % of the measured {measured / 1e12:.1f} Tflop/s in training"
+        f"{result['device']}, {result['dtype']}: {seconds:.1f} s, {result['images_per_second']:,} images a second"
+    )
+    print(
+        f"  loading and decoding {seconds - training:.1f} s, training {training:.1f} s, in which the encoder's products"
+    )
+    print(
+        f"  take {100 * result['share_of_matrix_rate']:.1f} % of the measured {measured / 1e12:.1f} Tflop/s"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
