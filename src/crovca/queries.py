@@ -122,7 +122,10 @@ class QueryModel:
             )
         described = self._described
         encoder = Encoder.load(
-            described["encoder"], revision=described["revision"], device=self._device, dtype=described["dtype"]
+            described["encoder"],
+            revision=described["revision"],
+            device=self._device,
+            dtype=described["dtype"],
         )
         encoder.preprocessing = Preprocessing.from_dict(self._described["preprocessing"])
         before, now = self._described["identity"]["weights_sha256"], encoder.identity["weights_sha256"]

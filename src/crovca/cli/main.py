@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from crovca.cli import convert, datasets, demo, embed, encode, evaluate, index, search, train
+from crovca.cli import compare, convert, datasets, demo, embed, encode, evaluate, index, search, train
 from crovca.cli.output import notes_for_warnings, stderr
 from crovca.errors import CrovcaError
 
@@ -27,6 +27,7 @@ app.command("embed")(embed.embed)
 app.command("train")(train.train)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("convert")(convert.convert)
 app.add_typer(index.index, name="index")
 app.command("search")(search.search)

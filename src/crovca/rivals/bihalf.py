@@ -1,11 +1,12 @@
 """Bi-half: every bit is 1 for exactly half of a batch.
 
-Li and van Gemert, "Deep unsupervised image hashing by maximizing bit entropy", AAAI 2021 (arXiv 2012.12334). Forward, their Eq. 5: in each
-bit the upper half of the batch becomes 1 and the rest -1, the code nearest to the logits U in optimal transport. Backward, Eq. 8:
-the code's gradient plus gamma (U - B) / numel. Loss, Eq. 9: squared difference of the cosines of two items' codes and of their
-embeddings, on random pairs. gamma = 6.
+Li and van Gemert, "Deep unsupervised image hashing by maximizing bit entropy", AAAI 2021 (arXiv 2012.12334).
+Forward: in each bit the upper half of the batch becomes 1 and the rest -1, the code nearest to the logits U in
+optimal transport. Backward: the code's gradient plus gamma (U - B) / numel. Loss: squared difference of the
+cosines of two items' codes and of their embeddings, on random pairs. gamma = 6.
 
-Authors' training: a linear layer on VGG fc7 features, SGD 1e-4, momentum 0.9, weight decay 5e-4, batches of 32, 300 epochs.
+Authors' training: a linear layer on VGG fc7 features, SGD 1e-4, momentum 0.9, weight decay 5e-4, batches of 32,
+300 epochs.
 """
 
 from __future__ import annotations

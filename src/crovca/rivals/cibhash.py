@@ -1,11 +1,13 @@
 """CIBHash: contrastive learning of stochastic codes with an information bottleneck.
 
-Qiu et al., "Unsupervised hashing with contrastive information bottleneck", IJCAI 2021 (arXiv 2105.06138), Eq. 5 to 7 (NT-Xent on codes of two
-views, gradient straight through the sign of sigma(z) - 1/2) and Eq. 10 (the Kullback-Leibler divergence of the two views' Bernoulli
-distributions, each in turn the target). Temperature 0.3, beta = 1e-3, as in the authors' code.
+Qiu et al., "Unsupervised hashing with contrastive information bottleneck", IJCAI 2021 (arXiv 2105.06138):
+contrast (NT-Xent on codes of two views, gradient straight through the sign of sigma(z) - 1/2) and bottleneck
+(the Kullback-Leibler divergence of the two views' Bernoulli distributions, each in turn the target).
+Temperature 0.3, beta = 1e-3, as in the authors' code.
 
-Two views: the authors augment images; here there are embeddings, and the second view is one of an item's 5 nearest neighbours
-with feature dropout, as for our unsupervised codes. Authors' training: Linear, ReLU, Linear on VGG fc7 features, Adam 1e-3.
+Two views: the authors augment images; here there are embeddings, and the second view is one of an item's 5
+nearest neighbours with feature dropout, as for our unsupervised codes. Authors' training: Linear, ReLU, Linear
+on VGG fc7 features, Adam 1e-3.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class CIBHashLoss(nn.Module):
         itself = torch.eye(2 * items, dtype=torch.bool, device=codes.device)
         partner = torch.arange(2 * items, device=codes.device).roll(items)
         contrast = F.cross_entropy(similarity.masked_fill(itself, -torch.inf), partner)
-        divergence = (_bernoulli_divergence(one, other.detach()) + _bernoulli_divergence(other, one.detach())) / 2
+        divergence = (
+            _bernoulli_divergence(one, other.detach()) + _bernoulli_divergence(other, one.detach())
+        ) / 2
         return contrast + self.divergence * divergence
 
 

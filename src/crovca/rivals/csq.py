@@ -1,9 +1,10 @@
 """Central similarity quantisation.
 
-Yuan et al., "Central similarity quantization for efficient image and video retrieval", CVPR 2020 (arXiv 1908.00347), Eq. 4
-(binary cross-entropy of the relaxed bits to the class's hash centre) and Eq. 5 (quantisation, in the form of the authors' code:
-the squared distance of |tanh z| from 1), weight lambda = 1e-4 (Eq. 6). Centres: rows of a Hadamard matrix H and of -H where the length is a
-power of 2 and the classes are at most 2 b, else random bits (their Algorithm 1); of several classes the sign of the sum, ties at
+Yuan et al., "Central similarity quantization for efficient image and video retrieval", CVPR 2020 (arXiv
+1908.00347): central similarity (binary cross-entropy of the relaxed bits to the class's hash centre) and
+quantisation (in the form of the authors' code: the squared distance of |tanh z| from 1), weight lambda = 1e-4.
+Centres: rows of a Hadamard matrix H and of -H where the length is a power of 2 and the classes are at most 2 b,
+else random bits (both as in their generation of hash centres); of several classes the sign of the sum, ties at
 random.
 
 Authors' training: a fine-tuned ResNet, RMSprop 1e-5.
@@ -53,7 +54,7 @@ class CSQLoss(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The loss."""
         assert batch.labels is not None
-        sums = (class_weights(batch.labels, len(self.centres)) > 0).float() @ self.centres
+        sums = (class_weights(batch.labels, len(self.centres)) > 0).to(self.centres.dtype) @ self.centres
         target = torch.where(sums == 0, self.ties, sums.sign())
         relaxed = batch.logits[0].tanh()
         central = F.binary_cross_entropy_with_logits(2 * batch.logits[0], (target + 1) / 2)

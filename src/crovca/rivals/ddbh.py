@@ -1,19 +1,23 @@
 """DDBH's loss, for codes that two modalities share.
 
-Qin et al., "Deep discriminative boundary hashing for cross-modal retrieval", TCSVT 2025 (10.1109/TCSVT.2025.3570128), from the
-abstract and the authors' code (QinLab-WFU/DDBH, ``BPLoss`` and the training loop). Of codes u = tanh z of length b and a row's pairs
-with inner products x, U = b/4:
+Qin et al., "Deep discriminative boundary hashing for cross-modal retrieval", TCSVT 2025
+(10.1109/TCSVT.2025.3570128), from the abstract and the authors' code (QinLab-WFU/DDBH, ``BPLoss`` and the
+training loop). Of codes u = tanh z of length b and a row's pairs with inner products x, U = b/4:
 
-* base points: of the similar pairs, s - (U - s)/U |s - D|, s their mean clamped to [0, U], D the mean of the largest tenth of the
-  dissimilar ones; of the dissimilar pairs, t - t/U |t - S|, t their mean, clamped likewise, S the mean of the smallest tenth of the similar ones;
-* a pair's likelihood of being similar is sigmoid(log(99) / w (x - base point)): 99 % at a distance of w; w = b/6 for the easy pairs on the right
-  side of the base point, b/12 for the hard ones;
-* boundary-preserving loss: for each row the mean -log likelihood of its similar pairs plus that of its dissimilar pairs, averaged
-  over the rows that have both. Summed over image-image, text-text and image-text pairs;
-* class-wise quantisation, weight 0.1: the mean of S (u - sign u)^2 of each modality, S_ij = 1 where items share a class.
+* base points: of the similar pairs, s - (U - s)/U |s - D|, s their mean clamped to [0, U], D the mean of the
+  largest tenth of the dissimilar ones; of the dissimilar pairs, t - t/U |t - S|, t their mean, clamped
+  likewise, S the mean of the smallest tenth of the similar ones;
+* a pair's likelihood of being similar is sigmoid(log(99) / w (x - base point)): 99 % at a distance of w; w =
+  b/6 for the easy pairs on the right side of the base point, b/12 for the hard ones;
+* boundary-preserving loss: for each row the mean -log likelihood of its similar pairs plus that of its
+  dissimilar pairs, averaged over the rows that have both. Summed over image-image, text-text and image-text
+  pairs;
+* class-wise quantisation, weight 0.1: the mean of S (u - sign u)^2 of each modality, S_ij = 1 where items share
+  a class.
 
-A network for each modality, trained by our loop's settings for supervised heads. Authors' training: fine-tuned CLIP, BertAdam 1e-3
-(CLIP 1e-5), batches of 64, 100 epochs. ``crovca compare`` has one kind of embeddings and leaves this method out.
+A network for each modality, trained by our loop's settings for supervised heads. Authors' training: fine-tuned
+CLIP, BertAdam 1e-3 (CLIP 1e-5), batches of 64, 100 epochs. ``crovca compare`` has one kind of embeddings and
+leaves this method out.
 """
 
 from __future__ import annotations

@@ -1,18 +1,21 @@
 """FPPQ: supervised product quantisation towards precomputed class codes.
 
-Liang et al., "Fast and precise product quantisation" in the words of the CroVCA paper's reference (NeurIPS 2023; code yuleung/FPPQ, for faces): an
-embedding is cut into M parts; a part's code is the nearest of 256 learned centroids by cosine. Loss: theta_1 CosFace on the classes + theta_2 CosFace
-on the M code words of the item's class, theta = 1, scale 64, margins 0.4 and 0.2 (the authors' configuration). The codes of the
-classes come from product quantisation of the class means of frozen features, and are moved apart where classes share one. One byte a part,
-embedding of 512 numbers; an item takes bits / 8 bytes, and the score is the sum of the query's cosines with the item's centroids.
+Liang et al., "Unleashing the full potential of product quantization for large-scale image retrieval", NeurIPS
+2023; their code (yuleung/FPPQ) is for faces. An embedding is cut into M parts; a part's code is the nearest of
+256 learned centroids by cosine. Loss: theta_1 CosFace on the classes + theta_2 CosFace on the M code words of
+the item's class, theta = 1, scale 64, margins 0.4 and 0.2 (the authors' configuration). The codes of the
+classes come from product quantisation of the class means of frozen features, and are moved apart where classes
+share one. One byte a part, embedding of 512 numbers; an item takes bits / 8 bytes, and the score is the sum of
+the query's cosines with the item's centroids.
 
-With at most 256 classes the quantiser of the class means is trivial: each mean is a centroid of its own. Items of several
-classes are not what the method is for. Authors' training: SGD 0.1, momentum 0.9, weight decay 1e-4, 20 epochs on faces.
+With at most 256 classes the quantiser of the class means is trivial: each mean is a centroid of its own. Items
+of several classes are not what the method is for. Authors' training: SGD 0.1, momentum 0.9, weight decay 1e-4,
+20 epochs on faces.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import faiss
 import numpy as np
@@ -33,9 +36,19 @@ _EMBEDDING = 512
 
 
 class FPPQ(ScoreRival):
-    """Codes of ``bits / 8`` bytes, scored by tables of cosines."""
+    """Codes of ``bits / 8`` bytes, scored by tables of cosines.
+
+    Args:
+        bits: 8 times the bytes an item may take.
+        seed: of everything random.
+        epochs: passes over the data; "auto": as many as ours takes with labels.
+    """
 
     supervised: ClassVar[bool] = True
+
+    def __init__(self, bits: int = 64, *, seed: int = 0, epochs: int | Literal["auto"] = "auto") -> None:
+        super().__init__(bits, seed=seed)
+        self.epochs = epochs
 
     def _fit(self, values: Float32, classes: ClassMembership | None) -> None:
         assert classes is not None
@@ -49,7 +62,9 @@ class FPPQ(ScoreRival):
             codes = class_codes(_class_means(setup.values, setup.classes), parts)
             return FPPQLoss(torch.from_numpy(codes), part_width)
 
-        self.coder_, loss = train_head(values, classes, parts * part_width, objective, SUPERVISED, self.seed)
+        self.coder_, loss = train_head(
+            values, classes, parts * part_width, objective, SUPERVISED, self.seed, self.epochs
+        )
         assert isinstance(loss, FPPQLoss)
         self.centroids_ = F.normalize(loss.centroids.detach(), dim=2).cpu().numpy()  # (M, 256, part)
 
@@ -120,9 +135,7 @@ def class_codes(means: Float32, parts: int) -> npt.NDArray[np.int64]:
     return _moved_apart(codes, padded.reshape(classes, parts, -1), centroids)
 
 
-def _moved_apart(
-    codes: npt.NDArray[np.int64], means: Float32, centroids: Float32
-) -> npt.NDArray[np.int64]:
+def _moved_apart(codes: npt.NDArray[np.int64], means: Float32, centroids: Float32) -> npt.NDArray[np.int64]:
     """Where a code was taken already, change the word whose change costs least until it is free."""
     taken: set[tuple[int, ...]] = set()
     for number, code in enumerate(codes):

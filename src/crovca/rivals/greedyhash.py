@@ -1,12 +1,13 @@
 """GreedyHash: the sign in the forward pass, its gradient passed straight through.
 
-Su et al., "Greedy hash: towards fast optimization for accurate hash coding in CNN", NeurIPS 2018, Eq. 9 and 10 (forward sign,
-backward identity) and the penalty alpha | |z| - 1 |^3 (their Eq. 11 in the form of the authors' code: the mean of ||z| - 1|^3). Supervised: cross-entropy of a linear
-classifier on the code (section 3.3); an item of several classes shares its target equally, which is our extension.
-Unsupervised: squared difference of the cosines of two items' codes and of their embeddings, on random pairs. alpha = 0.1.
+Su et al., "Greedy hash: towards fast optimization for accurate hash coding in CNN", NeurIPS 2018, (forward
+sign, backward identity) and the penalty alpha | |z| - 1 |^3 (in the form of the authors' code: the mean of ||z|
+- 1|^3). Supervised: cross-entropy of a linear classifier on the code ; an item of several classes shares its
+target equally, which is our extension. Unsupervised: squared difference of the cosines of two items' codes and
+of their embeddings, on random pairs. alpha = 0.1.
 
-Authors' training: supervised, fine-tuned AlexNet, SGD 1e-3, x 0.1 every 30 epochs; unsupervised, VGG fc7 features, SGD 1e-4, 60 epochs
-(300 at 16 bits).
+Authors' training: supervised, fine-tuned AlexNet, SGD 1e-3, x 0.1 every 30 epochs; unsupervised, VGG fc7
+features, SGD 1e-4, 60 epochs (300 at 16 bits).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Hashing-Baseline: PCA and a random rotation.
 
-Moummad et al., "Hashing-Baseline: rethinking hashing in the age of pretrained models", arXiv 2509.14427, section 3:
-sign(R V'(x - mu)), R a random orthogonal (bits, bits) matrix, nothing normalised; reported as the mean over 10 rotations,
-which are the seeds 0 to 9 here. Their PCA is randomised (``torch.pca_lowrank(q=bits, niter=2)``), ours is exact.
+Moummad et al., "Hashing-Baseline: rethinking hashing in the age of pretrained models", arXiv 2509.14427,
+section 3: sign(R V'(x - mu)), R a random orthogonal (bits, bits) matrix, nothing normalised; reported as the
+mean over 10 rotations, which are the seeds 0 to 9 here. Their PCA is randomised (``torch.pca_lowrank(q=bits,
+niter=2)``), ours is exact.
 """
 
 from __future__ import annotations

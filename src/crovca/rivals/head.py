@@ -1,8 +1,9 @@
 """Learned heads: one training loop for all of them, on our network with our inputs; a head is its objective.
 
-All heads have the network (``HashCoder`` small), inputs, batches (256), optimiser (AdamW, cosine schedule) and number of epochs
-alike; what is published of a method is its objective with its weights. The settings below were tuned once for all heads
-of a kind together, on a split of a database (docs/reproducing.md); what the authors trained with stands in each file.
+All heads have the network (``HashCoder`` small), inputs, batches (256), optimiser (AdamW, cosine schedule) and
+number of epochs alike; what is published of a method is its objective with its weights. The settings below were
+tuned once for all heads of a kind together, on a split of a database (docs/reproducing.md); what the authors
+trained with stands in each file.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class HeadSettings:
     budget: Literal["unsupervised", "supervised"]
 
 
-UNSUPERVISED = HeadSettings(learning_rate=1e-3, weight_decay=0.01, dropout=0.3, centre=True, budget="unsupervised")
+UNSUPERVISED = HeadSettings(
+    learning_rate=1e-3, weight_decay=5.0, dropout=0.3, centre=True, budget="unsupervised"
+)
 SUPERVISED = HeadSettings(learning_rate=3e-3, weight_decay=0.1, dropout=0.3, centre=True, budget="supervised")
 
 

@@ -1,9 +1,9 @@
 """Locality-sensitive hashing: signs of random projections.
 
-Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002, section 3: h_r(x) = [r . x >= 0] with
-r Gaussian; two items agree in a bit with probability 1 - angle / pi. Here the planes go through the mean embedding instead of
-the origin, as angles are measured there (``FloatCentred``): foundation models' embeddings lie on one side of the origin, where
-most bits would be the same for all items.
+Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002, section 3: h_r(x) = [r . x >=
+0] with r Gaussian; two items agree in a bit with probability 1 - angle / pi. Here the planes go through the
+mean embedding instead of the origin, as angles are measured there (``FloatCentred``): foundation models'
+embeddings lie on one side of the origin, where most bits would be the same for all items.
 """
 
 from __future__ import annotations

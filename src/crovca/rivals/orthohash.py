@@ -1,11 +1,11 @@
 """OrthoHash: one loss that pulls codes to fixed, nearly orthogonal class codes.
 
-Hoe et al., "One loss for all: deep hashing with a single cosine similarity based learning objective", NeurIPS 2021 (arXiv
-2109.14449), Eq. 7 to 9: cross-entropy of s (cos(z, c_j) - m [j = y]), c_j random codes of -1 and 1; for several labels, their
-section 3.4, the target is shared equally by an item's classes. s = 8, m = 0.2.
+Hoe et al., "One loss for all: deep hashing with a single cosine similarity based learning objective", NeurIPS
+2021 (arXiv 2109.14449), section 3.2: cross-entropy of s (cos(z, c_j) - m [j = y]), c_j random codes of -1 and 1;
+for several labels, by label smoothing, the target is shared equally by an item's classes. s = 8, m = 0.2.
 
-Authors' training: Linear and BatchNorm on a fine-tuned network, Adam 1e-4, weight decay 5e-4, batches of 256, 100 epochs, learning
-rate x 0.1 at 80 %.
+Authors' training: Linear and BatchNorm on a fine-tuned network, Adam 1e-4, weight decay 5e-4, batches of 256,
+100 epochs, learning rate x 0.1 at 80 %.
 """
 
 from __future__ import annotations

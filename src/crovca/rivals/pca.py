@@ -1,7 +1,7 @@
 """PCA hashing: signs of the leading principal components, sign(V'(x - mu)).
 
-The baseline "PCA" of Gong et al., "Iterative quantization", TPAMI 2013, section 2.1 (their Eq. 2 and 3: the leading
-eigenvectors of the covariance maximise the variance of the relaxed bits).
+The baseline "PCA" of Gong et al., "Iterative quantization", TPAMI 2013, section 2.1: the leading eigenvectors
+of the covariance maximise the variance of the relaxed bits.
 """
 
 from __future__ import annotations

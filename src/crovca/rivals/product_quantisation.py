@@ -1,7 +1,7 @@
 """Product quantisation and its optimised rotation, FAISS's.
 
-PQ: Jégou, Douze and Schmid, TPAMI 2011, Eq. 8 (codebook as a product) and Eq. 13 (asymmetric distance). OPQ: Ge, He, Ke and
-Sun, CVPR 2013, Eq. 4, non-parametric solution. One byte a sub-quantiser: 256 centroids each.
+PQ: Jégou, Douze and Schmid, TPAMI 2011, the asymmetric distance (their Eq. 13). OPQ:
+Ge, He, Ke and Sun, CVPR 2013, the non-parametric solution. One byte a sub-quantiser: 256 centroids each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PQ(FaissQuantiser):
 class OPQ(PQ):
     """``faiss.OPQMatrix`` before PQ, on the leading components: 64, or 4 a byte where that is more.
 
-    On all of 1,280 numbers each of the 50 iterations decomposes a matrix of that size, for no better codes at a few bytes.
+    On all of 1,280 numbers each of the 50 iterations decomposes a matrix of that size.
     """
 
     def _components(self, width: int, budget: int) -> int:

@@ -1,7 +1,7 @@
 """What the FAISS quantisers share: centred unit vectors, as many principal components as fit, squared distance.
 
-On unit vectors the squared Euclidean distance ranks as the cosine, so the quantisers approximate the ranking that codes
-are measured against (``FloatCentred``). Queries stay floats; only the database is compressed.
+On unit vectors the squared Euclidean distance ranks as the cosine, so the quantisers approximate the ranking
+that codes are measured against (``FloatCentred``). Queries stay floats; only the database is compressed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from crovca.rivals.pca import principal_components
 __all__ = ["FaissQuantiser", "check_training_points"]
 
 _CENTROIDS = 256
+_CHUNK = 8192  # items decoded at a time
 
 
 class FaissQuantiser(ScoreRival):
@@ -66,9 +67,14 @@ class FaissQuantiser(ScoreRival):
         return np.asarray(self.index_.sa_encode(self._prepare(values)), np.uint8)
 
     def _compare(self, values: Float32, stored: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        queries, decoded = self._prepare(values), self.index_.sa_decode(stored)
-        # -|q - x|^2 without the query's own length, which is the same for all items
-        return 2 * queries @ decoded.T - np.square(decoded).sum(axis=1)
+        queries = self._prepare(values)
+        similarities = np.empty((len(values), len(stored)), np.float32)
+        for start in range(0, len(stored), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            decoded = self.index_.sa_decode(stored[part])
+            # -|q - x|^2 without the query's own length, which is the same for all items
+            similarities[:, part] = 2 * queries @ decoded.T - np.square(decoded).sum(axis=1)
+        return similarities
 
 
 def check_training_points(values: Float32, method: str) -> None:

@@ -1,8 +1,8 @@
 """RaBitQ, FAISS's.
 
-Gao and Long, SIGMOD 2024, Eq. 20: an unbiased estimate of the distance from the sign bits of the randomly rotated residual
-to a centroid and two floats an item. A code has d'/8 + 8 bytes, so there is one only from 9 bytes on; d' = 8 (bytes - 8)
-principal components. The query is not quantised (``qb = 0``).
+Gao and Long, SIGMOD 2024: an unbiased estimate of the distance from the sign bits of the randomly
+rotated residual to a centroid and two floats an item. A code has d'/8 + 8 bytes, so there is one only from 9
+bytes on; d' = 8 (bytes - 8) principal components. The query is not quantised (``qb = 0``).
 """
 
 from __future__ import annotations
@@ -45,10 +45,13 @@ class RaBitQ(FaissQuantiser):
     def _prepare(self, values: Float32) -> Float32:
         return np.asarray(self._rotation.apply(super()._prepare(values)), np.float32)
 
-    def _compare(self, values: Float32, stored: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        self.index_.reset()
-        self.index_.add_sa_codes(stored)
-        distances, rows = self.index_.search(self._prepare(values), len(stored))
-        similarities = np.full((len(values), len(stored)), -np.inf, np.float32)
+    def _store(self, values: Float32) -> Any:
+        index = faiss.clone_index(self.index_)
+        index.add(self._prepare(values))
+        return index
+
+    def _compare(self, values: Float32, stored: Any) -> npt.NDArray[Any]:
+        distances, rows = stored.search(self._prepare(values), stored.ntotal)
+        similarities = np.full((len(values), stored.ntotal), -np.inf, np.float32)
         np.put_along_axis(similarities, rows, -distances, axis=1)
         return similarities

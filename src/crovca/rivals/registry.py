@@ -14,7 +14,7 @@ from crovca.rivals.float_embedding import FloatCentred, FloatNormalised, FloatRa
 from crovca.rivals.fppq import FPPQ
 from crovca.rivals.greedyhash import GreedyHash, GreedyHashSupervised
 from crovca.rivals.hashing_baseline import HashingBaseline
-from crovca.rivals.itq import ITQ
+from crovca.rivals.itq import ITQ, FaissITQ
 from crovca.rivals.lsh import LSH
 from crovca.rivals.orthohash import OrthoHash
 from crovca.rivals.pca import PCA
@@ -53,6 +53,7 @@ RIVALS = (
     Rival("pca", "PCA", PCA),
     Rival("hashing_baseline", "Hashing-Baseline", HashingBaseline),
     Rival("itq", "ITQ", ITQ),
+    Rival("itq_faiss", "ITQ, FAISS's", FaissITQ),
     Rival("spectral_hashing", "spectral hashing", SpectralHashing),
     Rival("bihalf", "BiHalf", BiHalf),
     Rival("greedyhash", "GreedyHash", GreedyHash),

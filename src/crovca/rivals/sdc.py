@@ -1,8 +1,9 @@
 """SDC: similarities of codes follow a set distribution in the order of the embeddings' similarities.
 
-Ng et al., "Unsupervised hashing with similarity distribution calibration", BMVC 2023 (arXiv 2302.07669), Eq. 5 to 7: the cosines of random
-pairs of embeddings are sorted; the codes' cosines, in that order, are drawn (L1) to the quantiles (2 i - 1) / (2 n) of a Beta(a, a)
-distribution stretched to [-1, 1], negative ones raised to 0 ("ortho"); plus the mean of 1 - cos(z, sign z). a = 5, weights 1.
+Ng et al., "Unsupervised hashing with similarity distribution calibration", BMVC 2023 (arXiv 2302.07669): the
+cosines of random pairs of embeddings are sorted; the codes' cosines, in that order, are drawn (L1) to the
+quantiles (2 i - 1) / (2 n) of a Beta(a, a) distribution stretched to [-1, 1], negative ones raised to 0
+("ortho"); plus the mean of 1 - cos(z, sign z). a = 5, weights 1.
 
 Authors' training: a linear layer on frozen features; settings per data set.
 """

@@ -1,16 +1,16 @@
 """A similarity-distillation head: what can be rebuilt of IPHASH and HARR on frozen embeddings.
 
-IPHASH (Gong et al., "ViT2Hash: unsupervised information-preserving hashing", arXiv 2201.05541) trains its second stage by the
-Kullback-Leibler divergence between the distributions of similarities of features and of codes, with a quantisation term; its first stage
-reconstructs masked patches and needs the vision transformer. HARR (Ma et al., TOMM 2024) adds the decorrelation of bits in the
-manner of Barlow Twins; its similarity from winner-take-all hashes is left out. There is no public code of either. So this head is
-neither: it is
+IPHASH (Gong et al., "ViT2Hash: unsupervised information-preserving hashing", arXiv 2201.05541) trains its
+second stage by the Kullback-Leibler divergence between the distributions of similarities of features and of
+codes, with a quantisation term; its first stage reconstructs masked patches and needs the vision transformer.
+HARR (Ma et al., TOMM 2024) adds the decorrelation of bits in the manner of Barlow Twins; its similarity from
+winner-take-all hashes is left out. There is no public code of either. So this head is neither: it is
 
     mean_i KL(softmax_j cos(x_i, x_j) / tau || softmax_j cos(z_i, z_j) / tau) + mean_i (1 - cos(z_i, sign z_i))
     + 0.005 sum_{k != l} corr(z_k, z_l)^2 / b,
 
-with tau = 0.1 and j over the rest of the batch. tau and 0.005 (Barlow Twins' weight) are our choice, as neither paper's
-settings can be transferred.
+with tau = 0.1 and j over the rest of the batch. tau and 0.005 (Barlow Twins' weight) are our choice, as neither
+paper's settings can be transferred.
 """
 
 from __future__ import annotations

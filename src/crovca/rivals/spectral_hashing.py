@@ -1,9 +1,9 @@
 """Spectral hashing.
 
-Weiss, Torralba and Fergus, NIPS 2008. On data uniform in a box along the principal components the eigenfunctions of the
-graph Laplacian are Phi_k(x) = sin(pi/2 + k pi / (b - a) x) with eigenvalue 1 - exp(-eps^2/2 |k pi / (b - a)|^2) (their
-Eq. 7 and 8, x measured from a). The ``bits`` smallest over all components and k = 1, 2, ... are thresholded at 0. The order
-does not depend on eps.
+Weiss, Torralba and Fergus, NIPS 2008. On data uniform in a box along the principal components the
+eigenfunctions of the graph Laplacian are Phi_k(x) = sin(pi/2 + k pi / (b - a) x) with eigenvalue 1 -
+exp(-eps^2/2 |k pi / (b - a)|^2) (their Eq. 7 and 8, x measured from a). The ``bits`` smallest over all
+components and k = 1, 2, ... are thresholded at 0. The order does not depend on eps.
 """
 
 from __future__ import annotations
