@@ -227,7 +227,7 @@ def test_the_command_without_labels(files, capsys):
         (["--query", "q.npz", "--bits", "x"], "--bits must be"),
         (["--query", "q.npz", "--no-labels", "--methods", "csq"], "'csq' learns from labels"),
         (["--query", "q.npz", "-o", "q.npz"], "would replace the input"),
-        (["--query", "q.npz", "-o", "other.json"], "other.json: the kept results"),
+        (["--query", "q.npz", "-o", "other.json"], "the kept results are of other data"),
         (["--query", "q.npz", "-o", "broken.json"], "not valid JSON"),
     ],
 )

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
-from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.cli.output import Reporter, emit_json, stderr, stdout
 from crovca.errors import ConfigError
 from crovca.files import check_output, read_json, write_json
 
@@ -81,21 +81,16 @@ def compare(
             if output is not None:
                 write_json(output, state.to_dict())
 
-        try:
-            state = comparison.compare(
-                theirs,
-                ours,
-                lengths=lengths,
-                methods=names,
-                seeds=seeds,
-                kept=kept,
-                save=save,
-                advance=reporter.stage,
-            )
-        except ConfigError as error:
-            if "kept results" not in str(error):
-                raise
-            raise ConfigError(f"{output}: {error}; give another output, or --force to replace it") from error
+        state = comparison.compare(
+            theirs,
+            ours,
+            lengths=lengths,
+            methods=names,
+            seeds=seeds,
+            kept=kept,
+            save=save,
+            advance=lambda what: _tell(reporter, what),
+        )
         save(state)
         if report is not None:
             from crovca.experiments.compare_report import write_comparison
@@ -109,6 +104,13 @@ def compare(
     _print(state, sentences)
     if report is not None:
         stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
+
+
+def _tell(reporter: Reporter, what: str) -> None:
+    """Show what is run next, as a line where there is no bar."""
+    reporter.stage(what)
+    if not stderr.is_interactive:
+        stderr.print(what, markup=False, soft_wrap=True)
 
 
 def _prepare_outputs(

@@ -259,7 +259,10 @@ def compare(
         cells=_cells_of(kept),
     )
     if kept is not None and kept.get("fingerprint") != state.fingerprint:
-        raise ConfigError("the kept results are of other data, another k or another version of crovca")
+        raise ConfigError(
+            "the kept results are of other data, another k or another version of crovca; give another output, or "
+            "--force to replace it"
+        )
     for method in chosen:
         sizes = {"asked": asked, "width": (database.width,), "float": (32 * database.width,)}[method.size]
         for seed in range(seeds if method.seeds is None else method.seeds):

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crovca.config import TrainingConfig, default_epochs
+from crovca.data.embeddings import as_embeddings
 from crovca.data.labels import ClassMembership
 from crovca.errors import TrainingError
 from crovca.hashing.hashcoder import HashCoder, calibrate, input_statistics
@@ -29,10 +30,11 @@ from crovca.hashing.training import learning_rate, random_of
 from crovca.rivals.base import BinaryRival, Float32
 
 __all__ = [
+    "SUPERVISED",
+    "UNSUPERVISED",
     "Batch",
     "HeadSettings",
     "LearnedRival",
-    "Objective",
     "Setup",
     "class_weights",
     "cosines_of_halves",
@@ -102,9 +104,6 @@ class Batch:
     logits: Tensor
     inputs: Tensor
     labels: Tensor | None
-
-
-Objective = Callable[[Batch], Tensor]
 
 
 class LearnedRival(BinaryRival):
@@ -186,13 +185,14 @@ def train_head(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = input_statistics(values, centre=settings.centre)
     scaled = ((values - inputs.centre.numpy()) * float(inputs.scale)).astype(np.float32)
-    with torch.random.fork_rng():  # whatever an objective draws from torch's own generator
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # whatever an objective draws from torch's own generator
+        torch.default_generator.manual_seed(seed)
         coder = HashCoder(values.shape[1], outputs, inputs=inputs).to(device)
         loss_of = objective(Setup(outputs, scaled, classes, np.random.default_rng([seed, 3]))).to(device)
     source: ViewSource = Copies(values, dropout=settings.dropout, centre=inputs.centre)
     if views == "neighbours":
-        near = find_neighbours(values, _NEIGHBOURS, seed=seed).rows
+        degenerate = as_embeddings(values).degenerate
+        near = find_neighbours(values, _NEIGHBOURS, degenerate=degenerate, seed=seed).rows
         source = Neighbours(values, near, settings.dropout, inputs.centre)
     labels = None if classes is None else torch.from_numpy(classes.index).to(device)
 
