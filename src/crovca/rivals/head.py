@@ -71,7 +71,9 @@ class HeadSettings:
 UNSUPERVISED = HeadSettings(
     learning_rate=1e-3, weight_decay=5.0, dropout=0.3, centre=True, budget="unsupervised"
 )
-SUPERVISED = HeadSettings(learning_rate=3e-3, weight_decay=0.1, dropout=0.3, centre=True, budget="supervised")
+SUPERVISED = HeadSettings(
+    learning_rate=3e-3, weight_decay=0.01, dropout=0.3, centre=True, budget="supervised"
+)
 
 
 @dataclass(frozen=True)
