@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from crovca.cli import (
+    compare,
     convert,
     datasets,
     demo,
@@ -42,6 +43,7 @@ app.command("train")(train.train)
 app.command("finetune")(finetune.finetune)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.add_typer(index.index, name="index")
