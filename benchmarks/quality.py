@@ -14,16 +14,20 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
 from crovca import Codes, Embeddings, Encoded, evaluate, load_embeddings
-from crovca.rivals.head import SUPERVISED
-from crovca.rivals.orthohash import OrthoHash
+from crovca.config import TrainingConfig
+from crovca.hashing.hashcoder import HashCoder, input_statistics
+from crovca.hashing.pairing import Copies
+from crovca.hashing.training import learning_rate
 
 LENGTHS = (16, 32, 64, 128)
 CROVCA = [sys.executable, "-m", "crovca.cli.main"]
@@ -47,15 +51,41 @@ def commands(database: Path, query: Path, flags: list[str], seed: int) -> dict[s
     return {**measured, "training": trained}
 
 
-def measure_orthohash(
-    database: Embeddings, query: Embeddings, bits: int, seed: int, epochs: int, rate: float
-) -> float:
-    """An OrthoHash head (``crovca.rivals.orthohash``) with weight decay 0.01."""
-    settings = replace(SUPERVISED, learning_rate=rate, weight_decay=0.01)
-    head = OrthoHash(bits, seed=seed, epochs=epochs, settings=settings).fit(database.values, database.labels)
+def orthohash(database: Embeddings, bits: int, seed: int, epochs: int, rate: float) -> Callable[..., Any]:
+    """An OrthoHash head: CE(8 (cos(z, c) - 0.2 onehot)) to random codes c, on our network, inputs and dropout."""
+    assert database.labels is not None
+    classes, index = np.unique(database.labels, return_inverse=True)
+    config = TrainingConfig(lengths=(bits,), epochs=epochs, learning_rate=rate, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = input_statistics(database.values, centre=True)
+    coder = HashCoder(database.width, bits, inputs=inputs, generator=generator)
+    codes = F.normalize(torch.rand(len(classes), bits, generator=generator).round() * 2 - 1, dim=1)
+    source = Copies(database.values, centre=inputs.centre)
+    optimizer = torch.optim.AdamW(coder.parameters(), weight_decay=0.01, fused=True)
+    random, steps = np.random.default_rng(seed), config.steps(len(database))
+    labels = torch.from_numpy(index)
+    order = np.empty(0, np.int64)
+    for step in range(steps):
+        if len(order) < config.batch_size:
+            order = random.permutation(len(database))
+        rows, order = order[: config.batch_size], order[config.batch_size :]
+        logits = coder(source.views(rows, random)[0])
+        margin = 0.2 * F.one_hot(labels[rows], len(classes))
+        loss = F.cross_entropy(8 * (F.normalize(logits, dim=1) @ codes.T - margin), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, config)
+        optimizer.step()
+    return coder.eval()
+
+
+def measure_orthohash(database: Embeddings, query: Embeddings, **settings: Any) -> float:
+    coder = orthohash(database, **settings)
 
     def encoded(items: Embeddings) -> Encoded:
-        logits = head.logits(items.values)
+        with torch.no_grad():
+            logits = coder(torch.from_numpy(np.asarray(items.values[:], np.float32))).numpy()
         return Encoded(Codes.from_logits(logits), items.ids, items.labels, logits)
 
     scored = evaluate(encoded(query), encoded(database), scorings=["asymmetric_hamming"]).lengths[0]
