@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -14,12 +15,14 @@ import typer
 
 from crovca.cli.options import Force, Json, open_embeddings
 from crovca.cli.output import Reporter, emit_json, stdout
-from crovca.errors import ConfigError, FileFormatError
+from crovca.codes import check_bits
+from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, check_output, remove
 
 if TYPE_CHECKING:
     from crovca.cli.items import Items
     from crovca.search.index import HashIndex
+    from crovca.search.reader import Reader
 
 __all__ = ["index"]
 
@@ -79,14 +82,21 @@ def build(
     from crovca.cli import items
     from crovca.hashing.checkpoint import model_kind
     from crovca.search.index import HashIndex
+    from crovca.search.manifest import WriterLock
 
+    if bits is not None:
+        check_bits(bits)
     inputs = [path for path in (source, model, metadata) if path is not None]
     check_output(output, force=force, inputs=inputs, marker="manifest.json")
     extra = items.read_metadata(metadata)
     started = time.perf_counter()
-    with Reporter() as reporter, atomic_directory(output) as folder:
+    # Whoever writes to the index that is replaced is kept out, or keeps us out.
+    lock = WriterLock(output) if (output / "manifest.json").exists() else nullcontext()
+    with Reporter() as reporter, lock, atomic_directory(output) as folder:
         store = output.with_name(f"{output.name}.embeddings")
-        found, described, keep = _open(source, model, encoder, revision, bits, extra, device, store, reporter)
+        found, described, keep = _open(
+            source, model, encoder, revision, bits, extra, device, store, reporter, anew=force
+        )
         with HashIndex.create(folder, found.bits, encoder=described) as made:
             keep(folder / "model")
             _fill(made, found, reporter, upsert=False)
@@ -146,7 +156,14 @@ def add(
         # Only as long as it takes; a run that was interrupted goes on from it.
         store = path.with_name(f"{path.name}.adding-{sha256(str(source.resolve()).encode()).hexdigest()[:8]}")
         length = None if kind == "codes" else opened.bits
-        found, _, _ = _open(source, model, encoder, revision, length, extra, device, store, reporter)
+        try:
+            found, _, _ = _open(
+                source, model, encoder, revision, length, extra, device, store, reporter,
+                anew=True, refuse=None if replace else partial(_refuse_known, opened),
+            )  # fmt: skip
+        except CrovcaError:
+            remove(store)
+            raise
         before = len(opened)
         replaced = _fill(opened, found, reporter, upsert=replace)
         after = len(opened)
@@ -194,7 +211,8 @@ def delete(
     if json:
         emit_json({"index": str(path), "deleted": gone, "items": left})
         return
-    _say(f"{path}: {gone:,} items deleted, {left:,} left ('crovca index compact' frees their space)")
+    hint = " ('crovca index compact' frees their space)" if gone else ""
+    _say(f"{path}: {gone:,} item{'s' * (gone != 1)} deleted, {left:,} left{hint}")
 
 
 @index.command("compact")
@@ -312,14 +330,15 @@ def push(
     )
 
 
-def parse_ids(texts: list[str], opened: HashIndex) -> Any:
+def parse_ids(texts: list[str], opened: Reader) -> Any:
     """Ids from the command line, of the index's kind."""
     if opened.id_type != "int64":
         return texts
     try:
         return [int(text) for text in texts]
     except ValueError as error:
-        raise ConfigError(f"the ids of this index are whole numbers: {error}") from error
+        odd = next(text for text in texts if not text.lstrip("-").isdecimal())
+        raise ConfigError(f"the ids of this index are whole numbers, got {odd!r}") from error
 
 
 def _open(
@@ -332,6 +351,9 @@ def _open(
     device: str,
     store: Path,
     reporter: Reporter,
+    *,
+    anew: bool = False,
+    refuse: Callable[[Any], None] | None = None,
 ) -> tuple[Items, dict[str, Any] | None, Callable[[Path], object]]:
     """The items of a source, what is known of their encoder, and what puts their model into a folder.
 
@@ -356,7 +378,9 @@ def _open(
             raise ConfigError(
                 f"{source} holds images: give --encoder, the folder of a model or its id on the hub"
             )
-        data = items.open_embedded(source, encoder, revision, device, store, reporter)
+        data = items.open_embedded(
+            source, encoder, revision, device, store, reporter, anew=anew, refuse=refuse
+        )
         source = store
     else:
         data = open_embeddings(source)
@@ -367,6 +391,15 @@ def _open(
         hasher = Hasher(bits=bits or 64, device=device).fit(data, observer=reporter)
         keep = hasher.save
     return items.of_embeddings(data, source, hasher, bits, extra), items.encoder_of(source), keep
+
+
+def _refuse_known(opened: HashIndex, ids: Any) -> None:
+    known = ids[opened.contains(ids)].tolist()
+    if known:
+        raise InvalidInputError(
+            f"{len(known):,} of {len(ids):,} ids are in the index already, for example {known[0]!r}; "
+            "--replace puts these in their place"
+        )
 
 
 def _fill(opened: HashIndex, found: Items, reporter: Reporter, *, upsert: bool) -> int:

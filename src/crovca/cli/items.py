@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ import numpy as np
 from crovca.cli.options import open_embeddings
 from crovca.cli.output import Reporter, note
 from crovca.data.store import MANIFEST
-from crovca.errors import ConfigError, FileFormatError, InvalidInputError
-from crovca.files import read_json
+from crovca.errors import ConfigError, FileFormatError, InvalidInputError, OutputExistsError
+from crovca.files import read_json, remove
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,9 +112,25 @@ def of_embeddings(
 
 
 def open_embedded(
-    path: Path, encoder: str, revision: str | None, device: str, store: Path, reporter: Reporter
+    path: Path,
+    encoder: str,
+    revision: str | None,
+    device: str,
+    store: Path,
+    reporter: Reporter,
+    *,
+    anew: bool = False,
+    refuse: Callable[[Any], None] | None = None,
 ) -> Embeddings:
-    """Embed images into ``store``, going on where an earlier run stopped, and open it."""
+    """Embed images into ``store``, going on where an earlier run stopped, and open it.
+
+    Args:
+        path, encoder, revision, device: as for ``crovca embed``.
+        store: where the embeddings are kept.
+        reporter: is told how it goes.
+        anew: a store that was begun with something else is replaced.
+        refuse: is shown the ids before anything is embedded, and raises where they cannot be used.
+    """
     from crovca.encoders.encoder import Encoder
     from crovca.encoders.job import Origin, begin_job, read_job
     from crovca.encoders.pipeline import counted, finish, make_worker, missing_shards, plan_job, summarise
@@ -122,20 +138,24 @@ def open_embedded(
 
     origin = Origin("images", str(path))
     source = origin.open()
+    if refuse is not None:
+        refuse(source.ids)
     for text in source.notes:
         reporter.message(text)
     tower = Encoder.load(encoder, revision=revision, device=device)
     unset = dict.fromkeys(("shard_size", "threads", "batch_size"))
-    job = plan_job(
-        origin,
-        source,
-        tower,
-        encoder,
-        revision,
-        {"v": 1, "seed": 0, "stored": "float16", **unset},
-        read_job(store),
-    )
-    job = begin_job(store, job)
+    chosen = {"v": 1, "seed": 0, "stored": "float16", **unset}
+    begun = read_job(store)
+    job = plan_job(origin, source, tower, encoder, revision, chosen, begun)
+    if anew and begun is not None and begun.differences(job):
+        remove(store)
+        job = plan_job(origin, source, tower, encoder, revision, chosen, None)
+    try:
+        job = begin_job(store, job)
+    except OutputExistsError as error:
+        raise OutputExistsError(
+            f"{error} (the embeddings of an earlier build are in {store}: remove it)"
+        ) from error
     missing = missing_shards(store, job)
     done = job.items - sum(len(job.rows(shard)) for shard in missing)
     counter = [done]

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 from rich.table import Table
 
-from crovca.cli.options import Json, open_embeddings
+from crovca.cli.options import Force, Json, open_embeddings
 from crovca.cli.output import emit_json, stdout
 from crovca.errors import ConfigError
 from crovca.files import check_output, write_json
@@ -71,15 +72,21 @@ def search(
     opened: Any = HashIndex.open(index[0]) if len(index) == 1 else ShardedIndex.open(index)
     first = opened if len(index) == 1 else opened.shards[0]
     names: list[str]
+    encoding = 0.0
     if id:
+        if engine != "auto" or model is not None or text_encoder is not None:
+            raise ConfigError(
+                "--engine, --model and --text-encoder do not go with --id: stored codes are compared"
+            )
         if scoring not in (None, "hamming"):
             raise ConfigError(f"an item has a code, no logits: --id goes with hamming, not {scoring}")
         names = list(id)
         started = time.perf_counter()
-        found = opened.neighbours_of(parse_ids(id, first), top_k, where=where, bits=bits)
+        found = opened.neighbours_of(parse_ids(id, opened), top_k, where=where, bits=bits)
     else:
         from crovca.queries import QueryModel
 
+        started = time.perf_counter()
         query = QueryModel.of_index(
             index[0], first.encoder, model=model, text_encoder=text_encoder, device=device
         )
@@ -92,19 +99,26 @@ def search(
             data = open_embeddings(embeddings)
             names = [str(row) for row in (range(len(data)) if data.ids is None else data.ids)]
             logits = query.of_embeddings(data.values[:])
+        encoding = time.perf_counter() - started
         started = time.perf_counter()
         found = opened.search(logits, top_k, scoring=scoring or "bce", where=where, bits=bits, engine=engine)
     seconds = time.perf_counter() - started
-    rows = [opened.get(ids).metadata if len(ids) else None for ids in found.ids]
+    rows = _metadata_of(opened, found.ids)
+    items = len(opened)
+    opened_engines = opened.engines()
+    opened.close()
     if json:
         emit_json(
-            _as_json(names, found, rows, scoring or ("hamming" if id else "bce"), seconds, opened.engines())
+            _as_json(names, found, rows, scoring or ("hamming" if id else "bce"), seconds, opened_engines)
         )
         return
     for name, ids, scores, metadata in zip(names, found.ids, found.scores, rows, strict=True):
         _print_results(name, ids, scores, metadata)
     queries = "1 query" if len(names) == 1 else f"{len(names):,} queries"
-    stdout.print(f"{queries} over {len(opened):,} items in {seconds * 1000:.1f} ms", highlight=False)
+    stdout.print(
+        f"{queries} over {items:,} items: encoded in {encoding:.1f} s, searched in {seconds * 1000:.1f} ms",
+        highlight=False,
+    )
 
 
 def dedup(
@@ -118,13 +132,14 @@ def dedup(
         typer.Option("--output", "-o", help="Write all groups to this JSON file.", show_default=False),
     ] = None,
     show: Annotated[int, typer.Option(help="Groups to print.")] = 10,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Find groups of near duplicates: items linked by steps of at most RADIUS bits."""
     from crovca.search.index import HashIndex
 
     if output is not None:
-        check_output(output, force=False, inputs=[index])
+        check_output(output, force=force, inputs=[index])
     with HashIndex.open(index) as opened:
         started = time.perf_counter()
         found = opened.duplicates(radius, bits=bits)
@@ -182,10 +197,19 @@ def _as_json(
     return json_module.loads(json_module.dumps(content, default=str))  # dates and the like as text
 
 
+def _metadata_of(opened: Any, ids: Any) -> list[Any]:
+    """The metadata of each row of ids, or None; read once for all."""
+    if not ids.size:
+        return [None] * len(ids)
+    unique, places = np.unique(ids, return_inverse=True)
+    table = opened.get(unique).metadata
+    return [None if table is None else table.take(row) for row in places.reshape(ids.shape)]
+
+
 def _print_results(name: str, ids: Any, scores: Any, metadata: Any) -> None:
     table = Table(title=name, title_justify="left", box=None, pad_edge=False)
     table.add_column("distance", justify="right")
-    table.add_column("id")
+    table.add_column("id", no_wrap=True, overflow="ignore" if not stdout.is_terminal else "fold")
     columns = [] if metadata is None else metadata.column_names
     for column in columns:
         table.add_column(column)

@@ -293,6 +293,10 @@ class Reader(ABC):
                 metadata = table.take(pa.array(np.argsort(np.concatenate(places))))
         return Batch(asked, Codes(packed, self.bits), metadata)
 
+    def contains(self, ids: Any) -> Mask:
+        """Which of some ids are in the index: bool (n,)."""
+        return self._find(self._as_ids(ids)) >= 0
+
     def __contains__(self, item: object) -> bool:
         try:
             return bool((self._find(self._as_ids([item])) >= 0).all())
