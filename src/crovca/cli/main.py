@@ -94,7 +94,12 @@ def _run(arguments: list[str]) -> int:
         where = "" if error.filename is None else f" {error.filename}"
         return _fail(error, f"cannot read or write{where}: {error.strerror or error}", 2)
     except MemoryError as error:
-        return _fail(error, "not enough memory; use a .npy file or a store, which are memory-mapped", 1)
+        return _fail(
+            error,
+            "not enough memory; give fewer queries at a time, or embeddings as a .npy file or a store, "
+            "which are memory-mapped",
+            1,
+        )
     except Exception as error:
         where = f"{type(error).__name__}: {error}"
         return _fail(
