@@ -110,7 +110,7 @@ def album(photos, tmp_path):
     import shutil
 
     (tmp_path / "album").mkdir()
-    for number in range(0, 16):
+    for number in range(16):
         shutil.copy(next(photos.glob(f"images/*/{number}.png")), tmp_path / "album")
     run(
         "index",
@@ -184,7 +184,7 @@ def test_images_whose_ids_are_known_are_refused_before_they_are_embedded(
     shutil.copy(photos / "images" / "blue" / "17.png", album)
     model, processor, _ = tiny.models()["DINOv2"]
     tiny.save(model, tmp_path / "other", processor)
-    fails(capsys, "index", "add", tmp_path / "index", album, "--encoder", tmp_path / "other")
+    assert "32" in fails(capsys, "index", "add", tmp_path / "index", album, "--encoder", tmp_path / "other")
     assert not list(tmp_path.glob("*.adding-*"))
     assert run_json(capsys, "index", "add", tmp_path / "index", album)["added"] == 1
 
@@ -433,16 +433,14 @@ def test_nothing_is_added_where_an_id_of_a_later_block_is_known(folder, index, t
     from crovca.cli import items
 
     monkeypatch.setattr(items, "_BLOCK", 8)
-    more = dict(np.load(folder / "more.npz"))
-    for place, other, message in (
-        (-1, "ant/0.jpg", "1 of 40 ids are in the index already"),
-        (-1, more["ids"][0], "occurs twice"),
-    ):
-        ids = more["ids"].copy()
-        ids[place] = other
-        np.savez(tmp_path / "bad.npz", **{**more, "ids": ids})
+    codes = Codes.from_bits(np.random.default_rng(0).integers(0, 2, (40, 32)))
+    for last, message in (("ant/0.jpg", "1 of 40 ids are in the index already"), ("0", "'0' occurs twice")):
+        ids = np.array([*map(str, range(39)), last])
+        Encoded(codes, ids).save(tmp_path / "bad.npz")
         assert message in fails(capsys, "index", "add", index, tmp_path / "bad.npz")
         assert run_json(capsys, "index", "info", index)["items"] == 200
+    assert message in fails(capsys, "index", "add", index, tmp_path / "bad.npz", "--replace")
+    assert run_json(capsys, "index", "info", index)["items"] == 200
     assert run_json(capsys, "index", "add", index, folder / "more.npz")["added"] == 40
 
 
