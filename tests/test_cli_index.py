@@ -265,7 +265,7 @@ def test_search_by_id_and_condition(folder, capsys):
         )
     run("search", folder / "index", "--id", "cat/2.jpg")
     text = capsys.readouterr().out
-    assert "distance" in text and "place" in text and "1 query over 200 items" in text
+    assert "distance" in text and "place" in text and "1 query over 200 items: searched in" in text
 
 
 def test_several_indexes_are_searched_as_one(folder, tmp_path, capsys):
@@ -385,6 +385,10 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(folder, index, tmp_
         (("search", index, "--id", "ant/0.jpg", "--text", "x"), "give one kind of query"),
         (("search", index, "--id", "nobody"), "not in the index"),
         (("search", index, "--id", "ant/0.jpg", "--scoring", "bce"), "goes with hamming"),
+        (("search", index, "--id", "ant/0.jpg", "--engine", "exact"), "not go with --id"),
+        (("search", index, index, "--id", "ant/0.jpg"), "given twice"),
+        (("search", index, "--id", "ant/0.jpg", "-k", "0"), "at least 1"),
+        (("index", "build", database, "--bits", "5000", *out), "between 1 and 4,096"),
         (("search", index, "--image", "x.jpg"), "does not know which encoder"),
         (("search", index, "--text", "x"), "give --text-encoder"),
         (("search", index, "--embeddings", folder / "codes.npz"), "embeddings"),
@@ -398,6 +402,25 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(folder, index, tmp_
         assert message in fails(capsys, *arguments), arguments
     left = {file.name for file in tmp_path.rglob("*")} - {"bad.csv", "twice.csv"}
     assert sorted(left) == sorted(set(before))
+
+
+def test_an_index_is_built_anew_when_its_photographs_change(photos, tmp_path, capsys):
+    import shutil
+
+    images = shutil.copytree(photos / "images", tmp_path / "images")
+    build = ("index", "build", images, "--encoder", photos / "clip", "--bits", "16", "-o", tmp_path / "index")
+    run(*build)
+    shutil.copy(images / "red" / "2.png", images / "red" / "100.png")
+    assert "exists already" in fails(capsys, *build)
+    assert run_json(capsys, *build, "--force")["items"] == 25
+    assert "1 of 2 ids" not in fails(capsys, "index", "add", tmp_path / "index", images)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "index", "index.embeddings"]
+    with HashIndex.open(tmp_path / "index", writable=True) as index:
+        assert "being written" in fails(capsys, *build, "--force")
+        assert len(index) == 25
+    shutil.rmtree(tmp_path / "index")
+    shutil.copy(images / "red" / "2.png", images / "red" / "101.png")
+    assert "remove it" in fails(capsys, *build)
 
 
 def test_two_writers_get_a_clear_line(folder, index, capsys):

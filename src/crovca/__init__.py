@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from crovca.data.encoded import Encoded
     from crovca.errors import CrovcaError, CrovcaWarning
     from crovca.evaluation.evaluate import Evaluation, evaluate
-    from crovca.hasher import CrossModalHasher, Hasher, load_hasher
+    from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
     from crovca.search.index import HashIndex
     from crovca.search.results import Neighbors, RangeNeighbors
     from crovca.search.shards import ShardedIndex
@@ -31,6 +31,8 @@ _HOMES = {
     "Encoded": "crovca.data.encoded",
     "HashIndex": "crovca.search.index",
     "Hasher": "crovca.hasher",
+    "ImageHasher": "crovca.hasher",
+    "ImageTextHasher": "crovca.hasher",
     "Neighbors": "crovca.search.results",
     "RangeNeighbors": "crovca.search.results",
     "ShardedIndex": "crovca.search.shards",
@@ -49,6 +51,8 @@ __all__ = [
     "Evaluation",
     "HashIndex",
     "Hasher",
+    "ImageHasher",
+    "ImageTextHasher",
     "Neighbors",
     "RangeNeighbors",
     "ShardedIndex",

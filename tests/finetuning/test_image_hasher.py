@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from crovca.data.sources import open_images
 from crovca.encoders.encoder import Encoder
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
+from crovca.files import sha256
 from crovca.finetuning.items import plain, uncropped
 from crovca.finetuning.pool import ImagePool
 from crovca.finetuning.views import ImagesAndTexts, ImageViews
@@ -345,14 +346,33 @@ def test_an_encoder_that_moved_or_changed(model, trained, encoder, photos, tmp_p
     weights = load_file(moved / "model.safetensors")
     name = next(iter(weights))
     weights[name] = weights[name] + 1e-3
-    from safetensors.torch import save_file
-
     save_file(weights, moved / "model.safetensors", {"format": "pt"})
     with pytest.raises(FileFormatError, match=r"was trained with other weights of .*encoder \(sha256"):
         load_hasher(changed, encoder=moved)
     (moved / "config.json").unlink()
     with pytest.raises(CrovcaError, match="needs its encoder"):
         load_hasher(changed, encoder=moved)
+
+
+def test_an_adapter_fits_whatever_transformers_calls_the_layers(model, trained, photos, tmp_path):
+    """transformers 4 wrote "attention.attention.query" where version 5 has "attention.q_proj"."""
+    older = lambda name: name.replace(".q_proj", ".attention.query").replace(".v_proj", ".attention.value")  # noqa: E731
+    shutil.copytree(model, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    renamed = {older(name): value for name, value in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, tmp_path / "model" / "model.safetensors")
+    config = json.loads((model / "config.json").read_text())
+    lora = config["fitted"]["encoders"][0]["lora"]
+    lora["targets"] = [older(name) for name in lora["targets"]]
+    config["weights_sha256"] = sha256(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    found = Hasher.load(tmp_path / "model", device="cpu")
+    assert np.array_equal(found.logits(photos), trained[0].logits(photos))
+    lora["targets"].pop()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="it has 4 layers for LoRA, and the adapter is of 3 others"):
+        Hasher.load(tmp_path / "model", device="cpu")
 
 
 @pytest.mark.parametrize(

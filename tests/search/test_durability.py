@@ -152,7 +152,8 @@ def test_reading_and_writing_at_once(tmp_path):
         "while time.monotonic() < stop:\n"
         "    index.refresh(); assert len(index) >= last; last = len(index); opened += 1\n"
         "    found = index.search(np.ones((1, 64)), 10, where='n >= 0'); assert found.ids.shape == (1, min(10, last))\n"
-        "    other = HashIndex.open(sys.argv[1]); assert len(other) >= last; other.close()\n"
+        "    other = HashIndex.open(sys.argv[1], skip_damaged=True); assert len(other) >= last\n"
+        "    assert other.damaged == [] and other.verify() == []; other.close()\n"
         "print(opened, last)\n"
     )
     with HashIndex.create(path, 64) as index:
@@ -176,7 +177,7 @@ def test_reading_and_writing_at_once(tmp_path):
     for process in running:
         out, error = process.communicate()
         assert process.returncode == 0, error
-        assert int(out.split()[0]) > 5
+        assert int(out.split()[0]) >= 2
 
 
 def test_opening_ten_million_codes_takes_milliseconds(tmp_path):
@@ -206,3 +207,97 @@ def test_opening_ten_million_codes_takes_milliseconds(tmp_path):
             seconds.append(time.perf_counter() - started)
             assert len(index) == count
     assert np.median(seconds) < 0.02, seconds
+
+
+def test_an_index_that_is_replaced_under_its_writer_is_not_written(tmp_path):
+    """By another one at the same place, or because the process went elsewhere and came to another."""
+    writer = HashIndex.create(tmp_path / "index", 64)
+    writer.add([1], codes_of(1))
+    (tmp_path / "index").rename(tmp_path / "old")
+    with pytest.raises(StorageError, match="was moved or built anew while it was open for writing"):
+        writer.add([2], codes_of(1))
+    HashIndex.create(tmp_path / "index", 64).close()
+    for write in (lambda: writer.add([2], codes_of(1)), lambda: writer.delete([1]), writer.compact):
+        with pytest.raises(StorageError, match="nothing was written"):
+            write()
+    writer.close()
+    with HashIndex.open(tmp_path / "index") as index:
+        assert len(index) == 0 and index.verify() == []
+    with HashIndex.open(tmp_path / "old") as index:
+        assert len(index) == 1 and index.verify() == []
+
+
+def test_a_relative_path_stays_what_it_was(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with HashIndex.create("index", 64) as index:
+            index.add([name], codes_of(1))
+    monkeypatch.chdir(tmp_path / "a")
+    with HashIndex.open("index", writable=True) as index:
+        monkeypatch.chdir(tmp_path / "b")
+        index.add(["c"], codes_of(1, 1))
+    with HashIndex.open(tmp_path / "a" / "index") as a, HashIndex.open(tmp_path / "b" / "index") as b:
+        assert "c" in a and "c" not in b
+
+
+def test_a_reader_of_an_index_that_was_built_anew_is_told(tmp_path):
+    path = tmp_path / "index"
+    with HashIndex.create(path, 64) as index:
+        index.add(np.arange(10), codes_of(10))
+    reader = HashIndex.open(path)
+    shutil.rmtree(path)
+    with HashIndex.create(path, 32) as index:
+        index.add(np.arange(10), Codes(codes_of(10).packed[:, :4], 32))
+    with pytest.raises(FileFormatError, match="was built anew; open it again"):
+        reader.refresh()
+    reader.close()
+
+
+def test_a_closed_index_says_so(path):
+    index = HashIndex.open(path, writable=True)
+    index.close()
+    for use in (lambda: index.search(codes_of(1), 1, scoring="hamming"), lambda: index.delete(["photo 1"])):
+        with pytest.raises(StorageError, match="is closed"):
+            use()
+    index.close()
+
+
+def test_a_segment_that_is_removed_while_it_is_opened_is_missing(path, monkeypatch):
+    """Between opening a file and locking it, a writer may have removed it."""
+    from crovca.search import segment as module
+
+    victim = path / "segments" / "00000002"
+    entry = next(one for one in HashIndex.open(path)._manifest.segments if one.name == victim.name)
+    lock = module.fcntl.flock
+    monkeypatch.setattr(
+        module.fcntl, "flock", lambda *_: (shutil.rmtree(victim, ignore_errors=True), lock(*_))
+    )
+    with pytest.raises(FileNotFoundError):
+        module.Segment(victim, entry, 64, "string")
+
+
+def test_damage_that_sizes_do_not_show_is_named_where_it_is_met(path):
+    def flip(name, at):
+        file = path / "segments" / "00000002" / name
+        content = bytearray(file.read_bytes())
+        content[at] ^= 0xFF
+        file.write_bytes(content)
+
+    flip("metadata.parquet", 60)
+    with HashIndex.open(path) as index, pytest.raises(FileFormatError, match=r"metadata\.parquet is damaged"):
+        index.get(["photo 4200"])
+    with (
+        HashIndex.open(path, writable=True) as index,
+        pytest.raises(FileFormatError, match="does not have the checksum"),
+    ):
+        index.compact()
+    flip("id_bytes.npy", -3)
+    with HashIndex.open(path) as index, pytest.raises(FileFormatError, match="an id is damaged"):
+        index.search(codes_of(1), 6000, scoring="hamming")
+
+
+def test_leftovers_of_killed_writers_go(path):
+    (path / ".manifest.json.0123abcd.tmp").write_text("{")
+    HashIndex.open(path, writable=True).close()
+    assert not list(path.glob(".*.tmp"))

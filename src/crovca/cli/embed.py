@@ -295,4 +295,4 @@ def _report(
             "whoever writes the last of them finishes the store"
         )
         return
-    say(f"next: crovca train {output} -o model, or crovca index build {output}")
+    say(f"next: crovca train {output} -o model, or crovca index build {output} -o index")

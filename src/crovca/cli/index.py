@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -80,6 +81,7 @@ def build(
     from crovca.cli import items
     from crovca.hashing.checkpoint import model_kind
     from crovca.search.index import HashIndex
+    from crovca.search.manifest import WriterLock
 
     inputs = [path for path in (source, model, metadata) if path is not None]
     check_output(output, force=force, inputs=inputs, marker="manifest.json")
@@ -87,7 +89,9 @@ def build(
         check_bits(bits)
     extra = items.read_metadata(metadata)
     started = time.perf_counter()
-    with Reporter() as reporter, atomic_directory(output) as folder:
+    # Whoever writes to the index that is replaced is kept out, or keeps us out.
+    lock = WriterLock(output) if (output / "manifest.json").exists() else nullcontext()
+    with Reporter() as reporter, lock, atomic_directory(output) as folder:
         target = items.Target(output.with_name(f"{output.name}.embeddings"), anew=force, inputs=tuple(inputs))
         found, described, keep = _open(
             source, model, encoder, revision, bits, extra, device, target, reporter

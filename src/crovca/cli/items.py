@@ -127,11 +127,10 @@ def check_new(opened: HashIndex, ids: Any) -> None:
     Raises:
         InvalidInputError: it does, or the ids are of another kind than the index's.
     """
-    keys = opened._as_ids(ids)
-    known = keys[opened._find(keys) >= 0]
-    if len(known):
+    known = ids[opened.contains(ids)].tolist()
+    if known:
         raise InvalidInputError(
-            f"{len(known):,} of {len(keys):,} ids are in the index already, for example {known[0].item()!r}; "
+            f"{len(known):,} of {len(ids):,} ids are in the index already, for example {known[0]!r}; "
             "--replace puts these in their place"
         )
 
@@ -179,7 +178,7 @@ def open_embedded(
         if not target.anew:
             raise OutputExistsError(
                 f"{store} was begun with something else ({what}); "
-                "--force embeds anew and replaces it, or give another --output"
+                "--force embeds anew and replaces it; or remove it, or give another --output"
             )
         reporter.message(f"{store} was begun with something else ({what}): embedding anew")
         job = plan_job(origin, source, tower, encoder, revision, chosen)

@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from crovca.cli import (
+    compare,
     convert,
     datasets,
     demo,
@@ -42,6 +43,7 @@ app.command("train")(train.train)
 app.command("finetune")(finetune.finetune)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.add_typer(index.index, name="index")
@@ -96,8 +98,7 @@ def _run(arguments: list[str]) -> int:
     except MemoryError as error:
         return _fail(
             error,
-            "not enough memory; give fewer queries at a time, or embeddings as a .npy file or a store, "
-            "which are memory-mapped",
+            "not enough memory; .npy files and stores are memory-mapped, and fewer queries at once take less",
             1,
         )
     except Exception as error:

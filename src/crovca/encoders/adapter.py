@@ -69,7 +69,9 @@ def adapt(
         rank: of LoRA, and its alpha.
         dropout: of the input of LoRA's layers.
         seed: of the initial weights.
-        targets: names of the layers to adapt; None: those of the encoder's family.
+        targets: names of the layers to adapt; None: those of the encoder's family. Where the encoder has no layers of
+            these names but as many of its family, these are the names that another version of transformers gave them:
+            they stay the names of the parameters.
 
     Raises:
         ConfigError: rank or dropout out of range, or no layer to adapt.
@@ -84,6 +86,16 @@ def adapt(
         raise ConfigError(f"{encoder.identity['source']} has LoRA layers already; load it anew")
     patterns = encoder.family.lora if isinstance(encoder, Encoder) else encoder.tower.lora
     chosen = tuple(lora_targets(model, patterns)) if targets is None else tuple(targets)
+    called = chosen
+    if targets is not None and not set(chosen) <= {name for name, _ in model.named_modules()}:
+        chosen = tuple(
+            lora_targets(model, patterns)
+        )  # the same layers, as this version of transformers calls them
+        if len(chosen) != len(called):
+            raise ConfigError(
+                f"{encoder.identity['source']} cannot be adapted: it has {len(chosen)} layers for LoRA, and the "
+                f"adapter is of {len(called)} others, such as {called[0]!r}"
+            )
     peft = _peft()
     settings = peft.LoraConfig(
         r=rank, lora_alpha=rank, lora_dropout=dropout, bias="none", target_modules=list(chosen)
@@ -99,9 +111,12 @@ def adapt(
     learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
     wrong = [name for name in learned if ".lora_" not in name]
     assert not wrong, f"peft left frozen parameters trainable: {wrong[:3]}"
-    names = {name: name.replace(f".{_NAME}.", ".") for name in learned}
-    parameters = _named({names[name]: value for name, value in learned.items()})
-    return Adapter(parameters, chosen, rank, dropout, model)
+    layers = dict(zip(chosen, called, strict=True))
+    parameters = {}
+    for name, value in learned.items():
+        layer, rest = name.split(".lora_", 1)
+        parameters[f"{layers[layer]}.lora_{rest.replace(f'.{_NAME}.', '.')}"] = value
+    return Adapter(_named(parameters), called, rank, dropout, model)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from crovca.search.scoring import (
     tie_order,
 )
 
-__all__ = ["NEIGHBOUR_RECALLS", "Evaluation", "LengthResult", "Ranked", "evaluate"]
+__all__ = ["NEIGHBOUR_RECALLS", "Evaluation", "Items", "LengthResult", "Measure", "Ranked", "evaluate"]
 
 NEIGHBOUR_RECALLS = ((1, 10), (10, 10), (10, 100), (100, 1000))
 """Pairs (m, k): the share of the float ranking's top m that stands in the codes' top k, named "m@k"."""
@@ -178,7 +178,7 @@ def evaluate(
     k = len(database) if k is None else min(k, len(database))
     if k < 1:
         raise InvalidInputError(f"k must be at least 1, got {k}")
-    measure = _Measure(query, database, k)
+    measure = Measure(query, database, k)
 
     floats: dict[str, Ranked] = {}
     if query_embeddings is not None and database_embeddings is not None:
@@ -221,10 +221,30 @@ def evaluate(
     )
 
 
-class _Measure:
-    """Ranks by a scorer and measures; what does not depend on the scorer is kept."""
+class Items(Protocol):
+    """Items with what is known of them: ``Encoded`` and ``Embeddings`` are."""
 
-    def __init__(self, query: Encoded, database: Encoded, k: int) -> None:
+    @property
+    def ids(self) -> npt.NDArray[Any] | None:
+        """(n,) int64 or str, or None: the row number is the id."""
+
+    @property
+    def labels(self) -> npt.NDArray[Any] | None:
+        """(n,) int64 or str, (n, C) bool, or None."""
+
+    def __len__(self) -> int: ...
+
+
+class Measure:
+    """Ranks by any scorer and measures; what does not depend on the scorer is kept.
+
+    Args:
+        query: the queries, in the scorers' order.
+        database: the items, likewise.
+        k: cut-off rank, 1 to the number of items.
+    """
+
+    def __init__(self, query: Items, database: Items, k: int) -> None:
         self.k = k
         self.kept = min(len(database), max(top for _, top in NEIGHBOUR_RECALLS))
         self.ties = tie_order(database.ids, len(database))
@@ -235,12 +255,14 @@ class _Measure:
             self.total = self._count_relevant()
 
     def chance(self) -> float | None:
+        """Expected mAP@k (hits) of a random order; None without labels."""
         if self.labels is None:
             return None
         items = len(self.ties)
         return float(metrics.chance_average_precision(self.total, items, self.k).mean())
 
     def __call__(self, scorer: Scorer) -> Ranked:
+        """Rank the database for every query by ``scorer``, and measure."""
         depth = max(self.k, self.kept)
         rows, values, tied, curve = [], [], 0.0, np.zeros(self.k)
         for part, ranking in rank(scorer, depth, ties=self.ties, left_out=self.own_row):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "map_against_bytes_figure",
     "map_curves_figure",
     "map_of_items_figure",
+    "methods_figure",
     "require_report_packages",
 ]
 
@@ -88,6 +89,23 @@ def map_against_bytes_figure(
     axes.set_xlabel("bytes an item (log scale)")
     axes.set_ylabel("mAP@k, %")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _png(figure)
+
+
+def methods_figure(lines: Mapping[str, Sequence[tuple[float, float]]], what: str) -> bytes:
+    """A quality against bytes per item: for each method its (bytes, share) points; a single point is a square."""
+    figure, axes = _axes()
+    figure.set_size_inches(9, 6)
+    for number, (name, points) in enumerate(lines.items()):
+        sizes, scores = zip(*sorted(points), strict=True)
+        style = "s" if len(sizes) == 1 else ("o-", "o--", "o:")[number // 10 % 3]
+        shares = [100 * score for score in scores]
+        axes.plot(sizes, shares, style, color=_COLOURS[number % 10], label=name, lw=1.4, ms=4)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("bytes an item (log scale)")
+    axes.set_ylabel(f"{what}, %")
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
 

@@ -148,7 +148,7 @@ class ImageHasher(FineTuned, Hasher):
         if recipe is None:
             raise ConfigError("images alone are taught by augmented views: crop_scale must not be None")
         self._views(())
-        config = self._config(len(source), ("views",), observer)
+        config = self._config(len(source), ("images",), observer)
         encoders = self._open(self.encoder)
         encoder = encoders[0]
         assert isinstance(encoder, Encoder)

@@ -80,12 +80,16 @@ def find_duplicates(codes: Codes, radius: int, ids: Callable[[Int64], npt.NDArra
     starts = np.concatenate([[0], np.flatnonzero(np.diff(member[order])) + 1, [len(codes)]])
     sizes = np.diff(starts)
     (several,) = np.nonzero(sizes > 1)
-    groups, distances = [], []
-    for number in several[np.lexsort((order[starts[:-1]][several], -sizes[several]))]:
-        rows = order[starts[number] : starts[number + 1]]
-        groups.append(ids(rows))
-        distances.append(codes[rows[:1]].hamming(codes[rows])[0])
-    return Duplicates(groups, distances, int(radius), len(first))
+    several = several[np.lexsort((order[starts[:-1]][several], -sizes[several]))]
+    members = [order[starts[number] : starts[number + 1]] for number in several]
+    if not members:
+        return Duplicates([], [], int(radius), len(first))
+    rows = np.concatenate(members)
+    ends = np.cumsum(sizes[several])
+    heads = np.repeat(np.concatenate([[0], ends[:-1]]), sizes[several])  # the place of each one's first
+    words = _words(codes[rows])
+    apart = np.bitwise_count(words ^ words[heads]).sum(1, dtype=np.uint16)
+    return Duplicates(np.split(ids(rows), ends[:-1]), np.split(apart, ends[:-1]), int(radius), len(first))
 
 
 def close_pairs(codes: Codes, radius: int) -> tuple[Int64, Int64]:

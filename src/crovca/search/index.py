@@ -12,12 +12,15 @@ array([['b', 'a']], dtype='<U1')
 from __future__ import annotations
 
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
+from errno import EMFILE
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 
 from crovca.codes import Codes
 from crovca.errors import FileFormatError, InvalidInputError, OutputExistsError, StorageError
@@ -47,6 +50,7 @@ class HashIndex(Reader):
     def __init__(self, path: Path, lock: WriterLock | None, *, skip_damaged: bool = False) -> None:
         super().__init__()
         self.path = path
+        self._closed = False
         self._lock = lock
         self._skip_damaged = skip_damaged
         self._open_segments: list[Segment] = []
@@ -77,7 +81,7 @@ class HashIndex(Reader):
             OutputExistsError: something stands at ``path``.
             StorageError: the folder cannot be written.
         """
-        path = Path(path)
+        path = Path(path).absolute()  # wherever the process goes later
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise OutputExistsError(
                 f"{path} exists already; open it with HashIndex.open, or give another folder"
@@ -102,7 +106,7 @@ class HashIndex(Reader):
             FileFormatError: not an index, of a newer format, or a segment is damaged.
             StorageError: another process writes it, or the folder cannot be written.
         """
-        path = Path(path)
+        path = Path(path).absolute()
         if writable and skip_damaged:
             raise InvalidInputError(
                 "a damaged index cannot be written: open it with skip_damaged to copy what is left"
@@ -117,7 +121,8 @@ class HashIndex(Reader):
             raise
 
     def close(self) -> None:
-        """Let go of files and of the writer's place."""
+        """Let go of files and of the writer's place. The index can be opened again, not used any longer."""
+        self._closed = True
         for segment in self._open_segments:
             segment.close()
         if self._lock is not None:
@@ -157,14 +162,23 @@ class HashIndex(Reader):
 
     @property
     def _segments(self) -> Sequence[Segment]:
+        if self._closed:
+            raise StorageError(f"{self.path} is closed; open it again")
         return self._open_segments
 
     def refresh(self) -> bool:
-        """See what has been written since; True if anything has."""
-        before = self.generation
-        if Manifest.load(self.path).generation == before:
+        """See what has been written since; True if anything has.
+
+        Raises:
+            FileFormatError: another index stands there now.
+        """
+        newest = Manifest.load(self.path)
+        if newest.uuid != self.uuid:
+            raise FileFormatError(f"{self.path} was built anew; open it again")
+        if newest.generation == self.generation:
             return False
-        self._manifest = self._load()
+        with self._guard:
+            self._manifest = self._load()
         return True
 
     # --- writing ---
@@ -198,7 +212,11 @@ class HashIndex(Reader):
         return len(rows)
 
     def compact(self) -> int:
-        """Write everything that is not deleted into one segment. Returns how many deleted items were dropped."""
+        """Write everything that is not deleted into one segment, all of it in memory meanwhile.
+
+        Returns:
+            How many deleted items were dropped.
+        """
         self._check_writable()
         dropped = sum(segment.entry.deleted for segment in self._segments)
         if len(self._segments) < 2 and not dropped:
@@ -212,8 +230,14 @@ class HashIndex(Reader):
         return dropped
 
     def verify(self) -> list[str]:
-        """Read everything and compare it with its checksums; what is wrong, a line each."""
-        return [*self.damaged, *(line for segment in self._segments for line in segment.problems())]
+        """Read everything and compare it with its checksums; what is wrong, a line each.
+
+        Beside a writer that retires files meanwhile, the newest state is looked at.
+        """
+        while True:
+            found = [*self.damaged, *(line for segment in self._segments for line in segment.problems())]
+            if not found or not self.refresh():
+                return found
 
     def stats(self) -> dict[str, Any]:
         """Sizes on disk and in memory, and the engines that were built so far."""
@@ -242,8 +266,7 @@ class HashIndex(Reader):
                     "metadata": ["metadata.parquet"],
                 }.items()
             },
-            "memory_bytes": sum(engine["bytes"] for engine in engines)
-            + sum(segment.alive.nbytes for segment in self._segments if segment.alive is not None),
+            "memory_bytes": self._memory,
             "engines": engines,
             "damaged": self.damaged,
         }
@@ -261,8 +284,9 @@ class HashIndex(Reader):
         table = as_table(metadata, len(keys))
         if not len(keys):
             return 0
+        known = self._schema()
         if table is not None:
-            table = conform(table, self._manifest.columns)
+            table = conform(table, known)
         rows = Rows.of(keys, codes, table)
         twice = rows.duplicate()
         if twice is not None:
@@ -278,23 +302,30 @@ class HashIndex(Reader):
         entries = self._with_deleted(replaced) if len(replaced) else [one.entry for one in self._segments]
         entries, rows = self._take_along(entries, rows)
         entry = self._write_segment(rows, 0)
-        columns = dict(self._manifest.columns)
         if table is not None:
-            columns.update({field.name: str(field.type) for field in table.schema})
+            known = pa.unify_schemas([known, table.schema.remove_metadata()])
         self._commit(
             self._manifest.next(
                 segments=(*entries, entry),
                 written=self._manifest.written + 1,
-                columns=columns,
+                columns={field.name: str(field.type).removeprefix("large_") for field in known},
+                schema=b64encode(known.serialize()).decode(),
                 id_type="int64" if keys.dtype.kind == "i" else "string",
             )
         )
         return len(replaced)
 
+    def _schema(self) -> pa.Schema:
+        """The types of the metadata's columns."""
+        if not self._manifest.schema:
+            return pa.schema([])
+        return pa.ipc.read_schema(pa.py_buffer(b64decode(self._manifest.schema)))
+
     def _take_along(self, entries: list[SegmentEntry], rows: Rows) -> tuple[list[SegmentEntry], Rows]:
         """Merge the last segments into new rows while they are less than twice as many.
 
-        So there are never more than a few segments of each size, and an item is rewritten a few times only.
+        So there are never more than a few segments of each size up to 1 M rows, and an item is rewritten a few times
+        only; larger ones are left to ``compact``.
         """
         total, kept = len(rows.codes), len(entries)
         while kept:
@@ -325,9 +356,15 @@ class HashIndex(Reader):
         return write_segment(self.path / "segments" / name, rows)
 
     def _commit(self, manifest: Manifest) -> None:
-        manifest.save(self.path)
-        self._manifest = manifest
-        self._adopt(manifest)
+        self._check_writable()  # nobody has built another index here in the meantime
+        with self._guard:
+            try:
+                manifest.save(self.path)
+            except BaseException:
+                self._manifest = self._load()  # which of the two stands there now
+                raise
+            self._manifest = manifest
+            self._adopt(manifest)
         self._sweep()
 
     def _load(self) -> Manifest:
@@ -345,6 +382,15 @@ class HashIndex(Reader):
                         f"{self.path} changes faster than it can be opened; try again"
                     ) from error
                 raise
+            except OSError as error:
+                if error.errno == EMFILE:
+                    raise StorageError(
+                        f"{self.path}: too many open files for its {len(manifest.segments):,} segments; allow more "
+                        "(ulimit -n), and merge them with 'crovca index compact'"
+                    ) from error
+                raise
+            if self.damaged and Manifest.load(self.path).generation != manifest.generation:
+                continue  # retired, not damaged
             return manifest
         raise StorageError(f"{self.path} changes faster than it can be opened; try again")
 
@@ -365,7 +411,6 @@ class HashIndex(Reader):
                     ) from error
                 damaged.append(str(error))
         self._open_segments, self.damaged = opened, damaged
-        self._forget_selections()
 
     def _opened(self, entry: SegmentEntry, manifest: Manifest | None = None) -> Segment:
         manifest = manifest or self._manifest
@@ -373,11 +418,19 @@ class HashIndex(Reader):
         return Segment(self.path / "segments" / entry.name, entry, manifest.bits, manifest.id_type)
 
     def _check_writable(self) -> None:
+        if self._closed:
+            raise StorageError(f"{self.path} is closed; open it again")
         if self._lock is None:
             raise StorageError(f"{self.path} is open for reading only; open it with writable=True")
+        if not self._lock.holds(self.path):
+            raise StorageError(
+                f"{self.path} was moved or built anew while it was open for writing; nothing was written"
+            )
 
     def _sweep(self) -> None:
         """Remove what no manifest lists any more and no reader holds; the rest is left for a later write."""
+        for left in self.path.glob(".manifest.json.*.tmp"):  # of writers that were killed
+            remove(left)
         listed = {entry.name: entry for entry in self._manifest.segments}
         for folder in (self.path / "segments").iterdir():
             entry = listed.get(folder.name)

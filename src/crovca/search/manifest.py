@@ -58,7 +58,8 @@ class Manifest:
         bits: length of every code.
         id_type: fixed by the first items.
         uuid: names the index for ever; generation: counts its writes.
-        columns: the metadata's columns and their Arrow types.
+        columns: the metadata's columns and their Arrow types, to be read by people; schema: the same in Arrow's own
+            form (base64).
         encoder: what made the embeddings (id or folder, revision), where that is known.
         written: number of segments ever written; the next one's name.
     """
@@ -68,6 +69,7 @@ class Manifest:
     uuid: str = ""
     generation: int = 0
     columns: dict[str, str] = field(default_factory=dict)
+    schema: str = ""
     encoder: dict[str, Any] | None = None
     written: int = 0
     segments: tuple[SegmentEntry, ...] = ()
@@ -108,8 +110,9 @@ class Manifest:
             )
         try:
             segments = tuple(_segment(entry) for entry in content.pop("segments"))
+            check_bits(content["bits"])
             return cls(**content, segments=segments)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, InvalidInputError) as error:
             raise FileFormatError(f"{index / _NAME} is damaged: {error}") from error
 
 
@@ -138,6 +141,13 @@ class WriterLock:
             ) from error
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"process {os.getpid()}\n".encode(), 0)
+
+    def holds(self, index: Path) -> bool:
+        """Whether this is still the lock of what stands at that path: it may have been moved, or built anew."""
+        try:
+            return self._file >= 0 and os.path.samestat(os.fstat(self._file), (index / "lock").stat())
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Let another writer in."""

@@ -13,21 +13,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
-from typing import Any, Literal
+from threading import RLock
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
-from crovca.errors import InvalidInputError
+from crovca.errors import ConfigError, InvalidInputError
 from crovca.search.duplicates import Duplicates, find_duplicates
 from crovca.search.engines.base import Engine, Found, Mask
 from crovca.search.engines.choice import EngineName, build_engine, choose_engine
 from crovca.search.manifest import IdType
 from crovca.search.metadata import as_ids, matching_rows, read_rows
 from crovca.search.results import Neighbors, RangeNeighbors
-from crovca.search.scoring import SCORINGS, BitScorer, Int64, Scoring, id_hashes
+from crovca.search.scoring import SCORINGS, BitScorer, Int64, Scoring, id_hashes, order_by_hash
 from crovca.search.segment import Segment
 
 __all__ = ["Batch", "Reader"]
@@ -96,17 +97,25 @@ class _Selection:
     def mask(self, number: int, size: int) -> Mask:
         """The rows of one segment as booleans."""
         if number not in self.masks:
-            self.masks[number] = np.zeros(size, np.bool_)
-            self.masks[number][self.rows[number]] = True
+            mask = np.zeros(size, np.bool_)
+            mask[self.rows[number]] = True
+            self.masks[number] = mask
         return self.masks[number]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(rows.nbytes for rows in self.rows) + sum(mask.nbytes for mask in self.masks.values())
 
 
 class Reader(ABC):
-    """Read access to segments of codes of one length."""
+    """Read access to segments of codes of one length. Several threads may search one reader at once."""
 
     bits: int
 
     def __init__(self) -> None:
+        self._guard = RLock()  # of what follows
+        self._known: tuple[str, ...] = ()  # the segments that parts and selections are of
         self._parts: OrderedDict[tuple[Any, ...], _Part] = OrderedDict()
         self._selections: OrderedDict[str, _Selection] = OrderedDict()
 
@@ -150,8 +159,7 @@ class Reader(ABC):
         Raises:
             InvalidInputError: queries, k, scoring, condition or bits that cannot be used.
         """
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
+        _check_k(k)
         scorer = self._scorer(queries, scoring, bits)
         answers = self._merged(scorer, int(k), where, engine)
         if len(answers) == 1:
@@ -176,8 +184,8 @@ class Reader(ABC):
         engine: EngineName | Literal["auto"] = "auto",
     ) -> RangeNeighbors:
         """All items at a distance of at most ``radius`` (in the scoring's own unit); else as ``search``."""
-        if not np.isfinite(radius):
-            raise InvalidInputError(f"the radius must be finite, got {radius}")
+        if not isinstance(radius, int | float | np.number) or not abs(float(radius)) < 1e38:
+            raise InvalidInputError(f"the radius must be a finite number, got {radius!r}")
         scorer = self._scorer(queries, scoring, bits)
         total = len(self)
         results: dict[int, Found] = {}
@@ -207,11 +215,18 @@ class Reader(ABC):
             ids: one id, or several (q,).
             k, where, bits: as for ``search``.
 
+        Returns:
+            As many for each id as there are for all of them: where fewer than k items match the condition, that is
+            one less than match, if one of the asked matches itself.
+
         Raises:
             InvalidInputError: an id that is not in the index.
         """
+        _check_k(k)
         asked = self._as_ids([ids] if isinstance(ids, str | int | np.integer) else ids)
         found = self.search(self.get(asked).codes, k + 1, scoring="hamming", where=where, bits=bits)
+        if not found.ids.size:
+            return found
         itself = found.ids == asked[:, None]
         # An item may be beyond the k + 1 nearest: among many at distance 0, or not matching the condition.
         drop = np.where(itself.any(1), itself.argmax(1), found.ids.shape[1] - 1)
@@ -228,17 +243,22 @@ class Reader(ABC):
             np.arange(len(segment)) if segment.alive is None else np.flatnonzero(segment.alive)
             for segment in self._segments
         ]
-        starts = self._starts()
         rows = np.concatenate(
-            [start + own for start, own in zip(starts, live, strict=False)] or [np.empty(0, np.int64)]
+            [np.empty(0, np.int64), *(start + own for start, own in zip(self._starts(), live, strict=False))]
         )
         parts = [segment.codes[own] for segment, own in zip(self._segments, live, strict=True)]
         codes = Codes.concatenate(parts).prefix(bits) if parts else self._no_codes(bits)
+        if len(parts) > 1:  # in the order of ties, as one segment of all would have them
+            order = order_by_hash(self._hashes(rows), lambda chosen: self._ids(rows[chosen]))
+            rows, codes = rows[order], codes[order]
         return find_duplicates(codes, radius, lambda chosen: self._ids(rows[chosen]))
 
     def select(self, where: str) -> npt.NDArray[Any]:
         """The ids of all items for which a SQL condition holds."""
-        rows = [start + own for start, own in zip(self._starts(), self._select(where).rows, strict=False)]
+        with self._guard:
+            self._forget()
+            selected = self._select(where).rows
+        rows = [start + own for start, own in zip(self._starts(), selected, strict=False)]
         return self._ids(np.concatenate([np.empty(0, np.int64), *rows]))
 
     # --- reading ---
@@ -273,8 +293,15 @@ class Reader(ABC):
                 metadata = table.take(pa.array(np.argsort(np.concatenate(places))))
         return Batch(asked, Codes(packed, self.bits), metadata)
 
+    def contains(self, ids: Any) -> Mask:
+        """Which of some ids are in the index: bool (n,)."""
+        return self._find(self._as_ids(ids)) >= 0
+
     def __contains__(self, item: object) -> bool:
-        return bool((self._find(self._as_ids([item])) >= 0).all())
+        try:
+            return bool((self._find(self._as_ids([item])) >= 0).all())
+        except InvalidInputError:  # not an id of this index's kind
+            return False
 
     def batches(self, rows: int = 65536) -> Iterator[Batch]:
         """All items, ``rows`` or fewer at a time, in an order that is fixed until the next write."""
@@ -288,8 +315,7 @@ class Reader(ABC):
     def prepare(self, *, bits: int | None = None, engine: EngineName | Literal["auto"] = "auto") -> None:
         """Build the engines now, which the first search would do."""
         bits = self.bits if bits is None else check_bits(bits, at_most=self.bits)
-        for _ in self._searched(bits, None, engine):
-            pass
+        self._searched(bits, None, engine)
 
     def engines(self) -> list[dict[str, Any]]:
         """What was built for searching so far: engine, bits, rows, seconds to build, bytes of memory."""
@@ -307,6 +333,15 @@ class Reader(ABC):
             for part in self._parts.values()
         ]
 
+    @property
+    def _memory(self) -> int:
+        """Bytes held beyond what is mapped: engines, selections, deletions."""
+        with self._guard:
+            parts = sum(part.nbytes for part in self._parts.values())
+            selections = sum(selection.nbytes for selection in self._selections.values())
+            alive = sum(segment.alive.nbytes for segment in self._segments if segment.alive is not None)
+            return parts + selections + alive
+
     # --- inside ---
 
     def _scorer(self, queries: npt.ArrayLike | Codes, scoring: Scoring, bits: int | None) -> BitScorer:
@@ -321,7 +356,10 @@ class Reader(ABC):
                     f"codes are compared by scoring='hamming'; {scoring!r} takes the queries' logits"
                 )
             queries = queries.unpack().astype(np.float32) - np.float32(0.5)
-        logits = np.asarray(queries)
+        try:
+            logits = np.asarray(queries)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InvalidInputError(f"queries must be an array of logits (q, {bits}): {error}") from error
         if logits.ndim != 2 or logits.shape[1] < bits or logits.dtype.kind not in "fiu":
             raise InvalidInputError(
                 f"queries must be logits of shape (q, {bits}) for codes of {bits} bits (or wider, to be cut), "
@@ -362,8 +400,19 @@ class Reader(ABC):
 
     def _searched(
         self, bits: int, where: str | None, engine: EngineName | Literal["auto"]
-    ) -> Iterator[tuple[int, _Part, Mask | None]]:
+    ) -> list[tuple[int, _Part, Mask | None]]:
         """The parts to search: first row of the segment, part, and which of the segment's rows count."""
+        with self._guard:
+            self._forget()
+            return list(self._parts_of(bits, where, engine))
+
+    def _parts_of(
+        self, bits: int, where: str | None, engine: EngineName | Literal["auto"]
+    ) -> Iterator[tuple[int, _Part, Mask | None]]:
+        if engine not in ("auto", *get_args(EngineName)):
+            raise ConfigError(
+                f"unknown engine {engine!r}; expected 'auto' or one of {list(get_args(EngineName))}"
+            )
         selection = None if where is None else self._select(where)
         for number, (start, segment) in enumerate(zip(self._starts(), self._segments, strict=False)):
             if not segment.live:
@@ -381,7 +430,7 @@ class Reader(ABC):
                 yield start, self._selected_part(segment, rows, where, bits, engine), None
 
     def _part(self, segment: Segment, bits: int, engine: EngineName | Literal["auto"]) -> _Part:
-        key = (segment.folder, bits, engine)
+        key = (segment.identity, bits, engine)
         part = self._parts.get(key)
         if part is None or segment.entry.deleted - part.dead > _DEAD_SHARE * len(part.codes):
             rows = None
@@ -398,7 +447,7 @@ class Reader(ABC):
         bits: int,
         engine: EngineName | Literal["auto"],
     ) -> _Part:
-        key = (segment.folder, bits, engine, where)
+        key = (segment.identity, bits, engine, where)
         return self._remember(key, self._parts.get(key) or _Part(segment, rows, bits, engine))
 
     def _remember(self, key: tuple[Any, ...], part: _Part) -> _Part:
@@ -415,12 +464,10 @@ class Reader(ABC):
 
     def _select(self, where: str) -> _Selection:
         """The live rows of each segment for which a condition holds; the last few are remembered."""
-        if where in self._selections:
+        if isinstance(where, str) and where in self._selections:
             self._selections.move_to_end(where)
             return self._selections[where]
         started = time.perf_counter()
-        if not isinstance(where, str):
-            raise InvalidInputError(f"where must be a SQL condition as text, got {where!r}")
         rows = matching_rows([segment.metadata for segment in self._segments], where)
         rows = [
             own if segment.alive is None else own[segment.alive[own]]
@@ -431,10 +478,14 @@ class Reader(ABC):
             self._selections.popitem(last=False)
         return selection
 
-    def _forget_selections(self) -> None:
-        """After a change of what is stored."""
+    def _forget(self) -> None:
+        """Forget what is of other segments, or of other deletions, than there are now."""
+        states = tuple(segment.state for segment in self._segments)
+        if states == self._known:
+            return
+        self._known = states
         self._selections.clear()
-        present = {segment.folder for segment in self._segments}
+        present = {segment.identity for segment in self._segments}
         self._parts = OrderedDict(
             item for item in self._parts.items() if len(item[0]) == 3 and item[0][0] in present
         )
@@ -483,3 +534,8 @@ class Reader(ABC):
             own = segment.find(ids, hashes)
             result[own >= 0] = start + own[own >= 0]
         return result
+
+
+def _check_k(k: object) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")

@@ -65,6 +65,7 @@ Int64 = npt.NDArray[np.int64]
 _UNIT = 2.0**-53  # rounding unit of float64
 _CHUNK = 8192  # database rows unpacked at a time
 _AGAIN = 4096  # pairs summed again at a time
+_PAIRS = 1 << 22  # bits of few items that are added at a time
 
 
 # --- the scores, as functions of all pairs ----------------------------------------------------------
@@ -189,10 +190,14 @@ class BitScorer:
 
         Not for symmetric BCE. For a few items: it adds bit after bit, all items at once.
         """
+        weights = self.weights[query].astype(np.float64)[:, None]
+        most = _PAIRS // self.codes.bits
+        if len(rows) > most:
+            starts = range(0, len(rows), most)
+            return np.concatenate([self.distances_to(query, rows[start : start + most]) for start in starts])
         bits = np.unpackbits(self.codes.packed[rows].T, axis=0, count=self.codes.bits)
-        weights = self.weights[query].astype(np.float64)
         # A reduction over the first axis adds row to row, in order.
-        inner = np.add.reduce(bits * weights[:, None], axis=0)
+        inner = np.add.reduce(bits * weights, axis=0)
         return (self.offsets[query] - inner).astype(np.float32) + np.float32(0)
 
     def distances(self, queries: slice) -> Float32:
@@ -438,7 +443,10 @@ def id_hashes(ids: npt.NDArray[Any], seed: int = 0) -> npt.NDArray[np.uint64]:
         words = ids.astype("<i8").view("<u8")[:, None]
         lengths = np.full(len(ids), 8, np.uint64)
     elif ids.dtype.kind in "UO":
-        encoded = [str(item).encode() for item in ids]
+        try:
+            encoded = [str(item).encode() for item in ids]
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(f"ids must be text that UTF-8 can hold, got {error.object!r}") from error
         lengths = np.array([len(item) for item in encoded], np.uint64)
         width = max(8, -(-int(lengths.max(initial=0)) // 8) * 8)
         words = np.array(encoded, f"S{width}").view("<u8").reshape(len(ids), width // 8)

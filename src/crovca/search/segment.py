@@ -31,7 +31,7 @@ from crovca.codes import Codes
 from crovca.errors import FileFormatError
 from crovca.files import atomic_directory, atomic_file, remove, sha256
 from crovca.search.manifest import FileEntry, IdType, SegmentEntry
-from crovca.search.metadata import ROW_GROUP
+from crovca.search.metadata import ROW_GROUP, read_all
 from crovca.search.scoring import Int64, id_hashes, order_by_hash
 
 __all__ = ["Rows", "Segment", "try_remove", "write_deletions", "write_segment"]
@@ -50,13 +50,14 @@ class Rows:
     @classmethod
     def of(cls, ids: npt.NDArray[Any], codes: Codes, metadata: pa.Table | None) -> Rows:
         """Items in any order, sorted."""
+        hashes = id_hashes(ids)
         kind = pa.int64() if ids.dtype.kind == "i" else pa.large_string()
         column = pa.chunked_array([pa.array(ids, kind)])
         table = pa.table({"id": column})
         if metadata is not None:
             for name in metadata.column_names:
                 table = table.append_column(name, metadata.column(name))
-        return cls(id_hashes(ids), codes, table).sorted()
+        return cls(hashes, codes, table).sorted()
 
     def __getitem__(self, rows: slice) -> Rows:
         start, stop, _ = rows.indices(len(self.codes))
@@ -126,11 +127,13 @@ def try_remove(folder: Path) -> None:
         hold = os.open(codes, os.O_RDONLY)
         try:
             fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(folder)  # locked as long as it takes
         except OSError:
             return
         finally:
             os.close(hold)
-    remove(folder)
+    else:
+        remove(folder)
 
 
 class Segment:
@@ -138,6 +141,7 @@ class Segment:
 
     Attributes:
         name, folder, entry: where it is and what the manifest says of it.
+        identity, state: differ where anything that is stored differs; state, where deletions differ as well.
         codes: (n,) as stored.
         hashes: uint64 (n,), ascending.
         alive: bool (n,), or None where nothing is deleted.
@@ -148,6 +152,9 @@ class Segment:
 
     def __init__(self, folder: Path, entry: SegmentEntry, bits: int, id_type: IdType) -> None:
         self.folder, self.entry, self.name = folder, entry, entry.name
+        checksums = "".join(file.sha256 for file in entry.files)
+        self.identity = f"{folder}:{checksums}"  # of what is stored
+        self.state = f"{self.identity}:{entry.deleted}:{entry.deletions and entry.deletions.name}"
         for file in (*entry.files, *([entry.deletions] if entry.deletions else ())):
             path = folder / file.name
             size = path.stat().st_size if path.exists() else None
@@ -157,6 +164,8 @@ class Segment:
         # While this is held, no writer removes the segment's files (``try_remove``).
         self._hold = os.open(folder / "codes.npy", os.O_RDONLY)
         fcntl.flock(self._hold, fcntl.LOCK_SH)
+        if os.fstat(self._hold).st_nlink == 0:  # removed before it was locked
+            raise FileNotFoundError(f"{folder} was removed")
         self.codes = Codes(_map(folder / "codes.npy", np.uint8, entry.rows), bits)
         self.hashes: Hashes = _map(folder / "hashes.npy", np.uint64, entry.rows)
         self._offsets: Int64 | None = None
@@ -197,10 +206,15 @@ class Segment:
         """The ids of some rows: int64 or str."""
         if self._offsets is None:
             return self._ids[rows]
-        texts = [
-            self._ids[start:stop].tobytes().decode()
-            for start, stop in zip(self._offsets[rows], self._offsets[rows + 1], strict=True)
-        ]
+        try:
+            texts = [
+                self._ids[start:stop].tobytes().decode()
+                for start, stop in zip(self._offsets[rows], self._offsets[rows + 1], strict=True)
+            ]
+        except UnicodeDecodeError as error:
+            raise FileFormatError(
+                f"segment {self.name}: an id is damaged ({error.reason}); 'crovca index verify' tells what else is"
+            ) from error
         return np.array(texts, np.str_)
 
     def find(self, ids: npt.NDArray[Any], hashes: Hashes) -> Int64:
@@ -219,8 +233,14 @@ class Segment:
         return result
 
     def live_rows(self) -> Rows:
-        """Everything that is not deleted, loaded."""
-        table = pq.read_table(self.metadata)
+        """Everything that is not deleted, loaded, to be written anew.
+
+        Raises:
+            FileFormatError: a file does not have its checksum: damage is not written anew.
+        """
+        for problem in self.problems():
+            raise FileFormatError(f"{problem}; restore it from a copy")
+        table = read_all(self.metadata)
         if self.alive is None:
             return Rows(np.asarray(self.hashes), Codes(np.asarray(self.codes.packed), self.codes.bits), table)
         rows = np.flatnonzero(self.alive)
@@ -228,11 +248,16 @@ class Segment:
 
     def problems(self) -> list[str]:
         """Compare every file with its checksum; what is wrong, a line each."""
-        return [
-            f"segment {self.name}: {file.name} does not have the checksum that it was written with"
-            for file in (*self.entry.files, *([self.entry.deletions] if self.entry.deletions else ()))
-            if sha256(self.folder / file.name) != file.sha256
-        ]
+        found = []
+        for file in (*self.entry.files, *([self.entry.deletions] if self.entry.deletions else ())):
+            try:
+                if sha256(self.folder / file.name) != file.sha256:
+                    found.append(
+                        f"segment {self.name}: {file.name} does not have the checksum that it was written with"
+                    )
+            except OSError as error:
+                found.append(f"segment {self.name}: {file.name} cannot be read: {error.strerror}")
+        return found
 
 
 def _entry(file: Path) -> FileEntry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from crovca.errors import InvalidInputError
@@ -33,6 +34,8 @@ class ShardedIndex(Reader):
             )
         if len({shard.id_type for shard in shards} - {None}) > 1:
             raise InvalidInputError("some shards have strings as ids, others whole numbers")
+        if len({shard.path.resolve() for shard in shards}) < len(shards):
+            raise InvalidInputError("the same index is given twice")
         self.shards = tuple(shards)
         self.bits = lengths[0]
 
@@ -48,10 +51,15 @@ class ShardedIndex(Reader):
 
     def refresh(self) -> bool:
         """See what has been written since; True if anything has."""
-        changed = sum(shard.refresh() for shard in self.shards) > 0  # all of them, not up to the first
-        if changed:
-            self._forget_selections()
-        return changed
+        return sum(shard.refresh() for shard in self.shards) > 0  # all of them, not up to the first
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def id_type(self) -> IdType | None:

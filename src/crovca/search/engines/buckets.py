@@ -8,7 +8,7 @@ better than the (i + 1)(j + 1) pairs of ranks up to its own. These few are looke
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -50,7 +50,8 @@ class BucketEngine(CandidateEngine):
         wide = weights.astype(np.float64)
         upper = wide[:, : self._halves[0]] @ _patterns(self._halves[0]).T
         lower = wide[:, self._halves[0] :] @ _patterns(self._halves[1]).T
-        first, second, edges = _staircase(count, upper.shape[1], lower.shape[1])
+        # Powers of two, so that few staircases serve all.
+        first, second, edges = _staircase(1 << (count - 1).bit_length(), upper.shape[1], lower.shape[1])
         for best_upper, best_lower, high, low in zip(
             np.argsort(-upper, axis=1), np.argsort(-lower, axis=1), upper, lower, strict=True
         ):
@@ -79,7 +80,7 @@ def _patterns(bits: int) -> Float64:
     return ((numbers >> np.arange(bits)[::-1]) & 1).astype(np.float64)
 
 
-@cache
+@lru_cache(maxsize=16)
 def _staircase(
     count: int, height: int, width: int
 ) -> tuple[Int64, Int64, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:

@@ -1,0 +1,216 @@
+"""``crovca compare``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
+from crovca.cli.output import Reporter, emit_json, stderr, stdout
+from crovca.errors import ConfigError
+from crovca.files import check_output, read_json, write_json
+
+if TYPE_CHECKING:
+    from crovca.data.embeddings import Embeddings
+    from crovca.experiments.compare import Comparison, Row
+
+__all__ = ["compare"]
+
+
+def compare(
+    database: Annotated[
+        Path, typer.Option(help="Embeddings that are learned from and searched.", show_default=False)
+    ],
+    query: Annotated[Path, typer.Option(help="Embeddings that are asked for.", show_default=False)],
+    bits: Annotated[str, typer.Option(help="Code lengths, like 16,32,64.")] = "16,32,64",
+    methods: Annotated[
+        str, typer.Option(help="Methods with commas, like crovca,itq,pq; or all. A wrong name lists them.")
+    ] = "all",
+    labels: Annotated[
+        bool | None,
+        typer.Option(
+            "--labels/--no-labels",
+            help="Whether labels are used [default: where both files have them].",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds; methods without chance are run once.")] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="JSON file of results: a rerun does only what is missing.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for an HTML page with figures.", show_default=False)
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Compare methods on your own embeddings, and say which to choose for what.
+
+    Fits every method on the database at every length, measures mAP@1000 (an item is relevant if it shares a label), the
+    recall of float neighbours, times and sizes, and ends with a plain word for each purpose. Without labels only the
+    recall of float neighbours is compared. A method that fails is shown with its reason.
+    """
+    from crovca.experiments import compare as comparison
+    from crovca.experiments.verdict import verdict
+
+    lengths = parse_lengths(bits, "--bits")
+    names = None if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
+    if names is not None and not names:
+        raise ConfigError(f"--methods must be 'all' or names with commas, got {methods!r}")
+    if names is not None:
+        comparison.contenders(names, labelled=labels is not False)
+    kept = _prepare_outputs(output, report, [database, query], force=force)
+    theirs, ours = open_embeddings(database), open_embeddings(query)
+    if database.resolve() == query.resolve() and theirs.ids is None:  # one file: its rows are the same items
+        theirs = ours = replace(theirs, ids=np.arange(len(theirs)))
+    with Reporter() as reporter:
+        theirs, ours = _with_labels(labels, theirs, ours, database, query, reporter)
+
+        def save(state: Comparison) -> None:
+            if output is not None:
+                write_json(output, state.to_dict())
+
+        state = comparison.compare(
+            theirs,
+            ours,
+            lengths=lengths,
+            methods=names,
+            seeds=seeds,
+            kept=kept,
+            save=save,
+            advance=lambda what: _tell(reporter, what),
+        )
+        save(state)
+        if report is not None:
+            from crovca.experiments.compare_report import write_comparison
+
+            reporter.stage("report")
+            write_comparison(report, state, force=force)
+    sentences = verdict(state)
+    if json:
+        emit_json({**state.to_dict(), "verdict": sentences})
+        return
+    _print(state, sentences)
+    if report is not None:
+        stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
+
+
+def _tell(reporter: Reporter, what: str) -> None:
+    """Show what is run next, as a line where there is no bar."""
+    reporter.stage(what)
+    if not stderr.is_interactive:
+        stderr.print(what, markup=False, soft_wrap=True)
+
+
+def _prepare_outputs(
+    output: Path | None, report: Path | None, inputs: list[Path], *, force: bool
+) -> dict[str, Any] | None:
+    """Refuse outputs that cannot be written before anything is run; read what an earlier run left."""
+    kept = None
+    if output is not None:
+        check_output(output, force=True, inputs=inputs)
+        if output.exists() and not force:
+            kept = read_json(output, "results of an earlier comparison")
+    if report is not None:
+        from crovca.evaluation.figures import require_report_packages
+
+        require_report_packages()
+        check_output(report, force=force, inputs=inputs, marker="metrics.json")
+    return kept
+
+
+def _with_labels(
+    wanted: bool | None, theirs: Embeddings, ours: Embeddings, database: Path, query: Path, reporter: Reporter
+) -> tuple[Embeddings, Embeddings]:
+    missing = [path.name for path, side in ((database, theirs), (query, ours)) if side.labels is None]
+    if wanted and missing:
+        raise ConfigError(
+            f"--labels: there are none in {missing[0]}; use --no-labels, or give files with labels"
+        )
+    if wanted is False:
+        return replace(theirs, labels=None), replace(ours, labels=None)
+    if missing:
+        reporter.message(
+            f"no labels in {' and '.join(dict.fromkeys(missing))}: comparing the recall of float neighbours only"
+        )
+    if max(theirs.views, ours.views) > 1:
+        reporter.message("items have several views: every method sees their mean")
+    return theirs, ours
+
+
+def _print(state: Comparison, sentences: list[str]) -> None:
+    rows = state.rows()
+    for bits in [*state.lengths, None]:
+        shown = [row for row in rows if (row.bits if row.contender.size == "asked" else None) == bits]
+        if shown:
+            _print_table(state, shown, bits)
+    for row in rows:
+        if row.failed is not None:
+            stdout.print(
+                f"failed: {row.contender.title}, {row.bits} bits: {row.failed}",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
+    if state.chance_map is not None:
+        stdout.print(f"a random order scores {100 * state.chance_map:.1f}", highlight=False)
+    for sentence in sentences:
+        stdout.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
+    size = "sizes of their own" if bits is None else f"{bits} bits"
+    what = f"mAP@{state.k} in %" if state.labelled else "recall of float neighbours in %"
+    table = Table(
+        title=f"{size}: {what}, {state.queries:,} queries on {state.database:,} items",
+        title_justify="left",
+    )
+    table.add_column("", justify="left")
+    table.add_column("bytes", justify="right")
+    if state.labelled:
+        for name in ("Hamming", "asymmetric", "BCE", "min(k,R) form"):
+            table.add_column(name, justify="right")
+    for name in ("float top-10 in top-100", "fit, s", "items/s"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*_cells(state, row))
+    stdout.print(table)
+
+
+def _cells(state: Comparison, row: Row) -> list[str]:
+    if row.failed is not None:
+        return [
+            row.contender.title,
+            "",
+            *(["failed"] if state.labelled else []),
+            "" if state.labelled else "failed",
+        ]
+    maps = []
+    if state.labelled:
+        if row.contender.binary:
+            maps = [_percent(row.value(score, "map")) for score in ("hamming", "asymmetric_hamming", "bce")]
+        else:
+            maps = ["", _percent(row.value("own", "map")), ""]
+        maps.append(_percent(row.value(row.main_score, "map_min_k_r")))
+    size, seconds, rate = (row.measured(name) for name in ("bytes", "fit_seconds", "encode_rate"))
+    return [
+        row.contender.title,
+        f"{size or 0:,.0f}",
+        *maps,
+        _percent(row.value(row.main_score, "10@100")),
+        f"{seconds or 0:.1f}",
+        f"{rate or 0:,.0f}",
+    ]
+
+
+def _percent(value: tuple[float, float] | None) -> str:
+    return "-" if value is None else f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}"

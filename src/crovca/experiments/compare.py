@@ -1,0 +1,418 @@
+"""Every method on the same embeddings, measured the same way: what ``crovca compare`` runs.
+
+A cell is one method at one length with one seed. Cells are plain dicts that go to JSON and come back, so that a
+run does only what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import crovca
+from crovca.codes import Codes, check_bits
+from crovca.config import DEFAULT_LENGTHS
+from crovca.data.embeddings import Embeddings, mean_embedding
+from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
+from crovca.evaluation import metrics
+from crovca.evaluation.evaluate import NEIGHBOUR_RECALLS, Measure, Ranked
+from crovca.hasher import Hasher
+from crovca.rivals.base import BinaryRival, Float32, ScoreRival, as_matrix
+from crovca.rivals.registry import RIVALS
+from crovca.search.scoring import BitScorer, CosineScorer, Scoring
+
+__all__ = ["METHODS", "Comparison", "Contender", "Row", "compare", "contenders", "fingerprint"]
+
+CODE_SCORES: tuple[Scoring, ...] = ("hamming", "asymmetric_hamming", "bce")
+OWN_SCORE = "own"
+_OUR_BITS = 256
+_FORMAT = 1
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method in the comparison.
+
+    Attributes:
+        name, title: how one asks for it, and what a table calls it.
+        supervised: whether it learns from labels.
+        seeds: how many seeds there are to run; None: as many as are asked for.
+        size: as in ``rivals.base``.
+        binary: whether its codes can stand in a Hamming index.
+        ours: one nested model serves all lengths.
+        rival: its class, or None for ours.
+    """
+
+    name: str
+    title: str
+    supervised: bool
+    seeds: int | None
+    size: str
+    binary: bool
+    ours: bool = False
+    rival: type[BinaryRival | ScoreRival] | None = None
+
+
+def _all_methods() -> tuple[Contender, ...]:
+    ours = (
+        Contender("crovca", "crovca", False, None, "asked", True, True),
+        Contender("crovca_supervised", "crovca, supervised", True, None, "asked", True, True),
+    )
+    rivals = tuple(
+        Contender(
+            found.name,
+            found.title,
+            found.method.supervised,
+            found.method.seeds,
+            found.method.size,
+            issubclass(found.method, BinaryRival),
+            False,
+            found.method,
+        )
+        for found in RIVALS
+    )
+    return rivals + ours
+
+
+METHODS = _all_methods()
+"""Every method, ours last."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one length over its seeds.
+
+    Attributes:
+        contender: the method.
+        bits: length of the code; 8 times the bytes an item takes where it is not a code.
+        cells: what was measured with each seed.
+        failed: why nothing was measured, or None.
+    """
+
+    contender: Contender
+    bits: int
+    cells: tuple[Cell, ...]
+    failed: str | None
+
+    @property
+    def main_score(self) -> str:
+        """The score with a float query: asymmetric Hamming, or the method's own."""
+        return "asymmetric_hamming" if self.contender.binary else OWN_SCORE
+
+    def value(self, score: str, name: str) -> tuple[float, float] | None:
+        """Mean and standard deviation over seeds of "map" and its like, or of a neighbour recall like "10@100"."""
+        found = [_look_up(cell["scores"].get(score), name) for cell in self.cells]
+        numbers = [number for number in found if number is not None]
+        return (float(np.mean(numbers)), float(np.std(numbers))) if numbers else None
+
+    def measured(self, name: str) -> float | None:
+        """Mean over seeds of "bytes", "fit_seconds" or "encode_rate"."""
+        return float(np.mean([cell[name] for cell in self.cells])) if self.cells else None
+
+
+@dataclass
+class Comparison:
+    """What was measured so far.
+
+    Attributes:
+        fingerprint: of the data and of how it is measured.
+        k: cut-off rank of mAP@k.
+        queries, database: how many items.
+        labelled: whether labels say what is relevant.
+        chance_map: mAP@k of a random order, or None.
+        lengths: asked for, ascending.
+        cells: by "method/bits/seed".
+    """
+
+    fingerprint: str
+    k: int
+    queries: int
+    database: int
+    labelled: bool
+    chance_map: float | None
+    lengths: tuple[int, ...]
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+    def rows(self) -> list[Row]:
+        """A row for each method and length that was run, in the order of ``METHODS``."""
+        found = []
+        for contender in METHODS:
+            mine = [cell for cell in self.cells.values() if cell["method"] == contender.name]
+            sizes = sorted({int(cell["bits"]) for cell in mine})
+            for bits in sizes:
+                if contender.size == "asked" and bits not in self.lengths:
+                    continue
+                cells = [cell for cell in mine if cell["bits"] == bits]
+                good = tuple(cell for cell in cells if "failed" not in cell)
+                reasons = [cell["failed"] for cell in cells if "failed" in cell]
+                found.append(Row(contender, bits, good, None if good else reasons[0]))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "format": _FORMAT,
+            "fingerprint": self.fingerprint,
+            "k": self.k,
+            "queries": self.queries,
+            "database": self.database,
+            "labelled": self.labelled,
+            "chance_map": self.chance_map,
+            "lengths": list(self.lengths),
+            "cells": self.cells,
+        }
+
+
+def contenders(names: Sequence[str] | None, *, labelled: bool) -> list[Contender]:
+    """The methods of these names; None: all that can be run, without labels the unsupervised ones.
+
+    Raises:
+        ConfigError: an unknown name, or a method that needs labels where there are none.
+    """
+    if names is None:
+        return [method for method in METHODS if labelled or not method.supervised]
+    known = {method.name: method for method in METHODS}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown method {name!r}; expected 'all' or some of {', '.join(known)}")
+        if known[name].supervised and not labelled:
+            raise ConfigError(
+                f"method {name!r} learns from labels, and there are none in use; leave it out, or give "
+                "embeddings with labels"
+            )
+    return [method for method in METHODS if method.name in names]
+
+
+def fingerprint(database: Embeddings, query: Embeddings, k: int) -> str:
+    """SHA-256 of all that a result hangs on: the numbers, labels and ids of both sides, k, and crovca's version."""
+    digest = hashlib.sha256(f"{_FORMAT} {crovca.__version__} {k}".encode())
+    for side in (database, query):
+        for array in (side.values[:], side.labels, side.ids):
+            content = None if array is None else np.ascontiguousarray(array)
+            digest.update(b"-" if content is None else f"{content.dtype} {content.shape}".encode())
+            digest.update(b"" if content is None else content.tobytes())
+    return digest.hexdigest()
+
+
+def compare(
+    database: Embeddings,
+    query: Embeddings,
+    *,
+    lengths: Sequence[int] = (16, 32, 64),
+    methods: Sequence[str] | None = None,
+    seeds: int = 3,
+    k: int = 1000,
+    kept: Mapping[str, Any] | None = None,
+    save: Callable[[Comparison], None] = lambda state: None,
+    advance: Callable[[str], None] = lambda what: None,
+) -> Comparison:
+    """Fit every method on the database at every length, and measure how it ranks the database for the queries.
+
+    An item is relevant to a query if they share a label; where one side has no labels, only the recall of float
+    neighbours is measured, and methods that learn from labels are left out. A method that fails is noted with its
+    reason, and the others go on.
+
+    Args:
+        database: embeddings that are learned from and searched; of several views every method sees the mean.
+        query: embeddings that are asked for.
+        lengths: code lengths.
+        methods: names; None: all.
+        seeds: how many, from 0 on; a method without chance is run once, Hashing-Baseline with its 10 rotations.
+        k: cut-off rank of mAP@k.
+        kept: what an earlier call's ``to_dict`` gave: its cells are not run again, except those that failed.
+        save: is given the state after every method, length and seed.
+        advance: is told what is run next.
+
+    Raises:
+        ConfigError: unknown methods, no lengths, or ``kept`` from other data.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    asked = tuple(sorted({check_bits(length) for length in lengths}))
+    if not asked:
+        raise ConfigError("there are no lengths to compare at; give some, like 16,32,64")
+    if database.width != query.width:
+        raise InvalidInputError(
+            f"database and queries must have one width, got {database.width} and {query.width} numbers"
+        )
+    labelled = database.labels is not None and query.labels is not None
+    if not labelled:
+        database, query = replace(database, labels=None), replace(query, labels=None)
+    chosen = contenders(methods, labelled=labelled)
+    bench = _Bench(database, query, min(k, len(database)))
+    state = Comparison(
+        fingerprint=fingerprint(database, query, k),
+        k=bench.measure.k,
+        queries=len(query),
+        database=len(database),
+        labelled=labelled,
+        chance_map=bench.measure.chance(),
+        lengths=asked,
+        cells=_cells_of(kept),
+    )
+    if kept is not None and kept.get("fingerprint") != state.fingerprint:
+        raise ConfigError(
+            "the kept results are of other data, another k or another version of crovca; give another output, or "
+            "--force to replace it"
+        )
+    for method in chosen:
+        sizes = {"asked": asked, "width": (database.width,), "float": (32 * database.width,)}[method.size]
+        for seed in range(seeds if method.seeds is None else method.seeds):
+            missing = [bits for bits in sizes if not _done(state.cells.get(_key(method, bits, seed)))]
+            for group in [missing] if method.ours and missing else [[bits] for bits in missing]:
+                named = f"{method.title}, {', '.join(map(str, group))} bits, seed {seed}"
+                advance(named)
+                for cell in bench.run(method, group, seed):
+                    state.cells[_key(method, cell["bits"], seed)] = cell
+                save(state)
+    return state
+
+
+class _Bench:
+    """The data, and the float ranking that all are measured against."""
+
+    def __init__(self, database: Embeddings, query: Embeddings, k: int) -> None:
+        if k < 1:
+            raise InvalidInputError(f"k must be at least 1, got {k}")
+        self.values, self.queries = as_matrix(database, "database"), as_matrix(query, "queries")
+        self.labels = database.labels
+        self.measure = Measure(query, database, k)
+        true = self.measure(CosineScorer(self.queries, self.values, mean_embedding(self.values)))
+        self.true_rows = true.rows
+
+    def run(self, method: Contender, lengths: Sequence[int], seed: int) -> list[Cell]:
+        """The cells of one fit; where it fails, cells that say why."""
+        named = {"method": method.name, "seed": seed}
+        try:
+            return [
+                {**named, **cell}
+                for cell in (
+                    self._ours(method, lengths, seed)
+                    if method.ours
+                    else self._rival(method, lengths[0], seed)
+                )
+            ]
+        except Exception as error:  # whatever a method cannot do with these data, the others go on
+            reason = str(error) if isinstance(error, CrovcaError) else f"{type(error).__name__}: {error}"
+            return [{**named, "bits": bits, "failed": " ".join(reason.split())} for bits in lengths]
+
+    def _ours(self, method: Contender, lengths: Sequence[int], seed: int) -> Iterator[Cell]:
+        longest = max(_OUR_BITS, *lengths)
+        nested = sorted({*DEFAULT_LENGTHS, *lengths})
+        hasher = Hasher(bits=longest, nested=nested, seed=seed)
+        started = time.perf_counter()
+        hasher.fit(self.values, self.labels if method.supervised else None)
+        fitted = time.perf_counter() - started
+        started = time.perf_counter()
+        logits = hasher.logits(self.values)
+        whole = Codes.from_logits(logits)
+        encoded = time.perf_counter() - started
+        queries = hasher.logits(self.queries)
+        for bits in lengths:
+            codes = whole.prefix(bits)
+            yield self._cell(
+                bits, codes.bytes_per_item, fitted, encoded, self._by_code(queries[:, :bits], codes)
+            )
+
+    def _rival(self, method: Contender, bits: int, seed: int) -> Iterator[Cell]:
+        assert method.rival is not None
+        found = method.rival(bits, seed=seed)
+        started = time.perf_counter()
+        found.fit(self.values, self.labels if method.supervised else None)
+        fitted = time.perf_counter() - started
+        started = time.perf_counter()
+        if isinstance(found, BinaryRival):
+            codes = found.encode(self.values)
+            encoded = time.perf_counter() - started
+            scores = self._by_code(found.logits(self.queries), codes)
+            size = codes.bytes_per_item
+        else:
+            stored = found.store(self.values)
+            encoded = time.perf_counter() - started
+            scorer = _OwnScorer(found, self.queries, stored, len(self.values))
+            scores = {OWN_SCORE: self._measured(self.measure(scorer))}
+            size = found.bytes_per_item
+        yield self._cell(bits, size, fitted, encoded, scores)
+
+    def _by_code(self, logits: Float32, codes: Codes) -> dict[str, Any]:
+        return {
+            score: self._measured(self.measure(BitScorer.of(score, logits, codes))) for score in CODE_SCORES
+        }
+
+    def _measured(self, ranked: Ranked) -> dict[str, Any]:
+        recalls = {
+            f"{m}@{top}": float(metrics.neighbour_recall(self.true_rows[:, :m], ranked.rows[:, :top]).mean())
+            for m, top in NEIGHBOUR_RECALLS
+            if top <= len(self.values)
+        }
+        return {
+            "map": ranked.map,
+            "map_min_k_r": ranked.map_min_k_r,
+            "expected_map": ranked.expected_map,
+            "expected_map_min_k_r": ranked.expected_map_min_k_r,
+            "float_neighbour_recall": recalls,
+        }
+
+    def _cell(self, bits: int, size: int, fitted: float, encoded: float, scores: Mapping[str, Any]) -> Cell:
+        return {
+            "bits": bits,
+            "bytes": size,
+            "fit_seconds": round(fitted, 3),
+            "encode_rate": round(len(self.values) / max(encoded, 1e-9), 1),
+            "scores": dict(scores),
+        }
+
+
+@dataclass(frozen=True)
+class _OwnScorer:
+    """Distances from a method's similarities."""
+
+    method: ScoreRival
+    queries: Float32
+    stored: Any
+    items: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(queries, items)."""
+        return len(self.queries), self.items
+
+    def distances(self, queries: slice) -> npt.NDArray[np.float32]:
+        """See ``Scorer``."""
+        similarities = self.method.compare(self.queries[queries], self.stored)
+        if np.isnan(similarities).any():
+            raise InvalidInputError("its scores hold NaN")
+        return -similarities + np.float32(0)
+
+
+def _cells_of(kept: Mapping[str, Any] | None) -> dict[str, Cell]:
+    if kept is None:
+        return {}
+    cells = kept.get("cells")
+    if kept.get("format") != _FORMAT or not isinstance(cells, dict):
+        raise FileFormatError(
+            "the kept results are not what 'crovca compare' writes; give another output, or --force to replace it"
+        )
+    return dict(cells)
+
+
+def _done(cell: Cell | None) -> bool:
+    return cell is not None and "failed" not in cell
+
+
+def _key(method: Contender, bits: int, seed: int) -> str:
+    return f"{method.name}/{bits}/{seed}"
+
+
+def _look_up(score: Mapping[str, Any] | None, name: str) -> float | None:
+    if score is None:
+        return None
+    return score["float_neighbour_recall"].get(name) if "@" in name else score.get(name)

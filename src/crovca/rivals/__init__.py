@@ -1,0 +1,1 @@
+"""Other methods on the same embeddings, one file each; ``registry`` lists them."""

@@ -1,0 +1,242 @@
+"""The comparison: what is measured, what is kept, what fails, what is said."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from crovca.cli.main import main
+from crovca.data.embeddings import as_embeddings
+from crovca.data.encoded import Encoded
+from crovca.errors import ConfigError, InvalidInputError
+from crovca.evaluation.evaluate import evaluate
+from crovca.experiments import compare as module
+from crovca.experiments.compare import METHODS, Comparison, compare
+from crovca.experiments.verdict import verdict
+from crovca.rivals.itq import ITQ
+from crovca.rivals.pca import PCA
+
+RANDOM = np.random.default_rng(0)
+CENTRES = RANDOM.normal(size=(4, 20)) * 2
+
+
+def items(count, first):
+    labels = np.arange(count) % 4
+    values = (CENTRES[labels] + RANDOM.normal(size=(count, 20))).astype(np.float32)
+    return as_embeddings(values, labels, np.arange(first, first + count))
+
+
+DATABASE, QUERY = items(300, 0), items(40, 1000)
+QUICK = ["float_centred", "pca", "itq", "pq", "rabitq"]
+
+
+@pytest.fixture(scope="module")
+def state():
+    return compare(DATABASE, QUERY, lengths=(8, 16), methods=QUICK, seeds=2)
+
+
+def test_cells_are_what_evaluate_measures(state):
+    assert set(state.cells) == {
+        f"float_centred/{32 * 20}/0", "pca/8/0", "pca/16/0", "pq/8/0", "pq/8/1", "pq/16/0", "pq/16/1",
+        "itq/8/0", "itq/8/1", "itq/16/0", "itq/16/1",
+        "rabitq/8/0", "rabitq/8/1", "rabitq/16/0", "rabitq/16/1",
+    }  # fmt: skip
+    method = ITQ(16, seed=1).fit(DATABASE.values)
+    ours, theirs = (
+        Encoded(method.encode(side.values), side.ids, side.labels, method.logits(side.values))
+        for side in (QUERY, DATABASE)
+    )
+    expected = evaluate(ours, theirs, query_embeddings=QUERY.values, database_embeddings=DATABASE.values)
+    cell = state.cells["itq/16/1"]
+    assert cell["bytes"] == 2
+    for score in ("hamming", "asymmetric_hamming", "bce"):
+        ranked = expected.lengths[0].scores[score]
+        assert cell["scores"][score]["map"] == ranked.map
+        assert cell["scores"][score]["map_min_k_r"] == ranked.map_min_k_r
+        assert cell["scores"][score]["expected_map"] == ranked.expected_map
+    recalls = expected.lengths[0].float_neighbour_recall
+    found = cell["scores"]["asymmetric_hamming"]["float_neighbour_recall"]
+    assert found == {name: value for name, value in recalls.items() if value is not None}
+    own = state.cells[f"float_centred/{32 * 20}/0"]["scores"]["own"]
+    assert own["map"] == pytest.approx(expected.floats["cosine_centred"].map, abs=1e-4)
+    assert own["float_neighbour_recall"]["10@10"] > 0.99
+    assert state.chance_map == expected.chance_map
+
+
+def test_rows_have_means_and_spreads_and_failures_with_their_reason(state):
+    rows = {(row.contender.name, row.bits): row for row in state.rows()}
+    maps = [state.cells[f"itq/8/{seed}"]["scores"]["hamming"]["map"] for seed in (0, 1)]
+    assert rows["itq", 8].value("hamming", "map") == (np.mean(maps), np.std(maps))
+    assert rows["pca", 8].value("hamming", "map")[1] == 0
+    assert rows["rabitq", 8].failed.startswith("RaBitQ keeps 8 bytes")
+    assert rows["itq", 8].failed is None
+    assert any("ITQ" in sentence or "PQ" in sentence for sentence in verdict(state))
+
+
+def test_a_rerun_does_only_what_is_missing(state, monkeypatch):
+    fitted = []
+    for method in (ITQ, PCA):
+        fit = method.fit
+        monkeypatch.setattr(
+            method,
+            "fit",
+            lambda self, X, y=None, fit=fit: (fitted.append((type(self), self.bits)), fit(self, X, y))[1],
+        )
+    kept = json.loads(json.dumps(state.to_dict()))
+    saved = []
+    again = compare(
+        DATABASE, QUERY, lengths=(8, 12, 16), methods=QUICK, seeds=2, kept=kept,
+        save=lambda s: saved.append(dict(s.cells)),
+    )  # fmt: skip
+    assert sorted(fitted, key=str) == sorted([(PCA, 12), (ITQ, 12), (ITQ, 12)], key=str)
+    assert {key: again.cells[key] for key in state.cells if "rabitq" not in key} == {
+        key: cell for key, cell in kept["cells"].items() if "rabitq" not in key
+    }
+    assert len(saved) == 1 + 2 + 2 + 6  # pca, itq, pq; rabitq failed before, and is tried again
+
+    other = replace(QUERY, values=QUERY.values + 1)
+    with pytest.raises(ConfigError, match="other data"):
+        compare(DATABASE, other, lengths=(8,), methods=["pca"], kept=kept)
+
+
+def test_without_labels_only_the_recall_of_float_neighbours_is_told():
+    bare = replace(QUERY, labels=None)
+    state = compare(DATABASE, bare, lengths=(8,), methods=["pca", "pq"], seeds=1)
+    assert state.cells["pca/8/0"]["scores"]["hamming"]["map"] is None
+    assert state.cells["pca/8/0"]["scores"]["hamming"]["float_neighbour_recall"]["10@100"] > 0
+    sentences = verdict(state)
+    assert len(sentences) == 2
+    assert sentences[0].startswith("To keep the float ranking")
+    assert "this is all that can be told" in sentences[1]
+    with pytest.raises(ConfigError, match="'orthohash' learns from labels"):
+        compare(DATABASE, bare, methods=["orthohash"])
+    assert not any(method.supervised for method in module.contenders(None, labelled=False))
+    assert module.contenders(None, labelled=True) == list(METHODS)
+
+
+def test_a_crash_of_a_method_is_a_failure_of_that_method(monkeypatch):
+    def crash(self, values, random):
+        raise np.linalg.LinAlgError("no\nconvergence")
+
+    monkeypatch.setattr(PCA, "_learn", crash)
+    state = compare(DATABASE, QUERY, lengths=(8,), methods=["pca", "lsh"], seeds=1)
+    assert state.cells["pca/8/0"]["failed"] == "LinAlgError: no convergence"
+    assert "failed" not in state.cells["lsh/8/0"]
+
+
+def test_bad_input():
+    with pytest.raises(ConfigError, match="seeds must be at least 1"):
+        compare(DATABASE, QUERY, seeds=0)
+    with pytest.raises(ConfigError, match="unknown method 'itk'"):
+        compare(DATABASE, QUERY, methods=["itk"])
+    with pytest.raises(ConfigError, match="no lengths"):
+        compare(DATABASE, QUERY, lengths=())
+    narrow = as_embeddings(QUERY.values[:, :5], QUERY.labels)
+    with pytest.raises(InvalidInputError, match="one width"):
+        compare(DATABASE, narrow)
+
+
+def cell(method, bits, seed, value, recall=0.5):
+    score = {"map": value, "float_neighbour_recall": {"10@100": recall}}
+    name = "own" if method in ("pq", "float_centred") else "asymmetric_hamming"
+    return {"method": method, "bits": bits, "seed": seed, "bytes": bits // 8, "scores": {name: score}}
+
+
+def test_the_verdict_names_the_best_and_is_honest_of_ours():
+    def said(*cells):
+        state = Comparison("", 10, 1, 1, True, 0.1, (16,))
+        state.cells = {str(number): found for number, found in enumerate(cells)}
+        return " ".join(verdict(state))
+
+    text = said(cell("crovca", 16, 0, 0.6), cell("pq", 16, 0, 0.7), cell("itq", 16, 0, 0.4, 0.9))
+    assert "16 bits: PQ (70.0), 10.0 points above crovca" in text
+    assert "a Hamming index can hold (mAP): 16 bits: crovca (60.0)." in text
+    assert "To keep the float ranking (its top 10 within the codes' top 100): 16 bits: ITQ (90.0)" in text
+    text = said(
+        cell("crovca", 16, 0, 0.60),
+        cell("crovca", 16, 1, 0.66),
+        cell("pq", 16, 0, 0.65),
+        cell("pq", 16, 1, 0.64),
+    )
+    assert "PQ (64.5), as good within the spread of seeds: crovca" in text
+    text = said(
+        cell("crovca_supervised", 16, 0, 0.9), cell("crovca", 16, 0, 0.5), cell("float_centred", 640, 0, 0.6)
+    )
+    assert (
+        "with labels to learn from (mAP; it says nothing of classes that were not among the labels): " in text
+    )
+    assert "float, cosine centred (60.0) is better than every code learned without labels (crovca" in text
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, side in (("d", DATABASE), ("q", QUERY)):
+        np.savez(tmp_path / f"{name}.npz", embeddings=side.values, labels=side.labels, ids=side.ids)
+    np.savez(tmp_path / "bare.npz", embeddings=QUERY.values)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit:
+        main(["compare", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return exit.value.code, out, err
+
+
+def test_the_command_compares_keeps_and_reports(files, capsys):
+    call = ["--database", files / "d.npz", "--query", files / "q.npz", "--bits", "8", "--methods",
+            "pca,rabitq,float_centred", "-o", files / "out.json"]  # fmt: skip
+    status, out, _ = run(capsys, *call)
+    assert status == 0
+    assert "PCA" in out
+    assert "failed: RaBitQ, 8 bits: RaBitQ keeps 8 bytes" in out
+    assert "To keep the float ranking" in out
+    before = json.loads((files / "out.json").read_text())
+    status, out, _ = run(capsys, *call, "--json", "--report", files / "report")
+    assert status == 0
+    found = json.loads(out)
+    assert found["cells"]["pca/8/0"] == before["cells"]["pca/8/0"]
+    assert found["verdict"]
+    page = (files / "report" / "index.html").read_text()
+    assert "PCA" in page
+    assert "RaBitQ keeps" in page
+    assert json.loads((files / "report" / "metrics.json").read_text())["lengths"] == [8]
+
+
+def test_the_command_without_labels(files, capsys):
+    call = ["--database", files / "d.npz", "--bits", "8", "--methods", "pca"]
+    status, out, err = run(capsys, *call, "--query", files / "bare.npz")
+    assert status == 0
+    assert "no labels in bare.npz" in err
+    assert "this is all that can be told" in out
+    status, out, err = run(capsys, *call, "--query", files / "q.npz", "--no-labels")
+    assert status == 0
+    assert "mAP" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--query", "bare.npz", "--labels"], "there are none in bare.npz"),
+        (["--query", "q.npz", "--methods", "itk"], "unknown method 'itk'"),
+        (["--query", "q.npz", "--methods", ","], "--methods must be"),
+        (["--query", "q.npz", "--bits", "x"], "--bits must be"),
+        (["--query", "q.npz", "--no-labels", "--methods", "csq"], "'csq' learns from labels"),
+        (["--query", "q.npz", "-o", "q.npz"], "would replace the input"),
+        (["--query", "q.npz", "-o", "other.json"], "the kept results are of other data"),
+        (["--query", "q.npz", "-o", "broken.json"], "not valid JSON"),
+    ],
+)
+def test_the_command_refuses_in_one_line(files, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(files)
+    (files / "other.json").write_text(json.dumps({"format": 1, "fingerprint": "x", "cells": {}}))
+    (files / "broken.json").write_text("{")
+    methods = [] if "--methods" in arguments else ["--methods", "pca"]
+    status, _, err = run(capsys, "--database", "d.npz", *methods, *arguments)
+    assert status == 2
+    assert err.strip().splitlines()[-1].startswith("error: ")
+    assert message in err
