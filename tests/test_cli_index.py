@@ -104,6 +104,114 @@ def test_a_fine_tuned_model_brings_its_own_encoder(photos, tmp_path, capsys):
     assert run_json(capsys, "index", "add", tmp_path / "index", images, "--replace")["replaced"] == 24
 
 
+@pytest.fixture
+def album(photos, tmp_path):
+    """A few of the photos, to add to; and an index of them."""
+    import shutil
+
+    (tmp_path / "album").mkdir()
+    for number in range(16):
+        shutil.copy(next(photos.glob(f"images/*/{number}.png")), tmp_path / "album")
+    run(
+        "index",
+        "build",
+        tmp_path / "album",
+        "--encoder",
+        photos / "clip",
+        "--bits",
+        "8",
+        "-o",
+        tmp_path / "index",
+    )
+    return tmp_path / "album"
+
+
+def test_force_embeds_anew_what_has_changed(photos, album, tmp_path, capsys):
+    import shutil
+
+    command = ("index", "build", album, "--encoder", photos / "clip", "--bits", "8", "-o", tmp_path / "index")
+    store = tmp_path / "index.embeddings"
+    part = next(store.glob("part-*")).stat().st_ino
+    run(*command, "--force")
+    assert next(store.glob("part-*")).stat().st_ino == part  # nothing had changed: nothing was embedded
+    shutil.copy(photos / "images" / "blue" / "17.png", album)
+    assert run_json(capsys, *command, "--force")["items"] == 17
+    assert "17.png" in run_json(capsys, "search", tmp_path / "index", "--id", "17.png")["results"][0]["query"]
+    # Without --force a stale store is kept, and the line says how to go on.
+    shutil.rmtree(tmp_path / "index")
+    shutil.copy(photos / "images" / "red" / "18.png", album)
+    error = fails(capsys, *command)
+    assert "index.embeddings was begun with something else" in error and "--force embeds anew" in error
+    assert store.exists() and not (tmp_path / "index").exists()
+    (store / "job.json").write_text("{")
+    assert run_json(capsys, *command, "--force")["items"] == 18
+
+
+def test_force_replaces_no_folder_of_something_else(photos, album, tmp_path, capsys):
+    """The images lie where the embeddings would be kept."""
+    import shutil
+
+    source = tmp_path / "other.embeddings"
+    shutil.copytree(tmp_path / "index.embeddings", source)
+    shutil.copytree(album, source / "photos")
+    shutil.copy(photos / "images" / "blue" / "17.png", source / "photos")
+    assert "would replace the input" in fails(
+        capsys, "index", "build", source / "photos", "--encoder", photos / "clip", "--bits", "8",
+        "-o", tmp_path / "other", "--force",
+    )  # fmt: skip
+    assert len(list((source / "photos").iterdir())) == 17
+
+
+def test_images_whose_ids_are_known_are_refused_before_they_are_embedded(
+    photos, album, tmp_path, capsys, monkeypatch
+):
+    import shutil
+
+    from crovca.encoders.encoder import Encoder
+
+    def unwanted(*_, **__):
+        raise AssertionError("the encoder was loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "load", unwanted)
+        assert "16 of 16 ids are in the index already" in fails(
+            capsys, "index", "add", tmp_path / "index", album
+        )
+    assert not list(tmp_path.glob("*.adding-*"))
+    # Another encoder makes embeddings that the model does not take: that is seen only after embedding.
+    for file in album.iterdir():
+        file.unlink()
+    shutil.copy(photos / "images" / "blue" / "17.png", album)
+    model, processor, _ = tiny.models()["DINOv2"]
+    tiny.save(model, tmp_path / "other", processor)
+    assert "32" in fails(capsys, "index", "add", tmp_path / "index", album, "--encoder", tmp_path / "other")
+    assert not list(tmp_path.glob("*.adding-*"))
+    assert run_json(capsys, "index", "add", tmp_path / "index", album)["added"] == 1
+
+
+def test_an_interrupted_add_goes_on_from_its_store(photos, album, tmp_path, capsys, monkeypatch):
+    import shutil
+
+    from crovca.cli import items
+    from crovca.cli.main import main
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for file in album.iterdir():
+        file.unlink()
+    shutil.copy(photos / "images" / "blue" / "17.png", album)
+    with monkeypatch.context() as patch:
+        patch.setattr(items, "of_embeddings", interrupted)
+        with pytest.raises(SystemExit) as exit_:
+            main(["index", "add", str(tmp_path / "index"), str(album)])
+    assert exit_.value.code == 130
+    assert len(list(tmp_path.glob("*.adding-*"))) == 1
+    shutil.copy(photos / "images" / "red" / "18.png", album)  # what was begun is of no more use
+    assert run_json(capsys, "index", "add", tmp_path / "index", album)["added"] == 2
+    assert not list(tmp_path.glob("*.adding-*"))
+
+
 def test_an_encoder_with_other_weights_is_refused(photos, tmp_path, capsys):
     import shutil
 
@@ -157,7 +265,7 @@ def test_search_by_id_and_condition(folder, capsys):
         )
     run("search", folder / "index", "--id", "cat/2.jpg")
     text = capsys.readouterr().out
-    assert "distance" in text and "place" in text and "1 query over 200 items: encoded in" in text
+    assert "distance" in text and "place" in text and "1 query over 200 items: searched in" in text
 
 
 def test_several_indexes_are_searched_as_one(folder, tmp_path, capsys):
@@ -244,7 +352,10 @@ def test_dedup(tmp_path, capsys):
     run("dedup", tmp_path / "index")
     assert "1 group; 1 of 5 items could go" in capsys.readouterr().out
     assert "from 0 to 20" in fails(capsys, "dedup", tmp_path / "index", "--radius", "21")
-    assert "exists already" in fails(capsys, "dedup", tmp_path / "index", "-o", tmp_path / "groups.json")
+    asked = ("dedup", tmp_path / "index", "-o", tmp_path / "groups.json")
+    assert "exists already" in fails(capsys, *asked)
+    run(*asked, "--force")
+    assert len(json.loads((tmp_path / "groups.json").read_text())["groups"]) == 1
 
 
 def test_what_cannot_be_done_is_one_line_and_changes_nothing(folder, index, tmp_path, capsys):
@@ -274,7 +385,7 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(folder, index, tmp_
         (("search", index, "--id", "ant/0.jpg", "--text", "x"), "give one kind of query"),
         (("search", index, "--id", "nobody"), "not in the index"),
         (("search", index, "--id", "ant/0.jpg", "--scoring", "bce"), "goes with hamming"),
-        (("search", index, "--id", "ant/0.jpg", "--engine", "exact"), "do not go with --id"),
+        (("search", index, "--id", "ant/0.jpg", "--engine", "exact"), "not go with --id"),
         (("search", index, index, "--id", "ant/0.jpg"), "given twice"),
         (("search", index, "--id", "ant/0.jpg", "-k", "0"), "at least 1"),
         (("index", "build", database, "--bits", "5000", *out), "between 1 and 4,096"),
@@ -339,3 +450,139 @@ def test_a_killed_build_leaves_no_index_and_is_repeated(folder, tmp_path):
         run("index", "build", folder / "database.npz", "--model", folder / "model", "-o", output)
     with HashIndex.open(output) as index:
         assert len(index) == 200 and index.verify() == []
+
+
+def test_nothing_is_added_where_an_id_of_a_later_block_is_known(folder, index, tmp_path, capsys, monkeypatch):
+    from crovca.cli import items
+
+    monkeypatch.setattr(items, "_BLOCK", 8)
+    codes = Codes.from_bits(np.random.default_rng(0).integers(0, 2, (40, 32)))
+    for last, message in (("ant/0.jpg", "1 of 40 ids are in the index already"), ("0", "'0' occurs twice")):
+        ids = np.array([*map(str, range(39)), last])
+        Encoded(codes, ids).save(tmp_path / "bad.npz")
+        assert message in fails(capsys, "index", "add", index, tmp_path / "bad.npz")
+        assert run_json(capsys, "index", "info", index)["items"] == 200
+    assert message in fails(capsys, "index", "add", index, tmp_path / "bad.npz", "--replace")
+    assert run_json(capsys, "index", "info", index)["items"] == 200
+    assert run_json(capsys, "index", "add", index, folder / "more.npz")["added"] == 40
+
+
+def test_metadata_that_lacks_some_items_is_noted_once(folder, tmp_path, capsys, monkeypatch):
+    from crovca.cli import items
+
+    monkeypatch.setattr(items, "_BLOCK", 64)
+    run(
+        "index",
+        "build",
+        folder / "codes.npz",
+        "--metadata",
+        folder / "metadata.csv",
+        "-o",
+        tmp_path / "index",
+    )
+    error = capsys.readouterr().err
+    assert error.count("in the metadata") == 1 and "50 of 200 items are not in the metadata" in error
+
+
+def test_the_metadata_of_all_results_is_read_at_once(folder, capsys, monkeypatch):
+    from crovca.search.reader import Reader
+
+    calls = []
+    get = Reader.get
+    monkeypatch.setattr(Reader, "get", lambda self, ids: calls.append(len(ids)) or get(self, ids))
+    found = run_json(capsys, "search", folder / "index", "--embeddings", folder / "more.npz", "-k", "9")
+    assert len(calls) == 1
+    with HashIndex.open(folder / "index") as opened:
+        for result in found["results"]:
+            expected = get(opened, [hit["id"] for hit in result["hits"]]).metadata.to_pylist()
+            assert [hit["metadata"] for hit in result["hits"]] == expected
+    assert found["encode_seconds"] > 0
+
+
+def numbered(tmp_path, name, count):
+    codes = Codes.from_bits(np.random.default_rng(count).integers(0, 2, (count, 16)))
+    Encoded(codes, np.arange(count) - 5).save(tmp_path / f"{name}.npz")
+    run("index", "build", tmp_path / f"{name}.npz", "-o", tmp_path / name)
+    return tmp_path / name
+
+
+def test_ids_that_are_whole_numbers(tmp_path, capsys):
+    index = numbered(tmp_path, "index", 20)
+    empty = tmp_path / "empty"
+    HashIndex.create(empty, 16).close()
+    run("index", "info", empty)
+    assert "0 items (0 deleted), codes of 16 bits, no items yet" in capsys.readouterr().out
+    both = run_json(capsys, "search", empty, index, "--id", "3", "-k", "2")
+    assert both["results"] == run_json(capsys, "search", index, "--id", "3", "-k", "2")["results"]
+    for text, message in (("x3", "whole numbers, got 'x3'"), (str(2**63), "whole numbers of 64 bits")):
+        assert message in fails(capsys, "search", index, "--id", text)
+    run("index", "delete", index, "--", "-5")
+    assert "1 item deleted, 19 left ('crovca index compact" in capsys.readouterr().out
+    run("index", "delete", index, "--", "-5")
+    assert "0 items deleted, 19 left\n" in capsys.readouterr().out
+
+
+def test_an_index_given_twice_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(folder / "index")
+    assert "link is given twice" in fails(
+        capsys, "search", folder / "index", tmp_path / "link", "--id", "ant/0.jpg"
+    )
+
+
+@pytest.mark.parametrize(
+    "option", [("--engine", "scan"), ("--model", "somewhere"), ("--text-encoder", "somewhere")]
+)
+def test_what_encodes_does_not_go_with_ids(folder, capsys, option):
+    assert f"{option[0]} does not go with --id" in fails(
+        capsys, "search", folder / "index", "--id", "ant/0.jpg", *option
+    )
+
+
+def test_too_many_bits_are_refused_before_anything_is_read(folder, tmp_path, capsys, monkeypatch):
+    from crovca.cli import items
+
+    monkeypatch.setattr(items, "source_kind", lambda *_: pytest.fail("the source was read"))
+    assert "between 1 and 4,096, got 5000" in fails(
+        capsys, "index", "build", folder / "database.npz", "--bits", "5000", "-o", tmp_path / "x"
+    )
+
+
+def test_a_piped_table_is_complete(tmp_path, capsys):
+    ids = np.array([f"[bold]{'long/' * 50}{number}.jpg" for number in range(3)])
+    Encoded(Codes.from_bits(np.eye(3, 16, dtype=bool)), ids).save(tmp_path / "codes.npz")
+    lines = ["id,one,two", *(f"{one},{'a' * 150},{'b' * 150}" for one in ids)]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    run(
+        "index",
+        "build",
+        tmp_path / "codes.npz",
+        "--metadata",
+        tmp_path / "metadata.csv",
+        "-o",
+        tmp_path / "index",
+    )
+    assert "KiB" in capsys.readouterr().out
+    run("search", tmp_path / "index", "--id", ids[0])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == ids[0]
+    for one in ids[1:]:
+        assert sum(line.split()[1:] == [one, "a" * 150, "b" * 150] for line in lines) == 1
+    assert max(map(len, lines)) < 1000
+
+
+def test_a_search_says_how_long_encoding_took(folder, capsys):
+    run("search", folder / "index", "--embeddings", folder / "more.npz", "-k", "1")
+    assert "40 queries over 200 items: encoded in " in capsys.readouterr().out
+
+
+def test_a_search_closes_its_indexes(folder, tmp_path, capsys, monkeypatch):
+    closed = []
+    close = HashIndex.close
+    monkeypatch.setattr(HashIndex, "close", lambda self: closed.append(self.path) or close(self))
+    a, b = numbered(tmp_path, "a", 20), numbered(tmp_path, "b", 3)
+    del closed[:]
+    run("search", a, b, "--id", "9")
+    assert set(closed) == {a, b}
+    del closed[:]
+    fails(capsys, "search", a, "--id", "99")
+    assert closed == [a]

@@ -16,11 +16,11 @@ import typer
 from crovca.cli.options import Force, Json, open_embeddings
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.codes import check_bits
-from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
+from crovca.errors import ConfigError, CrovcaError, FileFormatError
 from crovca.files import atomic_directory, check_output, remove
 
 if TYPE_CHECKING:
-    from crovca.cli.items import Items
+    from crovca.cli.items import Items, Target
     from crovca.search.index import HashIndex
     from crovca.search.reader import Reader
 
@@ -54,9 +54,7 @@ _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 @index.command("build")
 def build(
     source: _Source,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the index.", show_default=False)
-    ] = Path("index"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the index.")] = Path("index"),
     model: Annotated[
         Path | None,
         typer.Option(
@@ -77,25 +75,26 @@ def build(
     """Build an index from codes, from embeddings, or straight from images.
 
     Embeddings are encoded by --model; without one, a model is learned from them and kept in the index. Images are
-    embedded by --encoder into OUTPUT.embeddings, which stays: a run that was interrupted goes on from it.
+    embedded by --encoder into OUTPUT.embeddings, which stays: a run that was interrupted goes on from it, and with
+    --force it is replaced where the images or the encoder are others than before.
     """
     from crovca.cli import items
     from crovca.hashing.checkpoint import model_kind
     from crovca.search.index import HashIndex
     from crovca.search.manifest import WriterLock
 
-    if bits is not None:
-        check_bits(bits)
     inputs = [path for path in (source, model, metadata) if path is not None]
     check_output(output, force=force, inputs=inputs, marker="manifest.json")
+    if bits is not None:
+        check_bits(bits)
     extra = items.read_metadata(metadata)
     started = time.perf_counter()
     # Whoever writes to the index that is replaced is kept out, or keeps us out.
     lock = WriterLock(output) if (output / "manifest.json").exists() else nullcontext()
     with Reporter() as reporter, lock, atomic_directory(output) as folder:
-        store = output.with_name(f"{output.name}.embeddings")
+        target = items.Target(output.with_name(f"{output.name}.embeddings"), anew=force, inputs=tuple(inputs))
         found, described, keep = _open(
-            source, model, encoder, revision, bits, extra, device, store, reporter, anew=force
+            source, model, encoder, revision, bits, extra, device, target, reporter
         )
         with HashIndex.create(folder, found.bits, encoder=described) as made:
             keep(folder / "model")
@@ -114,8 +113,8 @@ def build(
         )
         return
     _say(
-        f"{output}: {count:,} items, codes of {found.bits} bits ({size['codes'] / 2**20:,.1f} MiB; ids "
-        f"{size['ids'] / 2**20:,.1f}, metadata {size['metadata'] / 2**20:,.1f}), in {seconds:.1f} s"
+        f"{output}: {_items(count)}, codes of {found.bits} bits ({_size(size['codes'])}; ids "
+        f"{_size(size['ids'])}, metadata {_size(size['metadata'])}), in {seconds:.1f} s"
     )
     if not (output / "model").is_dir():
         how = "--id ID"
@@ -139,7 +138,11 @@ def add(
     device: _Device = "auto",
     json: Json = False,
 ) -> None:
-    """Add items; --replace puts them in the place of those with the same ids."""
+    """Add items; --replace puts them in the place of those with the same ids.
+
+    All ids are checked before anything is added. Items are then added durably, up to 262,144 at a time: should a later
+    step fail, those of the earlier ones are in the index, and --replace goes over them.
+    """
     from crovca.cli import items
     from crovca.search.index import HashIndex
 
@@ -155,19 +158,21 @@ def add(
             raise ConfigError(f"{path} holds no model: give --model, or codes made by 'crovca encode'")
         # Only as long as it takes; a run that was interrupted goes on from it.
         store = path.with_name(f"{path.name}.adding-{sha256(str(source.resolve()).encode()).hexdigest()[:8]}")
+        inputs = tuple(given for given in (path, source, model, metadata) if given is not None)
+        check = _anything if replace else partial(items.check_new, opened)
+        target = items.Target(store, anew=True, check=check, inputs=inputs)
         length = None if kind == "codes" else opened.bits
+        before = len(opened)
         try:
-            found, _, _ = _open(
-                source, model, encoder, revision, length, extra, device, store, reporter,
-                anew=True, refuse=None if replace else partial(_refuse_known, opened),
-            )  # fmt: skip
+            found, _, _ = _open(source, model, encoder, revision, length, extra, device, target, reporter)
+            items.check_distinct(found.ids)
+            check(found.ids)
+            replaced = _fill(opened, found, reporter, upsert=replace)
         except CrovcaError:
             remove(store)
             raise
-        before = len(opened)
-        replaced = _fill(opened, found, reporter, upsert=replace)
         after = len(opened)
-    remove(store)
+        remove(store)
     seconds = round(time.perf_counter() - started, 3)
     if json:
         emit_json(
@@ -180,13 +185,19 @@ def add(
             }
         )
         return
-    _say(f"{path}: {after - before:,} items added, {replaced:,} replaced; {after:,} now ({seconds:.1f} s)")
+    _say(f"{path}: {_items(after - before)} added, {replaced:,} replaced; {after:,} now ({seconds:.1f} s)")
 
 
 @index.command("delete")
 def delete(
     path: _Index,
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids to delete.", show_default=False)] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Ids to delete; write -- before one that begins with -, as in: INDEX -- -5.",
+            show_default=False,
+        ),
+    ] = None,
     where: Annotated[
         str | None, typer.Option(help="Delete what this SQL condition selects.", show_default=False)
     ] = None,
@@ -211,8 +222,8 @@ def delete(
     if json:
         emit_json({"index": str(path), "deleted": gone, "items": left})
         return
-    hint = " ('crovca index compact' frees their space)" if gone else ""
-    _say(f"{path}: {gone:,} item{'s' * (gone != 1)} deleted, {left:,} left{hint}")
+    hint = f" ('crovca index compact {path}' frees their space)" if gone else ""
+    _say(f"{path}: {_items(gone)} deleted, {left:,} left{hint}")
 
 
 @index.command("compact")
@@ -229,7 +240,7 @@ def compact(path: _Index, json: Json = False) -> None:
         emit_json({"index": str(path), "dropped": dropped, "disk_bytes": size, "seconds": seconds})
         return
     _say(
-        f"{path}: {dropped:,} deleted items dropped; {sum(size.values()) / 2**20:,.1f} MiB now ({seconds:.1f} s)"
+        f"{path}: {_items(dropped, 'deleted item')} dropped; {_size(sum(size.values()))} now ({seconds:.1f} s)"
     )
 
 
@@ -246,7 +257,8 @@ def verify(path: _Index, json: Json = False) -> None:
     else:
         for line in problems:
             _say(f"damaged: {line}")
-        _say(f"{path}: {len(problems)} problems" if problems else f"{path}: all {count:,} items are whole")
+        whole = f"{path}: {_items(count)}, all whole"
+        _say(f"{path}: {_items(len(problems), 'problem')}" if problems else whole)
     if problems:
         raise typer.Exit(1)
 
@@ -273,18 +285,18 @@ def info(
         return
     disk = stats["disk_bytes"]
     _say(
-        f"{path}: {stats['items']:,} items ({stats['deleted']:,} deleted), codes of {stats['bits']} bits, "
-        f"ids {stats['id_type']}"
+        f"{path}: {_items(stats['items'])} ({stats['deleted']:,} deleted), codes of {stats['bits']} bits, "
+        + (f"ids {stats['id_type']}" if stats["id_type"] else "no items yet")
     )
-    _say("on disk: " + ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in disk.items()))
+    _say("on disk: " + ", ".join(f"{name} {_size(size)}" for name, size in disk.items()))
     _say(f"segments: {len(stats['segments'])}; generation {stats['generation']}")
     _say("metadata: " + (", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items()) or "none"))
     _say(f"model: {'kept' if stats['model'] else 'none'}; encoder: {stats['encoder'] or 'unknown'}")
     for engine in stats["engines"]:
         recall = f", recall@100 {engine['recall_at_100']:.3f}" if "recall_at_100" in engine else ""
         _say(
-            f"engine {engine['engine']}: {engine['rows']:,} rows of {engine['bits']} bits, "
-            f"{engine['bytes'] / 2**20:,.1f} MiB beyond the codes, built in {engine['build_seconds']:.2f} s{recall}"
+            f"engine {engine['engine']}: {_items(engine['rows'], 'row')} of {engine['bits']} bits, "
+            f"{_size(engine['bytes'])} beyond the codes, built in {engine['build_seconds']:.2f} s{recall}"
         )
 
 
@@ -331,14 +343,23 @@ def push(
 
 
 def parse_ids(texts: list[str], opened: Reader) -> Any:
-    """Ids from the command line, of the index's kind."""
+    """Ids from the command line, of the kind that the index has, or the indexes have."""
     if opened.id_type != "int64":
         return texts
-    try:
-        return [int(text) for text in texts]
-    except ValueError as error:
-        odd = next(text for text in texts if not text.lstrip("-").isdecimal())
-        raise ConfigError(f"the ids of this index are whole numbers, got {odd!r}") from error
+    numbers = []
+    for text in texts:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ConfigError(f"the ids of this index are whole numbers, got {text!r}") from None
+        if not -(2**63) <= number < 2**63:
+            raise ConfigError(f"the ids of this index are whole numbers of 64 bits, got {text!r}")
+        numbers.append(number)
+    return numbers
+
+
+def _anything(ids: Any) -> None:
+    """No id is refused."""
 
 
 def _open(
@@ -349,15 +370,12 @@ def _open(
     bits: int | None,
     extra: Any,
     device: str,
-    store: Path,
+    target: Target,
     reporter: Reporter,
-    *,
-    anew: bool = False,
-    refuse: Callable[[Any], None] | None = None,
 ) -> tuple[Items, dict[str, Any] | None, Callable[[Path], object]]:
     """The items of a source, what is known of their encoder, and what puts their model into a folder.
 
-    Images are embedded into ``store``.
+    Images are embedded into ``target.store``.
     """
     from crovca.cli import items
     from crovca.cli.modality import encode_path
@@ -378,10 +396,8 @@ def _open(
             raise ConfigError(
                 f"{source} holds images: give --encoder, the folder of a model or its id on the hub"
             )
-        data = items.open_embedded(
-            source, encoder, revision, device, store, reporter, anew=anew, refuse=refuse
-        )
-        source = store
+        data = items.open_embedded(source, encoder, revision, device, target, reporter)
+        source = target.store
     else:
         data = open_embeddings(source)
     if hasher is None:
@@ -393,15 +409,6 @@ def _open(
     return items.of_embeddings(data, source, hasher, bits, extra), items.encoder_of(source), keep
 
 
-def _refuse_known(opened: HashIndex, ids: Any) -> None:
-    known = ids[opened.contains(ids)].tolist()
-    if known:
-        raise InvalidInputError(
-            f"{len(known):,} of {len(ids):,} ids are in the index already, for example {known[0]!r}; "
-            "--replace puts these in their place"
-        )
-
-
 def _fill(opened: HashIndex, found: Items, reporter: Reporter, *, upsert: bool) -> int:
     replaced = done = 0
     for ids, codes, table in found.blocks:
@@ -410,7 +417,7 @@ def _fill(opened: HashIndex, found: Items, reporter: Reporter, *, upsert: bool) 
         else:
             opened.add(ids, codes, table)
         done += len(codes)
-        reporter.advance("indexing", done / found.count)
+        reporter.advance("indexing", done / len(found.ids))
     return replaced
 
 
@@ -419,6 +426,15 @@ def _lines(path: Path) -> list[str]:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"cannot read ids from {path}: {error}") from error
+
+
+def _items(count: int, what: str = "item") -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _size(size: int) -> str:
+    """In MiB, or in KiB what is less than one."""
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"
 
 
 def _say(text: str) -> None:

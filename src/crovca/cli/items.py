@@ -13,9 +13,9 @@ import numpy as np
 
 from crovca.cli.options import open_embeddings
 from crovca.cli.output import Reporter, note
-from crovca.data.store import MANIFEST
+from crovca.data.store import JOB, MANIFEST
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError, OutputExistsError
-from crovca.files import read_json, remove
+from crovca.files import check_output, read_json, remove
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,10 +23,15 @@ if TYPE_CHECKING:
     from crovca.codes import Codes
     from crovca.data.embeddings import Embeddings
     from crovca.data.encoded import Encoded
+    from crovca.encoders.job import Job
     from crovca.hasher import CrossModalHasher, Hasher
+    from crovca.search.index import HashIndex
 
 __all__ = [
     "Items",
+    "Target",
+    "check_distinct",
+    "check_new",
     "copy_model",
     "encoder_of",
     "of_codes",
@@ -42,11 +47,28 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class Items:
-    """Items on their way into an index: (ids, codes, metadata) in blocks."""
+    """Items on their way into an index: all their ids, and (ids, codes, metadata) in blocks."""
 
-    count: int
+    ids: Any
     bits: int
     blocks: Iterator[tuple[Any, Codes, pa.Table | None]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where images are embedded on their way into an index.
+
+    Attributes:
+        store: folder of the embeddings.
+        anew: whether a store that was begun with something else is replaced.
+        check: sees the source's ids before anything is embedded, and raises where they cannot be added.
+        inputs: what the command reads, which is never replaced.
+    """
+
+    store: Path
+    anew: bool = False
+    check: Callable[[Any], None] = lambda ids: None
+    inputs: tuple[Path, ...] = ()
 
 
 def source_kind(path: Path, encoder: str | None) -> str:
@@ -56,7 +78,7 @@ def source_kind(path: Path, encoder: str | None) -> str:
     if path.suffix.lower() == ".npz" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return "codes" if "packed.npy" in archive.namelist() else "embeddings"
-    if path.is_dir() and ((path / MANIFEST).exists() or (path / "job.json").exists()):
+    if path.is_dir() and ((path / MANIFEST).exists() or (path / JOB).exists()):
         return "embeddings"
     if path.suffix.lower() in (".npz", ".npy", ".safetensors") or (
         path.suffix == ".parquet" and encoder is None
@@ -75,14 +97,8 @@ def of_codes(path: Path, extra: pa.Table | None) -> Items:
 def of_encoded(found: Encoded, extra: pa.Table | None) -> Items:
     """Codes with their ids and labels."""
     ids = np.arange(len(found)) if found.ids is None else found.ids
-    known = _labels(found.labels)
-
-    def blocks() -> Iterator[tuple[Any, Codes, pa.Table | None]]:
-        for start in range(0, len(found), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            yield ids[part], found.codes[part], _metadata(ids[part], known, part, extra)
-
-    return Items(len(found), found.codes.bits, blocks())
+    codes = found.codes
+    return Items(ids, codes.bits, _blocks(ids, codes.__getitem__, _labels(found.labels), extra))
 
 
 def of_embeddings(
@@ -95,20 +111,37 @@ def of_embeddings(
         raise InvalidInputError(f"{path} holds {data.views} views of each item; give embeddings of one view")
     bits = hasher.bits if bits is None else bits
     ids = np.arange(len(data)) if data.ids is None else data.ids
-    known = {**_labels(data.labels), **_captions(path)}
 
-    def blocks() -> Iterator[tuple[Any, Codes, pa.Table | None]]:
-        for start in range(0, len(data), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            values = data.values[part]
-            codes = (
-                hasher.encode(values, bits)
-                if isinstance(hasher, Hasher)
-                else hasher.encode(images=values, bits=bits)
-            )
-            yield ids[part], codes, _metadata(ids[part], known, part, extra)
+    def encode(part: slice) -> Codes:
+        values = data.values[part]
+        if isinstance(hasher, Hasher):
+            return hasher.encode(values, bits)
+        return hasher.encode(images=values, bits=bits)
 
-    return Items(len(data), bits, blocks())
+    return Items(ids, bits, _blocks(ids, encode, {**_labels(data.labels), **_captions(path)}, extra))
+
+
+def check_new(opened: HashIndex, ids: Any) -> None:
+    """Refuse ids of which the index holds some already.
+
+    Raises:
+        InvalidInputError: it does, or the ids are of another kind than the index's.
+    """
+    known = ids[opened.contains(ids)].tolist()
+    if known:
+        raise InvalidInputError(
+            f"{len(known):,} of {len(ids):,} ids are in the index already, for example {known[0]!r}; "
+            "--replace puts these in their place"
+        )
+
+
+def check_distinct(ids: Any) -> None:
+    """Refuse ids that occur twice in different blocks; within one, the index itself sees it."""
+    if len(ids) <= _BLOCK:
+        return
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        raise InvalidInputError(f"the id {values[counts > 1][0].item()!r} occurs twice among those given")
 
 
 def open_embedded(
@@ -116,46 +149,42 @@ def open_embedded(
     encoder: str,
     revision: str | None,
     device: str,
-    store: Path,
+    target: Target,
     reporter: Reporter,
-    *,
-    anew: bool = False,
-    refuse: Callable[[Any], None] | None = None,
 ) -> Embeddings:
-    """Embed images into ``store``, going on where an earlier run stopped, and open it.
+    """Embed images into ``target.store``, going on where an earlier run stopped, and open it.
 
-    Args:
-        path, encoder, revision, device: as for ``crovca embed``.
-        store: where the embeddings are kept.
-        reporter: is told how it goes.
-        anew: a store that was begun with something else is replaced.
-        refuse: is shown the ids before anything is embedded, and raises where they cannot be used.
+    Raises:
+        OutputExistsError: the store holds embeddings of something else, and is not to be begun anew.
+        InvalidInputError: what ``target.check`` raises, before anything is embedded.
     """
     from crovca.encoders.encoder import Encoder
-    from crovca.encoders.job import Origin, begin_job, read_job
+    from crovca.encoders.job import Origin, begin_job
     from crovca.encoders.pipeline import counted, finish, make_worker, missing_shards, plan_job, summarise
     from crovca.encoders.runners import run_here
 
+    store = target.store
     origin = Origin("images", str(path))
     source = origin.open()
-    if refuse is not None:
-        refuse(source.ids)
     for text in source.notes:
         reporter.message(text)
+    target.check(source.ids)
+    begun = _begun(target)
     tower = Encoder.load(encoder, revision=revision, device=device)
-    unset = dict.fromkeys(("shard_size", "threads", "batch_size"))
-    chosen = {"v": 1, "seed": 0, "stored": "float16", **unset}
-    begun = read_job(store)
+    chosen = {"v": 1, "seed": 0, "stored": "float16"}
     job = plan_job(origin, source, tower, encoder, revision, chosen, begun)
-    if anew and begun is not None and begun.differences(job):
-        remove(store)
-        job = plan_job(origin, source, tower, encoder, revision, chosen, None)
-    try:
-        job = begin_job(store, job)
-    except OutputExistsError as error:
-        raise OutputExistsError(
-            f"{error} (the embeddings of an earlier build are in {store}: remove it)"
-        ) from error
+    if begun is not None and (differences := begun.differences(job)):
+        what = ", ".join(name for name, _, _ in differences)
+        if not target.anew:
+            raise OutputExistsError(
+                f"{store} was begun with something else ({what}); "
+                "--force embeds anew and replaces it; or remove it, or give another --output"
+            )
+        reporter.message(f"{store} was begun with something else ({what}): embedding anew")
+        job = plan_job(origin, source, tower, encoder, revision, chosen)
+        check_output(store, force=True, inputs=[path, *target.inputs], marker=JOB)
+        remove(store)  # not before everything else was found to be in order
+    job = begin_job(store, job)
     missing = missing_shards(store, job)
     done = job.items - sum(len(job.rows(shard)) for shard in missing)
     counter = [done]
@@ -171,6 +200,20 @@ def open_embedded(
     if broken:
         reporter.message(f"{sum(broken.values()):,} images left out: {counted(broken)}")
     return open_embeddings(store)
+
+
+def _begun(target: Target) -> Job | None:
+    """The job of an earlier run; a damaged one is dropped where the store may be begun anew."""
+    from crovca.encoders.job import read_job
+
+    try:
+        return read_job(target.store)
+    except FileFormatError:
+        if not target.anew:
+            raise
+        check_output(target.store, force=True, inputs=target.inputs, marker=JOB)
+        remove(target.store)
+        return None
 
 
 def read_metadata(path: Path | None) -> pa.Table | None:
@@ -234,29 +277,47 @@ def _captions(path: Path) -> dict[str, Any]:
     return {"caption": tables}
 
 
-def _metadata(ids: Any, known: dict[str, Any], part: slice, extra: pa.Table | None) -> pa.Table | None:
-    """Columns of one block: what the source knows, and what a table of metadata has for these ids."""
+def _blocks(
+    ids: Any, encode: Callable[[slice], Codes], known: dict[str, Any], extra: pa.Table | None
+) -> Iterator[tuple[Any, Codes, pa.Table | None]]:
+    """The items block by block; says at the end how many of them a table of metadata does not know."""
+    missing = 0
+    for start in range(0, len(ids), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        table, absent = _metadata(ids[part], known, part, extra)
+        missing += absent
+        yield ids[part], encode(part), table
+    if missing == len(ids) and missing:
+        note("none of these items is in the metadata: are its ids written in the same way?")
+    elif missing:
+        note(f"{missing:,} of {len(ids):,} items are not in the metadata: their columns from it are empty")
+
+
+def _metadata(
+    ids: Any, known: dict[str, Any], part: slice, extra: pa.Table | None
+) -> tuple[pa.Table | None, int]:
+    """Columns of one block: what the source knows, and what a table of metadata has for these ids.
+
+    Also returns how many of the ids are not in the table.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     table = pa.table({name: pa.array(values[part]) for name, values in known.items()}) if known else None
     if extra is None:
-        return table
+        return table, 0
     keys = extra.column("id")
     wanted = pa.array(ids)
     try:
         place = pc.index_in(wanted.cast(keys.type), keys.combine_chunks())
     except pa.ArrowInvalid as error:
         raise ConfigError(f"the metadata's ids are {keys.type}, those of the items {wanted.type}") from error
-    missing = place.null_count
-    if missing == len(wanted):
-        note("none of these items is in the metadata: are its ids written in the same way?")
     found = extra.drop_columns("id").take(place)
     for name in found.column_names if table is not None else ():
         if name in known:
             raise ConfigError(f"the metadata's column {name!r} is known from the source already; rename it")
     if table is None:
-        return found
+        return found, place.null_count
     for name in found.column_names:
         table = table.append_column(name, found.column(name))
-    return table
+    return table, place.null_count

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json as json_module
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from crovca.cli.options import Force, Json, open_embeddings
 from crovca.cli.output import emit_json, stdout
 from crovca.errors import ConfigError
 from crovca.files import check_output, write_json
 
+if TYPE_CHECKING:
+    from crovca.queries import QueryModel
+    from crovca.search.reader import Reader
+
 __all__ = ["dedup", "search"]
+
+_NO_LIMIT = 1 << 20
 
 _Scoring = Literal["bce", "asymmetric_hamming", "hamming"]
 _Engine = Literal["auto", "exact", "scan", "buckets", "inverted", "accelerator"]
@@ -69,54 +78,50 @@ def search(
     ]
     if len(given) != 1:
         raise ConfigError("give one kind of query: --image, --text, --id or --embeddings")
-    opened: Any = HashIndex.open(index[0]) if len(index) == 1 else ShardedIndex.open(index)
-    first = opened if len(index) == 1 else opened.shards[0]
+    if id:
+        _refuse_with_ids(scoring, engine, model, text_encoder)
+    twice = [
+        path for place, path in enumerate(index) if path.resolve() in {one.resolve() for one in index[:place]}
+    ]
+    if twice:
+        raise ConfigError(f"{twice[0]} is given twice; give each index once")
     names: list[str]
     encoding = 0.0
-    if id:
-        if engine != "auto" or model is not None or text_encoder is not None:
-            raise ConfigError(
-                "--engine, --model and --text-encoder do not go with --id: stored codes are compared"
-            )
-        if scoring not in (None, "hamming"):
-            raise ConfigError(f"an item has a code, no logits: --id goes with hamming, not {scoring}")
-        names = list(id)
+    source: Any = HashIndex.open(index[0]) if len(index) == 1 else ShardedIndex.open(index)
+    with closing(source) as opened:
         started = time.perf_counter()
-        found = opened.neighbours_of(parse_ids(id, opened), top_k, where=where, bits=bits)
-    else:
-        from crovca.queries import QueryModel
-
-        started = time.perf_counter()
-        query = QueryModel.of_index(
-            index[0], first.encoder, model=model, text_encoder=text_encoder, device=device
-        )
-        if image:
-            names, logits = [str(path) for path in image], query.of_images(image)
-        elif text:
-            names, logits = list(text), query.of_texts(text)
+        if id:
+            names = list(id)
+            found = opened.neighbours_of(parse_ids(id, opened), top_k, where=where, bits=bits)
         else:
-            assert embeddings is not None
-            data = open_embeddings(embeddings)
-            names = [str(row) for row in (range(len(data)) if data.ids is None else data.ids)]
-            logits = query.of_embeddings(data.values[:])
-        encoding = time.perf_counter() - started
-        started = time.perf_counter()
-        found = opened.search(logits, top_k, scoring=scoring or "bce", where=where, bits=bits, engine=engine)
-    seconds = time.perf_counter() - started
-    rows = _metadata_of(opened, found.ids)
-    items = len(opened)
-    opened_engines = opened.engines()
-    opened.close()
+            from crovca.queries import QueryModel  # loads torch, for which --id has no use
+
+            first = opened if len(index) == 1 else opened.shards[0]
+            query = QueryModel.of_index(
+                index[0], first.encoder, model=model, text_encoder=text_encoder, device=device
+            )
+            names, logits = _encode(query, image, text, embeddings)
+            encoding = time.perf_counter() - started
+            started = time.perf_counter()
+            found = opened.search(
+                logits, top_k, scoring=scoring or "bce", where=where, bits=bits, engine=engine
+            )
+        seconds = time.perf_counter() - started
+        rows = _metadata(opened, found.ids)
+        engines, count = opened.engines(), len(opened)
     if json:
         emit_json(
-            _as_json(names, found, rows, scoring or ("hamming" if id else "bce"), seconds, opened_engines)
+            _as_json(
+                names, found, rows, scoring or ("hamming" if id else "bce"), (encoding, seconds), engines
+            )
         )
         return
     for name, ids, scores, metadata in zip(names, found.ids, found.scores, rows, strict=True):
         _print_results(name, ids, scores, metadata)
     queries = "1 query" if len(names) == 1 else f"{len(names):,} queries"
+    encoded = "" if id else f"encoded in {encoding:.1f} s, "
     stdout.print(
-        f"{queries} over {items:,} items: encoded in {encoding:.1f} s, searched in {seconds * 1000:.1f} ms",
+        f"{queries} over {_count(count, 'item')}: {encoded}searched in {seconds * 1000:.1f} ms",
         highlight=False,
     )
 
@@ -169,15 +174,61 @@ def dedup(
         stdout.print(f"{ids[0]}: {shown}{more}", highlight=False, soft_wrap=True, markup=False)
     if len(found.groups) > show:
         stdout.print(
-            f"... and {len(found.groups) - show:,} groups more (--show, or -o FILE)", highlight=False
+            f"... and {_count(len(found.groups) - show, 'group')} more (--show, or -o FILE)", highlight=False
         )
-    groups = "1 group" if len(found.groups) == 1 else f"{len(found.groups):,} groups"
+    groups = _count(len(found.groups), "group")
     spare = found.items - len(found.groups)
-    stdout.print(f"{groups}; {spare:,} of {count:,} items could go ({seconds:.1f} s)", highlight=False)
+    stdout.print(
+        f"{groups}; {spare:,} of {_count(count, 'item')} could go ({seconds:.1f} s)", highlight=False
+    )
+
+
+def _refuse_with_ids(scoring: str | None, engine: str, model: Path | None, text_encoder: str | None) -> None:
+    """Nothing is encoded for --id, and codes are compared by Hamming distance."""
+    if scoring not in (None, "hamming"):
+        raise ConfigError(f"an item has a code, no logits: --id goes with hamming, not {scoring}")
+    given = {"--engine": engine != "auto", "--model": model, "--text-encoder": text_encoder}
+    for option, value in given.items():
+        if value:
+            raise ConfigError(f"{option} does not go with --id: an item is searched by its stored code")
+
+
+def _encode(
+    query: QueryModel, image: list[Path] | None, text: list[str] | None, embeddings: Path | None
+) -> tuple[list[str], Any]:
+    """Names and logits of the queries."""
+    if image:
+        return [str(path) for path in image], query.of_images(image)
+    if text:
+        return list(text), query.of_texts(text)
+    assert embeddings is not None
+    data = open_embeddings(embeddings)
+    names = [str(row) for row in (range(len(data)) if data.ids is None else data.ids)]
+    return names, query.of_embeddings(data.values[:])
+
+
+def _metadata(opened: Reader, ids: Any) -> list[Any]:
+    """A table for each query's results (q, k), or None: each item is read once, however often it was found."""
+    if not ids.size:
+        return [None] * len(ids)
+    distinct, place = np.unique(ids, return_inverse=True)
+    table = opened.get(distinct).metadata
+    if table is None:
+        return [None] * len(ids)
+    return [table.take(row) for row in place.reshape(ids.shape)]
+
+
+def _count(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _as_json(
-    names: list[str], found: Any, rows: list[Any], scoring: str, seconds: float, engines: list[dict[str, Any]]
+    names: list[str],
+    found: Any,
+    rows: list[Any],
+    scoring: str,
+    seconds: tuple[float, float],
+    engines: list[dict[str, Any]],
 ) -> dict[str, Any]:
     results = []
     for name, ids, scores, metadata in zip(names, found.ids, found.scores, rows, strict=True):
@@ -191,31 +242,28 @@ def _as_json(
         "scoring": scoring,
         "exact": all(engine["exact"] for engine in engines),
         "engines": sorted({engine["engine"] for engine in engines}),
-        "seconds": round(seconds, 6),
+        "encode_seconds": round(seconds[0], 6),
+        "seconds": round(seconds[1], 6),
         "results": results,
     }
     return json_module.loads(json_module.dumps(content, default=str))  # dates and the like as text
 
 
-def _metadata_of(opened: Any, ids: Any) -> list[Any]:
-    """The metadata of each row of ids, or None; read once for all."""
-    if not ids.size:
-        return [None] * len(ids)
-    unique, places = np.unique(ids, return_inverse=True)
-    table = opened.get(unique).metadata
-    return [None if table is None else table.take(row) for row in places.reshape(ids.shape)]
-
-
 def _print_results(name: str, ids: Any, scores: Any, metadata: Any) -> None:
-    table = Table(title=name, title_justify="left", box=None, pad_edge=False)
-    table.add_column("distance", justify="right")
-    table.add_column("id", no_wrap=True, overflow="ignore" if not stdout.is_terminal else "fold")
+    texts = [str(one) for one in ids.tolist()]
+    table = Table(title=Text(name), title_justify="left", box=None, pad_edge=False)
+    table.add_column("distance", justify="right", no_wrap=True)
+    # An id is wanted whole: on a narrow terminal the other columns give way first, then it goes on in a second line.
+    longest = max(map(len, texts), default=0)
+    table.add_column("id", overflow="fold", min_width=max(2, min(longest, stdout.width - len("distance  "))))
     columns = [] if metadata is None else metadata.column_names
     for column in columns:
         table.add_column(column)
     rows = [{}] * len(ids) if metadata is None else metadata.to_pylist()
-    for one, score, row in zip(ids.tolist(), scores, rows, strict=True):
+    for one, score, row in zip(texts, scores, rows, strict=True):
         table.add_row(
-            f"{score:.4g}", str(one), *("" if row[column] is None else str(row[column]) for column in columns)
+            f"{score:.4g}", one, *("" if row[column] is None else str(row[column]) for column in columns)
         )
-    stdout.print(table, markup=False)
+    # What is read by another program has lines as long as they need to be.
+    console = stdout if stdout.is_terminal else Console(width=_NO_LIMIT)
+    console.print(table, markup=False)
