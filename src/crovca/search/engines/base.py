@@ -22,7 +22,7 @@ import numpy.typing as npt
 from crovca.codes import Codes
 from crovca.search.scoring import BitScorer, Float32, Int64, rank, sortable
 
-__all__ = ["CandidateEngine", "Candidates", "Engine", "Found", "Groups", "Mask", "exhaustive"]
+__all__ = ["CandidateEngine", "Candidates", "Engine", "Found", "Groups", "Mask", "any_equal", "exhaustive"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -258,16 +258,30 @@ class Groups:
         return self.rows[np.repeat(starts - before, counts) + np.arange(counts.sum())].astype(np.int64)
 
 
+def any_equal(codes: Codes) -> bool:
+    """Whether any two codes may be equal; wrong, in the direction of yes, about once in 2^64 pairs."""
+    keys = np.zeros(len(codes), np.uint64)
+    for word in _words(codes).T:
+        keys = (keys ^ (keys >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + word
+    keys.sort()
+    return bool((keys[1:] == keys[:-1]).any())
+
+
 def _stable_order(codes: Codes) -> Int64:
     """Rows ordered by code, those of one code by row."""
-    width = codes.packed.shape[1]
-    numbers = np.zeros((len(codes), -(-width // 8) * 8), np.uint8)
-    numbers[:, :width] = codes.packed
-    words = numbers.view(">u8").astype(np.uint64)
-    if width <= 4:  # code and row in one number: an unstable sort is fast and does
+    words = _words(codes)
+    if codes.bytes_per_item <= 4:  # code and row in one number: an unstable sort is fast and does
         keys = words[:, 0] | np.arange(len(codes), dtype=np.uint64)
         keys.sort()
         return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     if words.shape[1] == 1:
         return np.argsort(words[:, 0], kind="stable")
     return np.lexsort(words.T[::-1])
+
+
+def _words(codes: Codes) -> npt.NDArray[np.uint64]:
+    """Codes as numbers of 64 bits (n, w), the first bit the most significant, filled up with zeros."""
+    width = codes.bytes_per_item
+    padded = np.zeros((len(codes), -(-width // 8) * 8), np.uint8)
+    padded[:, :width] = codes.packed
+    return padded.view(">u8").astype(np.uint64)

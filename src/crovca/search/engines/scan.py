@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 
 from crovca.codes import Codes
-from crovca.search.engines.base import CandidateEngine, Candidates, Groups
+from crovca.search.engines.base import CandidateEngine, Candidates, Groups, any_equal
 from crovca.search.scoring import Float32, Float64
 
 __all__ = [
@@ -108,8 +108,7 @@ def quantisation_error(weights: Float32) -> Float64:
 
 def _groups_if_fewer(codes: Codes) -> Groups | None:
     # A sample tells whether grouping can pay at all: sorting everything for nothing takes longer than a scan.
-    sample = codes.packed[: 1 << 16]
-    if len(np.unique(sample, axis=0)) == len(sample):
+    if not any_equal(codes[: 1 << 16]):
         return None
     groups = Groups.of(codes)
     return groups if 2 * len(groups.codes) <= len(codes) else None
