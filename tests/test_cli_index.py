@@ -212,6 +212,15 @@ def test_an_interrupted_add_goes_on_from_its_store(photos, album, tmp_path, caps
     assert not list(tmp_path.glob("*.adding-*"))
 
 
+def test_an_index_finds_its_encoder_from_every_folder(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(photos)
+    run("index", "build", "images", "--encoder", "clip", "--bits", "16", "-o", tmp_path / "index")
+    monkeypatch.chdir(tmp_path)
+    query = photos / "images" / "red" / "2.png"
+    assert run_json(capsys, "search", "index", "--image", query)["results"][0]["hits"]
+    assert run_json(capsys, "index", "add", "index", photos / "images", "--replace")["replaced"] == 24
+
+
 def test_an_encoder_with_other_weights_is_refused(photos, tmp_path, capsys):
     import shutil
 

@@ -147,6 +147,14 @@ class Codes:
         """The bits as 0 and 1: uint8 (n, bits)."""
         return np.unpackbits(self.packed, axis=1, count=self.bits)
 
+    def words(self) -> npt.NDArray[np.uint64]:
+        """The codes as numbers of 64 bits: uint64 (n, ceil(bits / 64)), the first bit the most significant, filled up
+        with zeros. Ordered by these numbers, codes are in the order of their bits."""
+        width = self.bytes_per_item
+        padded = np.zeros((len(self), -(-width // 8) * 8), np.uint8)
+        padded[:, :width] = self.packed
+        return padded.view(">u8").astype(np.uint64)
+
     def prefix(self, bits: int) -> Codes:
         """The first ``bits`` bits of every code: itself a code if the model was trained so."""
         bits = check_bits(bits, at_most=self.bits)
@@ -163,7 +171,7 @@ class Codes:
             raise InvalidInputError(
                 f"Hamming distance needs codes of one length, got {self.bits} and {other.bits} bits"
             )
-        ours, theirs = _words(self.packed), _words(other.packed)
+        ours, theirs = self.words(), other.words()
         distances = np.zeros((len(self), len(other)), np.uint16)
         for word in range(ours.shape[1]):  # never a (n, m, bytes) array
             distances += np.bitwise_count(ours[:, word, None] ^ theirs[None, :, word])
@@ -193,11 +201,3 @@ class Codes:
 
 def _byte_width(bits: int) -> int:
     return -(-bits // 8)
-
-
-def _words(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """The bytes of each row as 64-bit words, filled up with zeros."""
-    count = -(-packed.shape[1] // 8)
-    padded = np.zeros((packed.shape[0], count * 8), np.uint8)
-    padded[:, : packed.shape[1]] = packed
-    return padded.view(np.uint64)

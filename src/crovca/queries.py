@@ -28,7 +28,10 @@ Logits = npt.NDArray[np.float32]
 
 def describe_encoder(job: Mapping[str, Any]) -> dict[str, Any]:
     """What an index keeps of the encoder: the parts of a store's job (docs/formats.md) that decide an embedding."""
-    return {name: job[name] for name in ("encoder", "revision", "identity", "preprocessing", "dtype")}
+    described = {name: job[name] for name in ("encoder", "revision", "identity", "preprocessing", "dtype")}
+    if Path(described["encoder"]).is_dir():  # an index is searched from other folders, too
+        described["encoder"] = str(Path(described["encoder"]).resolve())
+    return described
 
 
 class QueryModel:

@@ -283,6 +283,21 @@ def test_bits_that_carry_nothing_are_reported_once_in_words():
     assert monitor.balance() == (0.0 + float((logits[:, 0:] > 0).float().mean(0).min()), 1.0)
 
 
+def test_a_trouble_is_told_again_only_when_it_has_doubled():
+    """Which bits are duplicates changes from epoch to epoch in a small set: that is no news."""
+    rng = torch.Generator().manual_seed(0)
+    monitor = BitMonitor(12)
+    told = []
+    for copies in ([(0, 1)], [(2, 3)], [(4, 5)], [(0, 1), (2, 3)], [(0, 1), (4, 5), (6, 7)]):
+        logits = torch.randn(400, 12, generator=rng)
+        for one, other in copies:
+            logits[:, other] = logits[:, one]
+        monitor.reset()
+        monitor.update(logits)
+        told.append(len(monitor.news()))
+    assert told == [1, 0, 0, 1, 0]
+
+
 def test_a_real_run_reports_duplicated_bits():
     X = np.repeat(np.eye(2, dtype=np.float32), 20, axis=0) + np.float32(0.001) * np.arange(40)[:, None] % 7
     recorder = Recorder()

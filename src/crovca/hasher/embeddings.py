@@ -10,6 +10,7 @@ Codes(n=3, bits=16)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -143,7 +144,7 @@ class Hasher(BaseHasher):
         config = self._config(len(data), pairing, observer)
         self.neighbour_recall_: float | None = None
         classes = to_membership(labels) if "classes" in pairing and labels is not None else None
-        described = lambda: fingerprint(data.values, labels)  # noqa: E731
+        described = partial(fingerprint, data.values, labels)
         with self._checkpoint(checkpoint, checkpoint_seconds, config, described) as kept:
             inputs = input_statistics(data.values, centre=config.centre)
             source = self._source(data, pairing, inputs, observer, kept)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BitMonitor", "describe_bits"]
+__all__ = ["BitMonitor", "Trouble", "describe_bits"]
 
 STUCK_SHARE = 0.005
 DUPLICATE_CORRELATION = 0.99
 DEAD_DEVIATION = 1e-4
 
 
-def describe_bits(ones: Tensor, correlation: Tensor, deviation: Tensor) -> list[str]:
+class Trouble(NamedTuple):
+    """A kind of trouble, how many bits (or pairs of bits) it is of, and a sentence that says so."""
+
+    kind: str
+    extent: int
+    text: str
+
+
+def describe_bits(ones: Tensor, correlation: Tensor, deviation: Tensor) -> list[Trouble]:
     """Say in words which bits carry nothing.
 
     Args:
@@ -23,25 +32,26 @@ def describe_bits(ones: Tensor, correlation: Tensor, deviation: Tensor) -> list[
         deviation: (b,) standard deviation of the logits.
 
     Returns:
-        One sentence for each kind of trouble; none if all is well.
+        One for each kind of trouble; none if all is well.
     """
     dead = deviation < DEAD_DEVIATION
     stuck = ~dead & ((ones < STUCK_SHARE) | (ones > 1 - STUCK_SHARE))
     said = []
     if dead.any():
-        said.append(f"{_bits(dead)} dead: the logit is the same for every item")
+        text = f"{_bits(dead)} dead: the logit is the same for every item"
+        said.append(Trouble("dead", int(dead.sum()), text))
     if stuck.any():
         share = 100 * torch.maximum(ones, 1 - ones)[stuck].min()
-        said.append(f"{_bits(stuck)} stuck: the same for at least {share:.1f} % of the items")
+        text = f"{_bits(stuck)} stuck: the same for at least {share:.1f} % of the items"
+        said.append(Trouble("stuck", int(stuck.sum()), text))
     alive = ~(dead | stuck)
     same = torch.triu(correlation.abs() > DUPLICATE_CORRELATION, diagonal=1) & alive[:, None] & alive[None, :]
     pairs = same.nonzero()
     if len(pairs):
         first, second = pairs[0].tolist()
         more = f", and {len(pairs) - 1} more pairs" if len(pairs) > 1 else ""
-        said.append(
-            f"bits {first} and {second} are duplicates: they nearly always agree, or always differ{more}"
-        )
+        text = f"bits {first} and {second} are duplicates: they nearly always agree, or always differ{more}"
+        said.append(Trouble("duplicate", len(pairs), text))
     return said
 
 
@@ -61,7 +71,7 @@ class BitMonitor(nn.Module):
     def __init__(self, bits: int, name: str = "") -> None:
         super().__init__()
         self._name = name
-        self._said: set[str] = set()
+        self._told: dict[str, int] = {}  # kind of trouble -> the most bits that it was told of
         self.register_buffer("items", torch.zeros(()))
         self.register_buffer("joint", torch.zeros(bits, bits))
         self.register_buffer("sums", torch.zeros(bits))
@@ -88,7 +98,7 @@ class BitMonitor(nn.Module):
         return float(ones.min()), float(ones.max())
 
     def news(self) -> list[str]:
-        """Troubles of this epoch that were not told before."""
+        """Troubles of this epoch that were not told before, or have at least doubled since."""
         items = self.items.clamp(min=1)
         ones = self.joint.diagonal() / items
         spread = (ones * (1 - ones)).sqrt()
@@ -96,10 +106,13 @@ class BitMonitor(nn.Module):
         correlation = covariance / (spread[:, None] * spread[None, :]).clamp(min=1e-9)
         mean = self.sums / items
         deviation = (self.squares / items - mean.square()).clamp(min=0).sqrt()
-        told = [self._name + text for text in describe_bits(ones, correlation, deviation)]
-        new = [text for text in told if text not in self._said]
-        self._said.update(new)
-        return new
+        new = [
+            trouble
+            for trouble in describe_bits(ones, correlation, deviation)
+            if trouble.extent >= 2 * self._told.get(trouble.kind, 0)
+        ]
+        self._told.update({trouble.kind: trouble.extent for trouble in new})
+        return [self._name + trouble.text for trouble in new]
 
 
 def _bits(mask: Tensor, most: int = 8) -> str:

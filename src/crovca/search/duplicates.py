@@ -87,7 +87,7 @@ def find_duplicates(codes: Codes, radius: int, ids: Callable[[Int64], npt.NDArra
     rows = np.concatenate(members)
     ends = np.cumsum(sizes[several])
     heads = np.repeat(np.concatenate([[0], ends[:-1]]), sizes[several])  # the place of each one's first
-    words = _words(codes[rows])
+    words = codes[rows].words()
     apart = np.bitwise_count(words ^ words[heads]).sum(1, dtype=np.uint16)
     return Duplicates(np.split(ids(rows), ends[:-1]), np.split(apart, ends[:-1]), int(radius), len(first))
 
@@ -98,7 +98,7 @@ def close_pairs(codes: Codes, radius: int) -> tuple[Int64, Int64]:
     Raises:
         InvalidInputError: there are more than 200 million.
     """
-    words = _words(codes)
+    words = codes.words()
     count = len(codes)
     if radius == 0 or count < 2:
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -110,17 +110,10 @@ def close_pairs(codes: Codes, radius: int) -> tuple[Int64, Int64]:
     return (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _words(codes: Codes) -> Words:
-    """The codes as 64-bit words (n, w), filled up with zeros."""
-    padded = np.zeros((len(codes), -(-codes.bytes_per_item // 8) * 8), np.uint8)
-    padded[:, : codes.bytes_per_item] = codes.packed
-    return padded.view(np.uint64)
-
-
 def _masks(bits: int, chunks: int) -> list[Words]:
     """The words (w,) with the bits of one chunk set, for each chunk: bit j is in chunk j mod ``chunks``."""
     position = np.arange(bits)
-    return [_words(Codes.from_bits((position % chunks == chunk)[None]))[0] for chunk in range(chunks)]
+    return [Codes.from_bits((position % chunks == chunk)[None]).words()[0] for chunk in range(chunks)]
 
 
 def _keys(words: Words, mask: Words) -> Words:

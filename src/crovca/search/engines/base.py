@@ -261,7 +261,7 @@ class Groups:
 def any_equal(codes: Codes) -> bool:
     """Whether any two codes may be equal; wrong, in the direction of yes, about once in 2^64 pairs."""
     keys = np.zeros(len(codes), np.uint64)
-    for word in _words(codes).T:
+    for word in codes.words().T:
         keys = (keys ^ (keys >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + word
     keys.sort()
     return bool((keys[1:] == keys[:-1]).any())
@@ -269,7 +269,7 @@ def any_equal(codes: Codes) -> bool:
 
 def _stable_order(codes: Codes) -> Int64:
     """Rows ordered by code, those of one code by row."""
-    words = _words(codes)
+    words = codes.words()
     if codes.bytes_per_item <= 4:  # code and row in one number: an unstable sort is fast and does
         keys = words[:, 0] | np.arange(len(codes), dtype=np.uint64)
         keys.sort()
@@ -277,11 +277,3 @@ def _stable_order(codes: Codes) -> Int64:
     if words.shape[1] == 1:
         return np.argsort(words[:, 0], kind="stable")
     return np.lexsort(words.T[::-1])
-
-
-def _words(codes: Codes) -> npt.NDArray[np.uint64]:
-    """Codes as numbers of 64 bits (n, w), the first bit the most significant, filled up with zeros."""
-    width = codes.bytes_per_item
-    padded = np.zeros((len(codes), -(-width // 8) * 8), np.uint8)
-    padded[:, :width] = codes.packed
-    return padded.view(">u8").astype(np.uint64)
