@@ -87,7 +87,8 @@ class Measurement:
         task: what asks, and what is found.
         score: how items are ranked.
         metric: "map" or "recall".
-        k: its cut-off; None: all of the database. For an experiment of kind "curves" the last k of the curve.
+        k: its cut-off; None: all of the database. For an experiment of kind "curves" the last k of the curve, which
+            starts at 1.
     """
 
     encoder: str
@@ -115,7 +116,8 @@ class Cell:
         row, column: as printed ("DINOv2 ViT-B", "CIFAR10 16").
         value: percent as printed; None where the paper prints a curve or a picture, or where the number cannot be
             read with certainty (the note says so).
-        measurement: what to measure for it; None for numbers that the paper takes from other publications.
+        measurement: what to measure for it; None for numbers that the paper takes from other publications, and for
+            pictures of Hashing-Baseline, which are made from the embedding.
         dataset: the protocol that is searched.
         bits: length of the codes; None for the float embedding.
         published_by: the method of another publication (a name of ``methods``), or "".
@@ -308,7 +310,7 @@ def _cell(experiment: str, number: int, line: Mapping[str, str]) -> Cell:
         if line["experiment"] != experiment:
             raise ValueError(f"it belongs to {line['experiment']!r}")
         method = methods()[line["published_by"]] if line["published_by"] else None
-        measurement = None if method else _measurement(line)
+        measurement = _measurement(line) if line["encoder"] else None
         notes = [line["note"], f"{method.publication}: {method.why}" if method else ""]
         return Cell(
             experiment=experiment,
