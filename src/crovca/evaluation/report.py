@@ -188,12 +188,12 @@ def _item_map(subject: Subject) -> str:
         embeddings = embeddings.mean(axis=1)
     bits = min(length.bits for length in subject.evaluation.lengths)
     labels = None if database.labels is None else database.labels[rows]
-    drawn = figures.map_of_items_figure(
-        embeddings,
-        database.codes.prefix(bits)[rows],
-        labels,
-        (f"{embeddings.shape[1]} floats", f"{bits} bits"),
-    )
+    codes = database.codes.prefix(bits)[rows].unpack().astype(np.float32)
+    panels = {
+        f"{embeddings.shape[1]} floats": figures.project(embeddings, "cosine"),
+        f"{bits} bits": figures.project(codes, "hamming"),
+    }
+    drawn = figures.map_of_items_figure(panels, labels)
     return figure(drawn, f"{count:,} items in two dimensions (t-SNE): embeddings and codes", wide=True)
 
 
