@@ -157,6 +157,20 @@ class Hasher(BaseHasher):
         self.classes_ = None if classes is None else classes.names
         return self
 
+    def initialise(self, X: Any) -> Self:
+        """Take random weights and learn nothing but the embeddings' scale and the bits' balance.
+
+        The floor that training is measured against; takes and raises what ``fit`` does.
+        """
+        data = as_embeddings(X, what="X")
+        config = self._config(len(data), (), Silent())
+        towers = Towers(new_coders([input_statistics(data.values, centre=config.centre)], config))
+        self.towers_ = towers.to(self._device()).eval()
+        calibrate(self._coder(), data.values)
+        self.lengths_, self.history_, self.n_features_in_ = config.lengths, [], data.width
+        self.pairing_, self.classes_, self.neighbour_recall_ = (), None, None
+        return self
+
     def logits(self, X: Any) -> npt.NDArray[np.float32]:
         """Logits float32 (n, bits) of embeddings (n, d); their signs are the codes (paper, Eq. 2)."""
         return self._logits(self._coder(), X, "X")
