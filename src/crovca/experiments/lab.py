@@ -28,11 +28,12 @@ from crovca.data.sources import Source
 from crovca.errors import ConfigError
 from crovca.experiments.materials import STATISTICS, Materials, slice_source
 from crovca.files import load_arrays, remove, save_arrays
-from crovca.hasher import Hasher, ImageHasher, load_hasher
+from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, load_hasher
 from crovca.hashing.training import Observer
 
 if TYPE_CHECKING:
     from crovca.experiments.paper import Training
+    from crovca.hasher.finetuned import EncodedImages
 
 __all__ = ["CHANGES", "NESTED_LENGTHS", "Lab"]
 
@@ -96,7 +97,7 @@ class Lab(Materials):
             CrovcaError: dataset or encoder are not there, or training failed.
         """
         if "text" in self.protocols[training.dataset].task:
-            pairs = import_module("crovca.experiments.crossmodal")  # which is built on this module
+            pairs = import_module("crovca.experiments.pairs")  # which is built on this module
             if training.setting == "random":
                 return pairs.fit_pairs(self, training, seed, None)
             return self.keep(
@@ -167,13 +168,15 @@ class Lab(Materials):
             hasher = self.model(training, seed)
             if training.setting == "random" or training.fitting == "probing":
                 items = self.embeddings(training.encoder, dataset, split)
-                logits = Hasher.logits(hasher, items)  # of an image hasher too: its HashCoder alone
+                if isinstance(hasher, CrossModalHasher):
+                    logits = hasher.logits(images=items)
+                else:
+                    logits = Hasher.logits(hasher, items)  # of an image hasher too: its HashCoder alone
                 Encoded(Codes.from_logits(logits), items.ids, items.labels, logits).save(path)
             else:
                 partial = path.with_suffix(".partial")
-                self._encode_images(hasher, self.source(dataset, split), partial, f"{dataset}/{name}").save(
-                    path
-                )
+                source = self.source(dataset, split)
+                self.encode_parts(hasher.encode_source, source, partial, f"{dataset}/{name}").save(path)
                 remove(partial)
         source = self.source(dataset, split)
         found = Encoded.load(path)
@@ -181,8 +184,17 @@ class Lab(Materials):
             self.left_out.setdefault(f"{dataset}/{name}", {"unreadable": len(source) - len(found)})
         return found.prefix(training.bits)
 
-    def _encode_images(self, hasher: Any, source: Source[bytes], partial: Path, where: str) -> Encoded:
-        """Codes of images by a model with an encoder in it, written part by part into a folder."""
+    def encode_parts(
+        self, encode: Callable[[Source[Any]], EncodedImages], source: Source[Any], partial: Path, where: str
+    ) -> Encoded:
+        """Codes of images or texts by a model with an encoder in it, written part by part into a folder.
+
+        Args:
+            encode: ``encode_source`` or ``encode_texts`` of the model.
+            source: the items.
+            partial: the folder; the same call goes on with what is there.
+            where: "DATASET/SPLIT", for what is left out.
+        """
         partial.mkdir(parents=True, exist_ok=True)
         rows, logits = [], []
         reasons: Counter[str] = Counter()
@@ -190,7 +202,7 @@ class Lab(Materials):
             file = partial / f"{start:09d}.npz"
             if not file.exists():
                 part = slice_source(source, start, start + _PART)
-                found = hasher.encode_source(part)
+                found = encode(part)
                 wrong = np.array([reason for reason, _ in found.faults.values()], np.str_)
                 save_arrays(file, rows=found.rows + start, logits=found.logits, reasons=wrong)
             arrays = load_arrays(file, required=("rows", "logits", "reasons"))
