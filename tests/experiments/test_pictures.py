@@ -138,7 +138,8 @@ def test_another_query_is_named_by_its_path(lab):
     name = "val_image/ILSVRC2012_val_00000003.JPEG"
     whole = lab.dataset("imagenet100").folder / name
     for path in (name, str(whole), str(whole.parent / "../val_image" / whole.name)):
-        _, content = drawn(lab, "figure5", query=path)
+        page, content = drawn(lab, "figure5", query=path)
+        assert "grey langur, for another query</h1>" in page
         assert [entry["query"] for entry in content["queries"]] == [name]
         assert content["queries"][0]["class"] == "n01440764"
     with pytest.raises(

@@ -89,7 +89,7 @@ def draw(name: str, lab: Lab, cells: Sequence[Cell], *, seed: int = 0, query: st
             ``query`` is none of its queries.
         MissingDependencyError: the extra ``report`` is not installed.
     """
-    title = experiment_of(name).title
+    title = experiment_of(name).title + (", for another query" if query else "")
     figures.require_report_packages()
     chosen = [cell.measurement for cell in cells if cell.measurement and cell.measurement.training]
     if not chosen or (name != "figure3" and name not in _FIGURES):
