@@ -76,6 +76,7 @@ class Lab(Materials):
         )
         self.training, self.nested = dict(training or {}), nested
         self._model: tuple[Path, Any] | None = None
+        self._failed: dict[Path, Exception] = {}
         unknown = [name for name in self.training if name not in CHANGES]
         if unknown:
             raise ConfigError(f"unknown setting {unknown[0]!r}; expected some of {', '.join(CHANGES)}")
@@ -138,12 +139,7 @@ class Lab(Materials):
         if self._model is None or self._model[0] != folder:
             self._model = None  # two encoders at once may not fit into the memory of a GPU
             if not folder.exists():
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                partial = folder.with_name(f"{folder.name}.partial")
-                self.observer.message(f"training {folder.parent.name}, seed {seed}")
-                hasher = fit(checkpoint=partial, observer=self.observer)
-                hasher.save(folder)
-                remove(partial)
+                self._train(folder, fit)
             elsewhere = self.weights.get(training.encoder)
             frozen = training.setting == "pairs" and training.fitting == "probing"
             self._model = (
@@ -151,6 +147,20 @@ class Lab(Materials):
                 load_hasher(folder, device=self.device, encoder=None if frozen else elsewhere),
             )
         return self._model[1]
+
+    def _train(self, folder: Path, fit: Callable[..., Any]) -> None:
+        """Train and save; what failed once is not tried again for the next number that needs it."""
+        if folder in self._failed:
+            raise self._failed[folder]
+        partial = folder.with_name(f"{folder.name}.partial")
+        self.observer.message(f"training {folder.parent.name}, {folder.name}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            fit(checkpoint=partial, observer=self.observer).save(folder)
+        except Exception as error:
+            self._failed[folder] = error
+            raise
+        remove(partial)
 
     # --- codes ---
 

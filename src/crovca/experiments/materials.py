@@ -68,7 +68,8 @@ class Materials:
         observer: Observer | None = None,
     ) -> None:
         self.data, self.work = Path(data), Path(work)
-        self.weights = dict(weights or {})
+        given = {name: Path(place) for name, place in (weights or {}).items()}
+        self.weights = {n: str(place.resolve() if place.is_dir() else place) for n, place in given.items()}
         self.device, self.dtype = device, dtype
         self.protocols = protocols
         self.observer: Observer = observer or Silent()
