@@ -13,22 +13,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from crovca.codes import Codes
 from crovca.config import PRESETS
 from crovca.data.datasets.registry import PROTOCOLS
 from crovca.data.datasets.structure import Protocol
+from crovca.data.embeddings import Embeddings
 from crovca.data.encoded import Encoded
 from crovca.data.sources import Source
 from crovca.errors import ConfigError
 from crovca.experiments.materials import STATISTICS, Materials, slice_source
 from crovca.files import load_arrays, remove, save_arrays
-from crovca.hasher import Hasher, ImageHasher, load_hasher
+from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, load_hasher
+from crovca.hasher.finetuned import EncodedImages
 from crovca.hashing.training import Observer
 
 if TYPE_CHECKING:
@@ -97,11 +99,12 @@ class Lab(Materials):
             CrovcaError: dataset or encoder are not there, or training failed.
         """
         if "text" in self.protocols[training.dataset].task:
-            pairs = import_module("crovca.experiments.crossmodal")  # which is built on this module
+            from crovca.experiments.pairs import fit_pairs  # which is built on this module
+
             if training.setting == "random":
-                return pairs.fit_pairs(self, training, seed, None)
+                return fit_pairs(self, training, seed, None)
             return self.keep(
-                training, seed, lambda checkpoint, **_: pairs.fit_pairs(self, training, seed, checkpoint)
+                training, seed, lambda checkpoint, **_: fit_pairs(self, training, seed, checkpoint)
             )
         if training.setting == "random":
             values = self.embeddings(training.encoder, training.dataset, STATISTICS)
@@ -177,13 +180,12 @@ class Lab(Materials):
             hasher = self.model(training, seed)
             if training.setting == "random" or training.fitting == "probing":
                 items = self.embeddings(training.encoder, dataset, split)
-                logits = Hasher.logits(hasher, items)  # of an image hasher too: its HashCoder alone
+                logits = _logits(hasher, items)
                 Encoded(Codes.from_logits(logits), items.ids, items.labels, logits).save(path)
             else:
                 partial = path.with_suffix(".partial")
-                self._encode_images(hasher, self.source(dataset, split), partial, f"{dataset}/{name}").save(
-                    path
-                )
+                source = self.source(dataset, split)
+                self.encode_parts(hasher.encode_source, source, partial, f"{dataset}/{name}").save(path)
                 remove(partial)
         source = self.source(dataset, split)
         found = Encoded.load(path)
@@ -191,8 +193,17 @@ class Lab(Materials):
             self.left_out.setdefault(f"{dataset}/{name}", {"unreadable": len(source) - len(found)})
         return found.prefix(training.bits)
 
-    def _encode_images(self, hasher: Any, source: Source[bytes], partial: Path, where: str) -> Encoded:
-        """Codes of images by a model with an encoder in it, written part by part into a folder."""
+    def encode_parts(
+        self, encode: Callable[[Source[Any]], EncodedImages], source: Source[Any], partial: Path, where: str
+    ) -> Encoded:
+        """Codes of a source's items, written part by part into a folder, so that a run that was killed goes on.
+
+        Args:
+            encode: a model's ``encode_source`` or ``encode_texts``.
+            source: images or texts.
+            partial: the folder; it may be removed when the codes are saved.
+            where: what messages call the items.
+        """
         partial.mkdir(parents=True, exist_ok=True)
         rows, logits = [], []
         reasons: Counter[str] = Counter()
@@ -200,7 +211,7 @@ class Lab(Materials):
             file = partial / f"{start:09d}.npz"
             if not file.exists():
                 part = slice_source(source, start, start + _PART)
-                found = hasher.encode_source(part)
+                found = encode(part)
                 wrong = np.array([reason for reason, _ in found.faults.values()], np.str_)
                 save_arrays(file, rows=found.rows + start, logits=found.logits, reasons=wrong)
             arrays = load_arrays(file, required=("rows", "logits", "reasons"))
@@ -212,3 +223,10 @@ class Lab(Materials):
         chosen, values = np.concatenate(rows), np.concatenate(logits)
         labels = None if source.labels is None else source.labels[chosen]
         return Encoded(Codes.from_logits(values), source.ids[chosen], labels, values)
+
+
+def _logits(hasher: Any, items: Embeddings) -> npt.NDArray[np.float32]:
+    """Logits of images' embeddings by the HashCoder alone, of models that have an encoder in them too."""
+    if isinstance(hasher, CrossModalHasher):
+        return hasher.logits(images=items)
+    return Hasher.logits(hasher, items)

@@ -257,7 +257,7 @@ class Materials:
             self.observer.message(f"{where}: {sum(reasons.values()):,} left out ({counted(dict(reasons))})")
 
 
-def slice_source(source: Source[bytes], start: int, end: int) -> Source[bytes]:
+def slice_source(source: Source[Any], start: int, end: int) -> Source[Any]:
     """Items ``start`` to ``end`` of a source, numbered from 0."""
 
     def cut(values: Any) -> Any:

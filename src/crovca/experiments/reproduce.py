@@ -10,7 +10,6 @@ import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 import crovca
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, StorageError
+from crovca.experiments.crossmodal import measure_pairs
 from crovca.experiments.lab import Lab
 from crovca.experiments.paper import Cell, Measurement
 from crovca.experiments.retrieval import measure_images
@@ -206,16 +206,15 @@ def opened(work: Path) -> Iterator[tuple[Kept, Callable[[Kept], None]]]:
     path = work / RESULTS
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with (work / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StorageError(
-                    f"another run works in {work}; wait for it, or give another --work"
-                ) from None
-            yield _read(path), lambda kept: write_json(path, {"format_version": _FORMAT, "results": kept})
+        lock = (work / "lock").open("a")
     except OSError as error:
         raise StorageError(f"cannot write {work}: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StorageError(f"another run works in {work}; wait for it, or give another --work") from None
+        yield _read(path), lambda kept: write_json(path, {"format_version": _FORMAT, "results": kept})
 
 
 def _read(path: Path) -> Kept:
@@ -244,8 +243,8 @@ def _groups(wanted: Sequence[Measurement], seeds: Sequence[int]) -> Iterator[tup
     encoders = list(dict.fromkeys(of.encoder for of in wanted))
     trainings = list(dict.fromkeys(of.training for of in wanted))
     for of in sorted(wanted, key=lambda of: (encoders.index(of.encoder), trainings.index(of.training))):
-        alone = of if of.task == "image-image" else None
-        together.setdefault((of.encoder, of.training, of.dataset, alone), []).append(of)
+        same = of if of.task == "image-image" else of.task  # directions of text and image are ranked together
+        together.setdefault((of.encoder, of.training, of.dataset, same), []).append(of)
     of_model: dict[Any, list[list[Measurement]]] = {}
     for group in together.values():
         of_model.setdefault((group[0].encoder, group[0].training), []).append(group)
@@ -267,7 +266,4 @@ def _is_kept(lab: Lab, entries: Mapping[str, Mapping[str, Any]], of: Measurement
 def _measure(lab: Lab, group: list[Measurement], seed: int) -> dict[Measurement, dict[str, Any]]:
     if group[0].task == "image-image":
         return {of: measure_images(lab, of, seed) for of in group}
-    found: dict[Measurement, dict[str, Any]] = import_module("crovca.experiments.crossmodal").measure_pairs(
-        lab, group, seed
-    )
-    return found
+    return measure_pairs(lab, group, seed)

@@ -80,11 +80,10 @@ def measure_images(lab: Lab, measurement: Measurement, seed: int) -> dict[str, A
     more: dict[str, Any] = {}
     name = measurement.dataset
     if measurement.training is None:
-        sides = [lab.embeddings(measurement.encoder, name, split) for split in ("query", "database")]
-        measure = _measure(*sides, measurement)
-        values, theirs = (side.values for side in sides)
-        ranked = measure(CosineScorer(values, theirs))
-        more["feature_wise"] = measure(FeatureWiseScorer(values, theirs)).map
+        ours, theirs = (lab.embeddings(measurement.encoder, name, split) for split in ("query", "database"))
+        measure = _measure(ours, theirs, measurement)
+        ranked = measure(CosineScorer(ours.values, theirs.values))
+        more["feature_wise"] = measure(FeatureWiseScorer(ours.values, theirs.values)).map
     else:
         query, database = (
             lab.encoded(measurement.training, seed, name, split) for split in ("query", "database")
@@ -112,7 +111,7 @@ def _measure(query: Items, database: Items, measurement: Measurement) -> Measure
     if query.labels is None or database.labels is None:
         raise InvalidInputError(f"{measurement.dataset} has no labels, which say what answers a query")
     k = len(database) if measurement.k is None else min(measurement.k, len(database))
-    return Measure(query, database, k)
+    return Measure(query, database, k, kept=1)
 
 
 def _described(ranked: Ranked) -> dict[str, Any]:
