@@ -264,7 +264,6 @@ def test_work_refuses_other_weights(make, tmp_path):
     [
         (lambda lab: lab.dataset("mnist"), ConfigError, "known are cifar10"),
         (lambda lab: lab.source("coco", "test"), ConfigError, "it has train, database, query"),
-        (lambda lab: lab.texts("imagenet100", "query"), ConfigError, "have no texts"),
         (lambda lab: lab.encoder("resnet"), ConfigError, "no encoder 'resnet'; known are dinov2"),
         (lambda lab: lab.encoder("simdinov2"), ConfigError, "crovca convert .*--weights simdinov2=FOLDER"),
     ],

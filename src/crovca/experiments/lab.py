@@ -127,7 +127,7 @@ class Lab(Materials):
     def parameters(self, encoder: str, bits: int, seed: int) -> dict[str, Any]:
         """What a hasher of images (and texts) is made with, besides its preset."""
         return {
-            "encoder": self.encoder(encoder),
+            "encoder": self.fetched(encoder),
             "bits": bits,
             "nested": NESTED_LENGTHS[:-1] if self.nested else False,
             "seed": seed,
