@@ -95,6 +95,7 @@ figure.wide {{ width: 100%; }} figure img {{ width: 100%; }} figcaption {{ color
 .grid img, .grid i {{ border-radius: 4px; border: 3px solid transparent; }}
 .grid i {{ display: inline-block; font-size: 11px; background: #eef1f5; color: #5b6675; text-align: center; }}
 .grid .query img {{ width: 96px; height: 96px; }}
-.grid .yes {{ border-color: #2e8b57; }} .grid .no {{ border-color: #d1495b; }}
+.large img {{ border: 4px solid transparent; max-width: 100%; }}
+.yes {{ border-color: #2e8b57 !important; }} .no {{ border-color: #d1495b !important; }}
 </style></head><body><h1>{heading}</h1>{body}</body></html>
 """

@@ -18,7 +18,7 @@ from crovca.evaluation.evaluate import Measure, Ranked
 from crovca.evaluation.figures import curves_figure
 from crovca.experiments.lab import Lab
 from crovca.experiments.pairs import encoded_texts, image_labels, labels_of, text_embeddings
-from crovca.experiments.paper import Cell, Measurement, Training
+from crovca.experiments.paper import Measurement, Training, all_cells
 from crovca.files import atomic_file, write_json
 from crovca.search.scoring import BitScorer, CosineScorer, Scorer
 
@@ -69,25 +69,23 @@ def measure_pairs(
 
 
 def draw_curves(
-    folder: Path,
-    name: str,
-    cells: Sequence[Cell],
-    measured: Mapping[Measurement, Sequence[Mapping[str, Any]]],
+    name: str, lab: Lab, measured: Mapping[Measurement, Sequence[Mapping[str, Any]]]
 ) -> list[Path]:
     """Draw the curves of a figure, a PNG for each direction and metric, and write their numbers as JSON.
 
     Args:
-        folder: where ``NAME-TASK-METRIC.png`` and ``NAME.json`` go; it is created.
         name: of the figure.
-        cells: its cells; those that were not measured are left out.
-        measured: for each measurement what ``measure_pairs`` found, for each seed.
+        lab: below whose ``work`` the folder of that name is; it is created.
+        measured: for each measurement what ``measure_pairs`` found with each seed, of which the mean is drawn; curves
+            of the figure that are missing are left out.
 
     Returns:
-        The files.
+        The files: ``NAME-TASK-METRIC.png``, and ``NAME.json`` with the curves of each seed.
     """
+    folder = lab.work / name
     folder.mkdir(parents=True, exist_ok=True)
     panels: dict[tuple[str, str], _Panel] = {}
-    for cell in cells:
+    for cell in all_cells(name):
         wanted = cell.measurement
         runs = [run for run in measured.get(wanted, ()) if run["curve"]] if wanted is not None else []
         if wanted is not None and runs:
