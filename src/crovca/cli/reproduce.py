@@ -60,9 +60,9 @@ def reproduce(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Likewise.", show_default=False)] = None,
     query: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Figures 4, 5, 9: the image to ask for [default: the first of the paper's class].",
+            help="Figures 4, 5, 9: path of the query to ask with [default: the first of the paper's class].",
             show_default=False,
         ),
     ] = None,
@@ -122,7 +122,7 @@ def _run(
     folders: tuple[Path, Path],
     settings: dict[str, Any],
     seeds: range,
-    query: Path | None,
+    query: str | None,
     *,
     json: bool,
 ) -> None:
@@ -145,7 +145,7 @@ def _run(
         if experiment.kind == "curves" and results.measured():
             from crovca.experiments.crossmodal import draw_curves
 
-            files = draw_curves(work / experiment.name, experiment.name, cells, results.measured())
+            files = draw_curves(experiment.name, lab, results.measured())
     content = {
         "experiment": experiment.name,
         "title": experiment.title,
