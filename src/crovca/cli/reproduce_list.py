@@ -81,13 +81,14 @@ def print_cells(
         table.add_row(cell.row, cell.column, _value(cell), *_needs(cell, cost), numbers)
     stdout.print(table)
     needed = [cell.measurement for cell in cells if cell.measurement]
+    models = f"{together.models} model{'s' * (together.models != 1)}"
     _say(*(f"{number}: {note}" for number, note in enumerate(notes, start=1)))
     _say(
         f"datasets needed: {', '.join(_datasets(needed)) or 'none'} (crovca datasets NAME says where to get them); "
         f"encoders: {', '.join(dict.fromkeys(one.encoder for one in needed)) or 'none'}",
         "score: cosine of embeddings; of codes AH (asymmetric Hamming), BCE, symBCE (BCE both ways)",
-        f"minutes: of a cell alone; together about {_minutes(together.minutes)} with "
-        f"{together.models} model{'s' * (together.models != 1)} to train ({seeds} seed{'s' * (seeds > 1)}), {together.says}.",
+        f"minutes: of a cell alone; together about {_minutes(together.minutes)}, with {models} to train "
+        f"({seeds} seed{'s' * (seeds > 1)}); {together.says}.",
     )
 
 
