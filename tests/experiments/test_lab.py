@@ -10,7 +10,7 @@ from crovca.errors import ConfigError, FileFormatError
 from crovca.experiments import lab as labs
 from crovca.experiments import materials
 from crovca.experiments.lab import Lab
-from crovca.hasher import load_hasher
+from crovca.hasher import ImageHasher, load_hasher
 from tests.experiments import copies
 
 SHORT = {"epochs": 1, "batch_size": 4}
@@ -165,6 +165,11 @@ def test_a_random_hashcoder_is_balanced_on_the_training_set(make):
     assert not np.allclose(logits, other)
     shortened = make(training={"epochs": 3})
     assert shortened.name_of(training) == lab.name_of(training)  # nothing is trained, so nothing is shortened
+
+
+def test_a_model_with_an_encoder_in_it_has_no_random_form(dino):
+    with pytest.raises(ConfigError, match=r"ImageHasher has an encoder in it; .* use Hasher"):
+        ImageHasher(dino, 16).initialise(np.ones((4, 32)))
 
 
 def test_the_statistics_of_a_large_training_set_are_those_of_a_sample(make, monkeypatch):
