@@ -86,6 +86,7 @@ def test_the_rule_sees_what_it_forbids(tmp_path):
         "crovca.evaluation.metrics, crovca.evaluation.evaluate, crovca.evaluation.report",
         "crovca.data.embeddings, crovca.data.store, crovca.data.encoded",
         "crovca.data.datasets, crovca.cli.datasets",
+        "crovca.experiments.paper, crovca.experiments.cost, crovca.cli.reproduce_list",
         "crovca.cli.main",
     ],
 )

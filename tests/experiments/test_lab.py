@@ -10,7 +10,7 @@ from crovca.errors import ConfigError, FileFormatError
 from crovca.experiments import lab as labs
 from crovca.experiments import materials
 from crovca.experiments.lab import Lab
-from crovca.hasher import load_hasher
+from crovca.hasher import ImageHasher, load_hasher
 from tests.experiments import copies
 
 SHORT = {"epochs": 1, "batch_size": 4}
@@ -167,6 +167,11 @@ def test_a_random_hashcoder_is_balanced_on_the_training_set(make):
     assert shortened.name_of(training) == lab.name_of(training)  # nothing is trained, so nothing is shortened
 
 
+def test_a_model_with_an_encoder_in_it_has_no_random_form(dino):
+    with pytest.raises(ConfigError, match=r"ImageHasher has an encoder in it; .* use Hasher"):
+        ImageHasher(dino, 16).initialise(np.ones((4, 32)))
+
+
 def test_the_statistics_of_a_large_training_set_are_those_of_a_sample(make, monkeypatch):
     monkeypatch.setattr(materials, "_SAMPLE", 5)
     lab = make()
@@ -264,7 +269,6 @@ def test_work_refuses_other_weights(make, tmp_path):
     [
         (lambda lab: lab.dataset("mnist"), ConfigError, "known are cifar10"),
         (lambda lab: lab.source("coco", "test"), ConfigError, "it has train, database, query"),
-        (lambda lab: lab.texts("imagenet100", "query"), ConfigError, "have no texts"),
         (lambda lab: lab.encoder("resnet"), ConfigError, "no encoder 'resnet'; known are dinov2"),
         (lambda lab: lab.encoder("simdinov2"), ConfigError, "crovca convert .*--weights simdinov2=FOLDER"),
     ],

@@ -13,27 +13,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from crovca.codes import Codes
 from crovca.config import PRESETS
 from crovca.data.datasets.registry import PROTOCOLS
 from crovca.data.datasets.structure import Protocol
+from crovca.data.embeddings import Embeddings
 from crovca.data.encoded import Encoded
 from crovca.data.sources import Source
 from crovca.errors import ConfigError
 from crovca.experiments.materials import STATISTICS, Materials, slice_source
 from crovca.files import load_arrays, remove, save_arrays
 from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, load_hasher
+from crovca.hasher.finetuned import EncodedImages
 from crovca.hashing.training import Observer
 
 if TYPE_CHECKING:
     from crovca.experiments.paper import Training
-    from crovca.hasher.finetuned import EncodedImages
 
 __all__ = ["CHANGES", "NESTED_LENGTHS", "Lab"]
 
@@ -77,6 +78,7 @@ class Lab(Materials):
         )
         self.training, self.nested = dict(training or {}), nested
         self._model: tuple[Path, Any] | None = None
+        self._failed: dict[Path, Exception] = {}
         unknown = [name for name in self.training if name not in CHANGES]
         if unknown:
             raise ConfigError(f"unknown setting {unknown[0]!r}; expected some of {', '.join(CHANGES)}")
@@ -97,11 +99,12 @@ class Lab(Materials):
             CrovcaError: dataset or encoder are not there, or training failed.
         """
         if "text" in self.protocols[training.dataset].task:
-            pairs = import_module("crovca.experiments.pairs")  # which is built on this module
+            from crovca.experiments.pairs import fit_pairs  # which is built on this module
+
             if training.setting == "random":
-                return pairs.fit_pairs(self, training, seed, None)
+                return fit_pairs(self, training, seed, None)
             return self.keep(
-                training, seed, lambda checkpoint, **_: pairs.fit_pairs(self, training, seed, checkpoint)
+                training, seed, lambda checkpoint, **_: fit_pairs(self, training, seed, checkpoint)
             )
         if training.setting == "random":
             values = self.embeddings(training.encoder, training.dataset, STATISTICS)
@@ -124,7 +127,7 @@ class Lab(Materials):
     def parameters(self, encoder: str, bits: int, seed: int) -> dict[str, Any]:
         """What a hasher of images (and texts) is made with, besides its preset."""
         return {
-            "encoder": self.encoder(encoder),
+            "encoder": self.fetched(encoder),
             "bits": bits,
             "nested": NESTED_LENGTHS[:-1] if self.nested else False,
             "seed": seed,
@@ -139,12 +142,7 @@ class Lab(Materials):
         if self._model is None or self._model[0] != folder:
             self._model = None  # two encoders at once may not fit into the memory of a GPU
             if not folder.exists():
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                partial = folder.with_name(f"{folder.name}.partial")
-                self.observer.message(f"training {folder.parent.name}, seed {seed}")
-                hasher = fit(checkpoint=partial, observer=self.observer)
-                hasher.save(folder)
-                remove(partial)
+                self._train(folder, fit)
             elsewhere = self.weights.get(training.encoder)
             frozen = training.setting == "pairs" and training.fitting == "probing"
             self._model = (
@@ -152,6 +150,20 @@ class Lab(Materials):
                 load_hasher(folder, device=self.device, encoder=None if frozen else elsewhere),
             )
         return self._model[1]
+
+    def _train(self, folder: Path, fit: Callable[..., Any]) -> None:
+        """Train and save; what failed once is not tried again for the next number that needs it."""
+        if folder in self._failed:
+            raise self._failed[folder]
+        partial = folder.with_name(f"{folder.name}.partial")
+        self.observer.message(f"training {folder.parent.name}, {folder.name}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            fit(checkpoint=partial, observer=self.observer).save(folder)
+        except Exception as error:
+            self._failed[folder] = error
+            raise
+        remove(partial)
 
     # --- codes ---
 
@@ -168,10 +180,7 @@ class Lab(Materials):
             hasher = self.model(training, seed)
             if training.setting == "random" or training.fitting == "probing":
                 items = self.embeddings(training.encoder, dataset, split)
-                if isinstance(hasher, CrossModalHasher):
-                    logits = hasher.logits(images=items)
-                else:
-                    logits = Hasher.logits(hasher, items)  # of an image hasher too: its HashCoder alone
+                logits = _logits(hasher, items)
                 Encoded(Codes.from_logits(logits), items.ids, items.labels, logits).save(path)
             else:
                 partial = path.with_suffix(".partial")
@@ -187,13 +196,13 @@ class Lab(Materials):
     def encode_parts(
         self, encode: Callable[[Source[Any]], EncodedImages], source: Source[Any], partial: Path, where: str
     ) -> Encoded:
-        """Codes of images or texts by a model with an encoder in it, written part by part into a folder.
+        """Codes of a source's items, written part by part into a folder, so that a run that was killed goes on.
 
         Args:
-            encode: ``encode_source`` or ``encode_texts`` of the model.
-            source: the items.
-            partial: the folder; the same call goes on with what is there.
-            where: "DATASET/SPLIT", for what is left out.
+            encode: a model's ``encode_source`` or ``encode_texts``.
+            source: images or texts.
+            partial: the folder; it may be removed when the codes are saved.
+            where: what messages call the items.
         """
         partial.mkdir(parents=True, exist_ok=True)
         rows, logits = [], []
@@ -214,3 +223,10 @@ class Lab(Materials):
         chosen, values = np.concatenate(rows), np.concatenate(logits)
         labels = None if source.labels is None else source.labels[chosen]
         return Encoded(Codes.from_logits(values), source.ids[chosen], labels, values)
+
+
+def _logits(hasher: Any, items: Embeddings) -> npt.NDArray[np.float32]:
+    """Logits of images' embeddings by the HashCoder alone, of models that have an encoder in them too."""
+    if isinstance(hasher, CrossModalHasher):
+        return hasher.logits(images=items)
+    return Hasher.logits(hasher, items)

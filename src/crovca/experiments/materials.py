@@ -20,7 +20,7 @@ import numpy as np
 from crovca.data.datasets.cifar10 import export_cifar10
 from crovca.data.datasets.registry import PROTOCOLS, open_dataset
 from crovca.data.datasets.splits import write_split
-from crovca.data.datasets.structure import Captions, Dataset, Protocol, Split
+from crovca.data.datasets.structure import Dataset, Protocol, Split
 from crovca.data.embeddings import Embeddings, load_embeddings
 from crovca.data.sources import Source, open_images
 from crovca.data.store import MANIFEST, read_errors
@@ -29,7 +29,8 @@ from crovca.encoders.families import ALIASES
 from crovca.encoders.job import Job, Origin, begin_job, read_job
 from crovca.encoders.pipeline import counted, finish, make_worker, missing_shards, plan_job
 from crovca.encoders.runners import run_here
-from crovca.errors import ConfigError
+from crovca.encoders.sources import locate
+from crovca.errors import ConfigError, CrovcaError
 from crovca.files import atomic_file
 from crovca.hashing.training import Observer, Silent
 
@@ -68,13 +69,15 @@ class Materials:
         observer: Observer | None = None,
     ) -> None:
         self.data, self.work = Path(data), Path(work)
-        self.weights = dict(weights or {})
+        given = {name: Path(place) for name, place in (weights or {}).items()}
+        self.weights = {n: str(place.resolve() if place.is_dir() else place) for n, place in given.items()}
         self.device, self.dtype = device, dtype
         self.protocols = protocols
         self.observer: Observer = observer or Silent()
         self.left_out: dict[str, dict[str, int]] = {}
         self._datasets: dict[str, Dataset] = {}
         self._sources: dict[tuple[str, str], Source[bytes]] = {}
+        self._not_there: dict[str, CrovcaError] = {}
         self._encoder: tuple[tuple[str, str], Encoder | TextEncoder] | None = None
         unknown = [name for name in self.weights if name not in ALIASES]
         if unknown:
@@ -136,17 +139,6 @@ class Materials:
             self._sources[dataset, name] = open_images(path, root=self.dataset(dataset).folder)
         return self._sources[dataset, name]
 
-    def texts(self, dataset: str, split: str) -> Captions:
-        """Texts of a split's items, with the row of the item that each belongs to.
-
-        Raises:
-            ConfigError: it has none.
-        """
-        captions = self.split(dataset, split)[1].captions
-        if captions is None:
-            raise ConfigError(f"{dataset}: the items of {split!r} have no texts")
-        return captions
-
     def _list(self, dataset: str, name: str, split: Split) -> Path:
         """The split's file, written once; whoever finds another there has other data than the work."""
         path = self.work / "splits" / dataset / f"{name}.txt"
@@ -180,6 +172,22 @@ class Materials:
             )
         return alias.hub_id
 
+    def fetched(self, name: str) -> str:
+        """``encoder``, after its files were found or fetched; what failed once is not tried again.
+
+        Raises:
+            CrovcaError: they cannot be had.
+        """
+        place = self.encoder(name)
+        if name in self._not_there:
+            raise self._not_there[name]
+        try:
+            locate(place)
+        except CrovcaError as error:
+            self._not_there[name] = error
+            raise
+        return place
+
     def embeddings(self, encoder: str, dataset: str, split: str) -> Embeddings:
         """Embeddings of a split's images by an encoder as it is; items that cannot be read are left out.
 
@@ -212,6 +220,7 @@ class Materials:
         place, source, begun = self.encoder(encoder), origin.open(), read_job(folder)
         same = begun is not None and (begun.encoder, begun.fingerprint) == (place, source.fingerprint)
         if not (same and (folder / MANIFEST).exists()):
+            self.fetched(encoder)
             self._embed(folder, origin, source, place, begun)
         return load_embeddings(folder)
 

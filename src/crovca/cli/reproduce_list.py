@@ -1,0 +1,189 @@
+"""What ``crovca reproduce --list`` and ``crovca reproduce`` alone print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from crovca.cli.output import emit_json, stdout
+from crovca.experiments.cost import Estimate, estimate
+from crovca.experiments.paper import EXPERIMENTS, Cell, Measurement, all_cells
+
+__all__ = ["print_cells", "print_experiments"]
+
+_FITTINGS = {"lora": "LoRA", "probing": "probing"}
+_SCORES = {
+    "cosine": "cosine",
+    "hamming": "Hamming",
+    "asymmetric_hamming": "AH",
+    "bce": "BCE",
+    "symmetric_bce": "symBCE",
+}
+_RIGHT = ("cells", "to measure", "models", "paper", "minutes")
+
+
+def print_experiments(json: bool) -> None:
+    """Every table and figure that can be reproduced, with what it takes."""
+    costs = {name: estimate(all_cells(name)) for name in EXPERIMENTS}
+    measured = {
+        name: len({cell.measurement for cell in all_cells(name) if cell.measurement}) for name in EXPERIMENTS
+    }
+    if json:
+        rows = [
+            {
+                **asdict(experiment),
+                "cells": len(all_cells(name)),
+                "measurements": measured[name],
+                "models": costs[name].models,
+                "minutes": round(costs[name].minutes, 1),
+            }
+            for name, experiment in EXPERIMENTS.items()
+        ]
+        emit_json({"experiments": rows, "minutes_are": estimate(()).says})
+        return
+    table = _table("name", "what", "section", "cells", "to measure", "models", "minutes")
+    for name, experiment in EXPERIMENTS.items():
+        counts = [str(count) for count in (len(all_cells(name)), measured[name], costs[name].models)]
+        what = f"{experiment.title}: {experiment.shows}"
+        table.add_row(name, what, experiment.section, *counts, _minutes(costs[name].minutes))
+    stdout.print(table)
+    _say(
+        f"minutes: of one seed, {estimate(()).says}.",
+        "crovca reproduce --list NAME shows every cell; crovca reproduce NAME --data DIR measures them.",
+    )
+
+
+def print_cells(
+    cells: Sequence[Cell], seeds: int, json: bool, *, nested: bool = False, epochs: int | None = None
+) -> None:
+    """Every cell with the paper's number, what has to be there to measure it, and the minutes that alone takes.
+
+    Args:
+        cells: of one experiment.
+        seeds: with how many seeds each model is trained.
+        json: one JSON object instead of a table.
+        nested, epochs: as for ``estimate``.
+    """
+    together = estimate(cells, seeds, nested=nested, epochs=epochs)
+    alone = [estimate([cell], seeds, nested=nested, epochs=epochs) for cell in cells]
+    if json:
+        emit_json(_json(cells, alone, together, seeds))
+        return
+    notes = list(dict.fromkeys(note for cell in cells for note in _notes(cell)))
+    table = _table(
+        "row", "column", "paper", "encoder", "trained on > searched", "model", "score", "minutes", "notes"
+    )
+    for cell, cost in zip(cells, alone, strict=True):
+        numbers = ", ".join(str(notes.index(note) + 1) for note in _notes(cell))
+        table.add_row(cell.row, cell.column, _value(cell), *_needs(cell, cost), numbers)
+    stdout.print(table)
+    needed = [cell.measurement for cell in cells if cell.measurement]
+    models = f"{together.models} model{'s' * (together.models != 1)}"
+    _say(*(f"{number}: {note}" for number, note in enumerate(notes, start=1)))
+    _say(
+        f"datasets needed: {', '.join(_datasets(needed)) or 'none'} (crovca datasets NAME says where to get them); "
+        f"encoders: {', '.join(dict.fromkeys(one.encoder for one in needed)) or 'none'}",
+        "score: cosine of embeddings; of codes AH (asymmetric Hamming), BCE, symBCE (BCE both ways)",
+        f"minutes: of a cell alone; together about {_minutes(together.minutes)}, with {models} to train "
+        f"({seeds} seed{'s' * (seeds > 1)}); {together.says}.",
+    )
+
+
+def _json(cells: Sequence[Cell], alone: Sequence[Estimate], together: Estimate, seeds: int) -> dict[str, Any]:
+    return {
+        "cells": [
+            {
+                "experiment": cell.experiment,
+                "row": cell.row,
+                "column": cell.column,
+                "paper": cell.value,
+                "dataset": cell.dataset,
+                "bits": cell.bits,
+                "published_by": cell.published_by or None,
+                "measurement": _facts(cell.measurement),
+                "minutes": round(cost.minutes, 2) if cell.measurement else None,
+                "note": cell.note or None,
+            }
+            for cell, cost in zip(cells, alone, strict=True)
+        ],
+        "seeds": seeds,
+        "models": together.models,
+        "minutes": round(together.minutes, 1),
+        "throughput": together.throughput,
+        "minutes_are": together.says,
+    }
+
+
+def _facts(measurement: Measurement | None) -> dict[str, Any] | None:
+    if measurement is None:
+        return None
+    training = measurement.training
+    return {
+        "key": measurement.key,
+        "encoder": measurement.encoder,
+        "task": measurement.task,
+        "score": measurement.score,
+        "metric": measurement.metric,
+        "k": measurement.k,
+        "training": None
+        if training is None
+        else {
+            "dataset": training.dataset,
+            "setting": training.setting,
+            "fitting": training.fitting,
+            "bits": training.bits,
+            "preset": training.preset,
+        },
+    }
+
+
+def _needs(cell: Cell, cost: Estimate) -> tuple[str, ...]:
+    """Encoder, datasets, model, score, minutes."""
+    measurement = cell.measurement
+    if measurement is None:
+        model = f"{cell.published_by}, published" if cell.published_by else "-"
+        return "-", cell.dataset, model, "-", "-"
+    training, datasets, model = measurement.training, measurement.dataset, "float"
+    if training is not None:
+        if training.dataset != datasets:
+            datasets = f"{training.dataset} > {datasets}"
+        model = f"{training.setting} {_FITTINGS[training.fitting]}"
+        if training.setting == "random":
+            model = "random HashCoder"
+    return measurement.encoder, datasets, model, _SCORES[measurement.score], _minutes(cost.minutes)
+
+
+def _value(cell: Cell) -> str:
+    if cell.value is not None:
+        return f"{cell.value:.1f}"
+    kind = EXPERIMENTS[cell.experiment].kind
+    return {"curves": "curve", "pictures": "picture", "table": "?"}[kind]
+
+
+def _notes(cell: Cell) -> list[str]:
+    return [part for part in cell.note.split("; ") if part]
+
+
+def _datasets(needed: Sequence[Measurement]) -> list[str]:
+    """Protocols that are trained on or searched, in the order of the cells."""
+    pairs = [(one.training.dataset if one.training else one.dataset, one.dataset) for one in needed]
+    return list(dict.fromkeys(name for pair in pairs for name in pair))
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:,.0f}" if minutes >= 1 else "< 1"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in _RIGHT else "left")
+    return table
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
