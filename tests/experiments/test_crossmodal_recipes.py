@@ -1,6 +1,7 @@
 """Tables 6 and 7, Figures 6 to 8: from the files of small copies to numbers that are computed by hand as well."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from crovca.evaluation.evaluate import evaluate
 from crovca.experiments import pairs
 from crovca.experiments.crossmodal import draw_curves, measure_pairs, together
 from crovca.experiments.lab import Lab
-from crovca.experiments.paper import Measurement, Training, cells
+from crovca.experiments.paper import Measurement, Training, all_cells, cells
+from crovca.experiments.reproduce import reproduce
 from crovca.hasher import CrossModalHasher, ImageTextHasher, load_hasher
 from crovca.search.scoring import (
     asymmetric_hamming_distance,
@@ -314,9 +316,9 @@ def test_recall_counts_an_images_own_captions(make, towers, name):
         if measurement.metric == "recall":
             place = first_hit(order, right)
             expected = [(place < k).mean() for k in range(1, depth + 1)]
-            share = right.sum(axis=1)[0] / right.shape[1]
-            assert result["curve"][0] == pytest.approx(expected[0])
-            assert measure_chance(measurement, lab, share)
+            first = replace(measurement, k=1)
+            chance = measure_pairs(lab, [first], 0)[first]["chance"]
+            assert chance == pytest.approx(right.mean())  # every query has equally many right answers
         else:
             expected = [precision_sum(order, right, k).mean() for k in range(1, depth + 1)]
         np.testing.assert_allclose(result["curve"], expected, atol=1e-6)
@@ -324,14 +326,6 @@ def test_recall_counts_an_images_own_captions(make, towers, name):
         if symmetric is not None and measurement.metric == "recall":
             other = first_hit(ranks(symmetric, ids[answers]), right)
             assert result["hamming"] == pytest.approx((other < depth).mean())
-
-
-def measure_chance(measurement, lab, share):
-    """At k = 1 the chance of a hit is the share of right answers."""
-    from dataclasses import replace
-
-    first = replace(measurement, k=1)
-    return measure_pairs(lab, [first], 0)[first]["chance"] == pytest.approx(share)
 
 
 def test_what_a_dataset_is_not_for_is_refused(make):
@@ -389,3 +383,22 @@ def test_curves_are_drawn_with_their_numbers(make, tmp_path):
     assert list(curves) == ["text-image map", "text-image recall", "image-text map", "image-text recall"]
     assert curves["text-image map"]["HashCoder AH"] == [[0.1, 0.2, 0.01], [0.2, 0.2, 0.01]]
     assert "HashCoder BCE" not in curves["text-image map"]
+
+
+def test_a_figure_from_data_to_curves(make):
+    pytest.importorskip("matplotlib")
+    lab = make()
+    results = reproduce(lab, all_cells("figure6"), (0, 1))
+    assert not results.failed
+    files = draw_curves("figure6", lab, results.measured())
+    assert len(files) == 5
+    curves = json.loads(files[-1].read_text())["curves_of_each_seed"]
+    for lines in curves.values():
+        assert {name: len(runs) for name, runs in lines.items()} == {
+            "DFN (Large) Cosine": 1, "HashCoder AH": 2, "random HashCoder AH": 2, "HashCoder BCE": 2,
+            "random HashCoder BCE": 2, "HashCoder symBCE": 2, "random HashCoder symBCE": 2,
+        }  # fmt: skip
+        assert all(0 <= share <= 1 for runs in lines.values() for run in runs for share in run)
+    recall = curves["image-text recall"]
+    assert all(run == sorted(run) and run[-1] > run[0] for runs in recall.values() for run in runs)
+    assert recall["HashCoder AH"][0] != recall["HashCoder AH"][1] != recall["random HashCoder AH"][1]
