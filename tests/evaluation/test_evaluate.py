@@ -9,9 +9,9 @@ from crovca.codes import Codes
 from crovca.data.encoded import Encoded
 from crovca.errors import InvalidInputError, StorageError
 from crovca.evaluation import metrics
-from crovca.evaluation.evaluate import evaluate
+from crovca.evaluation.evaluate import Measure, evaluate
 from crovca.evaluation.report import Subject, image_folder, write_report
-from crovca.search.scoring import SCORINGS
+from crovca.search.scoring import SCORINGS, BitScorer
 
 
 def items(count, bits=12, classes=3, seed=0, prefix="i"):
@@ -52,6 +52,23 @@ def test_map_equals_a_naive_evaluation_where_nothing_ties():
         assert found.map == pytest.approx(naive_map(query, database, k))
         assert found.tied == 0
         assert found.expected_map == pytest.approx(found.map)
+
+
+def test_curves_end_in_the_numbers_and_few_rows_may_be_kept():
+    query, database = items(150, prefix="q"), items(90, seed=1)  # three blocks of queries
+    scorer = BitScorer.of("bce", query.logits, database.codes)
+    found = Measure(query, database, 20, kept=5)(scorer)
+    assert found.rows.shape == (150, 5)
+    assert found.curve[-1] == pytest.approx(found.map)
+    assert found.curve_min_k_r[-1] == pytest.approx(found.map_min_k_r)
+    assert found.hit_curve[0] == pytest.approx(found.hit_at_1)
+    relevant = query.labels[:, None] == database.labels[found.rows]
+    assert found.hit_curve[:5] == pytest.approx(metrics.hit_curve(relevant))
+    for k in (1, 5):
+        shorter = Measure(query, database, k)(scorer)
+        assert (found.curve[k - 1], found.curve_min_k_r[k - 1]) == pytest.approx(
+            (shorter.map, shorter.map_min_k_r)
+        )
 
 
 def test_the_object_has_the_documented_form():

@@ -61,6 +61,7 @@ def test_curves_are_the_metrics_at_every_k(relevance, missed):
         assert metrics.map_curve_min_k_r(relevance, total)[k - 1] == pytest.approx(
             metrics.average_precision_min_k_r(top, total).mean()
         )
+        assert metrics.hit_curve(relevance)[k - 1] == pytest.approx(metrics.hit(top).mean())
 
 
 def test_precision_recall_and_hit():
@@ -120,6 +121,15 @@ def test_chance_is_what_random_orders_score_on_average():
     tops = np.stack([random.permutation(flags)[:50] for _ in range(20_000)])
     simulated = metrics.average_precision_hits(tops).mean()
     assert metrics.chance_average_precision([20], 200, 50)[0] == pytest.approx(simulated, rel=0.02)
+
+
+@given(relevant=st.integers(0, 6), items=st.integers(1, 6), k=st.integers(1, 6))
+def test_chance_of_a_hit_is_its_share_of_all_orders(relevant, items, k):
+    relevant, k = min(relevant, items), min(k, items)
+    flags = np.arange(items) < relevant
+    orders = np.array(list(itertools.combinations(flags, k)))  # every top k is as likely
+    expected = metrics.hit(orders).mean()
+    assert metrics.chance_hit([relevant], items, k)[0] == pytest.approx(expected)
 
 
 def test_large_tie_groups_do_not_overflow():

@@ -20,6 +20,7 @@ from crovca.cli import (
     export,
     finetune,
     index,
+    reproduce,
     search,
     train,
 )
@@ -44,6 +45,7 @@ app.command("finetune")(finetune.finetune)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("reproduce")(reproduce.reproduce)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.add_typer(index.index, name="index")
@@ -109,7 +111,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _interrupted(error: BaseException, arguments: list[str]) -> int:
-    goes_on = arguments[:1] in (["train"], ["embed"], ["finetune"])
+    goes_on = arguments[:1] in (["train"], ["embed"], ["finetune"], ["reproduce"])
     more = "; the same command without --force goes on where it stopped" if goes_on else ""
     return _fail(error, f"interrupted{more}", _INTERRUPTED)
 

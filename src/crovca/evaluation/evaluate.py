@@ -32,6 +32,8 @@ __all__ = ["NEIGHBOUR_RECALLS", "Evaluation", "Items", "LengthResult", "Measure"
 NEIGHBOUR_RECALLS = ((1, 10), (10, 10), (10, 100), (100, 1000))
 """Pairs (m, k): the share of the float ranking's top m that stands in the codes' top k, named "m@k"."""
 
+_KEPT = max(top for _, top in NEIGHBOUR_RECALLS)
+
 Advance = Callable[[str], None]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -39,28 +41,31 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Ranked:
-    """How one score ranks the database, averaged over queries; all but ``rows`` None without labels.
+    """How one score ranks the database, averaged over queries; all but ``tied`` and ``rows`` None without labels.
 
     Attributes:
+        tied: share of the top k that is at the same distance as another item.
+        rows: the first rows of every ranking (q, up to ``kept``), for neighbour recall and pictures.
         map: mAP@k divided by the hits in the top k.
         map_min_k_r: mAP@k divided by min(k, R).
         precision, recall, hit_at_1: as in ``metrics``.
         expected_map, expected_map_min_k_r: the two forms expected over the orders within ties.
-        tied: share of the top k that is at the same distance as another item.
-        curve: mAP@i (hits) for i = 1..k.
-        rows: the first rows of every ranking (q, up to 1000), for neighbour recall and pictures.
+        curve, curve_min_k_r: mAP@i for i = 1..k, in the two forms.
+        hit_curve: share of queries with anything relevant in the top i, for i = 1..k (the papers' "Recall@i").
     """
 
-    map: float | None
-    map_min_k_r: float | None
-    precision: float | None
-    recall: float | None
-    hit_at_1: float | None
-    expected_map: float | None
-    expected_map_min_k_r: float | None
     tied: float
-    curve: Float64 | None
     rows: Int64
+    map: float | None = None
+    map_min_k_r: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    hit_at_1: float | None = None
+    expected_map: float | None = None
+    expected_map_min_k_r: float | None = None
+    curve: Float64 | None = None
+    curve_min_k_r: Float64 | None = None
+    hit_curve: Float64 | None = None
 
 
 @dataclass(frozen=True)
@@ -242,11 +247,12 @@ class Measure:
         query: the queries, in the scorers' order.
         database: the items, likewise.
         k: cut-off rank, 1 to the number of items.
+        kept: how many rows of each ranking are kept; the default suffices for the recall of float neighbours.
     """
 
-    def __init__(self, query: Items, database: Items, k: int) -> None:
+    def __init__(self, query: Items, database: Items, k: int, *, kept: int = _KEPT) -> None:
         self.k = k
-        self.kept = min(len(database), max(top for _, top in NEIGHBOUR_RECALLS))
+        self.kept = min(len(database), kept)
         self.ties = tie_order(database.ids, len(database))
         self.own_row = _own_rows(query.ids, database.ids, len(query))
         self.labels: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
@@ -264,18 +270,18 @@ class Measure:
     def __call__(self, scorer: Scorer) -> Ranked:
         """Rank the database for every query by ``scorer``, and measure."""
         depth = max(self.k, self.kept)
-        rows, values, tied, curve = [], [], 0.0, np.zeros(self.k)
+        rows, values, tied, curves = [], [], 0.0, np.zeros((3, self.k))
         for part, ranking in rank(scorer, depth, ties=self.ties, left_out=self.own_row):
             rows.append(ranking.rows[:, : self.kept])
             groups = _group_sizes(ranking)
             tied += sum(metrics.tied_items(sizes, self.k) for sizes in groups) / self.k
             if self.labels is not None:
-                block, block_curve = self._against_labels(part, ranking, groups)
+                block, block_curves = self._against_labels(part, ranking, groups)
                 values.append(block)
-                curve += block_curve * len(block)
+                curves += block_curves * len(block)
         found = np.concatenate(rows)
         if self.labels is None:
-            return Ranked(None, None, None, None, None, None, None, tied / len(found), None, found)
+            return Ranked(tied / len(found), found)
         names = (
             "map",
             "map_min_k_r",
@@ -286,10 +292,11 @@ class Measure:
             "expected_map_min_k_r",
         )
         means = dict(zip(names, np.concatenate(values).mean(axis=0).tolist(), strict=True))
-        return Ranked(**means, tied=tied / len(found), curve=curve / len(found), rows=found)
+        hits, min_k_r, any_hit = curves / len(found)
+        return Ranked(tied / len(found), found, **means, curve=hits, curve_min_k_r=min_k_r, hit_curve=any_hit)
 
     def _against_labels(self, part: slice, ranking: Ranking, groups: list[Int64]) -> tuple[Float64, Float64]:
-        """One line of metrics a query, in the order of ``Ranked``; and the block's mean curve."""
+        """One line of metrics a query, in the order of ``Ranked``; and the block's three mean curves (3, k)."""
         assert self.labels is not None
         relevance = share_a_label(self.labels[0][part], self.labels[1], ranking.rows)
         relevance &= np.isfinite(ranking.distances)  # left out
@@ -311,7 +318,12 @@ class Measure:
             expected[:, 0],
             expected[:, 1],
         )
-        return np.stack(columns, axis=1), metrics.map_curve_hits(top)
+        curves = (
+            metrics.map_curve_hits(top),
+            metrics.map_curve_min_k_r(top, total),
+            metrics.hit_curve(top),
+        )
+        return np.stack(columns, axis=1), np.stack(curves)
 
     def _relevant_in(
         self, groups: list[Int64], part: slice, ranking: Ranking, relevance: npt.NDArray[np.bool_]

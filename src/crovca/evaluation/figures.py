@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.codes import Codes
 from crovca.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -17,12 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bit_balance_figure",
+    "curves_figure",
     "map_against_bytes_figure",
     "map_curves_figure",
     "map_of_items_figure",
     "methods_figure",
+    "project",
     "require_report_packages",
 ]
+
+Points = npt.NDArray[np.float64]
 
 MAP_ITEMS = 1000  # items drawn on the 2-D map
 MAP_CLASSES = 10  # classes that get a colour of their own
@@ -65,6 +68,21 @@ def map_curves_figure(curves: Mapping[str, npt.NDArray[np.float64]], chance: flo
     axes.set_xlabel("k, items looked at (log scale)")
     axes.set_ylabel("mAP@k, %")
     axes.legend(frameon=False, fontsize=8, loc="best")
+    return _png(figure)
+
+
+def curves_figure(lines: Mapping[str, Sequence[float] | npt.NDArray[np.float64]], what: str) -> bytes:
+    """A quality for every k from 1 on, a line for each way of ranking; shares of 1, shown in percent."""
+    figure, axes = _axes()
+    figure.set_size_inches(7.2, 4.2)
+    for number, (name, shares) in enumerate(lines.items()):
+        style = ("-", "--", ":")[number // 10 % 3]
+        places = np.arange(1, len(shares) + 1)
+        axes.plot(places, 100 * np.asarray(shares), style, color=_COLOURS[number % 10], label=name, lw=1.8)
+    axes.set_xlim(left=1)
+    axes.set_xlabel("k")
+    axes.set_ylabel(f"{what}, %")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
 
@@ -121,20 +139,19 @@ def bit_balance_figure(balance: npt.NDArray[np.float64]) -> bytes:
     return _png(figure)
 
 
-def map_of_items_figure(
-    embeddings: npt.NDArray[np.float32], codes: Codes, labels: npt.NDArray[Any] | None, names: tuple[str, str]
-) -> bytes:
-    """2-D maps (t-SNE) of the embeddings and of their codes side by side, coloured by class (paper, Figure 3)."""
+def map_of_items_figure(panels: Mapping[str, Points], labels: npt.NDArray[Any] | None) -> bytes:
+    """2-D maps of the same items side by side, coloured by class (paper, Figure 3).
+
+    Args:
+        panels: for each name the items' places (n, 2), of ``project``.
+        labels: (n,) or (n, C); None: one colour.
+    """
     from matplotlib.figure import Figure
 
-    bits = codes.unpack().astype(np.float32)
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    shown, groups = _classes(labels, len(codes))
-    for axes, values, metric, name in zip(
-        panels, (embeddings, bits), ("cosine", "hamming"), names, strict=True
-    ):
-        points = _tsne(values, metric)
+    figure = Figure(figsize=(5 * len(panels), 4.6), layout="constrained")
+    shown, groups = _classes(labels, len(next(iter(panels.values()))))
+    columns = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axes, (name, points) in zip(columns, panels.items(), strict=True):
         for number, group in enumerate(groups):
             colour = _MUTED if shown[number] is None else _COLOURS[number % 10]
             alpha = 0.3 if shown[number] is None else 0.85
@@ -144,12 +161,18 @@ def map_of_items_figure(
         axes.set_yticks([])
         axes.spines[:].set_color("#d5dae1")
     if any(shown):
-        handles, texts = panels[0].get_legend_handles_labels()
+        handles, texts = columns[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside right center", frameon=False, fontsize=8, markerscale=2)
     return _png(figure)
 
 
-def _tsne(values: npt.NDArray[np.float32], metric: str) -> npt.NDArray[np.float64]:
+def project(values: npt.NDArray[np.float32], metric: str) -> Points:
+    """Places (n, 2) of items in the plane, by t-SNE; the same for the same values.
+
+    Args:
+        values: (n, d).
+        metric: "cosine", "euclidean", "hamming".
+    """
     import warnings
 
     from openTSNE import TSNE

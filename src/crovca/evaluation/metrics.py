@@ -29,8 +29,10 @@ __all__ = [
     "average_precision_hits",
     "average_precision_min_k_r",
     "chance_average_precision",
+    "chance_hit",
     "expected_average_precision",
     "hit",
+    "hit_curve",
     "map_curve_hits",
     "map_curve_min_k_r",
     "neighbour_recall",
@@ -92,6 +94,15 @@ def recall(relevance: Relevance, total_relevant: npt.ArrayLike) -> Float64:
 def hit(relevance: Relevance) -> Float64:
     """1 where anything relevant stands in the top k (the paper's Recall@1 is this with k = 1)."""
     return np.asarray(_checked(relevance).any(axis=1), np.float64)
+
+
+def hit_curve(relevance: Relevance) -> Float64:
+    """Share of queries with anything relevant in the top i, for every i from 1 to k: float64 (k,).
+
+    >>> hit_curve(np.array([[False, True, False], [False, False, False]]))
+    array([0. , 0.5, 0.5])
+    """
+    return np.asarray(np.logical_or.accumulate(_checked(relevance), axis=1).mean(axis=0), np.float64)
 
 
 def neighbour_recall(true_rows: npt.NDArray[Any], found_rows: npt.NDArray[Any]) -> Float64:
@@ -185,6 +196,19 @@ def chance_average_precision(total_relevant: npt.ArrayLike, items: int, k: int) 
     distinct, inverse = np.unique(totals, return_inverse=True)
     values = [expected_average_precision([items], [total], k, int(total)).hits for total in distinct]
     return np.asarray(values, np.float64)[inverse]
+
+
+def chance_hit(total_relevant: npt.ArrayLike, items: int, k: int) -> Float64:
+    """Chance that the top k of a random order of ``items`` holds any of the R relevant ones (``hit``).
+
+    >>> chance_hit([1, 2, 0], 4, 2)
+    array([0.5       , 0.83333333, 0.        ])
+    """
+    totals = np.asarray(total_relevant, np.float64)
+    drawn = np.arange(min(k, items))
+    # none of the first i is relevant: the product of (items - R - i) / (items - i)
+    none = np.clip(items - totals[:, None] - drawn, 0, None) / (items - drawn)
+    return np.asarray(1 - none.prod(axis=1), np.float64)
 
 
 def _group_sum(t: Int64, r: Int64, start: Int64, before: Int64) -> Float64:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from crovca.errors import InvalidInputError, StorageError
 from crovca.evaluation import figures
 from crovca.evaluation.diagnostics import bit_balance
 from crovca.evaluation.evaluate import Evaluation, LengthResult, Ranked
+from crovca.evaluation.page import THUMBNAIL, as_page, figure, grid, line, picture
 from crovca.files import atomic_directory, check_output, write_json
 from crovca.search.scoring import SCORINGS
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageOf", "Subject", "image_folder", "write_report"]
 
-GRID_QUERIES, GRID_NEIGHBOURS, THUMBNAIL = 6, 10, 96
+GRID_QUERIES, GRID_NEIGHBOURS = 6, 10
 
 ImageOf = Callable[[Any], "Image | None"]
 """Gives the picture of an item by its id, or None where it has none."""
@@ -96,7 +95,7 @@ def write_report(folder: Path, subjects: Sequence[Subject], *, force: bool = Fal
         if subject.image_of is not None and subject.database.ids is None:
             raise InvalidInputError("neighbour grids need ids (the images' paths) in the database file")
     body = "".join(_section(subject) for subject in subjects)
-    page = _PAGE.format(title=html.escape(subjects[0].title), body=body)
+    page = as_page(subjects[0].title, "How well do the codes retrieve?", body)
     with atomic_directory(folder) as temporary:
         (temporary / "index.html").write_text(page, encoding="utf-8")
         content = {subject.title: subject.evaluation.to_dict() for subject in subjects}
@@ -112,7 +111,7 @@ def _section(subject: Subject) -> str:
         curves = {f"{bits} bits": _curve(score) for bits, score in measured.items()}
         curves |= {f"float, {name.replace('_', ' ')}": _curve(score) for name, score in result.floats.items()}
         parts.append(
-            _figure(
+            figure(
                 figures.map_curves_figure(curves, result.chance_map),
                 f"mAP@k for every k up to {result.k:,}; codes by asymmetric Hamming distance",
             )
@@ -124,7 +123,7 @@ def _section(subject: Subject) -> str:
             if score.map is not None
         }
         parts.append(
-            _figure(
+            figure(
                 figures.map_against_bytes_figure(
                     {bits: score.map for bits, score in measured.items() if score.map is not None},
                     floats,
@@ -135,7 +134,7 @@ def _section(subject: Subject) -> str:
         )
     longest = max(length.bits for length in result.lengths)
     parts.append(
-        _figure(
+        figure(
             figures.bit_balance_figure(bit_balance(subject.database.codes.prefix(longest))),
             f"Bit balance of the {longest}-bit codes: a bit says most when half of the items have it",
         )
@@ -189,13 +188,13 @@ def _item_map(subject: Subject) -> str:
         embeddings = embeddings.mean(axis=1)
     bits = min(length.bits for length in subject.evaluation.lengths)
     labels = None if database.labels is None else database.labels[rows]
-    picture = figures.map_of_items_figure(
-        embeddings,
-        database.codes.prefix(bits)[rows],
-        labels,
-        (f"{embeddings.shape[1]} floats", f"{bits} bits"),
-    )
-    return _figure(picture, f"{count:,} items in two dimensions (t-SNE): embeddings and codes", wide=True)
+    codes = database.codes.prefix(bits)[rows].unpack().astype(np.float32)
+    panels = {
+        f"{embeddings.shape[1]} floats": figures.project(embeddings, "cosine"),
+        f"{bits} bits": figures.project(codes, "hamming"),
+    }
+    drawn = figures.map_of_items_figure(panels, labels)
+    return figure(drawn, f"{count:,} items in two dimensions (t-SNE): embeddings and codes", wide=True)
 
 
 def _grids(subject: Subject) -> str:
@@ -213,10 +212,8 @@ def _grids(subject: Subject) -> str:
                  if (s := length.scores.get("asymmetric_hamming")) is not None]  # fmt: skip
     parts = ["<h3>Nearest neighbours</h3><p>Frames: green shares a label with the query, red does not.</p>"]
     for query in queries.tolist():
-        lines = "".join(_grid_line(subject, image_of, query, name, ranked) for name, ranked in rankings)
-        parts.append(
-            f"<div class=grid><div class=query>{_query(subject, image_of, query)}</div><div>{lines}</div></div>"
-        )
+        lines = [_grid_line(subject, image_of, query, name, ranked) for name, ranked in rankings]
+        parts.append(grid(_query(subject, image_of, query), lines))
     return "".join(parts)
 
 
@@ -233,9 +230,9 @@ def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranke
         relevant = share_a_label(subject.query.labels[query : query + 1], database.labels, rows[None, :])[0]
     assert database.ids is not None
     for place, row in enumerate(rows.tolist()):
-        frame = "" if relevant is None else (" class=yes" if relevant[place] else " class=no")
-        cells.append(_picture(image_of(database.ids[row]), str(database.ids[row]), frame))
-    return f"<div class=line><span>{html.escape(name)}</span>{''.join(cells)}</div>"
+        right = None if relevant is None else bool(relevant[place])
+        cells.append(picture(image_of(database.ids[row]), str(database.ids[row]), right))
+    return line(name, cells)
 
 
 def _query(subject: Subject, image_of: ImageOf, query: int) -> str:
@@ -243,37 +240,12 @@ def _query(subject: Subject, image_of: ImageOf, query: int) -> str:
     if subject.query_text is not None:
         return f"<p class=text>“{html.escape(subject.query_text(query))}”</p>"
     name = "" if subject.query.ids is None else str(subject.query.ids[query])
-    picture = _picture(image_of(subject.query.ids[query]), name, "") if subject.query.ids is not None else ""
-    return f"{picture}<p>{html.escape(label)}</p>"
+    shown = picture(image_of(subject.query.ids[query]), name) if subject.query.ids is not None else ""
+    return f"{shown}<p>{html.escape(label)}</p>"
 
 
 def _label(label: Any) -> str:
     return ", ".join(str(number) for number in np.flatnonzero(label)) if np.ndim(label) else str(label)
-
-
-def _picture(image: Image | None, name: str, frame: str) -> str:
-    title = html.escape(name, quote=True)
-    if image is None:
-        return f'<i{frame} title="{title}">no image</i>'
-    from PIL import Image as images
-
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    method = images.Resampling.NEAREST if side < THUMBNAIL // 2 else images.Resampling.LANCZOS
-    square = image.crop((left, top, left + side, top + side)).resize((THUMBNAIL, THUMBNAIL), method)
-    buffer = io.BytesIO()
-    square.convert("RGB").save(buffer, "JPEG", quality=85)
-    return f'<img{frame} alt="{title}" title="{title}" src="{_data_url(buffer.getvalue(), "jpeg")}">'
-
-
-def _figure(png: bytes, caption: str, *, wide: bool = False) -> str:
-    style = " class=wide" if wide else ""
-    text = html.escape(caption)
-    return f'<figure{style}><img alt="{text}" src="{_data_url(png, "png")}"><figcaption>{text}</figcaption></figure>'
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _curve(ranked: Ranked) -> Any:
@@ -287,26 +259,3 @@ def _float_bytes(subject: Subject) -> int:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }}
-h2 {{ margin-top: 2.5rem; }} section {{ border-bottom: 1px solid #e6e9ee; padding-bottom: 2rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }} caption {{ text-align: left; color: #5b6675; padding: .3rem 0; }}
-th, td {{ text-align: right; padding: .3rem .8rem; border-bottom: 1px solid #e6e9ee; }}
-td:first-child {{ text-align: left; }} td.wide {{ text-align: center; }}
-figure {{ display: inline-block; margin: 1rem .5rem 1rem 0; width: 530px; max-width: 100%; vertical-align: top; }}
-figure.wide {{ width: 100%; }} figure img {{ width: 100%; }} figcaption {{ color: #5b6675; font-size: 13px; }}
-.grid {{ display: flex; gap: 1rem; align-items: center; margin: 1rem 0; }}
-.query {{ width: 110px; text-align: center; flex: none; }} .query p {{ margin: 0; }} .query .text {{ font-size: 18px; }}
-.line {{ display: flex; gap: 4px; margin: 4px 0; align-items: center; }}
-.line span {{ width: 130px; flex: none; font-size: 13px; color: #5b6675; }}
-.grid img, .grid i {{ width: 72px; height: 72px; box-sizing: border-box; }}
-.grid img, .grid i {{ border-radius: 4px; border: 3px solid transparent; }}
-.grid i {{ display: inline-block; font-size: 11px; background: #eef1f5; color: #5b6675; text-align: center; }}
-.grid .query img {{ width: 96px; height: 96px; }}
-.grid .yes {{ border-color: #2e8b57; }} .grid .no {{ border-color: #d1495b; }}
-</style></head><body><h1>How well do the codes retrieve?</h1>{body}</body></html>
-"""

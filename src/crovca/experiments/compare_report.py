@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from pathlib import Path
 
 from crovca.evaluation import figures
+from crovca.evaluation.page import figure
 from crovca.experiments.compare import CODE_SCORES, OWN_SCORE, Comparison, Row, percent
 from crovca.experiments.verdict import RECALL, verdict
 from crovca.files import atomic_directory, check_output, write_json
@@ -74,9 +74,7 @@ def _figure(rows: list[Row], name: str, caption: str) -> str:
         value = row.value(row.main_score if row.contender.binary else OWN_SCORE, name)
         if value is not None:
             lines.setdefault(row.contender.title, []).append((row.measured("bytes") or 0, value[0]))
-    picture = base64.b64encode(figures.methods_figure(lines, caption.split(" against")[0])).decode()
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>'
+    return figure(figures.methods_figure(lines, caption.split(" against")[0]), caption)
 
 
 _PAGE = """<!doctype html>

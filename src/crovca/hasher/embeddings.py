@@ -21,7 +21,7 @@ from torch import nn
 
 from crovca.codes import Codes
 from crovca.config import SETTLE_SHARE, HashCoderSize, TrainingConfig
-from crovca.data.embeddings import Embeddings, as_embeddings
+from crovca.data.embeddings import Embeddings, Rows, as_embeddings
 from crovca.data.labels import ClassMembership, to_membership
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.hasher.base import BaseHasher, config_errors, new_coders
@@ -155,6 +155,20 @@ class Hasher(BaseHasher):
         self.n_features_in_ = data.width
         self.pairing_ = pairing
         self.classes_ = None if classes is None else classes.names
+        return self
+
+    def initialise(self, X: Any) -> Self:
+        """Take random weights and learn nothing but the embeddings' scale and the bits' balance.
+
+        The floor that training is measured against; takes and raises what ``fit`` does.
+        """
+        data = as_embeddings(X, what="X")
+        config = self._config(len(data), (), Silent())
+        towers = Towers(new_coders([input_statistics(data.values, centre=config.centre)], config))
+        self.towers_ = towers.to(self._device()).eval()
+        calibrate(self._coder(), data.values)
+        self.lengths_, self.history_, self.n_features_in_ = config.lengths, [], data.width
+        self.pairing_, self.classes_, self.neighbour_recall_ = (), None, None
         return self
 
     def logits(self, X: Any) -> npt.NDArray[np.float32]:
@@ -354,24 +368,27 @@ class CrossModalHasher(BaseHasher):
             observer: as for ``Hasher.fit``.
         """
         observer = observer or Silent()
-        pictures, words = as_embeddings(images, what="images"), as_embeddings(texts, what="texts")
-        widths = (pictures.width, words.width)
-        if self.shared and widths[0] != widths[1]:
-            raise ConfigError(
-                f"one network for both modalities needs one width, got images of {widths[0]} and texts "
-                f"of {widths[1]}; use shared=False"
-            )
-        source = Modalities([pictures.values, words.values])
-        config = self._config(len(source), ("modalities",), observer)
-        values = (pictures.values, words.values)
+        values, config = self._begun(images, texts, observer)
+        source = Modalities(values)
         with self._checkpoint(checkpoint, checkpoint_seconds, config, lambda: fingerprint(*values)) as kept:
-            inputs = [input_statistics(part, centre=config.centre) for part in values]
-            towers = Towers(new_coders(inputs, config), shared=self.shared)
+            towers = self._new_towers(values, config)
             self._train(towers, source, CrossView(), config, observer, kept)
-            for coder, part in zip(towers.coders, values, strict=True):
-                assert isinstance(coder, HashCoder)
-                calibrate(coder, part)
-        self.widths_ = widths
+            self._calibrate(towers, values)
+        return self
+
+    def initialise(self, images: Any, texts: Any) -> Self:
+        """Take the random weights that ``fit`` begins with, and train nothing.
+
+        The batch normalisations have the statistics of these embeddings. It is what a trained model is compared with
+        (paper, Figure 6).
+
+        Args:
+            images, texts: as for ``fit``.
+        """
+        values, config = self._begun(images, texts, Silent())
+        towers = self._new_towers(values, config)
+        self._calibrate(towers, values)
+        self.towers_, self.lengths_, self.history_ = towers.to(self._device()).eval(), config.lengths, []
         return self
 
     def logits(self, *, images: Any = None, texts: Any = None) -> npt.NDArray[np.float32]:
@@ -401,6 +418,27 @@ class CrossModalHasher(BaseHasher):
             hasher.widths_ = (fitted["widths"][0], fitted["widths"][1])
             finish(Towers(hasher._empty_coders(hasher.widths_), shared=hasher.shared))
         return hasher
+
+    def _begun(self, images: Any, texts: Any, observer: Observer) -> tuple[list[Rows], TrainingConfig]:
+        """Checked pairs, and how they are trained on."""
+        parts = [as_embeddings(images, what="images"), as_embeddings(texts, what="texts")]
+        if self.shared and parts[0].width != parts[1].width:
+            raise ConfigError(
+                f"one network for both modalities needs one width, got images of {parts[0].width} and texts "
+                f"of {parts[1].width}; use shared=False"
+            )
+        values = [part.values for part in parts]
+        return values, self._config(len(Modalities(values)), ("modalities",), observer)
+
+    def _new_towers(self, values: Sequence[Rows], config: TrainingConfig) -> Towers:
+        inputs = [input_statistics(part, centre=config.centre) for part in values]
+        return Towers(new_coders(inputs, config), shared=self.shared)
+
+    def _calibrate(self, towers: Towers, values: Sequence[Rows]) -> None:
+        self.widths_ = (values[0].shape[-1], values[1].shape[-1])
+        for coder, part in zip(towers.coders, values, strict=True):
+            assert isinstance(coder, HashCoder)
+            calibrate(coder, part)
 
     def _side(self, images: Any, texts: Any) -> tuple[HashCoder, Any, str]:
         towers = self._fitted()

@@ -91,6 +91,13 @@ class FineTuned(BaseHasher):
             parameters = {**ours, **parameters}
         return super().from_preset(name, **parameters)
 
+    def initialise(self, *_: Any, **__: Any) -> Self:
+        """Refused: it is for embeddings, whose width is all that a HashCoder without training needs."""
+        raise ConfigError(
+            f"{type(self).__name__} has an encoder in it; a HashCoder at random weights takes embeddings: use "
+            "Hasher or CrossModalHasher"
+        )
+
     # --- training ---
 
     def _open(self, encoder: str | Path) -> list[Encoder | TextEncoder]:

@@ -1,0 +1,260 @@
+"""``crovca reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from crovca.cli.options import Json, parse_lengths
+from crovca.cli.output import Reporter, emit_json, stderr, stdout
+from crovca.errors import ConfigError
+
+if TYPE_CHECKING:
+    from crovca.experiments.lab import Lab
+    from crovca.experiments.paper import Cell, Experiment
+    from crovca.experiments.reproduce import Results, Row
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="table1 to table7, table11, table12, figure3 to figure9.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the datasets, each below it as 'crovca datasets' says.", show_default=False
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Only these datasets, with commas.", show_default=False)
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Only these encoders, like dinov2,dinov3-b.", show_default=False)
+    ] = None,
+    bits: Annotated[
+        str | None, typer.Option(help="Only these code lengths, like 16,32.", show_default=False)
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=FOLDER or NAME=HUB_ID: weights of an encoder, where they are not at their usual place. "
+            "May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    work: Annotated[
+        Path, typer.Option(help="Folder for everything that is made; a rerun does only what is missing.")
+    ] = Path("reproduce"),
+    seeds: Annotated[int, typer.Option(help="How many seeds; the paper has one.")] = 1,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="Train one model of 16 to 256 bits instead of one a length.")
+    ] = False,
+    epochs: Annotated[
+        int | None, typer.Option(help="Instead of the paper's; the results say so.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Likewise.", show_default=False)] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            help="Figures 4, 5, 9: path of the query to ask with [default: the first of the paper's class].",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Encoders compute in: auto, float32, bfloat16 or float16.")
+    ] = "auto",
+    json: Json = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Only list the cells: what each needs, and minutes (estimated).")
+    ] = False,
+) -> None:
+    """Measure the numbers of a table or figure of the paper again, beside the paper's own.
+
+    Trains, encodes and evaluates on your own copies of the datasets; alone it lists the tables and figures. A
+    number that cannot be measured is shown with its reason, and the others go on. A run that was interrupted goes on
+    when the same command is given again.
+    """
+    from crovca.cli import reproduce_list
+    from crovca.experiments import paper
+
+    if seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+    if name is None:
+        reproduce_list.print_experiments(json)
+        return
+    experiment = paper.experiment_of(name)
+    cells = paper.cells(
+        name,
+        dataset=_names(dataset, "--dataset"),
+        encoder=_names(encoder, "--encoder"),
+        bits=None if bits is None else parse_lengths(bits, "--bits"),
+    )
+    if listed:
+        reproduce_list.print_cells(cells, seeds, json, nested=nested, epochs=epochs)
+        return
+    if data is None:
+        raise ConfigError(
+            f"give --data: the folder of the datasets ('crovca reproduce --list {name}' shows what is needed)"
+        )
+    if query is not None and experiment.kind != "pictures":
+        raise ConfigError(f"--query goes with pictures; {name} has none")
+    training = {"epochs": epochs, "batch_size": batch_size}
+    settings: dict[str, Any] = {
+        "weights": _weights(weights or []),
+        "device": device,
+        "dtype": dtype,
+        "training": {key: value for key, value in training.items() if value is not None},
+        "nested": nested,
+    }
+    _run(experiment, cells, (data, work), settings, range(seeds), query, json=json)
+
+
+def _run(
+    experiment: Experiment,
+    cells: list[Cell],
+    folders: tuple[Path, Path],
+    settings: dict[str, Any],
+    seeds: range,
+    query: str | None,
+    *,
+    json: bool,
+) -> None:
+    from crovca.experiments import reproduce as runs
+    from crovca.experiments.lab import Lab
+
+    _, work = folders
+    with runs.opened(work) as (kept, save), Reporter() as reporter:
+        lab = Lab(*folders, **settings, observer=reporter)
+        if experiment.kind == "pictures":
+            from crovca.experiments import pictures
+
+            drawn = pictures.draw(experiment.name, lab, cells, seed=0, query=query)
+            _report_pictures(experiment, lab, drawn, reporter.notes, json)
+            return
+        results = runs.reproduce(
+            lab, cells, list(seeds), kept=kept, save=save, advance=lambda what: _tell(reporter, what)
+        )
+        files = []
+        if experiment.kind == "curves" and results.measured():
+            from crovca.experiments.crossmodal import draw_curves
+
+            files = draw_curves(experiment.name, lab, results.measured())
+    content = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "section": experiment.section,
+        "changes": _changes(lab),
+        "seeds": list(seeds),
+        "cells": [row.to_dict() for row in results.rows()],
+        "files": [str(file) for file in files],
+        "notes": reporter.notes,
+    }
+    if json:
+        emit_json(content)
+    else:
+        _print(experiment, lab, results)
+        for file in files:
+            _say(f"drawn: {file}")
+    if results.hopeless:
+        raise typer.Exit(1)
+
+
+def _names(text: str | None, option: str) -> list[str] | None:
+    if text is None:
+        return None
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise ConfigError(f"{option} must be names with commas, got {text!r}")
+    return names
+
+
+def _weights(given: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    for text, (name, _, place) in zip(given, pairs, strict=True):
+        if not name or not place:
+            raise ConfigError(f"--weights must be NAME=FOLDER or NAME=HUB_ID, got {text!r}")
+    return {name: place for name, _, place in pairs}
+
+
+def _changes(lab: Lab) -> list[str]:
+    """In what the models differ from the paper's."""
+    changes = [f"{name.replace('_', ' ')} {value}" for name, value in lab.training.items()]
+    return [*changes, "one nested model for all lengths"] if lab.nested else changes
+
+
+def _tell(reporter: Reporter, what: str) -> None:
+    """Show what is measured next, as a line where there is no bar."""
+    reporter.stage(what)
+    if not stderr.is_interactive:
+        stderr.print(what, markup=False, soft_wrap=True)
+
+
+def _print(experiment: Experiment, lab: Lab, results: Results) -> None:
+    rows, changes = results.rows(), _changes(lab)
+    count = len(results.seeds)
+    seeds = "one seed" if count == 1 else f"mean ± standard deviation of {count} seeds"
+    _say(f"{experiment.name}: {experiment.title} (section {experiment.section}), percent, {seeds}")
+    if changes:
+        _say(f"NOT the paper's settings: {', '.join(changes)}")
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("row", "column"):
+        table.add_column(column)
+    for column in ("paper", "ours", "difference"):
+        table.add_column(column, justify="right")
+    before = None
+    for row in rows:
+        table.add_row("" if row.cell.row == before else row.cell.row, *_line(row))
+        before = row.cell.row
+    stdout.print(table)
+    for note in dict.fromkeys(row.cell.note for row in rows if row.cell.note and row.cell.measurement):
+        _say(f"note: {note}")
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.failed is not None:
+            reasons.setdefault(row.failed, []).append(f"{row.cell.row}, {row.cell.column}")
+    for reason, cells in reasons.items():
+        more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
+        _say(f"failed: {'; '.join(cells[:3])}{more}: {reason}")
+    for where, found in lab.left_out.items():
+        _say(f"left out, as they could not be read: {sum(found.values()):,} of {where}")
+    _say(f"everything that was measured, seed by seed: {lab.work / 'results.json'}")
+
+
+def _line(row: Row) -> tuple[str, str, str, str]:
+    cell = row.cell
+    paper = "-" if cell.value is None else f"{cell.value:.1f}"
+    if cell.measurement is None:
+        return cell.column, paper, f"({cell.published_by})" if cell.published_by else "", ""
+    if row.mean is None:
+        return cell.column, paper, "failed", ""
+    spread = "" if row.spread is None else f" ± {row.spread:.1f}"
+    difference = "" if row.difference is None else f"{row.difference:+.1f}"
+    return cell.column, paper, f"{row.mean:.1f}{spread}", difference
+
+
+def _report_pictures(experiment: Experiment, lab: Lab, page: Path, notes: list[str], json: bool) -> None:
+    if json:
+        emit_json(
+            {
+                "experiment": experiment.name,
+                "title": experiment.title,
+                "changes": _changes(lab),
+                "files": [str(file) for file in sorted(page.parent.iterdir())],
+                "notes": notes,
+            }
+        )
+        return
+    if changes := _changes(lab):
+        _say(f"NOT the paper's settings: {', '.join(changes)}")
+    _say(f"{experiment.name}: {experiment.title}: {page}")
+
+
+def _say(text: str) -> None:
+    stdout.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,282 @@
+"""What recipes are made of: benchmarks, the lists of their images, and embeddings of these by frozen encoders.
+
+::
+
+    WORK/datasets/cifar10/                     images of an archive, as files
+    WORK/splits/DATASET/SPLIT.txt              the list of a split's images, as 'crovca embed' takes it
+    WORK/embeddings/ENCODER/DATASET/SPLIT/     stores; interrupted ones go on part by part
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crovca.data.datasets.cifar10 import export_cifar10
+from crovca.data.datasets.registry import PROTOCOLS, open_dataset
+from crovca.data.datasets.splits import write_split
+from crovca.data.datasets.structure import Dataset, Protocol, Split
+from crovca.data.embeddings import Embeddings, load_embeddings
+from crovca.data.sources import Source, open_images
+from crovca.data.store import MANIFEST, read_errors
+from crovca.encoders.encoder import Encoder, TextEncoder
+from crovca.encoders.families import ALIASES
+from crovca.encoders.job import Job, Origin, begin_job, read_job
+from crovca.encoders.pipeline import counted, finish, make_worker, missing_shards, plan_job
+from crovca.encoders.runners import run_here
+from crovca.encoders.sources import locate
+from crovca.errors import ConfigError, CrovcaError
+from crovca.files import atomic_file
+from crovca.hashing.training import Observer, Silent
+
+__all__ = ["STATISTICS", "Materials", "slice_source"]
+
+STATISTICS = "train-sample"
+"""A split beside those of the dataset: at most 65,536 evenly spaced items of "train"."""
+_SAMPLE = 65_536
+
+
+class Materials:
+    """Benchmarks and embeddings, each made once and kept below one folder.
+
+    Args:
+        data: folder of all datasets, as ``crovca datasets --data`` takes it.
+        work: folder for everything that is made; it is created.
+        weights: for names of encoders, the folder or hub id to take instead of the known one.
+        device: "auto", "cpu" or "cuda".
+        dtype: that encoders compute in, as for ``Encoder.load``.
+        protocols: what datasets are checked against.
+        observer: is told how it goes.
+
+    Attributes:
+        left_out: for "DATASET/SPLIT", how many images could not be read, by reason.
+    """
+
+    def __init__(
+        self,
+        data: str | Path,
+        work: str | Path,
+        *,
+        weights: Mapping[str, str] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        protocols: Mapping[str, Protocol] = PROTOCOLS,
+        observer: Observer | None = None,
+    ) -> None:
+        self.data, self.work = Path(data), Path(work)
+        given = {name: Path(place) for name, place in (weights or {}).items()}
+        self.weights = {n: str(place.resolve() if place.is_dir() else place) for n, place in given.items()}
+        self.device, self.dtype = device, dtype
+        self.protocols = protocols
+        self.observer: Observer = observer or Silent()
+        self.left_out: dict[str, dict[str, int]] = {}
+        self._datasets: dict[str, Dataset] = {}
+        self._sources: dict[tuple[str, str], Source[bytes]] = {}
+        self._not_there: dict[str, CrovcaError] = {}
+        self._encoder: tuple[tuple[str, str], Encoder | TextEncoder] | None = None
+        unknown = [name for name in self.weights if name not in ALIASES]
+        if unknown:
+            raise ConfigError(f"unknown encoder {unknown[0]!r}; expected some of {', '.join(ALIASES)}")
+
+    # --- datasets ---
+
+    def dataset(self, name: str) -> Dataset:
+        """A benchmark, opened once and checked; CIFAR-10's archive is written as files first.
+
+        Raises:
+            ConfigError: there is no such benchmark.
+            FileFormatError: it is not below ``data``, or not as it should be.
+        """
+        if name not in self._datasets:
+            if name not in self.protocols:
+                raise ConfigError(f"there is no dataset {name!r}; known are {', '.join(self.protocols)}")
+            protocol = self.protocols[name]
+            folder, exported = self.data / protocol.folder, self.work / "datasets" / name
+            if exported.is_dir():
+                folder = exported
+            found = open_dataset(name, folder, protocol=protocol)
+            if not found.embeddable:
+                exported.parent.mkdir(parents=True, exist_ok=True)
+                export_cifar10(folder, exported, protocol=protocol, progress=self.observer.advance)
+                found = open_dataset(name, exported, protocol=protocol)
+            for note in found.notes:
+                self.observer.message(f"{name}: {note}")
+            self._datasets[name] = found
+        return self._datasets[name]
+
+    def split(self, dataset: str, split: str) -> tuple[str, Split]:
+        """A split and the name that it is kept under: one that equals "database" is the database.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        splits = self.dataset(dataset).splits
+        if split == STATISTICS and "train" in splits and len(splits["train"]) > _SAMPLE:
+            whole = splits["train"]
+            rows = np.unique(np.linspace(0, len(whole) - 1, _SAMPLE).astype(np.int64))
+            paths = None if whole.paths is None else whole.paths[rows]
+            return split, Split(paths, None if whole.labels is None else whole.labels[rows])
+        name = "train" if split == STATISTICS else split
+        if name not in splits:
+            raise ConfigError(f"{dataset} has no split {name!r}; it has {', '.join(splits)}")
+        same = name == "train" and splits[name] is splits.get("database")
+        return ("database" if same else name), splits[name]
+
+    def source(self, dataset: str, split: str) -> Source[bytes]:
+        """Images of a split with their labels; the ids are their paths below the dataset's folder.
+
+        Raises:
+            ConfigError: no such split, one of texts, or another list of images than ``work`` was begun with.
+        """
+        name, found = self.split(dataset, split)
+        if (dataset, name) not in self._sources:
+            path = self._list(dataset, name, found)
+            self._sources[dataset, name] = open_images(path, root=self.dataset(dataset).folder)
+        return self._sources[dataset, name]
+
+    def _list(self, dataset: str, name: str, split: Split) -> Path:
+        """The split's file, written once; whoever finds another there has other data than the work."""
+        path = self.work / "splits" / dataset / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.read_bytes() if path.exists() else None
+        with atomic_file(path) as temporary:
+            write_split(temporary, split)
+            if before is not None and before != temporary.read_bytes():
+                raise ConfigError(
+                    f"{dataset} has other images or labels in its split {name!r} than {self.work} was begun with "
+                    f"({path}); give another --work"
+                )
+        return path
+
+    # --- encoders ---
+
+    def encoder(self, name: str) -> str:
+        """Folder or hub id of an encoder's weights.
+
+        Raises:
+            ConfigError: an unknown encoder, or one that must be converted first.
+        """
+        if name in self.weights:
+            return self.weights[name]
+        if name not in ALIASES:
+            raise ConfigError(f"there is no encoder {name!r}; known are {', '.join(ALIASES)}")
+        alias = ALIASES[name]
+        if alias.hub_id is None:
+            raise ConfigError(
+                f"the weights of {name} must be converted first: {alias.how}; then --weights {name}=FOLDER"
+            )
+        return alias.hub_id
+
+    def fetched(self, name: str) -> str:
+        """``encoder``, after its files were found or fetched; what failed once is not tried again.
+
+        Raises:
+            CrovcaError: they cannot be had.
+        """
+        place = self.encoder(name)
+        if name in self._not_there:
+            raise self._not_there[name]
+        try:
+            locate(place)
+        except CrovcaError as error:
+            self._not_there[name] = error
+            raise
+        return place
+
+    def embeddings(self, encoder: str, dataset: str, split: str) -> Embeddings:
+        """Embeddings of a split's images by an encoder as it is; items that cannot be read are left out.
+
+        Raises:
+            CrovcaError: dataset or encoder are not there, or are others than those of an earlier run.
+        """
+        self.source(dataset, split)  # writes the list
+        name, _ = self.split(dataset, split)
+        origin = Origin(
+            "images",
+            str((self.work / "splits" / dataset / f"{name}.txt").resolve()),
+            str(self.dataset(dataset).folder.resolve()),
+        )
+        folder = self.work / "embeddings" / encoder / dataset / name
+        found = self.embed(encoder, origin, folder)
+        self.note_left_out(f"{dataset}/{name}", Counter(error.reason for error in read_errors(folder)))
+        return found
+
+    def embed(self, encoder: str, origin: Origin, folder: Path) -> Embeddings:
+        """A store of embeddings of images or texts, made or finished as far as it is not there.
+
+        Args:
+            encoder: its name; the modality of ``origin`` says which of its towers.
+            origin: the images or texts.
+            folder: of the store.
+
+        Raises:
+            ConfigError: the store is of another source or of other weights.
+        """
+        place, source, begun = self.encoder(encoder), origin.open(), read_job(folder)
+        same = begun is not None and (begun.encoder, begun.fingerprint) == (place, source.fingerprint)
+        if not (same and (folder / MANIFEST).exists()):
+            self.fetched(encoder)
+            self._embed(folder, origin, source, place, begun)
+        return load_embeddings(folder)
+
+    def _embed(self, store: Path, origin: Origin, source: Source[Any], place: str, begun: Job | None) -> None:
+        tower = self._load(origin.modality, place, begun)
+        asked = {"v": 1, "seed": 0, "stored": "float32"}  # float16 is too small for some encoders
+        job = plan_job(origin, source, tower, place, None, asked, begun)
+        if begun is not None and (differences := begun.differences(job)):
+            what, theirs, ours = differences[0]
+            raise ConfigError(
+                f"{store} was begun with another {what} ({str(theirs)[:20]}, now {str(ours)[:20]}); give the same "
+                "again or another --work"
+            )
+        store.parent.mkdir(parents=True, exist_ok=True)
+        job = begin_job(store, job)
+        missing = missing_shards(store, job)
+        done = job.items - sum(len(job.rows(shard)) for shard in missing)
+
+        def advance(items: int) -> None:
+            nonlocal done
+            done += items
+            self.observer.advance(f"embedding {store.parent.name}/{store.name}", done / job.items)
+
+        if missing:
+            run_here(make_worker(job, source, tower), store, missing, advance)
+        finish(store, job)
+
+    def _load(self, modality: str, place: str, begun: Job | None) -> Encoder | TextEncoder:
+        """An encoder; the last one is kept, as recipes go through one dataset after the other."""
+        if self._encoder is None or self._encoder[0] != (modality, place):
+            asked = {"device": self.device, "dtype": self.dtype}
+            if begun is not None:  # what is chosen is chosen once
+                asked = {name: getattr(begun, name) if v == "auto" else v for name, v in asked.items()}
+            kind = Encoder if modality == "images" else TextEncoder
+            self._encoder = (modality, place), kind.load(place, **asked)
+        return self._encoder[1]
+
+    def note_left_out(self, where: str, reasons: Mapping[str, int]) -> None:
+        """Say once how many images of "DATASET/SPLIT" could not be read."""
+        if reasons and where not in self.left_out:
+            self.left_out[where] = dict(reasons)
+            self.observer.message(f"{where}: {sum(reasons.values()):,} left out ({counted(dict(reasons))})")
+
+
+def slice_source(source: Source[Any], start: int, end: int) -> Source[Any]:
+    """Items ``start`` to ``end`` of a source, numbered from 0."""
+
+    def cut(values: Any) -> Any:
+        return None if values is None else values[start:end]
+
+    return replace(
+        source,
+        ids=source.ids[start:end],
+        fetch=lambda row: source.fetch(start + row),
+        labels=cut(source.labels),
+        paths=cut(source.paths),
+        captions=cut(source.captions),
+        faults={row - start: fault for row, fault in source.faults.items() if start <= row < end},
+    )

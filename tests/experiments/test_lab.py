@@ -1,0 +1,292 @@
+"""The lab: everything is made once, goes on where it stopped, and never passes for something else."""
+
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from crovca.errors import ConfigError, FileFormatError
+from crovca.experiments import lab as labs
+from crovca.experiments import materials
+from crovca.experiments.lab import Lab
+from crovca.hasher import ImageHasher, load_hasher
+from tests.experiments import copies
+
+SHORT = {"epochs": 1, "batch_size": 4}
+
+
+@dataclass(frozen=True)
+class Training:
+    encoder: str = "dinov2"
+    dataset: str = "flickr25k"
+    setting: str = "unsupervised"
+    fitting: str = "lora"
+    bits: int = 16
+    preset: str = "small"
+
+
+@pytest.fixture
+def make(benchmarks, dino, tmp_path):
+    """Makes labs on one work folder."""
+    data, protocols = benchmarks
+
+    def lab(**changes):
+        known = {"weights": {"dinov2": str(dino)}, "training": SHORT, "protocols": protocols}
+        return Lab(data, tmp_path / "work", **{"device": "cpu", **known, **changes})
+
+    return lab
+
+
+def never(*_, **__):
+    raise AssertionError("done a second time")
+
+
+def test_every_benchmark_gives_images_with_labels(make):
+    lab = make()
+    for name in copies.WRITERS:
+        source = lab.source(name, "database")
+        found = lab.dataset(name).splits["database"]
+        assert source.ids.tolist() == found.paths.tolist()
+        np.testing.assert_array_equal(source.labels, found.labels)
+        assert source.read(0).startswith(b"\x89PNG")
+        assert (lab.work / "splits" / name / "database.txt").exists()
+
+
+def test_the_archive_of_cifar10_is_written_as_files_once(make, tmp_path, monkeypatch):
+    data = tmp_path / "archived"
+    protocols = copies.write(data, ["cifar10"], cifar10=copies.write_cifar10_archive)
+    lab = make(protocols=protocols)
+    lab.data = data
+    assert len(lab.source("cifar10", "train")) == 20
+    assert len(lab.embeddings("dinov2", "cifar10", "query")) == 2
+    assert lab.split("cifar10", "train")[0] == "database"  # the same images: embedded once
+    monkeypatch.setattr(materials, "export_cifar10", never)
+    again = make(protocols=protocols)
+    again.data = data
+    assert len(again.source("cifar10", "query")) == 2
+
+
+def test_embeddings_are_those_of_the_encoder_and_made_once(make, dino, monkeypatch):
+    from crovca.encoders.encoder import Encoder
+
+    lab = make()
+    found = lab.embeddings("dinov2", "coco", "database")
+    assert found.ids.tolist() == lab.source("coco", "database").ids.tolist()
+    assert found.labels.shape == (10, 4)
+    assert found.values.dtype == np.float32
+    encoder = Encoder.load(dino, device="cpu")
+    from crovca.data.images import decode
+
+    image = decode(lab.source("coco", "database").read(3)).image
+    pixels = encoder.preprocessing.crop_image(image, image.size)
+    import torch
+
+    expected = encoder.embed(encoder.preprocessing.normalise(torch.from_numpy(pixels)[None]))
+    np.testing.assert_allclose(found.values[3:4], expected, atol=2e-2)  # bfloat16 depends on the batch
+    monkeypatch.setattr(Encoder, "load", never)
+    np.testing.assert_array_equal(make().embeddings("dinov2", "coco", "database").values[:], found.values[:])
+
+
+def test_an_embedding_that_was_killed_goes_on(make, monkeypatch):
+    from crovca.encoders import pipeline
+
+    monkeypatch.setitem(pipeline._SHARD_SIZES, "cpu", 4)
+    whole = make(weights=make().weights)
+    reference = whole.embeddings("dinov2", "cifar10", "database").values[:]
+    store = whole.work / "embeddings" / "dinov2" / "cifar10" / "database"
+    (store / "manifest.json").unlink()
+    kept = (store / "part-00000" / "embeddings.npy").stat().st_mtime_ns
+    shutil.rmtree(store / "part-00002")
+    assert (make().embeddings("dinov2", "cifar10", "database").values[:] == reference).all()
+    assert (store / "part-00000" / "embeddings.npy").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("fitting", ["lora", "probing"])
+@pytest.mark.parametrize("setting", ["unsupervised", "supervised"])
+def test_codes_are_the_models_own(make, fitting, setting, monkeypatch):
+    lab = make()
+    training = Training(setting=setting, fitting=fitting)
+    found = lab.encoded(training, 0, "coco", "database")  # transfer: another dataset than it is trained on
+    folder = lab.work / "models" / lab.name_of(training) / "seed-0"
+    assert "epochs=1" in folder.parent.name
+    hasher = load_hasher(folder, device="cpu")
+    assert (hasher.lora_rank is None) == (fitting == "probing")
+    assert (hasher.hashcoder, hasher.prototypes, hasher.lengths_) == ("small", "batch", (16,))
+    assert (hasher.classes_ is None) == (setting == "unsupervised")
+    source = lab.source("coco", "database")
+    np.testing.assert_allclose(found.logits, hasher.logits(source), atol=0.2)
+    assert np.corrcoef(found.logits.ravel(), hasher.logits(source).ravel())[0, 1] > 0.99
+    assert found.ids.tolist() == source.ids.tolist()
+    assert not list(lab.work.rglob("*.partial"))
+    monkeypatch.setattr(labs, "load_hasher", never)
+    monkeypatch.setattr(labs.ImageHasher, "fit", never)
+    np.testing.assert_array_equal(make().encoded(training, 0, "coco", "database").logits, found.logits)
+
+
+def test_codes_in_parts_go_on(make, monkeypatch):
+    training = Training()
+    whole = make().encoded(training, 0, "cifar10", "database")
+    path = make().work / "codes" / make().name_of(training) / "seed-0" / "cifar10-database.npz"
+    path.unlink()
+    monkeypatch.setattr(labs, "_PART", 8)
+    done = []
+    encode = labs.ImageHasher.encode_source
+
+    def dies(self, images, **more):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(len(images))
+        return encode(self, images, **more)
+
+    monkeypatch.setattr(labs.ImageHasher, "encode_source", dies)
+    with pytest.raises(KeyboardInterrupt):
+        make().encoded(training, 0, "cifar10", "database")
+    assert not path.exists()
+    rest = []
+    monkeypatch.setattr(
+        labs.ImageHasher,
+        "encode_source",
+        lambda self, images: rest.append(len(images)) or encode(self, images),
+    )
+    again = make().encoded(training, 0, "cifar10", "database")
+    assert (done, rest) == ([8, 8], [8, 6])
+    assert again.ids.tolist() == whole.ids.tolist()
+    assert again.labels.tolist() == whole.labels.tolist()
+    np.testing.assert_allclose(again.logits, whole.logits, atol=0.2)
+
+
+def test_a_random_hashcoder_is_balanced_on_the_training_set(make):
+    lab = make()
+    training = Training(setting="random", dataset="cifar10", fitting="probing")
+    logits = lab.encoded(training, 0, "cifar10", "train").logits
+    np.testing.assert_allclose(logits.mean(axis=0), 0, atol=1e-4)
+    other = lab.encoded(training, 1, "cifar10", "train").logits
+    assert not np.allclose(logits, other)
+    shortened = make(training={"epochs": 3})
+    assert shortened.name_of(training) == lab.name_of(training)  # nothing is trained, so nothing is shortened
+
+
+def test_a_model_with_an_encoder_in_it_has_no_random_form(dino):
+    with pytest.raises(ConfigError, match=r"ImageHasher has an encoder in it; .* use Hasher"):
+        ImageHasher(dino, 16).initialise(np.ones((4, 32)))
+
+
+def test_the_statistics_of_a_large_training_set_are_those_of_a_sample(make, monkeypatch):
+    monkeypatch.setattr(materials, "_SAMPLE", 5)
+    lab = make()
+    assert len(lab.source("imagenet1k", materials.STATISTICS)) == 5
+    assert len(lab.source("coco", materials.STATISTICS)) == 4  # all four
+    assert set(lab.source("imagenet1k", materials.STATISTICS).labels) == {0, 1, 2, 3}
+
+
+def test_nested_trains_one_model_for_all_lengths(make):
+    lab = make(nested=True)
+    short, long = (lab.encoded(Training(bits=bits), 0, "coco", "query") for bits in (16, 64))
+    assert (short.codes.bits, long.codes.bits) == (16, 64)
+    np.testing.assert_array_equal(short.logits, long.logits[:, :16])
+    assert len(list((lab.work / "models").iterdir())) == 1
+
+
+def test_training_that_was_interrupted_goes_on(make, monkeypatch):
+    fit = labs.ImageHasher.fit
+    monkeypatch.setattr(
+        labs.ImageHasher, "fit", lambda *args, **more: fit(*args, checkpoint_seconds=0, **more)
+    )
+    steps = []
+
+    class Watching:
+        last = 20
+
+        def advance(self, stage, share): ...
+        def message(self, text): ...
+
+        def progress(self, state):
+            steps.append(state.step)
+            if state.step >= self.last:
+                raise KeyboardInterrupt
+
+    watching = Watching()
+    settings = {"training": {"epochs": 30, "batch_size": 4}, "observer": watching}
+    with pytest.raises(KeyboardInterrupt):
+        make(**settings).model(Training(), 0)
+    (partial,) = make().work.rglob("*.partial")
+    assert (partial / "state.safetensors").exists()
+    seen, watching.last = list(steps), 99
+    make(**settings).model(Training(), 0)
+    assert seen == [10, 20]
+    assert steps[2:] == [20, 30]  # from step 19 on
+    assert not partial.exists()
+
+
+def test_what_cannot_be_read_is_counted(make, tmp_path, dino):
+    data = tmp_path / "data"
+    protocols = copies.write(data, ["flickr25k"])
+    (data / "flickr25k" / "mirflickr" / "im9.jpg").write_bytes(b"")
+    lab = make(protocols=protocols)
+    lab.data = data
+    assert len(lab.embeddings("dinov2", "flickr25k", "database")) == 5
+    assert lab.left_out == {"flickr25k/database": {"empty": 1}}
+    again = make(protocols=protocols)
+    again.data = data
+    found = again.encoded(Training(), 0, "flickr25k", "database")
+    assert "mirflickr/im9.jpg" not in found.ids.tolist()
+    assert again.left_out == {"flickr25k/database": {"empty": 1}}
+
+
+def test_work_refuses_other_data(make, tmp_path):
+    make().source("flickr25k", "query")
+    data = tmp_path / "data"
+    protocols = copies.write(data, ["flickr25k"])
+    lines = (data / "flickr25k" / "test.txt").read_text().splitlines()
+    (data / "flickr25k" / "test.txt").write_text("\n".join(lines[::-1]) + "\n")
+    lab = make(protocols=protocols)
+    lab.data = data
+    with pytest.raises(ConfigError, match=r"'query' than .* was begun with .*; give another --work"):
+        lab.source("flickr25k", "query")
+
+
+def test_work_refuses_other_weights(make, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    lab = make()
+    lab.embeddings("dinov2", "coco", "query")
+    other = tmp_path / "other"
+    shutil.copytree(lab.weights["dinov2"], other)
+    moved = make(weights={"dinov2": str(other)})
+    assert len(moved.embeddings("dinov2", "coco", "query")) == 2  # the same weights elsewhere
+    tensors = load_file(other / "model.safetensors")
+    save_file(
+        {name: -value for name, value in tensors.items()}, other / "model.safetensors", {"format": "pt"}
+    )
+    changed = make(weights={"dinov2": str(other)})
+    with pytest.raises(ConfigError, match="another weights of the encoder"):
+        changed.embeddings("dinov2", "coco", "query")
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (lambda lab: lab.dataset("mnist"), ConfigError, "known are cifar10"),
+        (lambda lab: lab.source("coco", "test"), ConfigError, "it has train, database, query"),
+        (lambda lab: lab.encoder("resnet"), ConfigError, "no encoder 'resnet'; known are dinov2"),
+        (lambda lab: lab.encoder("simdinov2"), ConfigError, "crovca convert .*--weights simdinov2=FOLDER"),
+    ],
+)
+def test_messages(make, ask, error, message):
+    with pytest.raises(error, match=message):
+        ask(make())
+
+
+def test_settings_and_encoders_must_be_known(tmp_path):
+    with pytest.raises(ConfigError, match="unknown setting 'bits'"):
+        Lab(tmp_path, tmp_path, training={"bits": 3})
+    with pytest.raises(ConfigError, match="unknown encoder 'x'"):
+        Lab(tmp_path, tmp_path, weights={"x": "y"})
+
+
+def test_a_missing_dataset_says_where_to_get_it(make, tmp_path):
+    lab = make()
+    lab.data = tmp_path / "nowhere"
+    with pytest.raises(FileFormatError, match=r"no folder .*nowhere.flickr25k; get"):
+        lab.source("flickr25k", "query")
