@@ -51,6 +51,7 @@ class TrainingConfig:
         diversity_weight: lambda, the weight of the coding rate.
         coding_rate_epsilon: eps of the coding rate.
         centre: whether the mean embedding is subtracted before the network.
+        logit_scale: the last batch normalisation's weights at the first step.
         seed: of weights, batches, pairs and dropout.
     """
 
@@ -64,6 +65,7 @@ class TrainingConfig:
     diversity_weight: float = 0.1
     coding_rate_epsilon: float = 0.05
     centre: bool = False
+    logit_scale: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,6 +85,7 @@ class TrainingConfig:
             raise ConfigError(f"seed must be below 2 ** 63, got {self.seed}")
         _positive("learning_rate", self.learning_rate)
         _positive("coding_rate_epsilon", self.coding_rate_epsilon)
+        _positive("logit_scale", self.logit_scale)
         if not isinstance(self.centre, bool):
             raise ConfigError(f"centre must be True or False, got {self.centre!r}")
         _not_negative("final_learning_rate", self.final_learning_rate)
@@ -122,12 +125,14 @@ class Recipe:
     Attributes:
         learning_rate, weight_decay, diversity_weight: as in ``TrainingConfig``.
         centre: whether the mean embedding is subtracted before the network; it is always scaled.
+        logit_scale: as in ``TrainingConfig``.
     """
 
     learning_rate: float
     weight_decay: float
     diversity_weight: float
     centre: bool
+    logit_scale: float = 1.0
 
 
 def recipe(pairing: Sequence[str]) -> Recipe:
@@ -138,7 +143,9 @@ def recipe(pairing: Sequence[str]) -> Recipe:
     paper's settings.
     """
     if "classes" in pairing:
-        return Recipe(learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, centre=True)
+        return Recipe(
+            learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, centre=True, logit_scale=4.0
+        )
     if "neighbours" in pairing:
         return Recipe(learning_rate=1e-3, weight_decay=5.0, diversity_weight=0.1, centre=False)
     if "views" in pairing:
@@ -146,7 +153,7 @@ def recipe(pairing: Sequence[str]) -> Recipe:
     return Recipe(learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.1, centre=False)
 
 
-SETTLE_SHARE = 0.2
+SETTLE_SHARE = 0.05
 """Running class prototypes settle after this share of the steps."""
 
 

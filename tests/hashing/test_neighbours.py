@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crovca.errors import InvalidInputError
-from crovca.hashing.neighbours import find_neighbours
+from crovca.hashing.neighbours import find_neighbours, find_shared_neighbours, most_shared
 
 
 def brute_force(values, count, left_out=()):
@@ -72,3 +72,40 @@ def test_same_seed_same_cells():
     values = np.random.default_rng(1).normal(size=(3000, 8)).astype(np.float32)
     one, two = (find_neighbours(values, 3, exact_items=100, seed=5).rows for _ in range(2))
     assert np.array_equal(one, two)
+
+
+@given(items=st.integers(2, 40), nearest=st.integers(1, 6), count=st.integers(1, 6), seed=st.integers(0, 100))
+def test_the_most_shared_are_those_of_plain_sets(items, nearest, count, seed):
+    values = np.random.default_rng(seed).normal(size=(items, 4)).astype(np.float32)
+    rows = find_neighbours(values, nearest).rows
+    sets = [{item, *row} for item, row in enumerate(rows.tolist())]
+    expected = [
+        sorted(row, key=lambda near: (-len(sets[near] & sets[item]), row.index(near)))[:count]
+        for item, row in enumerate(rows.tolist())
+    ]
+    assert most_shared(rows, count).tolist() == expected
+
+
+def test_blocks_do_not_matter_to_what_is_shared(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    whole = find_shared_neighbours(values, 3)
+    assert np.array_equal(whole.rows, most_shared(find_neighbours(values, 6).rows, 3))
+    monkeypatch.setattr("crovca.hashing.neighbours._COMPARED", 1)
+    assert np.array_equal(find_shared_neighbours(values, 3).rows, whole.rows)
+
+
+def test_shared_neighbours_are_more_often_of_a_kind():
+    random = np.random.default_rng(0)
+    kinds = random.integers(30, size=3000)
+    values = (random.normal(size=(30, 24))[kinds] + random.normal(size=(3000, 24))).astype(np.float32)
+    nearest, shared = find_neighbours(values, 5).rows, find_shared_neighbours(values, 5).rows
+    of_a_kind = [(kinds[rows] == kinds[:, None]).mean() for rows in (nearest, shared)]
+    assert of_a_kind[1] > of_a_kind[0] + 0.02
+
+
+def test_a_degenerate_item_still_stands_alone():
+    values = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    values[4] = 0
+    rows = find_shared_neighbours(values, 5, degenerate=np.array([4])).rows
+    assert (rows[4] == 4).all()
+    assert not np.isin(np.delete(rows, 4, axis=0), [4]).any()

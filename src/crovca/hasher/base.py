@@ -53,6 +53,7 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
     weight_decay: float | Literal["auto"]
     diversity_weight: float | Literal["auto"]
     centre: bool | Literal["auto"]
+    logit_scale: float | Literal["auto"] = "auto"
     device: str
     seed: int
 
@@ -81,6 +82,7 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
             "diversity_weight": preset.diversity_weight,
             "views": preset.views,
             "centre": False,
+            "logit_scale": 1.0,
             "prototypes": "batch",
         }
         known = cls._get_param_names()
@@ -105,6 +107,7 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
             weight_decay=_or(self.weight_decay, automatic.weight_decay),
             diversity_weight=_or(self.diversity_weight, automatic.diversity_weight),
             centre=_or(self.centre, automatic.centre),
+            logit_scale=_or(self.logit_scale, automatic.logit_scale),
             seed=self.seed,
         )
 
@@ -284,7 +287,14 @@ def new_coders(inputs: Sequence[InputStatistics], config: TrainingConfig) -> lis
         devices=[]
     ):  # layers draw weights from torch's own stream before they get these
         return [
-            HashCoder(len(part.centre), config.bits, config.hashcoder, inputs=part, generator=generator)
+            HashCoder(
+                len(part.centre),
+                config.bits,
+                config.hashcoder,
+                inputs=part,
+                logit_scale=config.logit_scale,
+                generator=generator,
+            )
             for part in inputs
         ]
 

@@ -27,7 +27,7 @@ from crovca.errors import ConfigError, InvalidInputError
 from crovca.hasher.base import BaseHasher, config_errors, new_coders
 from crovca.hashing.checkpoint import Checkpoint, fingerprint, model_kind
 from crovca.hashing.hashcoder import HashCoder, InputStatistics, Towers, calibrate, input_statistics
-from crovca.hashing.neighbours import Neighbourhood, find_neighbours
+from crovca.hashing.neighbours import Neighbourhood, find_shared_neighbours
 from crovca.hashing.pairing import Copies, Mixed, Modalities, Neighbours, StoredViews, ViewSource
 from crovca.hashing.targets import ClassPrototypes, CrossView
 from crovca.hashing.training import Observer, Silent
@@ -56,10 +56,13 @@ class Hasher(BaseHasher):
         weight_decay: of AdamW; "auto": 5 where neighbours teach, 0.1 with labels, else 0.01.
         diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
         centre: whether the mean embedding is subtracted before the network; "auto": with labels.
+        logit_scale: standard deviation of a bit's logits at the first step; "auto": 1, with labels 2. The greater it
+            is, the more the training is about the items whose bits are wrong.
         views: how many of the stored views make a step, where views are paired.
-        neighbours: how many nearest items are drawn from.
+        neighbours: how many are drawn from: of twice as many nearest items those that share the most neighbours with
+            the item.
         feature_dropout: share of the features dropped in a neighbour, or in the copies of a labelled item.
-        prototypes: class prototypes: "running" means that settle after a fifth of the steps, or those of the
+        prototypes: class prototypes: "running" means that settle after a twentieth of the steps, or those of the
             "batch" alone, as in the paper.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         seed: of everything random; the same seed gives the same model on one device.
@@ -88,6 +91,7 @@ class Hasher(BaseHasher):
         weight_decay: float | Literal["auto"] = "auto",
         diversity_weight: float | Literal["auto"] = "auto",
         centre: bool | Literal["auto"] = "auto",
+        logit_scale: float | Literal["auto"] = "auto",
         views: int = 2,
         neighbours: int = 5,
         feature_dropout: float = 0.3,
@@ -105,6 +109,7 @@ class Hasher(BaseHasher):
         self.weight_decay = weight_decay
         self.diversity_weight = diversity_weight
         self.centre = centre
+        self.logit_scale = logit_scale
         self.views = views
         self.neighbours = neighbours
         self.feature_dropout = feature_dropout
@@ -269,7 +274,7 @@ class Hasher(BaseHasher):
             recall = kept.load_array("neighbour_recall")
             self.neighbour_recall_ = None if recall is None else float(recall)
             return rows
-        found: Neighbourhood = find_neighbours(
+        found: Neighbourhood = find_shared_neighbours(
             data.values,
             self.neighbours,
             degenerate=data.degenerate,

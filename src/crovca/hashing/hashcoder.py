@@ -52,6 +52,7 @@ class HashCoder(nn.Module):
         bits: length of the code.
         size: "small" or "large".
         inputs: the shift and the scale; None: embeddings are taken as they are.
+        logit_scale: initial weights of the batch normalisation.
         generator: of the initial weights; None: torch's global one.
     """
 
@@ -65,6 +66,7 @@ class HashCoder(nn.Module):
         size: HashCoderSize = "small",
         *,
         inputs: InputStatistics | None = None,
+        logit_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -85,6 +87,7 @@ class HashCoder(nn.Module):
             ]
         self.layers = nn.Sequential(*layers)
         self.norm = nn.BatchNorm1d(bits)
+        nn.init.constant_(self.norm.weight, logit_scale)
         for layer in layers:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)

@@ -4,12 +4,16 @@ Up to ``EXACT_ITEMS`` items the search is exact, block by block. Above, the item
 cells and each is compared, exactly, with all members of its cell and of the cells nearest to it; the share of
 true neighbours that this finds is measured on a sample. Embeddings are read from their memory map block by
 block, and no (n, n) matrix is ever built.
+
+Of the nearest items those that share the most neighbours with an item are more often of its kind than the very nearest
+(Jarvis and Patrick, "Clustering using a similarity measure based on shared near neighbors", 1973).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +24,22 @@ from torch import Tensor
 from crovca.data.embeddings import Rows, mean_embedding
 from crovca.errors import InvalidInputError
 
-__all__ = ["EXACT_ITEMS", "Neighbourhood", "find_neighbours"]
+__all__ = [
+    "CONSIDERED",
+    "EXACT_ITEMS",
+    "Neighbourhood",
+    "find_neighbours",
+    "find_shared_neighbours",
+    "most_shared",
+]
 
+CONSIDERED = 2
+"""Shared neighbours are chosen among so many times as many nearest ones."""
 EXACT_ITEMS = 100_000
 PROBED_CELLS = 8
 RECALL_SAMPLE = 256
 _BLOCK = 4096
+_COMPARED = 1 << 24  # pairs of row numbers compared at once
 
 Advance = Callable[[float], None]
 
@@ -35,8 +49,9 @@ class Neighbourhood:
     """The nearest neighbours of every item.
 
     Attributes:
-        rows: int64 (n, k), nearest first. A degenerate item stands in its own row only, k times.
-        recall: share of the true k nearest that were found: 1 where the search was exact, else measured.
+        rows: int64 (n, k), nearest first, or those that share most. A degenerate item stands in its own row only,
+            k times.
+        recall: share of the true nearest that were found: 1 where the search was exact, else measured.
         cells: number of k-means cells, or None where the search was exact.
     """
 
@@ -87,6 +102,39 @@ def find_neighbours(
             advance((start + len(asked)) / len(candidates))
         return Neighbourhood(rows, 1.0, None)
     return _search_cells(reader, candidates, rows, count, seed, advance)
+
+
+def find_shared_neighbours(values: Rows, count: int, **arguments: Any) -> Neighbourhood:
+    """Of the 2 ``count`` nearest items of every item the ``count`` with which it shares the most neighbours.
+
+    Takes and raises what ``find_neighbours`` does.
+    """
+    nearest = find_neighbours(values, CONSIDERED * count, **arguments)
+    return replace(nearest, rows=most_shared(nearest.rows, count))
+
+
+def most_shared(nearest: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Of the K nearest items of every item the ``count`` that have the most of their K nearest in common with it.
+
+    An item counts among its own nearest. Of two that share as many, the nearer goes first.
+
+    Args:
+        nearest: (n, K) rows, nearest first.
+        count: how many are kept; all, where K is less.
+
+    Returns:
+        (n, min(count, K)) rows.
+    """
+    whole = np.concatenate([np.arange(len(nearest))[:, None], nearest], axis=1)  # (n, K + 1)
+    chosen = np.empty((len(nearest), min(count, nearest.shape[1])), np.int64)
+    block = max(1, _COMPARED // (nearest.shape[1] * whole.shape[1] ** 2))
+    for start in range(0, len(nearest), block):
+        part = slice(start, start + block)
+        theirs = whole[nearest[part]]  # (m, K, K + 1)
+        shared = (theirs[..., None] == whole[part, None, None, :]).any(axis=3).sum(axis=2)  # (m, K)
+        order = np.argsort(-shared, axis=1, kind="stable")[:, : chosen.shape[1]]
+        chosen[part] = np.take_along_axis(nearest[part], order, axis=1)
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from crovca.data.embeddings import as_embeddings
 from crovca.data.labels import ClassMembership
 from crovca.errors import TrainingError
 from crovca.hashing.hashcoder import HashCoder, calibrate, input_statistics
-from crovca.hashing.neighbours import find_neighbours
+from crovca.hashing.neighbours import find_shared_neighbours
 from crovca.hashing.pairing import Copies, Neighbours, ViewSource
 from crovca.hashing.training import learning_rate, random_of
 from crovca.rivals.base import BinaryRival, Float32
@@ -168,7 +168,7 @@ def train_head(
         settings: of the loop.
         seed: of everything random.
         epochs: passes over the data; "auto": ours.
-        views: "one" copy of each item with feature dropout, or the item and one of its 5 nearest neighbours.
+        views: "one" copy of each item with feature dropout, or the item and one of its 5 neighbours, found as ours.
 
     Returns:
         The network and the objective, in evaluation mode.
@@ -195,7 +195,7 @@ def train_head(
     source: ViewSource = Copies(values, dropout=settings.dropout, centre=inputs.centre)
     if views == "neighbours":
         degenerate = as_embeddings(values).degenerate
-        near = find_neighbours(values, _NEIGHBOURS, degenerate=degenerate, seed=seed).rows
+        near = find_shared_neighbours(values, _NEIGHBOURS, degenerate=degenerate, seed=seed).rows
         source = Neighbours(values, near, settings.dropout, inputs.centre)
     labels = None if classes is None else torch.from_numpy(classes.index).to(device)
 
