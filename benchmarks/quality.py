@@ -1,8 +1,8 @@
-"""Claims: mAP@1000 of one 256-bit model's prefixes, unsupervised, supervised and supervised in 5 epochs; three seeds.
+"""Claims: how codes compare with every other method on the same embeddings, at all lengths, with three seeds.
 
-Runs the commands a user would run (`crovca train`, `crovca evaluate`) on an embedding file with labels and a query
-file, and an OrthoHash head (Hoe et al., 2021) on the same inputs for comparison. Trains on the database only.
-Rows that stand in OUT.json already are not run again.
+Five studies, each a comparison of ``crovca compare`` (docs/reproducing.md): all methods; all learned methods in 5
+epochs; the lengths from 16 to 256 bits; and training on the classes A to M to search N to Z, and the other way round.
+A class is the folder in an item's id. Trains on the database only. Cells that stand in OUT.json are not run again.
 
     python benchmarks/quality.py --database D.npz --query Q.npz [--seeds 3] [--out docs/results/NAME]
 """
@@ -11,96 +11,293 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
-from crovca import Codes, Embeddings, Encoded, evaluate, load_embeddings
-from crovca.config import TrainingConfig
-from crovca.hashing.hashcoder import HashCoder, input_statistics
-from crovca.hashing.pairing import Copies
-from crovca.hashing.training import learning_rate
+from crovca import Embeddings, load_embeddings
+from crovca.data.embeddings import as_embeddings
+from crovca.experiments.compare import CODE_SCORES, METHODS, Comparison, Row, compare, percent
+from crovca.experiments.verdict import RECALL, verdict
+from crovca.files import write_json
 
 LENGTHS = (16, 32, 64, 128)
-CROVCA = [sys.executable, "-m", "crovca.cli.main"]
-RUNS = {
-    "unsupervised": ["--unsupervised"],
-    "supervised": [],
-    "supervised, 5 epochs": ["--epochs", "5"],
-    "unsupervised, --preset small, 64 bits": ["--unsupervised", "--preset", "small", "--bits", "64"],
-    "supervised, --preset small, 64 bits": ["--preset", "small", "--bits", "64"],
+LEARNED = [method.name for method in METHODS if method.learned]
+OURS = ["crovca_paper", "crovca_paper_supervised", "crovca", "crovca_supervised"]
+ALL, FIVE, ABLATION = "all methods", "5 epochs", "lengths"
+TRANSFERS = ("A to M, searched N to Z", "N to Z, searched A to M")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arguments of ``compare``, and which classes are learned from and searched."""
+
+    lengths: tuple[int, ...] = LENGTHS
+    methods: list[str] | None = None
+    epochs: int | None = None
+    halves: tuple[Callable[[str], bool], Callable[[str], bool]] | None = None
+
+
+def first_half(name: str) -> bool:
+    return name[0].lower() <= "m"
+
+
+def second_half(name: str) -> bool:
+    return not first_half(name)
+
+
+STUDIES = {
+    ALL: Study(),
+    FIVE: Study(methods=LEARNED, epochs=5),
+    ABLATION: Study((*LENGTHS, 256), ["float_normalised", "float_centred", *OURS]),
+    TRANSFERS[0]: Study((16, 64), halves=(first_half, second_half)),
+    TRANSFERS[1]: Study((16, 64), halves=(second_half, first_half)),
 }
 
 
-def commands(database: Path, query: Path, flags: list[str], seed: int) -> dict[str, Any]:
-    """Train and evaluate with the command line; what the two print as JSON."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = f"{folder}/model"
-        train = [*CROVCA, "train", str(database), *flags, "--seed", str(seed), "-o", model, "--json"]
-        trained = json.loads(subprocess.run(train, check=True, stdout=subprocess.PIPE).stdout)
-        measure = [*CROVCA, "evaluate", model, "--database", str(database), "--query", str(query), "--json"]
-        measured = json.loads(subprocess.run(measure, check=True, stdout=subprocess.PIPE).stdout)
-    return {**measured, "training": trained}
+def of_classes(items: Embeddings, wanted: Callable[[str], bool]) -> Embeddings:
+    assert items.ids is not None and items.labels is not None
+    chosen = np.array([wanted(name.split("/")[0]) for name in items.ids.tolist()])
+    return as_embeddings(items.values[:][chosen], items.labels[chosen], items.ids[chosen])
 
 
-def orthohash(database: Embeddings, bits: int, seed: int, epochs: int, rate: float) -> Callable[..., Any]:
-    """An OrthoHash head: CE(8 (cos(z, c) - 0.2 onehot)) to random codes c, on our network, inputs and dropout."""
-    assert database.labels is not None
-    classes, index = np.unique(database.labels, return_inverse=True)
-    config = TrainingConfig(lengths=(bits,), epochs=epochs, learning_rate=rate, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    inputs = input_statistics(database.values, centre=True)
-    coder = HashCoder(database.width, bits, inputs=inputs, generator=generator)
-    codes = F.normalize(torch.rand(len(classes), bits, generator=generator).round() * 2 - 1, dim=1)
-    source = Copies(database.values, centre=inputs.centre)
-    optimizer = torch.optim.AdamW(coder.parameters(), weight_decay=0.01, fused=True)
-    random, steps = np.random.default_rng(seed), config.steps(len(database))
-    labels = torch.from_numpy(index)
-    order = np.empty(0, np.int64)
-    for step in range(steps):
-        if len(order) < config.batch_size:
-            order = random.permutation(len(database))
-        rows, order = order[: config.batch_size], order[config.batch_size :]
-        logits = coder(source.views(rows, random)[0])
-        margin = 0.2 * F.one_hot(labels[rows], len(classes))
-        loss = F.cross_entropy(8 * (F.normalize(logits, dim=1) @ codes.T - margin), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, config)
-        optimizer.step()
-    return coder.eval()
+def run(study: Study, database: Embeddings, query: Embeddings, seeds: int, **arguments: Any) -> Comparison:
+    train = None
+    if study.halves is not None:
+        learned, searched = study.halves
+        train, database, query = (
+            of_classes(database, learned),
+            of_classes(database, searched),
+            of_classes(query, searched),
+        )
+    return compare(
+        database,
+        query,
+        train=train,
+        lengths=study.lengths,
+        methods=study.methods,
+        epochs=study.epochs,
+        seeds=seeds,
+        advance=lambda what: print(what, flush=True),
+        **arguments,
+    )
 
 
-def measure_orthohash(database: Embeddings, query: Embeddings, **settings: Any) -> float:
-    coder = orthohash(database, **settings)
-
-    def encoded(items: Embeddings) -> Encoded:
-        with torch.no_grad():
-            logits = coder(torch.from_numpy(np.asarray(items.values[:], np.float32))).numpy()
-        return Encoded(Codes.from_logits(logits), items.ids, items.labels, logits)
-
-    scored = evaluate(encoded(query), encoded(database), scorings=["asymmetric_hamming"]).lengths[0]
-    ranked = scored.scores["asymmetric_hamming"]
-    assert ranked is not None
-    assert ranked.map is not None
-    return ranked.map
+# --- the page ---------------------------------------------------------------------------------------
 
 
-def _exists(out: Path | None) -> bool:
-    return out is not None and out.with_suffix(".json").exists()
+class Results:
+    """Rows by method and bits."""
+
+    def __init__(self, state: Comparison) -> None:
+        self.state = state
+        self.rows = {(row.contender.name, row.bits): row for row in state.rows()}
+        self.contenders = list({row.contender.name: row.contender for row in state.rows()}.values())
+
+    def table(self, score: str | None, name: str, lengths: Sequence[int]) -> Iterator[str]:
+        """A line for each method; ``score`` None: the one with a float query."""
+        yield "| | " + " | ".join(f"{bits} bits" for bits in lengths) + " |"
+        yield "|---|" + "---|" * len(lengths)
+        for contender in self.contenders:
+            cells = [self.cell(contender.name, bits, score, name) for bits in lengths]
+            if contender.size != "asked":
+                bits = next(bits for found, bits in self.rows if found == contender.name)
+                cells = [self.cell(contender.name, bits, score, name), *[""] * (len(lengths) - 1)]
+                size = self.rows[contender.name, bits].measured("bytes") or 0
+                yield f"| {contender.title} ({size:,.0f} bytes) | {' | '.join(cells)} |"
+            elif set(cells) != {"-"}:
+                yield f"| {contender.title} | {' | '.join(cells)} |"
+
+    def cell(self, method: str, bits: int, score: str | None, name: str) -> str:
+        row = self.rows.get((method, bits))
+        if row is None:
+            return "-"
+        return "failed" if row.failed is not None else percent(row, score or row.main_score, name)
+
+    def map(self, method: str, bits: int) -> tuple[float, float]:
+        """Mean and spread of mAP in percent."""
+        row = self.rows[method, bits]
+        found = row.value(row.main_score, "map")
+        assert found is not None
+        return 100 * found[0], 100 * found[1]
+
+    def best(self, bits: int, wanted: Callable[[Row], bool]) -> tuple[float, float, str]:
+        """Mean, spread and title of the best method of a kind at a length."""
+        found = [
+            (*self.map(name, length), row.contender.title)
+            for (name, length), row in self.rows.items()
+            if length == bits and row.failed is None and wanted(row)
+        ]
+        return max(found)
+
+    def floats(self) -> tuple[float, str]:
+        """The best float embedding."""
+        found = [
+            (self.map(*key)[0], row.contender.title)
+            for key, row in self.rows.items()
+            if row.contender.size == "float"
+        ]
+        return max(found)
 
 
-def cell(values: list[float] | npt.NDArray[np.float64]) -> str:
-    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}"
+def claims(found: dict[str, Results]) -> Iterator[str]:
+    """The paper's claims and the project's, one by one, with what was found."""
+    main, five, ablation = found[ALL], found[FIVE], found[ABLATION]
+    best_float, title = main.floats()
+    for name in ("crovca_paper", "crovca"):
+        value, _ = main.map(name, 16)
+        yield (
+            f"16 bits without labels beat the float embedding? {_yes(value > best_float)}, with "
+            f"{main.rows[name, 16].contender.title}: {value:.1f} against {best_float:.1f} ({title})."
+        )
+    for name in ("crovca", "crovca_supervised", "orthohash"):
+        lost = [main.map(name, bits)[0] - five.map(name, bits)[0] for bits in LENGTHS]
+        yield (
+            f"5 epochs suffice? {main.rows[name, 16].contender.title}: they cost "
+            f"{_listed(lost)} points against the default number of epochs."
+        )
+    for epochs, results in (("the default number of epochs", main), ("5 epochs", five)):
+        for name in ("crovca_supervised", "crovca_paper_supervised"):
+            if results is main and name == "crovca_paper_supervised":
+                continue  # the paper's settings are 5 epochs
+            lead = [results.map(name, bits)[0] - results.map("orthohash", bits)[0] for bits in LENGTHS]
+            yield (
+                f"One objective beats OrthoHash? With {epochs}, {results.rows[name, 16].contender.title}: "
+                f"{_yes(min(lead) > 0, max(lead) > 0)}, by {_listed(lead)} points."
+            )
+    for name in ("crovca_paper", "crovca"):
+        values = [ablation.map(name, bits)[0] for bits in (*LENGTHS, 256)]
+        rising = values == sorted(values)
+        yield (
+            f"Longer codes are better (the shape of the paper's Table 4, 16 to 256 bits)? "
+            f"{ablation.rows[name, 16].contender.title}: {'at every step' if rising else 'not at every step'}: "
+            f"{_listed(values)}."
+        )
+    lead = [main.map("crovca", bits)[0] - main.map("itq", bits)[0] for bits in LENGTHS]
+    yield f"At least 10 points over ITQ at 16 to 64 bits? {_yes(min(lead[:3]) >= 10)}: {_listed(lead)}."
+    yield "Ahead of every rival without labels? " + _against(
+        main, "crovca", lambda row: row.contender.rival is not None and not row.contender.supervised
+    )
+    for results, epochs in ((main, "the default number of"), (five, "5")):
+        yield f"With labels as good as the best head, in {epochs} epochs? " + _against(
+            results, "crovca_supervised", lambda row: row.contender.rival is not None and row.contender.supervised
+        )  # fmt: skip
+    for name in TRANSFERS:
+        yield from _transfer(name, found[name])
+
+
+def _transfer(name: str, results: Results) -> Iterator[str]:
+    best_float, title = results.floats()
+    for bits in (16, 64):
+        known = {method: results.map(method, bits) for method in ("crovca", "crovca_supervised", "orthohash")}
+        head, spread, best = results.best(bits, lambda row: row.contender.supervised)
+        plain, _, untaught = results.best(
+            bits, lambda row: not row.contender.supervised and row.contender.size == "asked"
+        )
+        yield (
+            f"Codes that keep meaning, learned from the classes {name}, {bits} bits: crovca "
+            f"{known['crovca'][0]:.1f} without and {known['crovca_supervised'][0]:.1f} with labels, OrthoHash "
+            f"{known['orthohash'][0]:.1f}; best with labels {best} ({head:.1f} ± {spread:.1f}), without {untaught} "
+            f"({plain:.1f}), float {best_float:.1f} ({title})."
+        )
+
+
+def _against(results: Results, ours: str, wanted: Callable[[Row], bool]) -> str:
+    parts, worst = [], []
+    for bits in LENGTHS:
+        value, spread = results.map(ours, bits)
+        other, others, title = results.best(bits, wanted)
+        behind = value < other - max(spread, others)
+        worst.append(
+            "no" if behind else "within the spread" if value < other + max(spread, others) else "yes"
+        )
+        parts.append(
+            f"{bits} bits: {worst[-1]}, {value:.1f} ± {spread:.1f} against {other:.1f} ± {others:.1f} ({title})"
+        )
+    return "; ".join(parts) + "."
+
+
+def _yes(all_of_it: bool, some_of_it: bool = False) -> str:
+    return "yes" if all_of_it else "in part" if some_of_it else "no"
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.1f}" for value in values)
+
+
+def page(found: dict[str, Results], command: str, seconds: dict[str, float]) -> str:
+    main = found[ALL]
+    state = main.state
+    lines = [
+        f"mAP@{state.k} in %, {state.queries:,} queries on {state.database:,} items; mean ± standard deviation over "
+        "seeds (Hashing-Baseline: over 10 rotations; a method without chance is run once). Where a title says no more, "
+        "every method learns from the database, and stores as many bits as the column says.",
+        "",
+        "## What was found",
+        "",
+        *(f"* {claim}" for claim in claims(found)),
+        "",
+        "Which to choose, as `crovca compare` says it:",
+        "",
+        *(f"* {sentence}" for sentence in verdict(state)),
+        "",
+        "## All methods",
+        "",
+        "With a float query: asymmetric Hamming, or the method's own score.",
+        "",
+        *main.table(None, "map", LENGTHS),
+    ]
+    names = {"hamming": "symmetric Hamming", "bce": "BCE"}
+    for score in CODE_SCORES:
+        if score in names:
+            lines += ["", f"The same codes by {names[score]}.", "", *main.table(score, "map", LENGTHS)]
+    lines += [
+        "",
+        "mAP divided by min(k, relevant items), with a float query.",
+        "",
+        *main.table(None, "map_min_k_r", LENGTHS),
+        "",
+        "What is kept of the float ranking: its top 10 found in the top 100.",
+        "",
+        *main.table(None, RECALL, LENGTHS),
+        "",
+        "Time to fit at 64 bits in seconds, and items encoded a second (ours: one model of all lengths).",
+        "",
+        "| | fit | items/s |",
+        "|---|---|---|",
+    ]
+    for contender in main.contenders:
+        row = main.rows.get((contender.name, 64))
+        if row is not None and row.failed is None:
+            fit, rate = row.measured("fit_seconds") or 0, row.measured("encode_rate") or 0
+            lines.append(f"| {contender.title} | {fit:.1f} | {rate:,.0f} |")
+    failed = [row for row in main.rows.values() if row.failed is not None]
+    lines += [
+        "",
+        *(f"* {row.contender.title}, {row.bits} bits, cannot be run: {row.failed}" for row in failed),
+    ]
+    lines += ["", "## All learned methods in 5 epochs", "", *found[FIVE].table(None, "map", LENGTHS)]
+    lines += ["", "## Lengths", "", *found[ABLATION].table(None, "map", (*LENGTHS, 256))]
+    for name in TRANSFERS:
+        part = found[name].state
+        lines += [
+            "",
+            f"## Learned from the classes {name}",
+            "",
+            f"{part.queries:,} queries on {part.database:,} items, learned from {part.trained:,} of other classes.",
+            "",
+            *found[name].table(None, "map", (16, 64)),
+        ]
+    took = ", ".join(f"{name}: {value / 60:.0f} min" for name, value in seconds.items())
+    return (
+        f"# caltech100\n\nMade by\n\n```\n{command}\n```\n\n"
+        + "\n".join(lines)
+        + f"\n\nTime it took: {took}.\n"
+    )
 
 
 def main() -> None:
@@ -110,87 +307,39 @@ def main() -> None:
     parser.add_argument("--database", type=Path, required=True)
     parser.add_argument("--query", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", help="some studies, with commas; the page needs all of them")
     parser.add_argument("--out", type=Path, help="path without suffix: writes .json and .md")
     arguments = parser.parse_args()
-    seeds = range(arguments.seeds)
-
-    kept = json.loads(arguments.out.with_suffix(".json").read_text()) if _exists(arguments.out) else {}
-    found = {name: runs for name, runs in kept.get("runs", {}).items() if name in RUNS}
-    for name, flags in RUNS.items():
-        if name in found:
-            continue
-        found[name] = [commands(arguments.database, arguments.query, flags, seed) for seed in seeds]
-        print(
-            name, [length["map"]["asymmetric_hamming"] for length in found[name][-1]["lengths"]], flush=True
-        )
     database, query = load_embeddings(arguments.database), load_embeddings(arguments.query)
-    rivals: dict[str, dict[int, list[float]]] = {
-        name: {int(bits): values for bits, values in cells.items()}
-        for name, cells in kept.get("rivals", {}).items()
-    }
-    for epochs, rate in ((50, 1e-3), (50, 3e-3), (5, 3e-3)):
-        name = f"OrthoHash head, {epochs} epochs, learning rate {rate:g}"
-        if name in rivals:
-            continue
-        rivals[name] = {
-            bits: [
-                measure_orthohash(database, query, bits=bits, seed=seed, epochs=epochs, rate=rate)
-                for seed in seeds
-            ]
-            for bits in LENGTHS
-        }
-        print(name, {bits: np.mean(values) for bits, values in rivals[name].items()}, flush=True)
+    kept: dict[str, Any] = {"studies": {}, "seconds": {}}
+    if arguments.out is not None and arguments.out.with_suffix(".json").exists():
+        kept = json.loads(arguments.out.with_suffix(".json").read_text())
+    chosen = list(STUDIES) if arguments.only is None else arguments.only.split(",")
+    found: dict[str, Results] = {}
+    for name in chosen:
+        print(f"--- {name}", flush=True)
+        before, started = kept["seconds"].get(name, 0.0), time.perf_counter()
 
-    first = found["unsupervised"][0]
-    lines = [
-        f"mAP@{first['k']} in %, {first['queries']:,} queries on {first['database']:,} items, asymmetric Hamming, "
-        f"mean ± spread of {arguments.seeds} seeds.",
-        "",
-        "| | bytes | " + " | ".join(f"{bits} bits" for bits in LENGTHS) + " | training, s |",
-        "|---|---|" + "---|" * (len(LENGTHS) + 1),
-    ]
-    width = 4 * database.width
-    for name, score in first["float"].items():
-        lines.append(f"| float, {name.replace('_', ' ')} | {width:,} | {100 * score:.1f} | | | | |")
-    for name in RUNS:
-        runs = found[name]
-        cells = []
-        for bits in LENGTHS:
-            values = [
-                length["map"]["asymmetric_hamming"]
-                for run in runs
-                for length in run["lengths"]
-                if length["bits"] == bits
-            ]
-            cells.append(cell(values) if values else "")
-        seconds = np.median([run["training"]["seconds"] for run in runs])
-        lines.append(
-            f"| {name} | {'8' if 'preset' in name else '2 to 16'} | {' | '.join(cells)} | {seconds:.0f} |"
+        def save(
+            state: Comparison, name: str = name, before: float = before, started: float = started
+        ) -> None:
+            kept["studies"][name] = state.to_dict()
+            kept["seconds"][name] = before + time.perf_counter() - started
+            if arguments.out is not None:
+                write_json(arguments.out.with_suffix(".json"), kept)
+
+        state = run(
+            STUDIES[name], database, query, arguments.seeds, kept=kept["studies"].get(name), save=save
         )
-    for name, by_bits in rivals.items():
-        lines.append(f"| {name} | 2 to 16 | {' | '.join(cell(by_bits[bits]) for bits in LENGTHS)} | |")
-    lines += [
-        "",
-        "What the codes keep of the float ranking: its top 10 found in the codes' top 100, in %.",
-        "",
-        "| | " + " | ".join(f"{bits} bits" for bits in LENGTHS) + " |",
-        "|---|" + "---|" * len(LENGTHS),
-    ]
-    for name in ("unsupervised", "supervised"):
-        kept = [
-            [run["lengths"][place]["float_neighbour_recall"]["10@100"] for run in found[name]]
-            for place in range(len(LENGTHS))
-        ]
-        lines.append(f"| {name} | {' | '.join(map(cell, kept))} |")
-    table = "\n".join(lines)
-    print(table)
-    if arguments.out:
-        content = {"runs": found, "rivals": rivals}
-        arguments.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(
-            f"# {arguments.out.name}\n\nMade by\n\n```\npython benchmarks/quality.py --database D.npz --query Q.npz "
-            f"--seeds {arguments.seeds} --out docs/results/{arguments.out.name}\n```\n\n{table}\n"
-        )
+        found[name] = Results(state)
+    if set(found) != set(STUDIES):
+        return
+    out = "" if arguments.out is None else f" --out docs/results/{arguments.out.name}"
+    command = f"python benchmarks/quality.py --database D.npz --query Q.npz --seeds {arguments.seeds}{out}"
+    text = page(found, command, kept["seconds"])
+    print(text)
+    if arguments.out is not None:
+        arguments.out.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from crovca.cli.main import main
+from crovca.config import TrainingConfig
 from crovca.data.embeddings import as_embeddings
 from crovca.data.encoded import Encoded
 from crovca.errors import ConfigError, InvalidInputError
@@ -125,7 +126,49 @@ def test_a_crash_of_a_method_is_a_failure_of_that_method(monkeypatch):
     assert "failed" not in state.cells["lsh/8/0"]
 
 
+def test_methods_can_learn_from_other_items():
+    train = items(200, 5000)
+    state = compare(DATABASE, QUERY, train=train, lengths=(8,), methods=["itq", "crovca"], seeds=1)
+    assert state.trained == 200
+    method = ITQ(8, seed=0).fit(train.values)
+    ours, theirs = (
+        Encoded(method.encode(side.values), side.ids, side.labels, method.logits(side.values))
+        for side in (QUERY, DATABASE)
+    )
+    expected = evaluate(ours, theirs).lengths[0].scores["hamming"]
+    assert state.cells["itq/8/0"]["scores"]["hamming"]["map"] == expected.map
+    assert "failed" not in state.cells["crovca/8/0"]
+    assert state.fingerprint != compare(DATABASE, QUERY, lengths=(8,), methods=["pca"], seeds=1).fingerprint
+    bare = replace(train, labels=None)
+    with pytest.raises(ConfigError, match="'orthohash' learns from labels"):
+        compare(DATABASE, QUERY, train=bare, methods=["orthohash"])
+    assert not any("orthohash" in key for key in compare(
+        DATABASE, QUERY, train=bare, lengths=(8,), methods=["lsh"], seeds=1
+    ).cells)  # fmt: skip
+
+
+def test_all_learned_methods_take_the_epochs_that_are_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(TrainingConfig, "__post_init__", lambda self: seen.append(self.epochs))
+    learned = [method.name for method in METHODS if method.learned]
+    assert {"crovca", "crovca_paper", "orthohash", "sdc", "fppq"} < set(learned)
+    assert not {"itq", "pq", "lsh"} & set(learned)
+    state = compare(DATABASE, QUERY, lengths=(8,), methods=learned, seeds=1, epochs=2)
+    assert not any("failed" in cell for cell in state.cells.values())
+    assert set(seen) == {2}
+
+
+def test_one_seed_has_no_spread(state):
+    one = Comparison("", 10, 1, 1, True, 0.1, (16,), cells={"a": cell("crovca", 16, 0, 0.5)}).rows()[0]
+    assert module.percent(one, "asymmetric_hamming", "map") == "50.0"
+    assert module.percent(one, "bce", "map") == "-"
+    two = next(row for row in state.rows() if row.contender.name == "itq")
+    assert "±" in module.percent(two, "hamming", "map")
+
+
 def test_bad_input():
+    with pytest.raises(ConfigError, match="epochs must be at least 1"):
+        compare(DATABASE, QUERY, epochs=0)
     with pytest.raises(ConfigError, match="seeds must be at least 1"):
         compare(DATABASE, QUERY, seeds=0)
     with pytest.raises(ConfigError, match="unknown method 'itk'"):
@@ -207,6 +250,14 @@ def test_the_command_compares_keeps_and_reports(files, capsys):
     assert json.loads((files / "report" / "metrics.json").read_text())["lengths"] == [8]
 
 
+def test_the_command_with_training_items_and_epochs(files, capsys):
+    call = ["--database", files / "d.npz", "--query", files / "q.npz", "--bits", "8", "--methods", "crovca"]
+    status, out, err = run(capsys, *call, "--train", files / "bare.npz", "--epochs", "1", "--seeds", "1")
+    assert status == 0
+    assert "trained on 40 others, 1 epochs" in " ".join(out.split())
+    assert "methods that learn from labels are left out" in err
+
+
 def test_the_command_without_labels(files, capsys):
     call = ["--database", files / "d.npz", "--bits", "8", "--methods", "pca"]
     status, out, err = run(capsys, *call, "--query", files / "bare.npz")
@@ -233,7 +284,7 @@ def test_the_command_without_labels(files, capsys):
 )
 def test_the_command_refuses_in_one_line(files, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(files)
-    (files / "other.json").write_text(json.dumps({"format": 1, "fingerprint": "x", "cells": {}}))
+    (files / "other.json").write_text(json.dumps({"format": 2, "fingerprint": "x", "cells": {}}))
     (files / "broken.json").write_text("{")
     methods = [] if "--methods" in arguments else ["--methods", "pca"]
     status, _, err = run(capsys, "--database", "d.npz", *methods, *arguments)

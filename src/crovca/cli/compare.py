@@ -23,10 +23,12 @@ __all__ = ["compare"]
 
 
 def compare(
-    database: Annotated[
-        Path, typer.Option(help="Embeddings that are learned from and searched.", show_default=False)
-    ],
+    database: Annotated[Path, typer.Option(help="Embeddings that are searched.", show_default=False)],
     query: Annotated[Path, typer.Option(help="Embeddings that are asked for.", show_default=False)],
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Embeddings that are learned from [default: the database].", show_default=False),
+    ] = None,
     bits: Annotated[str, typer.Option(help="Code lengths, like 16,32,64.")] = "16,32,64",
     methods: Annotated[
         str, typer.Option(help="Methods with commas, like crovca,itq,pq; or all. A wrong name lists them.")
@@ -40,6 +42,13 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds; methods without chance are run once.")] = 3,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the data, alike for all learned methods [default: as in crovca train].",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -57,9 +66,10 @@ def compare(
 ) -> None:
     """Compare methods on your own embeddings, and say which to choose for what.
 
-    Fits every method on the database at every length, measures mAP@1000 (an item is relevant if it shares a label), the
-    recall of float neighbours, times and sizes, and ends with a plain word for each purpose. Without labels only the
-    recall of float neighbours is compared. A method that fails is shown with its reason.
+    Fits every method at every length on the database (or on other items: --train), measures mAP@1000 (an item is
+    relevant if it shares a label), the recall of float neighbours, times and sizes, and ends with a plain word for each
+    purpose. Without labels only the recall of float neighbours is compared. A method that fails is shown with its
+    reason.
     """
     from crovca.experiments import compare as comparison
     from crovca.experiments.verdict import verdict
@@ -70,12 +80,16 @@ def compare(
         raise ConfigError(f"--methods must be 'all' or names with commas, got {methods!r}")
     if names is not None:
         comparison.contenders(names, labelled=labels is not False)
-    kept = _prepare_outputs(output, report, [database, query], force=force)
+    inputs = [path for path in (database, query, train) if path is not None]
+    kept = _prepare_outputs(output, report, inputs, force=force)
     theirs, ours = open_embeddings(database), open_embeddings(query)
+    learned = None if train is None else open_embeddings(train)
     if database.resolve() == query.resolve() and theirs.ids is None:  # one file: its rows are the same items
         theirs = ours = replace(theirs, ids=np.arange(len(theirs)))
     with Reporter() as reporter:
         theirs, ours = _with_labels(labels, theirs, ours, database, query, reporter)
+        if learned is not None and learned.labels is None and theirs.labels is not None:
+            reporter.message(f"no labels in {train}: methods that learn from labels are left out")
 
         def save(state: Comparison) -> None:
             if output is not None:
@@ -84,9 +98,11 @@ def compare(
         state = comparison.compare(
             theirs,
             ours,
+            train=learned,
             lengths=lengths,
             methods=names,
             seeds=seeds,
+            epochs=epochs,
             kept=kept,
             save=save,
             advance=lambda what: _tell(reporter, what),
@@ -171,7 +187,7 @@ def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
     size = "sizes of their own" if bits is None else f"{bits} bits"
     what = f"mAP@{state.k} in %" if state.labelled else "recall of float neighbours in %"
     table = Table(
-        title=f"{size}: {what}, {state.queries:,} queries on {state.database:,} items",
+        title=f"{size}: {what}, {state.queries:,} queries on {state.database:,} items{_apart(state)}",
         title_justify="left",
     )
     table.add_column("", justify="left")
@@ -186,7 +202,15 @@ def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
     stdout.print(table)
 
 
+def _apart(state: Comparison) -> str:
+    """What of the training is not as usual."""
+    trained = "" if state.trained is None else f", trained on {state.trained:,} others"
+    return trained + ("" if state.epochs is None else f", {state.epochs} epochs")
+
+
 def _cells(state: Comparison, row: Row) -> list[str]:
+    from crovca.experiments.compare import percent
+
     if row.failed is not None:
         return [
             row.contender.title,
@@ -197,20 +221,16 @@ def _cells(state: Comparison, row: Row) -> list[str]:
     maps = []
     if state.labelled:
         if row.contender.binary:
-            maps = [_percent(row.value(score, "map")) for score in ("hamming", "asymmetric_hamming", "bce")]
+            maps = [percent(row, score, "map") for score in ("hamming", "asymmetric_hamming", "bce")]
         else:
-            maps = ["", _percent(row.value("own", "map")), ""]
-        maps.append(_percent(row.value(row.main_score, "map_min_k_r")))
+            maps = ["", percent(row, "own", "map"), ""]
+        maps.append(percent(row, row.main_score, "map_min_k_r"))
     size, seconds, rate = (row.measured(name) for name in ("bytes", "fit_seconds", "encode_rate"))
     return [
         row.contender.title,
         f"{size or 0:,.0f}",
         *maps,
-        _percent(row.value(row.main_score, "10@100")),
+        percent(row, row.main_score, "10@100"),
         f"{seconds or 0:.1f}",
         f"{rate or 0:,.0f}",
     ]
-
-
-def _percent(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}"

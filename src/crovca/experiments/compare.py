@@ -27,14 +27,16 @@ from crovca.rivals.base import BinaryRival, Float32, ScoreRival, as_matrix
 from crovca.rivals.registry import RIVALS
 from crovca.search.scoring import BitScorer, CosineScorer, Scoring
 
-__all__ = ["METHODS", "Comparison", "Contender", "Row", "compare", "contenders", "fingerprint"]
+__all__ = ["METHODS", "Comparison", "Contender", "Row", "compare", "contenders", "fingerprint", "percent"]
 
 CODE_SCORES: tuple[Scoring, ...] = ("hamming", "asymmetric_hamming", "bce")
 OWN_SCORE = "own"
 _OUR_BITS = 256
-_FORMAT = 1
+_FORMAT = 2  # of the kept results
 
 Cell = dict[str, Any]
+Ours = Callable[[Sequence[int], int], Hasher]
+"""Makes a hasher of ours for these lengths, with this seed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Contender:
         seeds: how many seeds there are to run; None: as many as are asked for.
         size: as in ``rivals.base``.
         binary: whether its codes can stand in a Hamming index.
-        ours: one nested model serves all lengths.
+        learned: whether it passes over the data several times: as often as ``epochs`` says.
+        ours: makes it, where it is ours; None for a rival.
+        nested: one model serves all lengths.
         rival: its class, or None for ours.
     """
 
@@ -57,16 +61,32 @@ class Contender:
     seeds: int | None
     size: str
     binary: bool
-    ours: bool = False
+    learned: bool
+    ours: Ours | None = None
+    nested: bool = False
     rival: type[BinaryRival | ScoreRival] | None = None
+
+
+def _defaults(lengths: Sequence[int], seed: int) -> Hasher:
+    """What a user gets: one nested model."""
+    nested = sorted({*DEFAULT_LENGTHS, *lengths})
+    return Hasher(bits=max(_OUR_BITS, *lengths), nested=nested, seed=seed)
+
+
+def _published(lengths: Sequence[int], seed: int) -> Hasher:
+    """The paper's settings (Table 8, small data sets): one length, 5 epochs, prototypes of the batch."""
+    (bits,) = lengths
+    return Hasher.from_preset("small", bits=bits, seed=seed)
 
 
 def _all_methods() -> tuple[Contender, ...]:
     ours = (
-        Contender("crovca", "crovca", False, None, "asked", True, True),
-        Contender("crovca_supervised", "crovca, supervised", True, None, "asked", True, True),
+        ("crovca_paper", "crovca, paper's settings", False, _published, False),
+        ("crovca_paper_supervised", "crovca, paper's settings, supervised", True, _published, False),
+        ("crovca", "crovca", False, _defaults, True),
+        ("crovca_supervised", "crovca, supervised", True, _defaults, True),
     )
-    rivals = tuple(
+    rivals = (
         Contender(
             found.name,
             found.title,
@@ -74,12 +94,18 @@ def _all_methods() -> tuple[Contender, ...]:
             found.method.seeds,
             found.method.size,
             issubclass(found.method, BinaryRival),
-            False,
-            found.method,
+            found.method.learned,
+            rival=found.method,
         )
         for found in RIVALS
     )
-    return rivals + ours
+    return (
+        *rivals,
+        *(
+            Contender(name, title, supervised, None, "asked", True, True, make, nested)
+            for name, title, supervised, make, nested in ours
+        ),
+    )
 
 
 METHODS = _all_methods()
@@ -127,6 +153,8 @@ class Comparison:
         k: cut-off rank of mAP@k.
         queries, database: how many items.
         labelled: whether labels say what is relevant.
+        trained: how many items the methods learned from, where they were others than the database; else None.
+        epochs: passes over the data of every learned method, or None: each as many as it takes by default.
         chance_map: mAP@k of a random order, or None.
         lengths: asked for, ascending.
         cells: by "method/bits/seed".
@@ -139,6 +167,8 @@ class Comparison:
     labelled: bool
     chance_map: float | None
     lengths: tuple[int, ...]
+    trained: int | None = None
+    epochs: int | None = None
     cells: dict[str, Cell] = field(default_factory=dict)
 
     def rows(self) -> list[Row]:
@@ -165,6 +195,8 @@ class Comparison:
             "queries": self.queries,
             "database": self.database,
             "labelled": self.labelled,
+            "trained": self.trained,
+            "epochs": self.epochs,
             "chance_map": self.chance_map,
             "lengths": list(self.lengths),
             "cells": self.cells,
@@ -172,7 +204,7 @@ class Comparison:
 
 
 def contenders(names: Sequence[str] | None, *, labelled: bool) -> list[Contender]:
-    """The methods of these names; None: all that can be run, without labels the unsupervised ones.
+    """The methods of these names; None: all that can be run, without labels to learn from the unsupervised ones.
 
     Raises:
         ConfigError: an unknown name, or a method that needs labels where there are none.
@@ -191,10 +223,16 @@ def contenders(names: Sequence[str] | None, *, labelled: bool) -> list[Contender
     return [method for method in METHODS if method.name in names]
 
 
-def fingerprint(database: Embeddings, query: Embeddings, k: int) -> str:
-    """SHA-256 of all that a result hangs on: the numbers, labels and ids of both sides, k, and crovca's version."""
-    digest = hashlib.sha256(f"{_FORMAT} {crovca.__version__} {k}".encode())
-    for side in (database, query):
+def fingerprint(
+    database: Embeddings,
+    query: Embeddings,
+    k: int,
+    train: Embeddings | None = None,
+    epochs: int | None = None,
+) -> str:
+    """SHA-256 of all that a result hangs on: numbers, labels and ids of all sides, k, epochs and crovca's version."""
+    digest = hashlib.sha256(f"{_FORMAT} {crovca.__version__} {k} {epochs}".encode())
+    for side in (database, query) if train is None else (database, query, train):
         for array in (side.values[:], side.labels, side.ids):
             content = None if array is None else np.ascontiguousarray(array)
             digest.update(b"-" if content is None else f"{content.dtype} {content.shape}".encode())
@@ -206,10 +244,12 @@ def compare(
     database: Embeddings,
     query: Embeddings,
     *,
+    train: Embeddings | None = None,
     lengths: Sequence[int] = (16, 32, 64),
     methods: Sequence[str] | None = None,
     seeds: int = 3,
     k: int = 1000,
+    epochs: int | None = None,
     kept: Mapping[str, Any] | None = None,
     save: Callable[[Comparison], None] = lambda state: None,
     advance: Callable[[str], None] = lambda what: None,
@@ -221,12 +261,14 @@ def compare(
     reason, and the others go on.
 
     Args:
-        database: embeddings that are learned from and searched; of several views every method sees the mean.
+        database: embeddings that are searched; of several views every method sees the mean.
         query: embeddings that are asked for.
+        train: embeddings that are learned from; None: the database.
         lengths: code lengths.
         methods: names; None: all.
         seeds: how many, from 0 on; a method without chance is run once, Hashing-Baseline with its 10 rotations.
         k: cut-off rank of mAP@k.
+        epochs: passes over the data of every learned method, ours too; None: as many as each takes by default.
         kept: what an earlier call's ``to_dict`` gave: its cells are not run again, except those that failed.
         save: is given the state after every method, length and seed.
         advance: is told what is run next.
@@ -239,35 +281,41 @@ def compare(
     asked = tuple(sorted({check_bits(length) for length in lengths}))
     if not asked:
         raise ConfigError("there are no lengths to compare at; give some, like 16,32,64")
-    if database.width != query.width:
-        raise InvalidInputError(
-            f"database and queries must have one width, got {database.width} and {query.width} numbers"
-        )
+    if epochs is not None and epochs < 1:
+        raise ConfigError(f"epochs must be at least 1, got {epochs}")
+    for name, side in (("queries", query), ("training items", train)):
+        if side is not None and side.width != database.width:
+            raise InvalidInputError(
+                f"database and {name} must have one width, got {database.width} and {side.width} numbers"
+            )
     labelled = database.labels is not None and query.labels is not None
     if not labelled:
         database, query = replace(database, labels=None), replace(query, labels=None)
-    chosen = contenders(methods, labelled=labelled)
-    bench = _Bench(database, query, min(k, len(database)))
+    learned = database if train is None else train
+    chosen = contenders(methods, labelled=labelled and learned.labels is not None)
+    bench = _Bench(database, query, learned, min(k, len(database)), epochs)
     state = Comparison(
-        fingerprint=fingerprint(database, query, k),
+        fingerprint=fingerprint(database, query, k, train, epochs),
         k=bench.measure.k,
         queries=len(query),
         database=len(database),
         labelled=labelled,
         chance_map=bench.measure.chance(),
         lengths=asked,
+        trained=None if train is None else len(train),
+        epochs=epochs,
         cells=_cells_of(kept),
     )
     if kept is not None and kept.get("fingerprint") != state.fingerprint:
         raise ConfigError(
-            "the kept results are of other data, another k or another version of crovca; give another output, or "
-            "--force to replace it"
+            "the kept results are of other data, another k, other epochs or another version of crovca; give another "
+            "output, or --force to replace it"
         )
     for method in chosen:
         sizes = {"asked": asked, "width": (database.width,), "float": (32 * database.width,)}[method.size]
         for seed in range(seeds if method.seeds is None else method.seeds):
             missing = [bits for bits in sizes if not _done(state.cells.get(_key(method, bits, seed)))]
-            for group in [missing] if method.ours and missing else [[bits] for bits in missing]:
+            for group in [missing] if method.nested and missing else [[bits] for bits in missing]:
                 named = f"{method.title}, {', '.join(map(str, group))} bits, seed {seed}"
                 advance(named)
                 for cell in bench.run(method, group, seed):
@@ -279,11 +327,15 @@ def compare(
 class _Bench:
     """The data, and the float ranking that all are measured against."""
 
-    def __init__(self, database: Embeddings, query: Embeddings, k: int) -> None:
+    def __init__(
+        self, database: Embeddings, query: Embeddings, train: Embeddings, k: int, epochs: int | None
+    ) -> None:
         if k < 1:
             raise InvalidInputError(f"k must be at least 1, got {k}")
         self.values, self.queries = as_matrix(database, "database"), as_matrix(query, "queries")
-        self.labels = database.labels
+        self.training = self.values if train is database else as_matrix(train, "training items")
+        self.labels = train.labels
+        self.epochs = epochs
         self.measure = Measure(query, database, k)
         true = self.measure(CosineScorer(self.queries, self.values, mean_embedding(self.values)))
         self.true_rows = true.rows
@@ -296,7 +348,7 @@ class _Bench:
                 {**named, **cell}
                 for cell in (
                     self._ours(method, lengths, seed)
-                    if method.ours
+                    if method.rival is None
                     else self._rival(method, lengths[0], seed)
                 )
             ]
@@ -305,11 +357,12 @@ class _Bench:
             return [{**named, "bits": bits, "failed": " ".join(reason.split())} for bits in lengths]
 
     def _ours(self, method: Contender, lengths: Sequence[int], seed: int) -> Iterator[Cell]:
-        longest = max(_OUR_BITS, *lengths)
-        nested = sorted({*DEFAULT_LENGTHS, *lengths})
-        hasher = Hasher(bits=longest, nested=nested, seed=seed)
+        assert method.ours is not None
+        hasher = method.ours(lengths, seed)
+        if self.epochs is not None:
+            hasher.set_params(epochs=self.epochs)
         started = time.perf_counter()
-        hasher.fit(self.values, self.labels if method.supervised else None)
+        hasher.fit(self.training, self.labels if method.supervised else None)
         fitted = time.perf_counter() - started
         started = time.perf_counter()
         logits = hasher.logits(self.values)
@@ -324,9 +377,10 @@ class _Bench:
 
     def _rival(self, method: Contender, bits: int, seed: int) -> Iterator[Cell]:
         assert method.rival is not None
-        found = method.rival(bits, seed=seed)
+        passes: dict[str, Any] = {"epochs": self.epochs} if method.learned and self.epochs is not None else {}
+        found = method.rival(bits, seed=seed, **passes)
         started = time.perf_counter()
-        found.fit(self.values, self.labels if method.supervised else None)
+        found.fit(self.training, self.labels if method.supervised else None)
         fitted = time.perf_counter() - started
         started = time.perf_counter()
         if isinstance(found, BinaryRival):
@@ -391,6 +445,15 @@ class _OwnScorer:
         if np.isnan(similarities).any():
             raise InvalidInputError("its scores hold NaN")
         return -similarities + np.float32(0)
+
+
+def percent(row: Row, score: str, name: str) -> str:
+    """Mean and spread of what ``Row.value`` gives, in %; one seed has no spread, "-" is nothing."""
+    found = row.value(score, name)
+    if found is None:
+        return "-"
+    mean, spread = found
+    return f"{100 * mean:.1f} ± {100 * spread:.1f}" if len(row.cells) > 1 else f"{100 * mean:.1f}"
 
 
 def _cells_of(kept: Mapping[str, Any] | None) -> dict[str, Cell]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crovca.evaluation import figures
 from crovca.evaluation.page import figure
-from crovca.experiments.compare import CODE_SCORES, OWN_SCORE, Comparison, Row
+from crovca.experiments.compare import CODE_SCORES, OWN_SCORE, Comparison, Row, percent
 from crovca.experiments.verdict import RECALL, verdict
 from crovca.files import atomic_directory, check_output, write_json
 
@@ -54,12 +54,12 @@ def _table(rows: list[Row]) -> str:
             f"{row.bits:,}" if row.contender.size != "float" else "",
             f"{row.measured('bytes') or 0:,.0f}",
             str(len(row.cells)),
-            _percent(row.value(hamming, "map")),
-            _percent(row.value(row.main_score, "map")),
-            _percent(row.value(bce, "map")),
-            _percent(row.value(row.main_score, "map_min_k_r")),
-            _percent(row.value(hamming, "expected_map")),
-            *(_percent(row.value(row.main_score, name)) for name in ("1@10", "10@10", RECALL, "100@1000")),
+            percent(row, hamming, "map"),
+            percent(row, row.main_score, "map"),
+            percent(row, bce, "map"),
+            percent(row, row.main_score, "map_min_k_r"),
+            percent(row, hamming, "expected_map"),
+            *(percent(row, row.main_score, name) for name in ("1@10", "10@10", RECALL, "100@1000")),
             f"{row.measured('fit_seconds') or 0:.1f}",
             f"{row.measured('encode_rate') or 0:,.0f}",
         ]
@@ -75,10 +75,6 @@ def _figure(rows: list[Row], name: str, caption: str) -> str:
         if value is not None:
             lines.setdefault(row.contender.title, []).append((row.measured("bytes") or 0, value[0]))
     return figure(figures.methods_figure(lines, caption.split(" against")[0]), caption)
-
-
-def _percent(value: tuple[float, float] | None) -> str:
-    return "" if value is None else f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}"
 
 
 _PAGE = """<!doctype html>

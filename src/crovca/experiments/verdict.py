@@ -91,9 +91,9 @@ def _winner(found: Sequence[tuple[tuple[float, float], Row]]) -> str:
     text = f"{winner.contender.title} ({100 * best:.1f})"
     if level:
         text += f", as good within the spread of seeds: {', '.join(row.contender.title for row in level)}"
-    if winner.contender.ours or any(row.contender.ours for row in level):
+    if winner.contender.rival is None or any(row.contender.rival is None for row in level):
         return text
-    ours = [(value, row) for (value, _), row in ranked if row.contender.ours]
+    ours = [(value, row) for (value, _), row in ranked if row.contender.rival is None]
     if ours:
         value, row = ours[0]
         text += f", {100 * (best - value):.1f} points above {row.contender.title}"

@@ -32,11 +32,13 @@ class _Rival(ABC):
         supervised: whether ``fit`` needs labels.
         seeds: how many seeds there are to run: 1 for a method without chance; None: as many as one likes.
         size: "asked" for a code of the length asked for; "width" for one bit a number; "float" for the floats.
+        learned: whether it passes over the data several times, and takes the number of ``epochs``.
     """
 
     supervised: ClassVar[bool] = False
     seeds: ClassVar[int | None] = None
     size: ClassVar[Size] = "asked"
+    learned: ClassVar[bool] = False
 
     n_features_in_: int
 

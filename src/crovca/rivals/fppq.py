@@ -45,6 +45,7 @@ class FPPQ(ScoreRival):
     """
 
     supervised: ClassVar[bool] = True
+    learned: ClassVar[bool] = True
 
     def __init__(self, bits: int = 64, *, seed: int = 0, epochs: int | Literal["auto"] = "auto") -> None:
         super().__init__(bits, seed=seed)

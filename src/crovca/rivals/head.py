@@ -118,6 +118,7 @@ class LearnedRival(BinaryRival):
         settings: of the loop; None: those tuned for the method's kind.
     """
 
+    learned = True
     views: ClassVar[Literal["one", "neighbours"]] = "one"
 
     def __init__(
