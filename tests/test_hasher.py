@@ -125,6 +125,26 @@ def test_a_loaded_cross_modal_hasher_is_the_saved_one(tmp_path, shared):
         found.encode()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_random_cross_modal_hasher_is_where_training_begins(tmp_path, shared):
+    """Weights of the seed, bits that are in balance, and a model like any other."""
+    texts = 3 + 2 * np.random.default_rng(1).normal(size=(80, 2, 10)).astype(np.float32)
+    make = lambda **more: CrossModalHasher(bits=24, shared=shared, **more)  # noqa: E731
+    found = make().initialise(X, texts)
+    fitted = make(epochs=1, learning_rate=1e-30, weight_decay=0.0, device="cpu").fit(X, texts)
+    for ours, theirs in zip(found.towers_.coders, fitted.towers_.coders, strict=True):
+        for one, other in zip(ours.layers.parameters(), theirs.layers.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.logits(images=X), fitted.logits(images=X), atol=1e-4)
+    flat = found.logits(texts=texts.reshape(160, 10))
+    np.testing.assert_allclose(flat.mean(axis=0), 0, atol=1e-4)
+    assert not np.array_equal(found.logits(images=X), make(seed=1).initialise(X, texts).logits(images=X))
+    found.save(tmp_path / "model")
+    np.testing.assert_array_equal(load_hasher(tmp_path / "model").logits(images=X), found.logits(images=X))
+    with pytest.raises(InvalidInputError, match="as many rows each"):
+        make().initialise(X, texts[:-1])
+
+
 def test_hashers_serve_in_pipelines_and_grids():
     from sklearn.model_selection import ParameterGrid
 

@@ -1,6 +1,7 @@
 """Tables 6 and 7, Figures 6 to 8: from the files of small copies to numbers that are computed by hand as well."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from crovca.data.images import decode
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.evaluation.evaluate import evaluate
+from crovca.experiments import lab as labs
 from crovca.experiments import pairs
 from crovca.experiments.crossmodal import draw_curves, measure_pairs, together
 from crovca.experiments.lab import Lab
@@ -33,6 +35,7 @@ pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
 
 SHORT = {"epochs": 1, "batch_size": 4}
+ADAPTED = Training("dfn-b", "flickr25k-ddbh", "pairs", "lora", 16)
 PROBED = Training("dfn-l", "cc3m", "pairs", "probing", 256)
 
 
@@ -257,6 +260,29 @@ def test_table_6_equals_evaluation_by_hand(make, towers, monkeypatch):
     assert measure_pairs(make(), measurements, 0) == found  # nothing is made a second time
 
 
+def test_texts_are_encoded_in_parts_that_go_on(make, monkeypatch):
+    whole = pairs.encoded_texts(make(), ADAPTED, 0, "flickr25k-ddbh", "database")
+    (file,) = (make().work / "codes").rglob("*.texts.npz")
+    file.unlink()
+    monkeypatch.setattr(labs, "_PART", 5)
+    calls, encode = [], ImageTextHasher.encode_texts
+
+    def stopping(self, texts):
+        calls.append(len(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, texts)
+
+    monkeypatch.setattr(ImageTextHasher, "encode_texts", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        pairs.encoded_texts(make(), ADAPTED, 0, "flickr25k-ddbh", "database")
+    again = pairs.encoded_texts(make(), ADAPTED, 0, "flickr25k-ddbh", "database")
+    assert calls == [5, 5, 5, 5, 5, 2]  # the third a second time
+    np.testing.assert_array_equal(again.ids, whole.ids)
+    np.testing.assert_allclose(again.logits, whole.logits, atol=1e-5)
+    assert sorted(path.name for path in file.parent.iterdir()) == [file.name]
+
+
 def test_table_7_is_one_ranking_at_every_k(make, towers):
     lab = make()
     measurements = wanted("table7", encoder="dfn-l")
@@ -316,9 +342,11 @@ def test_recall_counts_an_images_own_captions(make, towers, name):
         if measurement.metric == "recall":
             place = first_hit(order, right)
             expected = [(place < k).mean() for k in range(1, depth + 1)]
-            first = replace(measurement, k=1)
+            first = replace(measurement, k=3)
             chance = measure_pairs(lab, [first], 0)[first]["chance"]
-            assert chance == pytest.approx(right.mean())  # every query has equally many right answers
+            (own,) = set(right.sum(axis=1).tolist())
+            everything = right.shape[1]
+            assert chance == pytest.approx(1 - math.comb(everything - own, 3) / math.comb(everything, 3))
         else:
             expected = [precision_sum(order, right, k).mean() for k in range(1, depth + 1)]
         np.testing.assert_allclose(result["curve"], expected, atol=1e-6)
@@ -379,7 +407,9 @@ def test_curves_are_drawn_with_their_numbers(make, tmp_path):
     ]  # fmt: skip
     assert all(file.parent == lab.work / "figure8" for file in files)
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[:-1])
-    curves = json.loads(files[-1].read_text())["curves_of_each_seed"]
+    content = json.loads(files[-1].read_text())
+    assert content["curves"]["text-image map"]["HashCoder AH"] == pytest.approx([0.15, 0.2, 0.01])
+    curves = content["curves_of_each_seed"]
     assert list(curves) == ["text-image map", "text-image recall", "image-text map", "image-text recall"]
     assert curves["text-image map"]["HashCoder AH"] == [[0.1, 0.2, 0.01], [0.2, 0.2, 0.01]]
     assert "HashCoder BCE" not in curves["text-image map"]

@@ -80,7 +80,7 @@ def draw_curves(
             of the figure that are missing are left out.
 
     Returns:
-        The files: ``NAME-TASK-METRIC.png``, and ``NAME.json`` with the curves of each seed.
+        The files: ``NAME-TASK-METRIC.png``, and ``NAME.json`` with their numbers, and those of each seed.
     """
     folder = lab.work / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,8 +99,15 @@ def draw_curves(
         with atomic_file(path) as temporary:
             temporary.write_bytes(curves_figure(panel.lines, what))
         files.append(path)
-    content = {f"{task} {metric}": panel.runs for (task, metric), panel in panels.items()}
-    write_json(folder / f"{name}.json", {"figure": name, "curves_of_each_seed": content})
+    named = {f"{task} {metric}": panel for (task, metric), panel in panels.items()}
+    content = {
+        "figure": name,
+        "curves": {
+            key: {line: mean.tolist() for line, mean in panel.lines.items()} for key, panel in named.items()
+        },
+        "curves_of_each_seed": {key: panel.runs for key, panel in named.items()},
+    }
+    write_json(folder / f"{name}.json", content)
     return [*files, folder / f"{name}.json"]
 
 
