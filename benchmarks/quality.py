@@ -27,6 +27,11 @@ from crovca.files import write_json
 
 LENGTHS = (16, 32, 64, 128)
 LEARNED = [method.name for method in METHODS if method.learned]
+CARRIED = [
+    method.name
+    for method in METHODS
+    if method.name not in {"bihalf", "greedyhash", "similarity_distillation", "opq"}
+]
 OURS = ["crovca_paper", "crovca_paper_supervised", "crovca", "crovca_supervised"]
 ALL, FIVE, ABLATION = "all methods", "5 epochs", "lengths"
 TRANSFERS = ("A to M, searched N to Z", "N to Z, searched A to M")
@@ -54,8 +59,8 @@ STUDIES = {
     ALL: Study(),
     FIVE: Study(methods=LEARNED, epochs=5),
     ABLATION: Study((*LENGTHS, 256), ["float_normalised", "float_centred", *OURS]),
-    TRANSFERS[0]: Study((16, 64), halves=(first_half, second_half)),
-    TRANSFERS[1]: Study((16, 64), halves=(second_half, first_half)),
+    TRANSFERS[0]: Study((16, 64), CARRIED, halves=(first_half, second_half)),
+    TRANSFERS[1]: Study((16, 64), CARRIED, halves=(second_half, first_half)),
 }
 
 
