@@ -34,7 +34,7 @@ CARRIED = [
 ]
 OURS = ["crovca_paper", "crovca_paper_supervised", "crovca", "crovca_supervised"]
 ALL, FIVE, ABLATION = "all methods", "5 epochs", "lengths"
-TRANSFERS = ("A to M, searched N to Z", "N to Z, searched A to M")
+TRANSFERS = ("A to M for N to Z", "N to Z for A to M")
 
 
 @dataclass(frozen=True)
