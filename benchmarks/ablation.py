@@ -19,11 +19,23 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_digits
 
-from crovca import Encoded, Hasher, evaluate, load_embeddings
+from crovca import Embeddings, Encoded, Hasher, evaluate, load_embeddings
+from crovca.hashing.neighbours import find_neighbours
 
 LENGTHS = (16, 32, 64, 128)
+
+
+class OfTheNearest(Hasher):
+    """Paired with the nearest items, not with those of them that share the most neighbours."""
+
+    def _neighbour_rows(self, data: Embeddings, *others: Any) -> npt.NDArray[np.int64]:
+        self.neighbour_recall_ = None
+        return find_neighbours(data.values, self.neighbours, degenerate=data.degenerate, seed=self.seed).rows
+
+
 UNSUPERVISED: dict[str, dict[str, Any]] = {
     "default": {},
+    "paired with the 5 nearest items": {"kind": OfTheNearest},
     "weight decay 0.01, as in the paper": {"weight_decay": 0.01},
     "weight decay 1": {"weight_decay": 1.0},
     "weight decay 10": {"weight_decay": 10.0},
@@ -33,12 +45,21 @@ SUPERVISED: dict[str, dict[str, Any]] = {
     "default": {},
     "batch prototypes, as in the paper": {"prototypes": "batch"},
     "inputs not centred": {"centre": False},
+    "logits at a scale of 1, as in the paper": {"logit_scale": 1.0},
+    "logits at a scale of 4": {"logit_scale": 4.0},
     "learning rate 1e-3": {"learning_rate": 1e-3},
     "diversity weight 0.1": {"diversity_weight": 0.1},
+    "5 epochs": {"epochs": 5},
+    "5 epochs, logits at a scale of 1": {"epochs": 5, "logit_scale": 1.0},
+    "5 epochs, logits at a scale of 4": {"epochs": 5, "logit_scale": 4.0},
 }
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+
+
+def made(*, kind: type[Hasher] = Hasher, **settings: Any) -> Hasher:
+    return kind(**settings)
 
 
 def split(values: Floats, labels: Labels, held_out: int) -> tuple[Floats, Labels, Floats, Labels]:
@@ -106,7 +127,7 @@ def main() -> None:
             lines.append("|---|" + "---|" * len(LENGTHS))
             for variant, settings in variants.items():
                 runs = [
-                    measure(Hasher(**{**settings, "seed": seed}), parts, supervised=supervised)
+                    measure(made(seed=seed, **settings), parts, supervised=supervised)
                     for seed in range(arguments.seeds)
                 ]
                 found.setdefault(mode, {}).setdefault(name, {})[variant] = runs
