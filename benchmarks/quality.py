@@ -21,7 +21,7 @@ import numpy as np
 
 from crovca import Embeddings, load_embeddings
 from crovca.data.embeddings import as_embeddings
-from crovca.experiments.compare import CODE_SCORES, METHODS, Comparison, Row, compare, percent
+from crovca.experiments.compare import CODE_SCORES, METHODS, Comparison, Row, compare, failures, percent
 from crovca.experiments.verdict import RECALL, verdict
 from crovca.files import write_json
 
@@ -58,7 +58,7 @@ def second_half(name: str) -> bool:
 
 STUDIES = {
     ALL: Study(),
-    FIVE: Study(methods=LEARNED, epochs=5),
+    FIVE: Study(methods=[*LEARNED, *OURS[:2]], epochs=5),
     ABLATION: Study((*LENGTHS, 256), ["float_normalised", "float_centred", *OURS]),
     TRANSFERS[0]: Study((16, 64), CARRIED, halves=(first_half, second_half)),
     TRANSFERS[1]: Study((16, 64), CARRIED, halves=(second_half, first_half)),
@@ -122,7 +122,7 @@ class Results:
         row = self.rows.get((method, bits))
         if row is None:
             return "-"
-        return "failed" if row.failed is not None else percent(row, score or row.main_score, name)
+        return percent(row, score or row.main_score, name) if row.cells else "failed"
 
     def map(self, method: str, bits: int) -> tuple[float, float]:
         """Mean and spread of mAP in percent."""
@@ -245,8 +245,8 @@ def page(found: dict[str, Results], command: str, seconds: dict[str, float]) -> 
     main = found[ALL]
     state = main.state
     lines = [
-        f"mAP@{state.k} in %, {state.queries:,} queries on {state.database:,} items; mean ± standard deviation over "
-        "seeds (Hashing-Baseline: over 10 rotations; a method without chance is run once). Where a title says no more, "
+        f"mAP@{state.k} in %, {state.queries:,} queries on {state.database:,} items; mean ± sample standard deviation "
+        "over seeds (Hashing-Baseline: over 10 rotations; a method without chance is run once). Where a title says no more, "
         "every method learns from the database, and stores as many bits as the column says.",
         "",
         "## What was found",
@@ -284,13 +284,12 @@ def page(found: dict[str, Results], command: str, seconds: dict[str, float]) -> 
     ]
     for contender in main.contenders:
         row = main.rows.get((contender.name, 64))
-        if row is not None and row.failed is None:
+        if row is not None and row.cells:
             fit, rate = row.measured("fit_seconds") or 0, row.measured("encode_rate") or 0
             lines.append(f"| {contender.title} | {fit:.1f} | {rate:,.0f} |")
-    failed = [row for row in main.rows.values() if row.failed is not None]
     lines += [
         "",
-        *(f"* {row.contender.title}, {row.bits} bits, cannot be run: {row.failed}" for row in failed),
+        *(f"* Failed: {sentence}" for sentence in failures(list(main.rows.values()))),
     ]
     lines += ["", "## All learned methods in 5 epochs", "", *found[FIVE].table(None, "map", LENGTHS)]
     lines += ["", "## Lengths", "", *found[ABLATION].table(None, "map", (*LENGTHS, 256))]

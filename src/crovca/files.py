@@ -28,6 +28,7 @@ __all__ = [
     "atomic_file",
     "check_output",
     "load_arrays",
+    "locked",
     "read_json",
     "remove",
     "save_arrays",
@@ -113,6 +114,29 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Nobody else who asks for the same ``path`` gets it meanwhile; the lock is the file ``.NAME.lock`` beside it.
+
+    Raises:
+        StorageError: somebody has it, or the lock cannot be written.
+    """
+    import fcntl  # which Windows does not have
+
+    beside = path.with_name(f".{path.name}.lock")
+    with _storage_errors(path):
+        lock = beside.open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"another run writes {path}; wait for it, or give another output") from None
+        try:
+            yield
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

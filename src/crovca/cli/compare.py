@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -13,7 +14,7 @@ from rich.table import Table
 from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stderr, stdout
 from crovca.errors import ConfigError
-from crovca.files import check_output, read_json, write_json
+from crovca.files import check_output, locked, write_json
 
 if TYPE_CHECKING:
     from crovca.data.embeddings import Embeddings
@@ -81,12 +82,15 @@ def compare(
     if names is not None:
         comparison.contenders(names, labelled=labels is not False)
     inputs = [path for path in (database, query, train) if path is not None]
-    kept = _prepare_outputs(output, report, inputs, force=force)
+    _check_outputs(output, report, inputs, force=force)
     theirs, ours = open_embeddings(database), open_embeddings(query)
     learned = None if train is None else open_embeddings(train)
     if database.resolve() == query.resolve() and theirs.ids is None:  # one file: its rows are the same items
         theirs = ours = replace(theirs, ids=np.arange(len(theirs)))
-    with Reporter() as reporter:
+    with Reporter() as reporter, nullcontext() if output is None else locked(output):
+        kept = None
+        if output is not None and output.exists() and not force:
+            kept = comparison.read_kept(output)
         theirs, ours = _with_labels(labels, theirs, ours, database, query, reporter)
         if learned is not None and learned.labels is None and theirs.labels is not None:
             reporter.message(f"no labels in {train}: methods that learn from labels are left out")
@@ -129,21 +133,15 @@ def _tell(reporter: Reporter, what: str) -> None:
         stderr.print(what, markup=False, soft_wrap=True)
 
 
-def _prepare_outputs(
-    output: Path | None, report: Path | None, inputs: list[Path], *, force: bool
-) -> dict[str, Any] | None:
-    """Refuse outputs that cannot be written before anything is run; read what an earlier run left."""
-    kept = None
+def _check_outputs(output: Path | None, report: Path | None, inputs: list[Path], *, force: bool) -> None:
+    """Refuse outputs that cannot be written before anything is run."""
     if output is not None:
         check_output(output, force=True, inputs=inputs)
-        if output.exists() and not force:
-            kept = read_json(output, "results of an earlier comparison")
     if report is not None:
         from crovca.evaluation.figures import require_report_packages
 
         require_report_packages()
         check_output(report, force=force, inputs=inputs, marker="metrics.json")
-    return kept
 
 
 def _with_labels(
@@ -160,34 +158,47 @@ def _with_labels(
         reporter.message(
             f"no labels in {' and '.join(dict.fromkeys(missing))}: comparing the recall of float neighbours only"
         )
+    if theirs.ids is None or ours.ids is None:
+        same = _identical(theirs, ours)
+        if same:
+            reporter.message(
+                f"{same:,} queries are in the database number for number, and without ids on both sides each counts as "
+                "an answer to itself; give ids to leave them out"
+            )
     if max(theirs.views, ours.views) > 1:
         reporter.message("items have several views: every method sees their mean")
     return theirs, ours
 
 
+def _identical(theirs: Embeddings, ours: Embeddings) -> int:
+    """How many queries have the embedding of a database item."""
+    known = {row.tobytes() for row in np.asarray(theirs.values[:], np.float32)}
+    return sum(row.tobytes() in known for row in np.asarray(ours.values[:], np.float32))
+
+
 def _print(state: Comparison, sentences: list[str]) -> None:
+    from crovca.experiments.compare import failures
+
     rows = state.rows()
     for bits in [*state.lengths, None]:
         shown = [row for row in rows if (row.bits if row.contender.size == "asked" else None) == bits]
         if shown:
             _print_table(state, shown, bits)
-    for row in rows:
-        if row.failed is not None:
-            stdout.print(
-                f"failed: {row.contender.title}, {row.bits} bits: {row.failed}",
-                highlight=False, markup=False, soft_wrap=True,
-            )  # fmt: skip
-    if state.chance_map is not None:
-        stdout.print(f"a random order scores {100 * state.chance_map:.1f}", highlight=False)
-    for sentence in sentences:
-        stdout.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    seeds = "one seed" if state.seeds == 1 else f"mean ± sample standard deviation of {state.seeds} seeds"
+    lines = [
+        f"{state.described()}; {seeds} (Hashing-Baseline: 10 rotations; a method without chance is run once)",
+        *(f"failed: {sentence}" for sentence in failures(rows)),
+        *sentences,
+    ]
+    for line in lines:
+        stdout.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
     size = "sizes of their own" if bits is None else f"{bits} bits"
     what = f"mAP@{state.k} in %" if state.labelled else "recall of float neighbours in %"
     table = Table(
-        title=f"{size}: {what}, {state.queries:,} queries on {state.database:,} items{_apart(state)}",
+        title=f"{size}: {what}",
         title_justify="left",
     )
     table.add_column("", justify="left")
@@ -202,16 +213,10 @@ def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
     stdout.print(table)
 
 
-def _apart(state: Comparison) -> str:
-    """What of the training is not as usual."""
-    trained = "" if state.trained is None else f", trained on {state.trained:,} others"
-    return trained + ("" if state.epochs is None else f", {state.epochs} epochs")
-
-
 def _cells(state: Comparison, row: Row) -> list[str]:
     from crovca.experiments.compare import percent
 
-    if row.failed is not None:
+    if not row.cells:
         return [
             row.contender.title,
             "",

@@ -10,6 +10,8 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,17 +24,29 @@ from crovca.data.embeddings import Embeddings, mean_embedding
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
 from crovca.evaluation import metrics
 from crovca.evaluation.evaluate import NEIGHBOUR_RECALLS, Measure, Ranked
+from crovca.files import read_json
 from crovca.hasher import Hasher
 from crovca.rivals.base import BinaryRival, Float32, ScoreRival, as_matrix
 from crovca.rivals.registry import RIVALS
 from crovca.search.scoring import BitScorer, CosineScorer, Scoring
 
-__all__ = ["METHODS", "Comparison", "Contender", "Row", "compare", "contenders", "fingerprint", "percent"]
+__all__ = [
+    "METHODS",
+    "Comparison",
+    "Contender",
+    "Row",
+    "compare",
+    "contenders",
+    "failures",
+    "fingerprint",
+    "percent",
+    "read_kept",
+]
 
 CODE_SCORES: tuple[Scoring, ...] = ("hamming", "asymmetric_hamming", "bce")
 OWN_SCORE = "own"
-_OUR_BITS = 256
-_FORMAT = 2  # of the kept results
+_FORMAT = 3  # of the kept results
+_OUR_LENGTHS = (*DEFAULT_LENGTHS, 256)
 
 Cell = dict[str, Any]
 Ours = Callable[[Sequence[int], int], Hasher]
@@ -49,7 +63,7 @@ class Contender:
         seeds: how many seeds there are to run; None: as many as are asked for.
         size: as in ``rivals.base``.
         binary: whether its codes can stand in a Hamming index.
-        learned: whether it passes over the data several times: as often as ``epochs`` says.
+        learned: whether it passes over the data as often as ``epochs`` says.
         ours: makes it, where it is ours; None for a rival.
         nested: one model serves all lengths.
         rival: its class, or None for ours.
@@ -69,20 +83,24 @@ class Contender:
 
 def _defaults(lengths: Sequence[int], seed: int) -> Hasher:
     """What a user gets: one nested model."""
-    nested = sorted({*DEFAULT_LENGTHS, *lengths})
-    return Hasher(bits=max(_OUR_BITS, *lengths), nested=nested, seed=seed)
+    nested = sorted({*_OUR_LENGTHS, *lengths})
+    return Hasher(bits=nested[-1], nested=nested, seed=seed)
 
 
 def _published(lengths: Sequence[int], seed: int) -> Hasher:
-    """The paper's settings (Table 8, small data sets): one length, 5 epochs, prototypes of the batch."""
+    """The paper's settings (Table 8, small data sets): one length, 5 epochs, prototypes of the batch.
+
+    The paper's views are augmented images. Of embeddings alone there are none: neighbours take their place, and with
+    labels copies of the item with some features dropped.
+    """
     (bits,) = lengths
     return Hasher.from_preset("small", bits=bits, seed=seed)
 
 
 def _all_methods() -> tuple[Contender, ...]:
     ours = (
-        ("crovca_paper", "crovca, paper's settings", False, _published, False),
-        ("crovca_paper_supervised", "crovca, paper's settings, supervised", True, _published, False),
+        ("crovca_paper", "CroVCA, Table 8, neighbours as views", False, _published, False),
+        ("crovca_paper_supervised", "CroVCA, Table 8, supervised", True, _published, False),
         ("crovca", "crovca", False, _defaults, True),
         ("crovca_supervised", "crovca, supervised", True, _defaults, True),
     )
@@ -102,7 +120,7 @@ def _all_methods() -> tuple[Contender, ...]:
     return (
         *rivals,
         *(
-            Contender(name, title, supervised, None, "asked", True, True, make, nested)
+            Contender(name, title, supervised, None, "asked", True, nested, make, nested)
             for name, title, supervised, make, nested in ours
         ),
     )
@@ -120,13 +138,22 @@ class Row:
         contender: the method.
         bits: length of the code; 8 times the bytes an item takes where it is not a code.
         cells: what was measured with each seed.
-        failed: why nothing was measured, or None.
+        failed: why seeds are missing, or None.
+        missing: how many seeds failed.
     """
 
     contender: Contender
     bits: int
     cells: tuple[Cell, ...]
     failed: str | None
+    missing: int = 0
+
+    @property
+    def size(self) -> str:
+        """ "16 bits", or the bytes where the size is the method's own."""
+        if self.contender.size == "asked":
+            return f"{self.bits} bits"
+        return f"{self.measured('bytes') or 0:,.0f} bytes"
 
     @property
     def main_score(self) -> str:
@@ -134,10 +161,12 @@ class Row:
         return "asymmetric_hamming" if self.contender.binary else OWN_SCORE
 
     def value(self, score: str, name: str) -> tuple[float, float] | None:
-        """Mean and standard deviation over seeds of "map" and its like, or of a neighbour recall like "10@100"."""
+        """Mean and sample standard deviation over seeds of "map" and its like, or of a neighbour recall ("10@100")."""
         found = [_look_up(cell["scores"].get(score), name) for cell in self.cells]
         numbers = [number for number in found if number is not None]
-        return (float(np.mean(numbers)), float(np.std(numbers))) if numbers else None
+        if not numbers:
+            return None
+        return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
 
     def measured(self, name: str) -> float | None:
         """Mean over seeds of "bytes", "fit_seconds" or "encode_rate"."""
@@ -157,7 +186,8 @@ class Comparison:
         epochs: passes over the data of every learned method, or None: each as many as it takes by default.
         chance_map: mAP@k of a random order, or None.
         lengths: asked for, ascending.
-        cells: by "method/bits/seed".
+        cells: by "method/bits/seed"; there may be more than was asked for, from earlier runs.
+        methods, seeds: names, and how many seeds, that were asked for last; None: all that there are.
     """
 
     fingerprint: str
@@ -170,12 +200,21 @@ class Comparison:
     trained: int | None = None
     epochs: int | None = None
     cells: dict[str, Cell] = field(default_factory=dict)
+    methods: tuple[str, ...] | None = None
+    seeds: int | None = None
 
     def rows(self) -> list[Row]:
-        """A row for each method and length that was run, in the order of ``METHODS``."""
+        """A row for each method and length that was asked for, in the order of ``METHODS``."""
         found = []
         for contender in METHODS:
-            mine = [cell for cell in self.cells.values() if cell["method"] == contender.name]
+            if self.methods is not None and contender.name not in self.methods:
+                continue
+            seeds = self.seeds if contender.seeds is None else contender.seeds
+            mine = [
+                cell
+                for cell in self.cells.values()
+                if cell["method"] == contender.name and (seeds is None or cell["seed"] < seeds)
+            ]
             sizes = sorted({int(cell["bits"]) for cell in mine})
             for bits in sizes:
                 if contender.size == "asked" and bits not in self.lengths:
@@ -183,13 +222,25 @@ class Comparison:
                 cells = [cell for cell in mine if cell["bits"] == bits]
                 good = tuple(cell for cell in cells if "failed" not in cell)
                 reasons = [cell["failed"] for cell in cells if "failed" in cell]
-                found.append(Row(contender, bits, good, None if good else reasons[0]))
+                found.append(Row(contender, bits, good, reasons[0] if reasons else None, len(reasons)))
         return found
+
+    def described(self) -> str:
+        """What was compared on what, in words."""
+        parts = [f"{self.queries:,} queries on {self.database:,} items"]
+        if self.trained is not None:
+            parts.append(f"learned from {self.trained:,} others")
+        if self.epochs is not None:
+            parts.append(f"{self.epochs} epochs")
+        if self.chance_map is not None:
+            parts.append(f"a random order scores {100 * self.chance_map:.1f}")
+        return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "format": _FORMAT,
+            "version": crovca.__version__,
             "fingerprint": self.fingerprint,
             "k": self.k,
             "queries": self.queries,
@@ -230,13 +281,24 @@ def fingerprint(
     train: Embeddings | None = None,
     epochs: int | None = None,
 ) -> str:
-    """SHA-256 of all that a result hangs on: numbers, labels and ids of all sides, k, epochs and crovca's version."""
-    digest = hashlib.sha256(f"{_FORMAT} {crovca.__version__} {k} {epochs}".encode())
+    """SHA-256 of all that a result hangs on: numbers, labels and ids of all sides, k, epochs and crovca's own code."""
+    digest = hashlib.sha256(f"{_FORMAT} {_code()} {k} {epochs}".encode())
     for side in (database, query) if train is None else (database, query, train):
         for array in (side.values[:], side.labels, side.ids):
             content = None if array is None else np.ascontiguousarray(array)
             digest.update(b"-" if content is None else f"{content.dtype} {content.shape}".encode())
             digest.update(b"" if content is None else content.tobytes())
+    return digest.hexdigest()
+
+
+@cache
+def _code() -> str:
+    """SHA-256 of crovca's source files: a version is many of them while it is worked on."""
+    root = Path(crovca.__file__).parent
+    digest = hashlib.sha256(crovca.__version__.encode())
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] != "cli":  # which prints
+            digest.update(f"{path.relative_to(root)} {path.stat().st_size} ".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -268,7 +330,8 @@ def compare(
         methods: names; None: all.
         seeds: how many, from 0 on; a method without chance is run once, Hashing-Baseline with its 10 rotations.
         k: cut-off rank of mAP@k.
-        epochs: passes over the data of every learned method, ours too; None: as many as each takes by default.
+        epochs: passes over the data of every learned method, ours too (the paper's settings keep their 5); None: as
+            many as each takes by default.
         kept: what an earlier call's ``to_dict`` gave: its cells are not run again, except those that failed.
         save: is given the state after every method, length and seed.
         advance: is told what is run next.
@@ -305,23 +368,41 @@ def compare(
         trained=None if train is None else len(train),
         epochs=epochs,
         cells=_cells_of(kept),
+        methods=tuple(method.name for method in chosen),
+        seeds=seeds,
     )
     if kept is not None and kept.get("fingerprint") != state.fingerprint:
         raise ConfigError(
-            "the kept results are of other data, another k, other epochs or another version of crovca; give another "
-            "output, or --force to replace it"
+            f"the kept results are of {_difference(kept, state)}; give another output, or --force to replace it"
         )
+    _warm_up()
     for method in chosen:
         sizes = {"asked": asked, "width": (database.width,), "float": (32 * database.width,)}[method.size]
         for seed in range(seeds if method.seeds is None else method.seeds):
             missing = [bits for bits in sizes if not _done(state.cells.get(_key(method, bits, seed)))]
-            for group in [missing] if method.nested and missing else [[bits] for bits in missing]:
+            for group in _groups(method, missing):
                 named = f"{method.title}, {', '.join(map(str, group))} bits, seed {seed}"
                 advance(named)
                 for cell in bench.run(method, group, seed):
                     state.cells[_key(method, cell["bits"], seed)] = cell
                 save(state)
     return state
+
+
+def _groups(method: Contender, lengths: Sequence[int]) -> list[list[int]]:
+    """Lengths that are fitted together.
+
+    Those of our usual nested model are. Another length has a model of its own, so that no number hangs on what else was
+    asked for.
+    """
+    together = [bits for bits in lengths if method.nested and bits in _OUR_LENGTHS]
+    return ([together] if together else []) + [[bits] for bits in lengths if bits not in together]
+
+
+def _warm_up() -> None:
+    """What a library does at its first use is no method's time."""
+    random = np.random.default_rng(0)
+    Hasher(bits=8, nested=False, epochs=1).fit(random.normal(size=(64, 8)).astype(np.float32))
 
 
 class _Bench:
@@ -447,24 +528,54 @@ class _OwnScorer:
         return -similarities + np.float32(0)
 
 
+def failures(rows: Sequence[Row]) -> list[str]:
+    """What could not be measured and why, a sentence for each method and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.failed is not None:
+            seeds = f" ({row.missing} of {row.missing + len(row.cells)} seeds)" if row.cells else ""
+            found.setdefault((row.contender.title, row.failed), []).append(f"{row.bits}{seeds}")
+    return [f"{title}, {', '.join(sizes)} bits: {reason}" for (title, reason), sizes in found.items()]
+
+
 def percent(row: Row, score: str, name: str) -> str:
     """Mean and spread of what ``Row.value`` gives, in %; one seed has no spread, "-" is nothing."""
     found = row.value(score, name)
     if found is None:
         return "-"
     mean, spread = found
-    return f"{100 * mean:.1f} ± {100 * spread:.1f}" if len(row.cells) > 1 else f"{100 * mean:.1f}"
+    shown = f"{100 * mean:.1f} ± {100 * spread:.1f}" if len(row.cells) > 1 else f"{100 * mean:.1f}"
+    return f"{shown} ({len(row.cells)} of {len(row.cells) + row.missing} seeds)" if row.missing else shown
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """What an earlier comparison wrote.
+
+    Raises:
+        FileFormatError: it is not that.
+    """
+    advice = "give another output, or --force to replace it"
+    try:
+        kept = read_json(path, "results of an earlier comparison")
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}; {advice}") from error
+    if kept.get("format") != _FORMAT or not isinstance(kept.get("cells"), dict):
+        raise FileFormatError(f"{path} is not what this version of 'crovca compare' writes; {advice}")
+    return kept
 
 
 def _cells_of(kept: Mapping[str, Any] | None) -> dict[str, Cell]:
-    if kept is None:
-        return {}
-    cells = kept.get("cells")
-    if kept.get("format") != _FORMAT or not isinstance(cells, dict):
-        raise FileFormatError(
-            "the kept results are not what 'crovca compare' writes; give another output, or --force to replace it"
-        )
-    return dict(cells)
+    return {} if kept is None else dict(kept["cells"])
+
+
+def _difference(kept: Mapping[str, Any], state: Comparison) -> str:
+    """In what kept results are others, as far as they say."""
+    ours = state.to_dict()
+    for name in ("version", "queries", "database", "trained", "epochs", "k"):
+        if kept.get(name) != ours[name]:
+            what = {"version": "crovca", "trained": "training items"}.get(name, name)
+            return f"another run: {what} {kept.get(name)}, now {ours[name]}"
+    return "other data, another k or another state of crovca's code"
 
 
 def _done(cell: Cell | None) -> bool:

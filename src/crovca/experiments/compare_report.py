@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crovca.evaluation import figures
 from crovca.evaluation.page import figure
-from crovca.experiments.compare import CODE_SCORES, OWN_SCORE, Comparison, Row, percent
+from crovca.experiments.compare import CODE_SCORES, OWN_SCORE, Comparison, Row, failures, percent
 from crovca.experiments.verdict import RECALL, verdict
 from crovca.files import atomic_directory, check_output, write_json
 
@@ -26,15 +26,11 @@ def write_comparison(folder: Path, state: Comparison, *, force: bool = False) ->
     sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdict(state))
     pictures = [_figure(rows, "map", f"mAP@{state.k:,} against bytes an item")] if state.labelled else []
     pictures.append(_figure(rows, RECALL, "The float ranking's top 10 in the top 100, against bytes an item"))
-    failures = "".join(
-        f"<li>{html.escape(f'{row.contender.title}, {row.bits} bits: {row.failed}')}</li>"
-        for row in rows
-        if row.failed is not None
-    )
+    failed = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in failures(rows))
     body = (
-        f"<p>{state.queries:,} queries on {state.database:,} items; mean ± standard deviation over seeds, in %.</p>"
+        f"<p>{html.escape(state.described())}; mean ± sample standard deviation over seeds, in %.</p>"
         f"<ul>{sentences}</ul>{''.join(pictures)}{_table(rows)}"
-        + (f"<h2>Failed</h2><ul>{failures}</ul>" if failures else "")
+        + (f"<h2>Failed</h2><ul>{failed}</ul>" if failed else "")
     )
     with atomic_directory(folder) as temporary:
         (temporary / "index.html").write_text(_PAGE.format(body=body), encoding="utf-8")
@@ -46,7 +42,7 @@ def _table(rows: list[Row]) -> str:
              "tie-aware Hamming", "1@10", "10@10", RECALL, "100@1000", "fit, s", "items/s")  # fmt: skip
     lines = []
     for row in rows:
-        if row.failed is not None:
+        if not row.cells:
             continue
         hamming, _, bce = CODE_SCORES
         shown = [

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from crovca.experiments.compare import Comparison, Row
+from crovca.experiments.compare import METHODS, Comparison, Row
 
-__all__ = ["verdict"]
+__all__ = ["RECALL", "verdict"]
 
 RECALL = "10@100"
+_AS_GOOD_AS_CHANCE = 0.01
 
 Value = Callable[[Row], tuple[float, float] | None]
+Found = tuple[float, float, Row]
+"""Mean, spread, and whose."""
 
 
 @dataclass(frozen=True)
@@ -19,38 +23,37 @@ class _Purpose:
     text: str
     admits: Callable[[Row], bool]
     value: Value
+    chance: float | None = None
 
 
 def verdict(state: Comparison) -> list[str]:
-    """Plain sentences, one for each purpose that the measurements can speak to."""
+    """Plain sentences, one for each purpose that the measurements can speak to.
+
+    A method of which a seed failed wins nothing.
+    """
     rows = [row for row in state.rows() if row.failed is None]
-    purposes = [*(_by_labels() if state.labelled else []), _by_neighbours()]
+    purposes = [*(_by_labels(state, rows) if state.labelled else []), _by_neighbours()]
     sentences = [sentence for purpose in purposes if (sentence := _sentence(purpose, rows, state.lengths))]
     if state.labelled:
-        sentences += _floats(rows, state)
+        sentences += _floats(rows)
     else:
         sentences.append(
             "Without labels on both sides this is all that can be told: how much of the float ranking a method keeps, "
             "not whether it finds what belongs together; methods that learn from labels were not run."
         )
-    return sentences
+    return sentences + _limits(state, rows)
 
 
-def _by_labels() -> list[_Purpose]:
+def _by_labels(state: Comparison, rows: Sequence[Row]) -> list[_Purpose]:
     def by_map(row: Row) -> tuple[float, float] | None:
         return row.value(row.main_score, "map")
 
-    return [
-        _Purpose(
-            "To find items of the same class with labels to learn from (mAP; it says nothing of classes that were not "
-            "among the labels)",
-            lambda row: row.contender.size == "asked",
-            by_map,
-        ),
+    purposes = [
         _Purpose(
             "To find items of the same class without labels to learn from (mAP)",
             lambda row: row.contender.size == "asked" and not row.contender.supervised,
             by_map,
+            state.chance_map,
         ),
         _Purpose(
             "The same with codes that a Hamming index can hold (mAP)",
@@ -58,8 +61,19 @@ def _by_labels() -> list[_Purpose]:
                 row.contender.size == "asked" and not row.contender.supervised and row.contender.binary
             ),
             by_map,
+            state.chance_map,
         ),
     ]
+    if any(row.contender.supervised for row in rows):
+        with_labels = _Purpose(
+            "To find items of the same class with labels to learn from (mAP; it says nothing of classes that were not "
+            "among the labels)",
+            lambda row: row.contender.size == "asked",
+            by_map,
+            state.chance_map,
+        )
+        purposes.insert(0, with_labels)
+    return purposes
 
 
 def _by_neighbours() -> _Purpose:
@@ -74,53 +88,73 @@ def _sentence(purpose: _Purpose, rows: Sequence[Row], lengths: Sequence[int]) ->
     parts = []
     for bits in lengths:
         found = [
-            (value, row)
+            (*value, row)
             for row in rows
             if row.bits == bits and purpose.admits(row) and (value := purpose.value(row)) is not None
         ]
         if found:
-            parts.append(f"{bits} bits: {_winner(found)}")
+            parts.append(f"{bits} bits: {_winner(found, purpose.chance)}")
     return f"{purpose.text}: " + "; ".join(parts) + "." if parts else ""
 
 
-def _winner(found: Sequence[tuple[tuple[float, float], Row]]) -> str:
-    """The best, who is as good within the spread, and how far ours is behind where it is not."""
-    ranked = sorted(found, key=lambda pair: -pair[0][0])
-    (best, spread), winner = ranked[0]
-    level = [row for (value, other), row in ranked[1:] if best - value <= max(spread, other)]
+def _winner(found: Sequence[Found], chance: float | None) -> str:
+    """The best, who cannot be told apart from it, and how far ours is behind where it is not among them."""
+    ranked = sorted(found, key=lambda one: -one[0])
+    best, _, winner = first = ranked[0]
+    if chance is not None and best <= chance + _AS_GOOD_AS_CHANCE:
+        return f"none, as nothing is better than a random order ({100 * chance:.1f})"
+    level = [row for one in ranked[1:] if _level(first, one) for row in one[2:]]
     text = f"{winner.contender.title} ({100 * best:.1f})"
     if level:
-        text += f", as good within the spread of seeds: {', '.join(row.contender.title for row in level)}"
+        text += f", not to be told apart by the spread of seeds from {_and(level)}"
     if winner.contender.rival is None or any(row.contender.rival is None for row in level):
         return text
-    ours = [(value, row) for (value, _), row in ranked if row.contender.rival is None]
+    ours = [(value, row) for value, _, row in ranked if row.contender.rival is None]
     if ours:
         value, row = ours[0]
         text += f", {100 * (best - value):.1f} points above {row.contender.title}"
     return text
 
 
-def _floats(rows: Sequence[Row], state: Comparison) -> list[str]:
-    """Whether the embedding itself is better than every code that learned without labels."""
-    floats = [(row.value(row.main_score, "map"), row) for row in rows if row.contender.size == "float"]
-    codes = [
-        (row.value(row.main_score, "map"), row)
-        for row in rows
-        if row.contender.size == "asked" and not row.contender.supervised
-    ]
-    known = [(value[0], row) for value, row in floats if value is not None]
-    learned = [(value[0], row) for value, row in codes if value is not None]
-    if not known or not learned:
+def _level(one: Found, other: Found) -> bool:
+    """Whether two means differ by no more than the spread of their difference."""
+    return abs(one[0] - other[0]) <= math.hypot(one[1], other[1])
+
+
+def _and(rows: Sequence[Row]) -> str:
+    return " and from ".join(row.contender.title for row in rows)
+
+
+def _floats(rows: Sequence[Row]) -> list[str]:
+    """Whether the embedding itself is better than the best code that was learned without labels."""
+    known = [(*value, row) for row in rows if (value := row.value(row.main_score, "map")) is not None]
+    floats = [one for one in known if one[2].contender.size == "float"]
+    codes = [one for one in known if one[2].contender.size == "asked" and not one[2].contender.supervised]
+    if not floats or not codes:
         return []
-    (best, row), (code, coded) = max(known, key=lambda p: p[0]), max(learned, key=lambda p: p[0])
-    size = f"{row.measured('bytes') or 0:,.0f}"
-    if best > code:
-        return [
-            f"Where {size} bytes an item can be paid for, {row.contender.title} ({100 * best:.1f}) is better than "
-            f"every code learned without labels ({coded.contender.title}, {coded.bits} bits: {100 * code:.1f})."
-        ]
-    return [
-        f"The float embedding ({row.contender.title}, {size} bytes an item: {100 * best:.1f}) is worth its size for "
-        f"the exact ranking only: {coded.contender.title} at {coded.bits} bits finds more items of the same class "
-        f"({100 * code:.1f})."
-    ]
+    best, code = max(floats, key=lambda one: one[0]), max(codes, key=lambda one: one[0])
+    size = f"{best[2].measured('bytes') or 0:,.0f} bytes an item"
+    embedding = f"the float embedding ({best[2].contender.title}, {size}: {100 * best[0]:.1f})"
+    coded = (
+        f"the best code without labels ({code[2].contender.title}, {code[2].bits} bits: {100 * code[0]:.1f})"
+    )
+    if _level(best, code):
+        return [f"By mAP {embedding} and {coded} are not to be told apart."]
+    if best[0] > code[0]:
+        return [f"Where its size can be paid for, {embedding} is better than {coded}."]
+    return [f"By mAP {coded} is better than {embedding}, which is worth its size for the exact ranking."]
+
+
+def _limits(state: Comparison, rows: Sequence[Row]) -> list[str]:
+    """What should be known before somebody believes the sentences."""
+    compared = {row.contender.name for row in rows}
+    able = [method for method in METHODS if state.labelled or not method.supervised]
+    limits = []
+    if len(compared) < len(able) - 1:  # one that fails on these data is no choice of the user's
+        limits.append(f"Compared were {len(compared)} of {len(METHODS)} methods.")
+    if state.seeds == 1:
+        limits.append("One seed shows no spread: a point more or less may be chance.")
+    limits.append(
+        f"The spread is that of seeds; that of other queries than these {state.queries:,} is not in it."
+    )
+    return limits
