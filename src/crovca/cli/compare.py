@@ -162,8 +162,8 @@ def _with_labels(
         same = _identical(theirs, ours)
         if same:
             reporter.message(
-                f"{same:,} queries are in the database number for number, and without ids on both sides each counts as "
-                "an answer to itself; give ids to leave them out"
+                f"{same:,} queries are in the database number for number, and without ids on both sides each "
+                "counts as an answer to itself; give ids to leave them out"
             )
     if max(theirs.views, ours.views) > 1:
         reporter.message("items have several views: every method sees their mean")
