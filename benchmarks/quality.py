@@ -246,8 +246,8 @@ def page(found: dict[str, Results], command: str, seconds: dict[str, float]) -> 
     state = main.state
     lines = [
         f"mAP@{state.k} in %, {state.queries:,} queries on {state.database:,} items; mean ± sample standard deviation "
-        "over seeds (Hashing-Baseline: over 10 rotations; a method without chance is run once). Where a title says no more, "
-        "every method learns from the database, and stores as many bits as the column says.",
+        "over seeds (Hashing-Baseline: over 10 rotations; a method without chance is run once). Where a title says no "
+        "more, every method learns from the database, and stores as many bits as the column says.",
         "",
         "## What was found",
         "",
