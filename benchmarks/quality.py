@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from crovca.experiments.verdict import RECALL, verdict
 from crovca.files import write_json
 
 LENGTHS = (16, 32, 64, 128)
+METHOD_NAMES = [method.name for method in METHODS]
 LEARNED = [method.name for method in METHODS if method.learned]
 CARRIED = [
     method.name
@@ -71,26 +76,51 @@ def of_classes(items: Embeddings, wanted: Callable[[str], bool]) -> Embeddings:
     return as_embeddings(items.values[:][chosen], items.labels[chosen], items.ids[chosen])
 
 
-def run(study: Study, database: Embeddings, query: Embeddings, seeds: int, **arguments: Any) -> Comparison:
-    train = None
-    if study.halves is not None:
-        learned, searched = study.halves
+def run(
+    study: str, method: str, files: tuple[Path, Path], seeds: int, kept: dict[str, Any] | None
+) -> dict[str, Any]:
+    """One method of a study, in a process of its own thread: the whole state, with the cells that were kept."""
+    database, query = map(_load, files)
+    asked, train = STUDIES[study], None
+    if asked.halves is not None:
+        learned, searched = asked.halves
         train, database, query = (
             of_classes(database, learned),
             of_classes(database, searched),
             of_classes(query, searched),
         )
-    return compare(
+    state = compare(
         database,
         query,
         train=train,
-        lengths=study.lengths,
-        methods=study.methods,
-        epochs=study.epochs,
+        lengths=asked.lengths,
+        methods=[method],
+        epochs=asked.epochs,
         seeds=seeds,
-        advance=lambda what: print(what, flush=True),
-        **arguments,
+        kept=kept,
     )
+    return replace(state, methods=None, seeds=None).to_dict()
+
+
+@cache
+def _load(path: Path) -> Embeddings:
+    return load_embeddings(path)
+
+
+def run_study(
+    study: str, files: tuple[Path, Path], seeds: int, jobs: int, kept: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The state after each method; ``jobs`` processes of one thread each work side by side, the longest methods first."""
+    methods = [method for method in METHODS if method.name in (STUDIES[study].methods or METHOD_NAMES)]
+    methods.sort(key=lambda method: (not method.learned, not method.supervised))
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes that are started
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        tasks = [pool.submit(run, study, method.name, files, seeds, kept.get(study)) for method in methods]
+        cells = dict(kept.get(study, {}).get("cells", {}))
+        for done in as_completed(tasks):
+            state = done.result()
+            cells |= state["cells"]
+            yield {**state, "cells": cells}
 
 
 # --- the page ---------------------------------------------------------------------------------------
@@ -318,35 +348,30 @@ def main() -> None:
     parser.add_argument("--database", type=Path, required=True)
     parser.add_argument("--query", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--only", help="some studies, with commas; the page needs all of them")
     parser.add_argument("--out", type=Path, help="path without suffix: writes .json and .md")
     arguments = parser.parse_args()
-    database, query = load_embeddings(arguments.database), load_embeddings(arguments.query)
     kept: dict[str, Any] = {"studies": {}, "seconds": {}}
     if arguments.out is not None and arguments.out.with_suffix(".json").exists():
         kept = json.loads(arguments.out.with_suffix(".json").read_text())
-    chosen = list(STUDIES) if arguments.only is None else arguments.only.split(",")
-    found: dict[str, Results] = {}
-    for name in chosen:
-        print(f"--- {name}", flush=True)
+    files = (arguments.database, arguments.query)
+    for name in list(STUDIES) if arguments.only is None else arguments.only.split(","):
         before, started = kept["seconds"].get(name, 0.0), time.perf_counter()
-
-        def save(
-            state: Comparison, name: str = name, before: float = before, started: float = started
-        ) -> None:
-            kept["studies"][name] = state.to_dict()
-            kept["seconds"][name] = before + time.perf_counter() - started
+        for state in run_study(name, files, arguments.seeds, arguments.jobs, kept["studies"]):
+            kept["studies"][name] = state
+            kept["seconds"][name] = round(before + time.perf_counter() - started, 1)
             if arguments.out is not None:
                 write_json(arguments.out.with_suffix(".json"), kept)
-
-        state = run(
-            STUDIES[name], database, query, arguments.seeds, kept=kept["studies"].get(name), save=save
-        )
-        found[name] = Results(state)
-    if set(found) != set(STUDIES):
+            print(f"{name}: {len(state['cells'])} cells, {kept['seconds'][name] / 60:.1f} min", flush=True)
+    if set(kept["studies"]) != set(STUDIES):
         return
+    found = {name: Results(Comparison.from_dict(state)) for name, state in kept["studies"].items()}
     out = "" if arguments.out is None else f" --out docs/results/{arguments.out.name}"
-    command = f"python benchmarks/quality.py --database D.npz --query Q.npz --seeds {arguments.seeds}{out}"
+    command = (
+        f"python benchmarks/quality.py --database D.npz --query Q.npz --seeds {arguments.seeds} "
+        f"--jobs {arguments.jobs}{out}"
+    )
     text = page(found, command, kept["seconds"])
     print(text)
     if arguments.out is not None:

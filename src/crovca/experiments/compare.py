@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -252,6 +252,12 @@ class Comparison:
             "lengths": list(self.lengths),
             "cells": self.cells,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what ``to_dict`` gave."""
+        names = [entry.name for entry in fields(cls) if entry.name in values]
+        return cls(**{**{name: values[name] for name in names}, "lengths": tuple(values["lengths"])})
 
 
 def contenders(names: Sequence[str] | None, *, labelled: bool) -> list[Contender]:
