@@ -18,6 +18,12 @@ def dino(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def other_dino(dino, tmp_path_factory):
+    """The same model with other weights."""
+    return copies.with_other_weights(dino, tmp_path_factory.mktemp("encoders") / "other")
+
+
+@pytest.fixture(scope="session")
 def benchmarks(tmp_path_factory):
     """(data, protocols)"""
     data = tmp_path_factory.mktemp("data")

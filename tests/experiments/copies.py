@@ -1,5 +1,6 @@
 """Small copies of the benchmarks with images that can be decoded: a data folder, and the protocols that fit it."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -77,3 +78,17 @@ def write(data, names=tuple(WRITERS), **others):
         found[name] = replace(others.get(name, WRITERS[name])(folder), folder=folder.name)
         paint(folder)
     return found
+
+
+def with_other_weights(folder, target):
+    """A copy of a model, every weight with its sign turned."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    tensors = load_file(target / "model.safetensors")
+    save_file(
+        {name: np.asarray(-value) for name, value in tensors.items()},
+        target / "model.safetensors",
+        {"format": "pt"},
+    )
+    return target

@@ -29,7 +29,7 @@ from crovca.search.scoring import (
     tie_order,
 )
 from tests.encoders import tiny
-from tests.experiments import pair_copies
+from tests.experiments import copies, pair_copies
 
 pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
@@ -104,6 +104,18 @@ def precision_sum(order, right, k):
     precisions = np.cumsum(flags, axis=1) / np.arange(1, k + 1)
     hits = flags.sum(axis=1)
     return np.where(hits, (precisions * flags).sum(axis=1) / np.maximum(hits, 1), 0)
+
+
+@pytest.mark.parametrize("training", [ADAPTED, replace(ADAPTED, fitting="probing")], ids=["lora", "probing"])
+def test_codes_of_texts_are_not_mixed_with_other_weights(make, clip, tmp_path, training):
+    pairs.encoded_texts(make(), training, 0, "flickr25k-ddbh", "query")
+    other = copies.with_other_weights(clip, tmp_path / "other")
+    lab = make(weights={"dfn-b": str(other)})
+    for split in ("query", "database"):
+        with pytest.raises(ConfigError, match="was begun with other weights of dfn-b"):
+            pairs.encoded_texts(lab, training, 0, "flickr25k-ddbh", split)
+        with pytest.raises(ConfigError, match="was begun with other weights of dfn-b"):
+            lab.encoded(training, 0, "flickr25k-ddbh", split)
 
 
 # --- texts and pairs ------------------------------------------------------------------------------------------------

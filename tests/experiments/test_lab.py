@@ -1,5 +1,6 @@
 """The lab: everything is made once, goes on where it stopped, and never passes for something else."""
 
+import json
 import shutil
 from dataclasses import dataclass
 
@@ -246,22 +247,134 @@ def test_work_refuses_other_data(make, tmp_path):
         lab.source("flickr25k", "query")
 
 
-def test_work_refuses_other_weights(make, tmp_path):
-    from safetensors.numpy import load_file, save_file
+REFUSED = r"was begun with other weights of dinov2 \(.*\); give the same again or another --work"
 
+
+def test_work_refuses_other_weights(make, other_dino, tmp_path):
     lab = make()
     lab.embeddings("dinov2", "coco", "query")
-    other = tmp_path / "other"
-    shutil.copytree(lab.weights["dinov2"], other)
-    moved = make(weights={"dinov2": str(other)})
-    assert len(moved.embeddings("dinov2", "coco", "query")) == 2  # the same weights elsewhere
-    tensors = load_file(other / "model.safetensors")
-    save_file(
-        {name: -value for name, value in tensors.items()}, other / "model.safetensors", {"format": "pt"}
-    )
-    changed = make(weights={"dinov2": str(other)})
-    with pytest.raises(ConfigError, match="another weights of the encoder"):
+    moved = tmp_path / "moved"
+    shutil.copytree(lab.weights["dinov2"], moved)
+    assert len(make(weights={"dinov2": str(moved)}).embeddings("dinov2", "coco", "query")) == 2
+    other = make(weights={"dinov2": str(other_dino)})
+    for split in ("query", "database"):  # a store of theirs, and a new one beside it
+        with pytest.raises(ConfigError, match=REFUSED):
+            other.embeddings("dinov2", "coco", split)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [Training(), Training(fitting="probing"), Training(setting="random", fitting="probing")],
+    ids=["lora", "probing", "random"],
+)
+def test_models_and_codes_are_not_mixed_with_other_weights(make, other_dino, tmp_path, training):
+    lab = make()
+    before = lab.encoded(training, 0, "coco", "query")
+    other = make(weights={"dinov2": str(other_dino)})
+    for dataset in ("coco", "flickr25k"):  # codes that are kept, and new ones of the model that is kept
+        with pytest.raises(ConfigError, match=REFUSED):
+            other.encoded(training, 0, dataset, "query")
+    with pytest.raises(ConfigError, match=REFUSED):
+        other.model(training, 0)
+    moved = tmp_path / "moved"
+    shutil.copytree(lab.weights["dinov2"], moved)
+    again = make(weights={"dinov2": str(moved)}).encoded(training, 0, "coco", "query")
+    np.testing.assert_array_equal(again.logits, before.logits)
+
+
+def test_a_folder_of_weights_that_changed_is_another(make, dino, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(dino, folder)
+    weights = {"dinov2": str(folder)}
+    make(weights=weights).encoded(Training(), 0, "coco", "query")
+    copies.with_other_weights(dino, folder)
+    changed = make(weights=weights)
+    with pytest.raises(ConfigError, match=REFUSED):
+        changed.encoded(Training(), 0, "coco", "query")
+    with pytest.raises(ConfigError, match=REFUSED):
         changed.embeddings("dinov2", "coco", "query")
+
+
+def test_codes_outlive_the_folder_of_their_weights(make, dino, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(dino, folder)
+    weights = {"dinov2": str(folder)}
+    before = make(weights=weights).encoded(Training(), 0, "coco", "query")
+    shutil.rmtree(folder)
+    after = make(weights=weights).encoded(Training(), 0, "coco", "query")
+    np.testing.assert_array_equal(before.logits, after.logits)
+
+
+def test_an_id_of_the_hub_is_known_by_its_name(make, monkeypatch):
+    lab = make()
+    before = lab.encoded(Training(), 0, "coco", "query")
+    note = json.loads((lab.work / materials.WEIGHTS).read_text())
+    note["encoders"]["dinov2"]["source"] = "somebody/some-dinov2"
+    (lab.work / materials.WEIGHTS).write_text(json.dumps(note))
+    monkeypatch.setattr(materials, "locate", never)  # nothing is fetched for codes that are there
+    after = make(weights={"dinov2": "somebody/some-dinov2"}).encoded(Training(), 0, "coco", "query")
+    np.testing.assert_array_equal(before.logits, after.logits)
+    with pytest.raises(AssertionError, match="done a second time"):  # another id is looked into
+        make(weights={"dinov2": "somebody/another"}).encoded(Training(), 0, "coco", "query")
+
+
+def test_weights_that_could_not_be_loaded_bind_nothing(make, dino, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(dino, folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(
+        whole[: len(whole) // 2]
+    )  # as a download that was cut leaves it
+    weights = {"dinov2": str(folder)}
+    for ask in (
+        lambda lab: lab.embeddings("dinov2", "coco", "query"),
+        lambda lab: lab.encoded(Training(), 0, "coco", "query"),
+    ):
+        with pytest.raises(FileFormatError):
+            ask(make(weights=weights))
+    (folder / "model.safetensors").write_bytes(whole)
+    assert len(make(weights=weights).encoded(Training(), 0, "coco", "query")) == 2
+
+
+@pytest.mark.parametrize("fitting", ["lora", "probing"])
+def test_work_of_an_earlier_crovca_is_told_by_what_lies_in_it(make, other_dino, fitting):
+    lab, training = make(), Training(fitting=fitting)
+    before = lab.encoded(training, 0, "coco", "query")
+    (lab.work / materials.WEIGHTS).unlink()
+    with pytest.raises(ConfigError, match=REFUSED):
+        make(weights={"dinov2": str(other_dino)}).encoded(training, 0, "coco", "query")
+    again = make().encoded(training, 0, "coco", "query")
+    np.testing.assert_array_equal(again.logits, before.logits)
+    for folder in ("models", "embeddings", materials.WEIGHTS):
+        shutil.rmtree(lab.work / folder, ignore_errors=True)
+    (lab.work / materials.WEIGHTS).unlink(missing_ok=True)
+    with pytest.raises(
+        ConfigError, match=r"codes of dinov2 .*, and nothing says of which weights; give another"
+    ):
+        make().encoded(training, 0, "coco", "query")
+
+
+def test_work_that_an_earlier_crovca_mixed_is_refused(make, other_dino):
+    lab = make()
+    lab.embeddings("dinov2", "coco", "query")
+    (lab.work / materials.WEIGHTS).unlink()
+    kept = lab.work / "embeddings" / "dinov2"
+    (kept / "coco").rename(lab.work / "coco")
+    make(weights={"dinov2": str(other_dino)}).embeddings("dinov2", "cifar10", "query")
+    (lab.work / materials.WEIGHTS).unlink()
+    (lab.work / "coco").rename(kept / "coco")
+    with pytest.raises(
+        ConfigError, match=r"holds work of 2 different weights of dinov2 .*; give another --work"
+    ):
+        make().embeddings("dinov2", "coco", "query")
+
+
+def test_a_damaged_note_of_the_weights_is_refused(make):
+    lab = make()
+    lab.embeddings("dinov2", "coco", "query")
+    (lab.work / materials.WEIGHTS).write_text('{"format_version": 1, "encoders": {"dinov2": 3}}')
+    with pytest.raises(FileFormatError, match=r"weights\.json .*damaged"):
+        make().embeddings("dinov2", "coco", "query")
 
 
 @pytest.mark.parametrize(
@@ -283,6 +396,27 @@ def test_settings_and_encoders_must_be_known(tmp_path):
         Lab(tmp_path, tmp_path, training={"bits": 3})
     with pytest.raises(ConfigError, match="unknown encoder 'x'"):
         Lab(tmp_path, tmp_path, weights={"x": "y"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training": {"epochs": 0}}, "epochs must be a whole number of at least 1, got 0"),
+        ({"training": {"batch_size": 1}}, "batch_size must be a whole number of at least 2, got 1"),
+        ({"training": {"learning_rate": 0}}, "learning_rate must be greater than 0"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"dtype": "foo"}, "dtype must be 'auto' or one of .*, got 'foo'"),
+    ],
+)
+def test_settings_are_checked_before_anything_runs(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Lab(tmp_path, tmp_path / "work", **settings)
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_data_must_be_a_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no folder .*nowhere; give the folder of the datasets"):
+        Lab(tmp_path / "nowhere", tmp_path / "work")
 
 
 def test_a_missing_dataset_says_where_to_get_it(make, tmp_path):

@@ -1,6 +1,7 @@
 """The paper's tables of images, end to end on small copies of the benchmarks with a small random encoder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from crovca.experiments import paper
 from crovca.experiments import reproduce as runs
 from crovca.experiments.lab import Lab
 from crovca.experiments.retrieval import FeatureWiseScorer
-from crovca.hasher import load_hasher
+from crovca.hasher import ImageHasher, load_hasher
 from tests.encoders import tiny
 from tests.experiments import copies, pair_copies
 
@@ -219,10 +220,43 @@ def test_seeds_are_all_kept_and_floats_have_one(make):
     assert list(coded.found) == ["0", "1", "2"]
     assert len(set(coded.values)) > 1
     assert coded.mean == pytest.approx(np.mean(coded.values))
-    assert coded.spread == pytest.approx(np.std(coded.values))
+    assert coded.spread == pytest.approx(np.std(coded.values, ddof=1))
     assert len(results.measured()[cells[1].measurement]) == 3
     one = runs.reproduce(make(), cells, [1], kept=results.kept).rows()[1]
     assert one.values == [coded.values[1]]
+
+
+def break_seeds(monkeypatch, *broken):
+    """Training with these seeds fails."""
+    fit = ImageHasher.fit
+
+    def fails(self, *arguments, **more):
+        if self.seed in broken:
+            raise RuntimeError(f"no memory for seed {self.seed}" if len(broken) > 1 else "no memory")
+        return fit(self, *arguments, **more)
+
+    monkeypatch.setattr(ImageHasher, "fit", fails)
+
+
+def test_a_seed_that_fails_is_told_from_those_that_do_not(make, monkeypatch):
+    break_seeds(monkeypatch, 1)
+    (row,) = runs.reproduce(
+        make(), paper.cells("table1", dataset="coco", encoder="dinov2", bits=16), [0, 1]
+    ).rows()
+    assert (row.asked, list(row.found), row.spread) == (2, ["0"], None)
+    assert row.reasons == {1: "RuntimeError: no memory"}
+    assert row.failed == "RuntimeError: no memory"
+    described = row.to_dict()
+    assert described["seeds_asked"] == 2
+    assert described["failed_seeds"] == {"1": "RuntimeError: no memory"}
+
+
+def test_numbers_of_this_run_are_told_from_kept_ones(make):
+    cells = paper.cells("table1", dataset="coco", encoder="dinov2", bits=[16, 32])
+    first = runs.reproduce(make(), cells[:1], [0, 1])
+    assert (first.measured_now, first.kept_before) == (2, 0)
+    second = runs.reproduce(make(), cells, [0, 1], kept=first.kept)
+    assert (second.measured_now, second.kept_before) == (2, 2)
 
 
 @pytest.mark.parametrize("seeds", [[], [-1], [True], ["0"]])
@@ -288,14 +322,47 @@ def test_floats_and_random_hashcoders_are_the_same_in_shortened_runs(make, never
     assert not runs.reproduce(make(training={"epochs": 3}, nested=True), cells, kept=kept).failed
 
 
-def test_results_of_other_weights_are_measured_anew(make, dino, tmp_path, never):
-    cells = paper.cells("table1", dataset="coco", encoder="dinov2")[:1]
+def test_results_of_other_weights_are_refused(make, dino, other_dino, tmp_path, never):
+    cells = paper.cells("table1", dataset="coco", encoder="dinov2", bits=16)
     kept = runs.reproduce(make(), cells).kept
+    before = json.dumps(kept)
+    moved = tmp_path / "moved"
+    shutil.copytree(dino, moved)
+    other = runs.reproduce(make(weights={"dinov2": str(other_dino)}), cells, kept=kept)
+    (row,) = other.rows()
+    assert row.mean is None
+    assert "was begun with other weights of dinov2" in row.failed
+    assert json.dumps(kept) == before
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert runs.reproduce(make(weights={"dinov2": str(empty)}), cells, kept=kept).failed
     never()
-    assert not runs.reproduce(make(weights={"dinov2": str(dino / ".")}), cells, kept=kept).failed
-    other = tmp_path / "other"
-    other.mkdir()
-    assert runs.reproduce(make(weights={"dinov2": str(other)}), cells, kept=kept).failed
+    for place in (dino / ".", moved):  # the same weights
+        assert not runs.reproduce(make(weights={"dinov2": str(place)}), cells, kept=kept).failed
+
+
+def test_results_that_an_earlier_crovca_took_for_those_of_other_weights_are_not_shown(make, other_dino):
+    cells = paper.cells("table1", dataset="coco", encoder="dinov2", bits=16)
+    lab = make()
+    kept = runs.reproduce(lab, cells).kept
+    (lab.work / "weights.json").unlink()
+    (entry,) = (entries["0"] for entries in kept.values())
+    del entry["weights_sha256"]
+    assert not runs.reproduce(make(), cells, kept=kept).failed
+    entry["encoder"] = str(other_dino)  # labelled so, of codes of the first
+    (row,) = runs.reproduce(make(weights={"dinov2": str(other_dino)}), cells, kept=kept).rows()
+    assert "was begun with other weights of dinov2" in row.failed
+
+
+def test_results_of_a_folder_whose_weights_changed_are_refused(make, dino, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(dino, folder)
+    weights = {"dinov2": str(folder)}
+    cells = paper.cells("table1", dataset="coco", encoder="dinov2", bits=16)
+    kept = runs.reproduce(make(weights=weights), cells).kept
+    copies.with_other_weights(dino, folder)
+    (row,) = runs.reproduce(make(weights=weights), cells, kept=kept).rows()
+    assert "was begun with other weights of dinov2" in row.failed
 
 
 def test_nobody_else_works_in_the_folder(make):
@@ -363,8 +430,16 @@ def test_the_command_prints_ours_beside_the_papers(command):
     assert float(spread) >= 0
     assert "training dinov2-coco-unsupervised-lora-small-16bits" in errors
     status, again, errors = command(*ONE, "--seeds", "2")
-    assert (status, again) == (0, out)
+    *numbers, last = out.splitlines()
+    assert last.startswith("measured now: 7, kept from earlier runs: 0; all numbers, seed by seed: ")
+    *same, last_again = again.splitlines()
+    assert (status, same) == (0, numbers)
+    assert last_again == last.replace(
+        "now: 7, kept from earlier runs: 0", "now: 0, kept from earlier runs: 7"
+    )
     assert errors == ""
+    content = json.loads(command(*ONE, "--seeds", "2", "--json")[1])
+    assert (content["measured_now"], content["kept"]) == (0, 7)
 
 
 def test_the_command_prints_json(command):
@@ -384,8 +459,47 @@ def test_the_command_prints_json(command):
 def test_others_numbers_are_shown_and_not_run(command):
     status, out, _ = command("table12", "--dataset", "imagenet100", "--epochs", "1", "--batch-size", "2")
     assert status == 0
-    assert "(OrthoHash)" in out
-    assert "86.9" in out
+    (header,) = [line for line in out.splitlines() if line.startswith("row")]
+    assert header.split() == ["row", "column", "paper", "published", "by", "ours", "difference"]
+    (line,) = [line for line in out.splitlines() if "86.9" in line]
+    assert line[header.index("paper") + 5 : header.index("published by") + 12].strip() == "OrthoHash"
+    assert not line[header.index("published by") + 12 :].strip()  # nothing of ours
+    assert "published" not in command(*ONE)[1]
+
+
+def test_a_seed_that_fails_is_shown(command, monkeypatch):
+    break_seeds(monkeypatch, 1, 2)
+    status, out, _ = command(*ONE, "--bits", "16", "--seeds", "3")
+    assert status == 0
+    assert "mean ± standard deviation of up to 3 seeds" in out
+    (line,) = [line for line in out.splitlines() if "COCO 16 " in line and "87.5" in line]
+    assert "(1 of 3 seeds)" in line
+    assert "±" not in line
+    for seed in (1, 2):
+        assert f"failed: DINOv2 ViT-B, COCO 16 (seed {seed}): RuntimeError: no memory for seed {seed}" in out
+
+
+def test_other_weights_are_refused_by_the_command(command, other_dino, tmp_path):
+    status, out, _ = command(*ONE, "--bits", "16")
+    assert status == 0
+    results = tmp_path / "work" / "results.json"
+    before = results.read_bytes()
+    fixed = [
+        "--data",
+        tmp_path,
+        "--work",
+        tmp_path / "work",
+        "--weights",
+        f"dinov2={other_dino}",
+        "--device",
+        "cpu",
+    ]
+    status, out, _ = command(*ONE, "--bits", "16", fixed=map(str, fixed))
+    assert status == 1
+    assert "failed: DINOv2 ViT-B, COCO 16: " in out
+    assert "was begun with other weights of dinov2" in out
+    assert "give the same again or another --work" in out
+    assert results.read_bytes() == before
 
 
 def test_the_status_says_whether_everything_failed(command, tmp_path):
@@ -394,6 +508,9 @@ def test_the_status_says_whether_everything_failed(command, tmp_path):
     assert status == 1
     assert "failed: DINOv2 ViT-B, COCO Orig" in out
     assert "and 1 more: coco: there is no folder" in out
+    assert "results.json" not in out  # there is none
+    assert out.splitlines()[-1] == "nothing was measured"
+    assert not (tmp_path / "work2" / "results.json").exists()
     status, out, _ = command(
         "table1", "--dataset", "coco", "--bits", "16", "--epochs", "1", "--batch-size", "4"
     )
@@ -414,13 +531,30 @@ def test_the_status_says_whether_everything_failed(command, tmp_path):
         (["table1", "--weights", "dinov2"], None, "--weights must be NAME=FOLDER"),
         (["table1", "--weights", "resnet=x"], None, "unknown encoder 'resnet'"),
         (["table1", "--query", "x.png"], None, "--query goes with pictures"),
+        (["table1", "--epochs", "0"], None, "epochs must be a whole number of at least 1, got 0"),
+        (["--list", "table1", "--epochs", "0"], [], "epochs must be a whole number of at least 1, got 0"),
+        (["table1", "--batch-size", "1"], None, "batch_size must be a whole number of at least 2, got 1"),
+        (["figure4", "--epochs", "0"], None, "epochs must be a whole number of at least 1, got 0"),
+        (["table1", "--device", "tpu"], None, "unknown device 'tpu'"),
+        (["table1", "--dtype", "foo"], None, "dtype must be 'auto' or one of"),
+        (
+            ["table1", "--data", "nowhere"],
+            None,
+            "there is no folder nowhere; give the folder of the datasets",
+        ),
+        (["figure3", "--query", "x.png"], None, "figure3 is a map of many items; it has no query"),
     ],
 )
-def test_what_the_command_refuses(command, arguments, fixed, message):
-    status, _, errors = command(*arguments, **({} if fixed is None else {"fixed": fixed}))
+def test_what_the_command_refuses(command, tmp_path, benchmarks, arguments, fixed, message):
+    if fixed is None:
+        fixed = ["--work", str(tmp_path / "work")]
+        fixed += [] if "--data" in arguments else ["--data", str(benchmarks[0])]
+    status, out, errors = command(*arguments, fixed=fixed)
     assert status == 2
     assert message in errors
     assert errors.count("\n") == 1
+    assert out == ""
+    assert not (tmp_path / "work").exists()  # before anything ran
 
 
 def test_alone_it_lists_what_there_is(command):
@@ -466,3 +600,25 @@ def test_pictures_are_drawn(command, dino, tmp_path):
     assert query in page.read_text()
     status, out, _ = command("figure4", *given, "--json")
     assert str(page) in json.loads(out)["files"]
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_failure_as_a_number_is(command, dino, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "empty").mkdir()
+    fixed = ["--data", str(tmp_path / "empty"), "--work", str(tmp_path / "work"), "--device", "cpu"]
+    for table in (("table2", "--dataset", "imagenet100"), ("figure4", "--weights", f"simdinov2={dino}")):
+        status, out, errors = command(*table, fixed=fixed)
+        assert (status, errors) == (1, "") if table[0] == "figure4" else status == 1
+        assert "failed: " in out
+        assert "there is no folder" in out
+    status, out, _ = command("figure4", "--json", fixed=fixed)
+    content = json.loads(out)
+    assert (status, content["files"]) == (1, [])
+    assert "there is no folder" in content["failed"]
+
+
+def test_a_query_that_is_none_is_a_wrong_option(command, dino):
+    pytest.importorskip("matplotlib")
+    status, _, errors = command("figure4", "--weights", f"simdinov2={dino}", "--query", "zebra.jpg")
+    assert status == 2
+    assert "zebra.jpg is none of the queries" in errors

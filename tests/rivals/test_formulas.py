@@ -209,7 +209,10 @@ def test_rabitq_estimates_distances():
     estimate = found.scores(X[:50], X)
     assert np.corrcoef(true.ravel(), estimate.ravel())[0, 1] > 0.8
     assert abs(float((estimate - true).mean())) < 0.1  # unbiased
-    with pytest.raises(InvalidInputError, match="use 128 or more"):
+    assert RaBitQ(72).fit(X).bytes_per_item == 9
+    with pytest.raises(
+        InvalidInputError, match=r"8 bytes of .* at least 72 bits.* meant for 128 or more.* 64 were"
+    ):
         RaBitQ(64).fit(X)
 
 

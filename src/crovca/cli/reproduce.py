@@ -96,6 +96,7 @@ def reproduce(
         encoder=_names(encoder, "--encoder"),
         bits=None if bits is None else parse_lengths(bits, "--bits"),
     )
+    training = _training(epochs, batch_size)
     if listed:
         reproduce_list.print_cells(cells, seeds, json, nested=nested, epochs=epochs)
         return
@@ -105,12 +106,11 @@ def reproduce(
         )
     if query is not None and experiment.kind != "pictures":
         raise ConfigError(f"--query goes with pictures; {name} has none")
-    training = {"epochs": epochs, "batch_size": batch_size}
     settings: dict[str, Any] = {
         "weights": _weights(weights or []),
         "device": device,
         "dtype": dtype,
-        "training": {key: value for key, value in training.items() if value is not None},
+        "training": training,
         "nested": nested,
     }
     _run(experiment, cells, (data, work), settings, range(seeds), query, json=json)
@@ -130,14 +130,12 @@ def _run(
     from crovca.experiments.lab import Lab
 
     _, work = folders
-    with runs.opened(work) as (kept, save), Reporter() as reporter:
-        lab = Lab(*folders, **settings, observer=reporter)
-        if experiment.kind == "pictures":
-            from crovca.experiments import pictures
-
-            drawn = pictures.draw(experiment.name, lab, cells, seed=0, query=query)
-            _report_pictures(experiment, lab, drawn, reporter.notes, json)
-            return
+    reporter = Reporter()
+    lab = Lab(*folders, **settings, observer=reporter)  # refuses wrong settings, before there is a folder
+    if experiment.kind == "pictures":
+        _draw(experiment, lab, cells, query, reporter, json=json)
+        return
+    with runs.opened(work) as (kept, save), reporter:
         results = runs.reproduce(
             lab, cells, list(seeds), kept=kept, save=save, advance=lambda what: _tell(reporter, what)
         )
@@ -152,6 +150,8 @@ def _run(
         "section": experiment.section,
         "changes": _changes(lab),
         "seeds": list(seeds),
+        "measured_now": results.measured_now,
+        "kept": results.kept_before,
         "cells": [row.to_dict() for row in results.rows()],
         "files": [str(file) for file in files],
         "notes": reporter.notes,
@@ -164,6 +164,37 @@ def _run(
             _say(f"drawn: {file}")
     if results.hopeless:
         raise typer.Exit(1)
+
+
+def _draw(
+    experiment: Experiment, lab: Lab, cells: list[Cell], query: str | None, reporter: Reporter, *, json: bool
+) -> None:
+    """Draw a figure of pictures; one that fails is reported, with the status of a failure, as numbers are."""
+    from crovca.experiments import pictures
+    from crovca.experiments import reproduce as runs
+
+    pictures.check(experiment.name, cells, query)
+    page, failed = None, None
+    with runs.opened(lab.work), reporter:
+        try:
+            page = pictures.draw(experiment.name, lab, cells, seed=0, query=query)
+        except pictures.QueryError:
+            raise
+        except Exception as error:
+            failed = runs.reason_of(error)
+    _report_pictures(experiment, lab, page, failed, reporter.notes, json)
+    if failed is not None:
+        raise typer.Exit(1)
+
+
+def _training(epochs: int | None, batch_size: int | None) -> dict[str, Any]:
+    """What differs from the paper's settings, as far as it can be trained with."""
+    from crovca.config import TrainingConfig
+
+    asked = {"epochs": epochs, "batch_size": batch_size}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    TrainingConfig(lengths=(16,), **{"epochs": 1, **given})
+    return given
 
 
 def _names(text: str | None, option: str) -> list[str] | None:
@@ -199,61 +230,91 @@ def _tell(reporter: Reporter, what: str) -> None:
 def _print(experiment: Experiment, lab: Lab, results: Results) -> None:
     rows, changes = results.rows(), _changes(lab)
     count = len(results.seeds)
-    seeds = "one seed" if count == 1 else f"mean ± standard deviation of {count} seeds"
+    short = any(len(row.found) < row.asked for row in rows if row.found)
+    several = f"mean ± standard deviation of {'up to ' * short}{count} seeds"
+    seeds = "one seed" if count == 1 else several
     _say(f"{experiment.name}: {experiment.title} (section {experiment.section}), percent, {seeds}")
     if changes:
         _say(f"NOT the paper's settings: {', '.join(changes)}")
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("row", "column"):
-        table.add_column(column)
-    for column in ("paper", "ours", "difference"):
-        table.add_column(column, justify="right")
+    others = any(row.cell.published_by for row in rows)
+    for column in ("row", "column", "paper", *(["published by"] if others else []), "ours", "difference"):
+        right = column in ("paper", "ours", "difference")
+        table.add_column(column, justify="right" if right else "left")
     before = None
     for row in rows:
-        table.add_row("" if row.cell.row == before else row.cell.row, *_line(row))
+        name, paper, *ours = _line(row)
+        authors = [row.cell.published_by] if others else []
+        table.add_row("" if row.cell.row == before else row.cell.row, name, paper, *authors, *ours)
         before = row.cell.row
     stdout.print(table)
     for note in dict.fromkeys(row.cell.note for row in rows if row.cell.note and row.cell.measurement):
         _say(f"note: {note}")
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        if row.failed is not None:
-            reasons.setdefault(row.failed, []).append(f"{row.cell.row}, {row.cell.column}")
+        for why, seeds_failed in _by_reason(row).items():
+            reasons.setdefault(why, []).append(f"{row.cell.row}, {row.cell.column}{seeds_failed}")
     for reason, cells in reasons.items():
         more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
         _say(f"failed: {'; '.join(cells[:3])}{more}: {reason}")
     for where, found in lab.left_out.items():
         _say(f"left out, as they could not be read: {sum(found.values()):,} of {where}")
-    _say(f"everything that was measured, seed by seed: {lab.work / 'results.json'}")
+    if results.measured():
+        _say(
+            f"measured now: {results.measured_now:,}, kept from earlier runs: {results.kept_before:,}; "
+            f"all numbers, seed by seed: {lab.work / 'results.json'}"
+        )
+    elif results.keys:
+        _say("nothing was measured")
+
+
+def _by_reason(row: Row) -> dict[str, str]:
+    """For each reason why seeds failed, which they are: nothing where all did for the same."""
+    found: dict[str, list[int]] = {}
+    for seed, why in row.reasons.items():
+        found.setdefault(why, []).append(seed)
+    return {
+        why: ""
+        if len(seeds) == row.asked
+        else f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+        for why, seeds in found.items()
+    }
 
 
 def _line(row: Row) -> tuple[str, str, str, str]:
     cell = row.cell
     paper = "-" if cell.value is None else f"{cell.value:.1f}"
     if cell.measurement is None:
-        return cell.column, paper, f"({cell.published_by})" if cell.published_by else "", ""
+        return cell.column, paper, "", ""
     if row.mean is None:
         return cell.column, paper, "failed", ""
     spread = "" if row.spread is None else f" ± {row.spread:.1f}"
+    count = f" ({len(row.found)} of {row.asked} seeds)" if len(row.found) < row.asked else ""
     difference = "" if row.difference is None else f"{row.difference:+.1f}"
-    return cell.column, paper, f"{row.mean:.1f}{spread}", difference
+    return cell.column, paper, f"{row.mean:.1f}{spread}{count}", difference
 
 
-def _report_pictures(experiment: Experiment, lab: Lab, page: Path, notes: list[str], json: bool) -> None:
+def _report_pictures(
+    experiment: Experiment, lab: Lab, page: Path | None, failed: str | None, notes: list[str], json: bool
+) -> None:
     if json:
         emit_json(
             {
                 "experiment": experiment.name,
                 "title": experiment.title,
                 "changes": _changes(lab),
-                "files": [str(file) for file in sorted(page.parent.iterdir())],
+                "files": [] if page is None else [str(file) for file in sorted(page.parent.iterdir())],
+                "failed": failed,
                 "notes": notes,
             }
         )
         return
     if changes := _changes(lab):
         _say(f"NOT the paper's settings: {', '.join(changes)}")
-    _say(f"{experiment.name}: {experiment.title}: {page}")
+    if failed is None:
+        _say(f"{experiment.name}: {experiment.title}: {page}")
+    else:
+        _say(f"failed: {experiment.name}: {failed}")
 
 
 def _say(text: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crovca.codes import Codes
-from crovca.config import PRESETS
+from crovca.config import PRESETS, TrainingConfig
 from crovca.data.datasets.registry import PROTOCOLS
 from crovca.data.datasets.structure import Protocol
 from crovca.data.embeddings import Embeddings
@@ -52,6 +52,9 @@ class Lab(Materials):
         data, work, weights, device, dtype, protocols, observer: as for ``Materials``.
         training: changes to the paper's settings, of ``CHANGES``; they are part of every model's name.
         nested: one model of ``NESTED_LENGTHS`` instead of one for each length.
+
+    Raises:
+        ConfigError: as ``Materials``; or an unknown setting, or one that no model can be trained with.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Lab(Materials):
         unknown = [name for name in self.training if name not in CHANGES]
         if unknown:
             raise ConfigError(f"unknown setting {unknown[0]!r}; expected some of {', '.join(CHANGES)}")
+        given = {name: value for name, value in self.training.items() if value != "auto"}
+        TrainingConfig(lengths=NESTED_LENGTHS[:1], **{"epochs": 1, **given})  # refuses what is out of range
 
     def name_of(self, training: Training) -> str:
         """The name of a model: everything that it is trained with."""
@@ -137,12 +142,17 @@ class Lab(Materials):
         }
 
     def keep(self, training: Training, seed: int, fit: Callable[..., Any]) -> Any:
-        """The model of a training, from its folder, or from ``fit(checkpoint=..., observer=...)`` and then saved."""
+        """The model of a training, from its folder, or from ``fit(checkpoint=..., observer=...)`` and then saved.
+
+        Raises:
+            CrovcaError: training failed, or ``work`` was begun with other weights of the encoder.
+        """
+        self.require_same_weights(training.encoder)
         folder = self.work / "models" / self.name_of(training) / f"seed-{seed}"
         if self._model is None or self._model[0] != folder:
             self._model = None  # two encoders at once may not fit into the memory of a GPU
             if not folder.exists():
-                self._train(folder, fit)
+                self._train(training.encoder, folder, fit)
             elsewhere = self.weights.get(training.encoder)
             frozen = training.setting == "pairs" and training.fitting == "probing"
             self._model = (
@@ -151,7 +161,7 @@ class Lab(Materials):
             )
         return self._model[1]
 
-    def _train(self, folder: Path, fit: Callable[..., Any]) -> None:
+    def _train(self, encoder: str, folder: Path, fit: Callable[..., Any]) -> None:
         """Train and save; what failed once is not tried again for the next number that needs it."""
         if folder in self._failed:
             raise self._failed[folder]
@@ -159,7 +169,10 @@ class Lab(Materials):
         self.observer.message(f"training {folder.parent.name}, {folder.name}")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            fit(checkpoint=partial, observer=self.observer).save(folder)
+            fitted = fit(checkpoint=partial, observer=self.observer)
+            for tower in getattr(fitted.towers_, "encoders", ()):  # a model of embeddings has none in it
+                self.note_weights(encoder, tower.identity)
+            fitted.save(folder)
         except Exception as error:
             self._failed[folder] = error
             raise
@@ -173,6 +186,7 @@ class Lab(Materials):
         Raises:
             CrovcaError: as ``model`` and ``embeddings``.
         """
+        self.require_same_weights(training.encoder)
         name, _ = self.split(dataset, split)
         path = self.work / "codes" / self.name_of(training) / f"seed-{seed}" / f"{dataset}-{name}.npz"
         if not path.exists():

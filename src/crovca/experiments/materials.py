@@ -5,6 +5,9 @@
     WORK/datasets/cifar10/                     images of an archive, as files
     WORK/splits/DATASET/SPLIT.txt              the list of a split's images, as 'crovca embed' takes it
     WORK/embeddings/ENCODER/DATASET/SPLIT/     stores; interrupted ones go on part by part
+    WORK/weights.json                          which weights of each encoder all that is kept was made with
+
+An encoder has the same weights in all of a work folder, so that nothing that is kept is ever mixed with others.
 """
 
 from __future__ import annotations
@@ -24,21 +27,23 @@ from crovca.data.datasets.structure import Dataset, Protocol, Split
 from crovca.data.embeddings import Embeddings, load_embeddings
 from crovca.data.sources import Source, open_images
 from crovca.data.store import MANIFEST, read_errors
-from crovca.encoders.encoder import Encoder, TextEncoder
+from crovca.encoders.encoder import Encoder, TextEncoder, choose_device, choose_dtype
 from crovca.encoders.families import ALIASES
 from crovca.encoders.job import Job, Origin, begin_job, read_job
 from crovca.encoders.pipeline import counted, finish, make_worker, missing_shards, plan_job
 from crovca.encoders.runners import run_here
-from crovca.encoders.sources import locate
-from crovca.errors import ConfigError, CrovcaError
-from crovca.files import atomic_file
+from crovca.encoders.sources import locate, weight_files, weights_sha256
+from crovca.errors import ConfigError, CrovcaError, FileFormatError
+from crovca.files import atomic_file, read_json, write_json
 from crovca.hashing.training import Observer, Silent
 
-__all__ = ["STATISTICS", "Materials", "slice_source"]
+__all__ = ["STATISTICS", "WEIGHTS", "Materials", "slice_source"]
 
 STATISTICS = "train-sample"
 """A split beside those of the dataset: at most 65,536 evenly spaced items of "train"."""
 _SAMPLE = 65_536
+WEIGHTS = "weights.json"
+_WEIGHTS_FORMAT = 1
 
 
 class Materials:
@@ -55,6 +60,9 @@ class Materials:
 
     Attributes:
         left_out: for "DATASET/SPLIT", how many images could not be read, by reason.
+
+    Raises:
+        ConfigError: ``data`` is no folder, an unknown encoder, or a device or dtype that is unknown or not here.
     """
 
     def __init__(
@@ -69,7 +77,10 @@ class Materials:
         observer: Observer | None = None,
     ) -> None:
         self.data, self.work = Path(data), Path(work)
-        given = {name: Path(place) for name, place in (weights or {}).items()}
+        if not self.data.is_dir():
+            raise ConfigError(f"there is no folder {data}; give the folder of the datasets")
+        choose_dtype(dtype, choose_device(device))
+        given = {name: Path(place).expanduser() for name, place in (weights or {}).items()}
         self.weights = {n: str(place.resolve() if place.is_dir() else place) for n, place in given.items()}
         self.device, self.dtype = device, dtype
         self.protocols = protocols
@@ -79,6 +90,8 @@ class Materials:
         self._sources: dict[tuple[str, str], Source[bytes]] = {}
         self._not_there: dict[str, CrovcaError] = {}
         self._encoder: tuple[tuple[str, str], Encoder | TextEncoder] | None = None
+        self._weights: dict[str, dict[str, Any]] | None = None
+        self._checksums: dict[str, str] = {}
         unknown = [name for name in self.weights if name not in ALIASES]
         if unknown:
             raise ConfigError(f"unknown encoder {unknown[0]!r}; expected some of {', '.join(ALIASES)}")
@@ -188,6 +201,111 @@ class Materials:
             raise
         return place
 
+    def checksum(self, name: str) -> str:
+        """SHA-256 of an encoder's weights as they are now, computed once; fetched from the hub where they are not here.
+
+        Raises:
+            CrovcaError: they cannot be had.
+        """
+        place = self.fetched(name)
+        if place not in self._checksums:
+            self._checksums[place] = weights_sha256(weight_files(locate(place)))
+        return self._checksums[place]
+
+    def weights_of_work(self, name: str) -> str | None:
+        """SHA-256 of the weights that ``work`` has of an encoder; None where nothing was made with it yet.
+
+        Raises:
+            ConfigError: an earlier crovca, which did not note them, left what cannot be told or is of several.
+            FileFormatError: the note is damaged.
+        """
+        noted = self._noted(name)
+        return None if noted is None else str(noted["weights_sha256"])
+
+    def require_same_weights(self, name: str) -> None:
+        """Refuse other weights of an encoder than those that ``work`` was begun with.
+
+        To be called before anything that is kept is used. A folder is looked into; an id of the hub, or a folder that
+        is gone, is the same if it has the same name.
+
+        Raises:
+            ConfigError: they are others, or as ``weights_of_work``.
+            CrovcaError: they lie elsewhere than those that work was begun with, and cannot be had.
+        """
+        noted, place = self._noted(name), self.encoder(name)
+        if noted is None or (place == noted["source"] and not Path(place).is_dir()):
+            return
+        self._compare(name, noted, place, self.checksum(name))
+
+    def note_weights(self, name: str, identity: Mapping[str, str | None]) -> None:
+        """Bind ``work`` to weights of an encoder, before the first of what they make is kept.
+
+        Args:
+            name: of the encoder.
+            identity: of the loaded encoder.
+
+        Raises:
+            ConfigError: it is bound to others.
+        """
+        noted, now = self._noted(name), str(identity["weights_sha256"])
+        if noted is not None:
+            self._compare(name, noted, self.encoder(name), now)
+            return
+        self._write_note(
+            name,
+            {"source": self.encoder(name), "revision": identity.get("revision"), "weights_sha256": now},
+        )
+
+    def _compare(self, name: str, noted: Mapping[str, Any], place: str, now: str) -> None:
+        if now != noted["weights_sha256"]:
+            raise ConfigError(
+                f"{self.work} was begun with other weights of {name} ({noted['source']}, sha256 "
+                f"{noted['weights_sha256'][:12]}…, now {place}, {now[:12]}…); give the same again or another --work"
+            )
+
+    def _noted(self, name: str) -> dict[str, Any] | None:
+        path = self.work / WEIGHTS
+        if self._weights is None:
+            self._weights = _read_weights(path) if path.exists() else {}
+        if name not in self._weights and (found := self._recorded(name)) is not None:
+            self._write_note(name, found)
+        return self._weights.get(name)
+
+    def _write_note(self, name: str, note: dict[str, Any]) -> None:
+        assert self._weights is not None
+        self._weights[name] = note
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_json(self.work / WEIGHTS, {"format_version": _WEIGHTS_FORMAT, "encoders": self._weights})
+
+    def _recorded(self, name: str) -> dict[str, Any] | None:
+        """What stores and models say of their weights, where an earlier crovca made them and noted nothing."""
+        recorded = [
+            read_json(path, "embedding job").get("identity")
+            for path in (self.work / "embeddings" / name).glob("*/*/job.json")
+        ]
+        for folder in self._named_after(name, "models"):
+            for path in folder.glob("seed-*/config.json"):
+                recorded += read_json(path, "model").get("fitted", {}).get("encoders", [])
+        found = {entry["weights_sha256"]: entry for entry in recorded if entry}
+        if len(found) > 1:
+            raise ConfigError(
+                f"{self.work} holds work of {len(found)} different weights of {name} (an earlier crovca did not tell "
+                "them apart); give another --work"
+            )
+        for entry in found.values():
+            return {key: entry.get(key) for key in ("source", "revision", "weights_sha256")}
+        if any(any(folder.glob("seed-*/*.npz")) for folder in self._named_after(name, "codes")):
+            raise ConfigError(
+                f"{self.work} holds codes of {name} that an earlier crovca made, and nothing says of which weights; "
+                "give another --work"
+            )
+        return None
+
+    def _named_after(self, encoder: str, kind: str) -> list[Path]:
+        """Folders of an encoder's models or codes."""
+        found = [(self.work / kind).glob(f"{encoder}-{dataset}-*") for dataset in self.protocols]
+        return [path for paths in found for path in paths]
+
     def embeddings(self, encoder: str, dataset: str, split: str) -> Embeddings:
         """Embeddings of a split's images by an encoder as it is; items that cannot be read are left out.
 
@@ -215,17 +333,20 @@ class Materials:
             folder: of the store.
 
         Raises:
-            ConfigError: the store is of another source or of other weights.
+            ConfigError: the store is of another source, or ``work`` of other weights.
         """
+        self.require_same_weights(encoder)
         place, source, begun = self.encoder(encoder), origin.open(), read_job(folder)
         same = begun is not None and (begun.encoder, begun.fingerprint) == (place, source.fingerprint)
         if not (same and (folder / MANIFEST).exists()):
             self.fetched(encoder)
-            self._embed(folder, origin, source, place, begun)
+            self._embed(folder, origin, source, encoder, begun)
         return load_embeddings(folder)
 
-    def _embed(self, store: Path, origin: Origin, source: Source[Any], place: str, begun: Job | None) -> None:
+    def _embed(self, store: Path, origin: Origin, source: Source[Any], name: str, begun: Job | None) -> None:
+        place = self.encoder(name)
         tower = self._load(origin.modality, place, begun)
+        self.note_weights(name, tower.identity)
         asked = {"v": 1, "seed": 0, "stored": "float32"}  # float16 is too small for some encoders
         job = plan_job(origin, source, tower, place, None, asked, begun)
         if begun is not None and (differences := begun.differences(job)):
@@ -263,6 +384,21 @@ class Materials:
         if reasons and where not in self.left_out:
             self.left_out[where] = dict(reasons)
             self.observer.message(f"{where}: {sum(reasons.values()):,} left out ({counted(dict(reasons))})")
+
+
+def _read_weights(path: Path) -> dict[str, dict[str, Any]]:
+    content = read_json(path, "note of the weights")
+    version, found = content.get("format_version"), content.get("encoders")
+    if version != _WEIGHTS_FORMAT:
+        raise FileFormatError(
+            f"{path}: note of format version {version!r}, this crovca reads {_WEIGHTS_FORMAT}; give another --work"
+        )
+    if not isinstance(found, dict) or not all(
+        isinstance(note, dict) and all(isinstance(note.get(key), str) for key in ("source", "weights_sha256"))
+        for note in found.values()
+    ):
+        raise FileFormatError(f"{path} (the note of the weights) is damaged; give another --work")
+    return found
 
 
 def slice_source(source: Source[Any], start: int, end: int) -> Source[Any]:

@@ -128,6 +128,7 @@ def encoded_texts(lab: Lab, training: Training, seed: int, dataset: str, split: 
     Raises:
         CrovcaError: as ``lab.model`` and ``text_embeddings``.
     """
+    lab.require_same_weights(training.encoder)
     texts = texts_of(lab.dataset(dataset), split)
     path = lab.work / "codes" / lab.name_of(training) / f"seed-{seed}" / f"{dataset}-{split}.texts.npz"
     if not path.exists():

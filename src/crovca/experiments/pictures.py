@@ -32,7 +32,7 @@ from crovca.search.scoring import BitScorer, CosineScorer, Scorer, tie_order, to
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ITEMS", "NEIGHBOURS", "draw"]
+__all__ = ["ITEMS", "NEIGHBOURS", "QueryError", "check", "draw"]
 
 ITEMS = 2000
 """Queries on the map of Figure 3, drawn with seed 0 (the paper does not say how many, or which)."""
@@ -70,6 +70,34 @@ _FIGURES = {
 }
 
 
+class QueryError(ConfigError):
+    """The query that was asked for is none of the dataset's."""
+
+
+def check(name: str, cells: Sequence[Cell], query: str | None = None) -> tuple[Training, str]:
+    """Refuse what no data could make right.
+
+    Args:
+        name, cells, query: as for ``draw``.
+
+    Returns:
+        The model that is drawn, and the dataset.
+
+    Raises:
+        ConfigError: no such figure, the cells name no model, or a query for a figure without one.
+        MissingDependencyError: the extra ``report`` is not installed.
+    """
+    figures.require_report_packages()
+    chosen = [cell.measurement for cell in cells if cell.measurement and cell.measurement.training]
+    if not chosen or (name != "figure3" and name not in _FIGURES):
+        raise ConfigError(f"{name} has no picture to draw here; choose cells with a model")
+    if name == "figure3" and query is not None:
+        raise ConfigError("figure3 is a map of many items; it has no query")
+    training = chosen[0].training
+    assert training is not None
+    return training, chosen[0].dataset
+
+
 def draw(name: str, lab: Lab, cells: Sequence[Cell], *, seed: int = 0, query: str | None = None) -> Path:
     """Draw a figure of pictures.
 
@@ -85,20 +113,14 @@ def draw(name: str, lab: Lab, cells: Sequence[Cell], *, seed: int = 0, query: st
         The page.
 
     Raises:
-        ConfigError: no such figure, the cells name no model, the paper's class is not in this copy of the dataset, or
-            ``query`` is none of its queries.
+        ConfigError: as ``check``, or the paper's class is not in this copy of the dataset.
+        QueryError: ``query`` is none of the dataset's queries.
         MissingDependencyError: the extra ``report`` is not installed.
+        CrovcaError: dataset or encoder are not there, or training failed.
     """
     title = experiment_of(name).title + (", for another query" if query else "")
-    figures.require_report_packages()
-    chosen = [cell.measurement for cell in cells if cell.measurement and cell.measurement.training]
-    if not chosen or (name != "figure3" and name not in _FIGURES):
-        raise ConfigError(f"{name} has no picture to draw here; choose cells with a model")
-    training, dataset = chosen[0].training, chosen[0].dataset
-    assert training is not None
+    training, dataset = check(name, cells, query)
     if name == "figure3":
-        if query is not None:
-            raise ConfigError("figure3 is a map of many items; it has no query")
         body, content = _map(lab, training, seed, dataset)
     else:
         body, content = _neighbours(_FIGURES[name], _Shelf(lab, training, seed, dataset), query)
@@ -228,7 +250,7 @@ class _Shelf:
             name = whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else path
             if name in self._paths:
                 return name
-        raise ConfigError(
+        raise QueryError(
             f"{path} is none of the queries of {self._name}; expected the path of one of them, such as "
             f"{self._paths[0]}"
         )

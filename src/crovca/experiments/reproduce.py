@@ -23,7 +23,7 @@ from crovca.experiments.paper import Cell, Measurement
 from crovca.experiments.retrieval import measure_images
 from crovca.files import read_json, write_json
 
-__all__ = ["RESULTS", "Kept", "Results", "Row", "opened", "reproduce", "variant_of"]
+__all__ = ["RESULTS", "Kept", "Results", "Row", "opened", "reason_of", "reproduce", "variant_of"]
 
 RESULTS = "results.json"
 _FORMAT = 1
@@ -39,12 +39,19 @@ class Row:
     Attributes:
         cell: the paper's.
         found: what was measured with each seed.
-        failed: why a seed is missing, or None.
+        asked: how many seeds there should be.
+        reasons: why those that are missing failed, by seed.
     """
 
     cell: Cell
     found: Mapping[str, Mapping[str, Any]]
-    failed: str | None
+    asked: int
+    reasons: Mapping[int, str]
+
+    @property
+    def failed(self) -> str | None:
+        """Why a seed is missing: the first reason; or None."""
+        return next(iter(self.reasons.values()), None)
 
     @property
     def values(self) -> list[float]:
@@ -58,8 +65,8 @@ class Row:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over two or more seeds."""
-        return float(np.std(self.values)) if len(self.values) > 1 else None
+        """Sample standard deviation (divided by n - 1) over two or more seeds; None of fewer."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     @property
     def difference(self) -> float | None:
@@ -83,7 +90,9 @@ class Row:
             "values": self.values,
             "measurement": None if cell.measurement is None else cell.measurement.key,
             "published_by": cell.published_by,
+            "seeds_asked": self.asked,
             "failed": self.failed,
+            "failed_seeds": {str(seed): why for seed, why in self.reasons.items()},
             "note": cell.note,
             "seeds": {seed: dict(entry) for seed, entry in self.found.items()},
         }
@@ -99,6 +108,7 @@ class Results:
         kept: everything that was measured in this place, in this run and before.
         failed: reasons, by measurement and seed.
         keys: where in ``kept`` a measurement stands.
+        measured_now: how many numbers, counted seed by seed, were measured in this run.
     """
 
     cells: Sequence[Cell]
@@ -106,6 +116,7 @@ class Results:
     kept: Kept
     failed: dict[tuple[Measurement, int], str] = field(default_factory=dict)
     keys: dict[Measurement, str] = field(default_factory=dict)
+    measured_now: int = 0
 
     def rows(self) -> list[Row]:
         """A row for each cell, in the order of the cells."""
@@ -115,6 +126,11 @@ class Results:
         """What was found of each measurement, seed by seed; those of which nothing was found are left out."""
         found = {of: [self.kept[key][str(seed)] for seed in self._of(of)] for of, key in self.keys.items()}
         return {of: entries for of, entries in found.items() if entries}
+
+    @property
+    def kept_before(self) -> int:
+        """How many of the numbers, counted seed by seed, are of earlier runs."""
+        return sum(map(len, self.measured().values())) - self.measured_now
 
     @property
     def hopeless(self) -> bool:
@@ -128,11 +144,11 @@ class Results:
 
     def _row(self, cell: Cell) -> Row:
         if cell.measurement is None:
-            return Row(cell, {}, None)
+            return Row(cell, {}, 0, {})
         entries = self.kept.get(self.keys[cell.measurement], {})
-        reasons = [why for (which, _), why in self.failed.items() if which == cell.measurement]
+        reasons = {seed: why for (which, seed), why in self.failed.items() if which == cell.measurement}
         found = {str(seed): entries[str(seed)] for seed in self._of(cell.measurement)}
-        return Row(cell, found, reasons[0] if reasons else None)
+        return Row(cell, found, len(seeds_of(cell.measurement, self.seeds)), reasons)
 
 
 def reproduce(
@@ -170,14 +186,24 @@ def reproduce(
         try:
             found = _measure(lab, missing, seed)
         except Exception as error:  # whatever one cannot do here, the others go on
-            reason = str(error) if isinstance(error, CrovcaError) else f"{type(error).__name__}: {error}"
-            results.failed |= {(of, seed): " ".join(reason.split()) for of in missing}
+            results.failed |= {(of, seed): reason_of(error) for of in missing}
             continue
         for of in missing:
-            entry = {**found[of], "encoder": lab.encoder(of.encoder), "version": crovca.__version__}
-            results.kept.setdefault(results.keys[of], {})[str(seed)] = entry
+            made_with = {
+                "encoder": lab.encoder(of.encoder),
+                "weights_sha256": lab.weights_of_work(of.encoder),
+                "version": crovca.__version__,
+            }
+            results.kept.setdefault(results.keys[of], {})[str(seed)] = {**found[of], **made_with}
+            results.measured_now += 1
         save(results.kept)
     return results
+
+
+def reason_of(error: Exception) -> str:
+    """One line that says why something failed."""
+    reason = str(error) if isinstance(error, CrovcaError) else f"{type(error).__name__}: {error}"
+    return " ".join(reason.split())
 
 
 def variant_of(lab: Lab, measurement: Measurement) -> str:
@@ -254,13 +280,27 @@ def _groups(wanted: Sequence[Measurement], seeds: Sequence[int]) -> Iterator[tup
 
 
 def _is_kept(lab: Lab, entries: Mapping[str, Mapping[str, Any]], of: Measurement, seed: int) -> bool:
-    """Whether a measurement was made, with the weights that are asked for now as far as that can be told."""
+    """Whether a measurement was made, with the weights that are asked for now as far as that can be told.
+
+    What was made with others is measured again, and the lab refuses to do so in the same folder.
+    """
     if str(seed) not in entries:
         return False
+    entry = entries[str(seed)]
     try:
-        return bool(entries[str(seed)].get("encoder") == lab.encoder(of.encoder))
+        place = lab.encoder(of.encoder)
     except ConfigError:  # converted weights, which this command does not name
         return True
+    same_place = bool(entry.get("encoder") == place)
+    if not Path(place).is_dir():
+        return same_place
+    try:
+        if entry.get("weights_sha256") is not None:
+            return bool(entry["weights_sha256"] == lab.checksum(of.encoder))
+        lab.require_same_weights(of.encoder)  # an earlier crovca took codes of others for those of this place
+    except CrovcaError:  # measuring says why
+        return False
+    return same_place
 
 
 def _measure(lab: Lab, group: list[Measurement], seed: int) -> dict[Measurement, dict[str, Any]]:

@@ -28,8 +28,8 @@ class RaBitQ(FaissQuantiser):
     def _components(self, width: int, budget: int) -> int:
         if budget <= _FACTORS:
             raise InvalidInputError(
-                f"RaBitQ keeps {_FACTORS} bytes of factors beside the bits: {8 * _FACTORS} bits hold nothing else, and "
-                f"{self.bits} bits were asked for; use 128 or more"
+                f"RaBitQ keeps {_FACTORS} bytes of corrections an item beside the bits, so that it takes at least "
+                f"{8 * _FACTORS + 8} bits, and is meant for 128 or more; {self.bits} were asked for"
             )
         return min(width, 8 * (budget - _FACTORS))
 
