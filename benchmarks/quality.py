@@ -110,7 +110,7 @@ def _load(path: Path) -> Embeddings:
 def run_study(
     study: str, files: tuple[Path, Path], seeds: int, jobs: int, kept: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """The state after each method; ``jobs`` processes of one thread each work side by side, the longest methods first."""
+    """The state after each method; ``jobs`` processes of one thread each work side by side, long methods first."""
     methods = [method for method in METHODS if method.name in (STUDIES[study].methods or METHOD_NAMES)]
     methods.sort(key=lambda method: (not method.learned, not method.supervised))
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes that are started
