@@ -129,7 +129,7 @@ def test_a_crash_of_a_method_is_a_failure_of_that_method(monkeypatch):
 
 def test_methods_can_learn_from_other_items():
     train = items(200, 5000)
-    state = compare(DATABASE, QUERY, train=train, lengths=(8,), methods=["itq", "crovca"], seeds=1)
+    state = compare(DATABASE, QUERY, train=train, lengths=(8,), methods=["itq", "crovca"], seeds=1, epochs=2)
     assert state.trained == 200
     method = ITQ(8, seed=0).fit(train.values)
     ours, theirs = (
