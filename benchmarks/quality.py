@@ -344,7 +344,12 @@ def page(found: dict[str, Results], command: str, seconds: dict[str, float], see
         "more, every method learns from the database, and stores as many bits as the column says.",
         "",
         *(
-            ["Not finished; the command above does what is missing:", "", *unfinished, ""]
+            [
+                "Not finished, and measured in parts beside other work (so no times); the command above does what is missing:",
+                "",
+                *unfinished,
+                "",
+            ]
             if unfinished
             else []
         ),
