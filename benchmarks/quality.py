@@ -345,7 +345,8 @@ def page(found: dict[str, Results], command: str, seconds: dict[str, float], see
         "",
         *(
             [
-                "Not finished, and measured in parts beside other work (so no times); the command above does what is missing:",
+                "Not finished, and measured in parts beside other work (so no times); the command above does what is "
+                "missing:",
                 "",
                 *unfinished,
                 "",
@@ -450,9 +451,9 @@ def main() -> None:
         return
     found = {}
     for name, study in STUDIES.items():
-        state = Comparison.from_dict(kept["studies"][name])
+        whole = Comparison.from_dict(kept["studies"][name])
         found[name] = Results(
-            state if study.methods is None else replace(state, methods=tuple(study.methods))
+            whole if study.methods is None else replace(whole, methods=tuple(study.methods))
         )
     out = "" if arguments.out is None else f" --out docs/results/{arguments.out.name}"
     command = (
