@@ -117,8 +117,12 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, elsewhere: str = "another output") -> Iterator[None]:
     """Nobody else who asks for the same ``path`` gets it meanwhile; the lock is the file ``.NAME.lock`` beside it.
+
+    Args:
+        path: a file.
+        elsewhere: what an error says to give instead.
 
     Raises:
         StorageError: somebody has it, or the lock cannot be written.
@@ -126,17 +130,29 @@ def locked(path: Path) -> Iterator[None]:
     import fcntl  # which Windows does not have
 
     beside = path.with_name(f".{path.name}.lock")
-    with _storage_errors(path):
-        lock = beside.open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"another run writes {path}; wait for it, or give another output") from None
-        try:
-            yield
-        finally:
-            beside.unlink(missing_ok=True)
+    while True:
+        with _storage_errors(path):
+            lock = beside.open("a")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(f"another run writes {path}; wait for it, or give {elsewhere}") from None
+            if not _is_at(lock.fileno(), beside):  # whoever had it removed the file after it was opened here
+                continue
+            try:
+                yield
+            finally:
+                beside.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that stands at ``path`` now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from crovca.cli.main import main
 from crovca.config import TrainingConfig
 from crovca.data.embeddings import as_embeddings
 from crovca.data.encoded import Encoded
-from crovca.errors import ConfigError, InvalidInputError
+from crovca.errors import ConfigError, InvalidInputError, StorageError
 from crovca.evaluation.evaluate import evaluate
 from crovca.experiments import compare as module
 from crovca.experiments.compare import METHODS, Comparison, compare
@@ -318,6 +318,25 @@ def test_two_runs_do_not_write_one_file(files, capsys):
     assert "another run writes" in err
     assert run(capsys, *call, "-o", files / "out.json")[0] == 0
     assert [path.name for path in files.iterdir() if "lock" in path.name] == []
+
+
+def test_a_lock_that_was_removed_is_not_taken_for_the_one_that_stands_there(tmp_path, monkeypatch):
+    path = tmp_path / "out.json"
+    beside, opened = tmp_path / ".out.json.lock", []
+    real = type(path).open
+
+    def open_late(self, *arguments, **named):  # its owner goes between our opening and our locking
+        file = real(self, *arguments, **named)
+        if self == beside and not opened:
+            beside.unlink()
+        opened.append(self)
+        return file
+
+    monkeypatch.setattr(type(path), "open", open_late)
+    with locked(path), pytest.raises(StorageError, match="another run writes"), locked(path):
+        pass
+    assert len(opened) == 3
+    assert not beside.exists()
 
 
 def test_the_command_says_where_an_item_answers_itself(files, capsys):

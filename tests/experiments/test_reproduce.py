@@ -368,7 +368,7 @@ def test_results_of_a_folder_whose_weights_changed_are_refused(make, dino, tmp_p
 def test_nobody_else_works_in_the_folder(make):
     with (
         runs.opened(make().work),
-        pytest.raises(StorageError, match=r"another run works in .*; wait for it, or give another --work"),
+        pytest.raises(StorageError, match=r"another run writes .*; wait for it, or give another --work"),
         runs.opened(make().work),
     ):
         pass

@@ -18,7 +18,7 @@ from crovca.evaluation.evaluate import Measure, Ranked
 from crovca.evaluation.figures import curves_figure
 from crovca.experiments.lab import Lab
 from crovca.experiments.pairs import encoded_texts, image_labels, labels_of, text_embeddings
-from crovca.experiments.paper import Measurement, Training, all_cells
+from crovca.experiments.paper import Measurement, Score, Training, all_cells
 from crovca.files import atomic_file, write_json
 from crovca.search.scoring import BitScorer, CosineScorer, Scorer
 
@@ -123,7 +123,7 @@ def _measure_group(lab: Lab, group: list[Measurement], seed: int) -> dict[Measur
     measure = Measure(query, database, depth, kept=1)
     rankings: dict[str, Ranked] = {}
 
-    def ranked(score: str) -> Ranked:
+    def ranked(score: Score) -> Ranked:
         if score not in rankings:
             lab.observer.message(f"{group[0].dataset}, {_WORDS[group[0].task]}: ranking by {score}")
             rankings[score] = measure(_scorer(score, query, database))
@@ -180,7 +180,7 @@ def _images(
     return lab.encoded(training, seed, name, split)
 
 
-def _scorer(score: str, query: Items, database: Items) -> Scorer:
+def _scorer(score: Score, query: Items, database: Items) -> Scorer:
     if isinstance(query, Embeddings) and isinstance(database, Embeddings):
         if score != "cosine":
             raise ConfigError(f"embeddings are ranked by cosine, not by {score}")
@@ -188,7 +188,9 @@ def _scorer(score: str, query: Items, database: Items) -> Scorer:
     assert isinstance(query, Encoded)
     assert isinstance(database, Encoded)
     assert query.logits is not None
-    return BitScorer.of(score, query.logits, database.codes, database.logits)  # type: ignore[arg-type]
+    if score == "cosine":
+        raise ConfigError("codes have no cosine; embeddings do")
+    return BitScorer.of(score, query.logits, database.codes, database.logits)
 
 
 def _depth(wanted: Measurement, database: int) -> int:

@@ -23,6 +23,7 @@ __all__ = [
     "Experiment",
     "Measurement",
     "Method",
+    "Score",
     "Training",
     "all_cells",
     "cells",

@@ -6,7 +6,6 @@ what is kept is not made again. One that fails is noted with its reason, and the
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from crovca.experiments.crossmodal import measure_pairs
 from crovca.experiments.lab import Lab
 from crovca.experiments.paper import Cell, Measurement
 from crovca.experiments.retrieval import measure_images
-from crovca.files import read_json, write_json
+from crovca.files import locked, read_json, write_json
 
 __all__ = ["RESULTS", "Kept", "Results", "Row", "opened", "reason_of", "reproduce", "variant_of"]
 
@@ -232,14 +231,9 @@ def opened(work: Path) -> Iterator[tuple[Kept, Callable[[Kept], None]]]:
     path = work / RESULTS
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("a")
     except OSError as error:
         raise StorageError(f"cannot write {work}: {error.strerror or error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StorageError(f"another run works in {work}; wait for it, or give another --work") from None
+    with locked(path, elsewhere="another --work"):
         yield _read(path), lambda kept: write_json(path, {"format_version": _FORMAT, "results": kept})
 
 
