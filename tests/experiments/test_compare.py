@@ -1,7 +1,9 @@
 """The comparison: what is measured, what is kept, what fails, what is said."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,6 +255,25 @@ def test_no_number_of_ours_hangs_on_what_else_is_asked_for():
     for bits in (8, 16, 32):
         key = f"crovca/{bits}/0"
         assert beside.cells[key]["scores"] == whole.cells[key]["scores"]
+
+
+def test_kept_results_are_bound_to_the_code_that_makes_them(tmp_path, monkeypatch):
+    copy = tmp_path / "crovca"
+    shutil.copytree(Path(module.crovca.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(module.crovca, "__file__", str(copy / "__init__.py"))
+
+    def code():
+        module._code.cache_clear()
+        return module._code()
+
+    try:
+        before = code()
+        (copy / "cli" / "main.py").write_text("# prints otherwise")
+        assert code() == before
+        (copy / "rivals" / "itq.py").write_text("# learns otherwise")
+        assert code() != before
+    finally:
+        module._code.cache_clear()
 
 
 def test_only_what_was_asked_for_is_shown():

@@ -47,6 +47,8 @@ CODE_SCORES: tuple[Scoring, ...] = ("hamming", "asymmetric_hamming", "bce")
 OWN_SCORE = "own"
 _FORMAT = 3  # of the kept results
 _OUR_LENGTHS = (*DEFAULT_LENGTHS, 256)
+_SOURCES = ("codes.py", "config.py", "evaluation", "hasher", "hashing", "rivals", "search/scoring.py")
+"""What makes codes, ranks and measures: where one of these changes, kept results are of other code."""
 
 Cell = dict[str, Any]
 Ours = Callable[[Sequence[int], int], Hasher]
@@ -299,11 +301,11 @@ def fingerprint(
 
 @cache
 def _code() -> str:
-    """SHA-256 of crovca's source files: a version is many of them while it is worked on."""
+    """SHA-256 of the source files that numbers come from: a version is many of them while it is worked on."""
     root = Path(crovca.__file__).parent
     digest = hashlib.sha256(crovca.__version__.encode())
-    for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] != "cli":  # which prints
+    for place in _SOURCES:
+        for path in sorted((root / place).rglob("*.py") if (root / place).is_dir() else [root / place]):
             digest.update(f"{path.relative_to(root)} {path.stat().st_size} ".encode() + path.read_bytes())
     return digest.hexdigest()
 
