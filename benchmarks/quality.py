@@ -25,7 +25,9 @@ import numpy as np
 
 from crovca import Embeddings, load_embeddings
 from crovca.data.embeddings import as_embeddings
-from crovca.experiments.compare import CODE_SCORES, METHODS, Comparison, Row, compare, failures, percent
+from crovca.experiments.compare import compare
+from crovca.experiments.comparison import CODE_SCORES, Comparison, Row, failures, percent
+from crovca.experiments.contenders import METHODS
 from crovca.experiments.verdict import RECALL, verdict
 from crovca.files import write_json
 

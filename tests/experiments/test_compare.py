@@ -15,7 +15,9 @@ from crovca.data.encoded import Encoded
 from crovca.errors import ConfigError, InvalidInputError, StorageError
 from crovca.evaluation.evaluate import evaluate
 from crovca.experiments import compare as module
-from crovca.experiments.compare import METHODS, Comparison, compare
+from crovca.experiments.compare import compare
+from crovca.experiments.comparison import Comparison, failures, percent
+from crovca.experiments.contenders import METHODS, contenders
 from crovca.experiments.verdict import verdict
 from crovca.files import locked
 from crovca.rivals.itq import ITQ
@@ -115,8 +117,8 @@ def test_without_labels_only_the_recall_of_float_neighbours_is_told():
     assert "this is all that can be told" in sentences[1]
     with pytest.raises(ConfigError, match="'orthohash' learns from labels"):
         compare(DATABASE, bare, methods=["orthohash"])
-    assert not any(method.supervised for method in module.contenders(None, labelled=False))
-    assert module.contenders(None, labelled=True) == list(METHODS)
+    assert not any(method.supervised for method in contenders(None, labelled=False))
+    assert contenders(None, labelled=True) == list(METHODS)
 
 
 def test_a_crash_of_a_method_is_a_failure_of_that_method(monkeypatch):
@@ -163,10 +165,10 @@ def test_all_learned_methods_take_the_epochs_that_are_asked_for(monkeypatch):
 
 def test_one_seed_has_no_spread(state):
     one = Comparison("", 10, 1, 1, True, 0.1, (16,), cells={"a": cell("crovca", 16, 0, 0.5)}).rows()[0]
-    assert module.percent(one, "asymmetric_hamming", "map") == "50.0"
-    assert module.percent(one, "bce", "map") == "-"
+    assert percent(one, "asymmetric_hamming", "map") == "50.0"
+    assert percent(one, "bce", "map") == "-"
     two = next(row for row in state.rows() if row.contender.name == "itq")
-    assert "±" in module.percent(two, "hamming", "map")
+    assert "±" in percent(two, "hamming", "map")
 
 
 def test_bad_input():
@@ -242,8 +244,8 @@ def test_a_seed_that_failed_is_seen(monkeypatch):
     monkeypatch.setattr(ITQ, "_learn", learn_sometimes)
     (row,) = compare(DATABASE, QUERY, lengths=(8,), methods=["itq"], seeds=3).rows()
     assert (len(row.cells), row.missing, row.failed) == (2, 1, "bad luck")
-    assert module.percent(row, "hamming", "map").endswith("(2 of 3 seeds)")
-    assert module.failures([row]) == ["ITQ, 8 (1 of 3 seeds) bits: bad luck"]
+    assert percent(row, "hamming", "map").endswith("(2 of 3 seeds)")
+    assert failures([row]) == ["ITQ, 8 (1 of 3 seeds) bits: bad luck"]
 
 
 def test_no_number_of_ours_hangs_on_what_else_is_asked_for():

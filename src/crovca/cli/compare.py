@@ -18,7 +18,7 @@ from crovca.files import check_output, locked, write_json
 
 if TYPE_CHECKING:
     from crovca.data.embeddings import Embeddings
-    from crovca.experiments.compare import Comparison, Row
+    from crovca.experiments.comparison import Comparison, Row
 
 __all__ = ["compare"]
 
@@ -72,7 +72,9 @@ def compare(
     purpose. Without labels only the recall of float neighbours is compared. A method that fails is shown with its
     reason.
     """
-    from crovca.experiments import compare as comparison
+    from crovca.experiments.compare import compare as run
+    from crovca.experiments.comparison import read_kept
+    from crovca.experiments.contenders import contenders
     from crovca.experiments.verdict import verdict
 
     lengths = parse_lengths(bits, "--bits")
@@ -80,7 +82,7 @@ def compare(
     if names is not None and not names:
         raise ConfigError(f"--methods must be 'all' or names with commas, got {methods!r}")
     if names is not None:
-        comparison.contenders(names, labelled=labels is not False)
+        contenders(names, labelled=labels is not False)
     inputs = [path for path in (database, query, train) if path is not None]
     _check_outputs(output, report, inputs, force=force)
     theirs, ours = open_embeddings(database), open_embeddings(query)
@@ -90,7 +92,7 @@ def compare(
     with Reporter() as reporter, nullcontext() if output is None else locked(output):
         kept = None
         if output is not None and output.exists() and not force:
-            kept = comparison.read_kept(output)
+            kept = read_kept(output)
         theirs, ours = _with_labels(labels, theirs, ours, database, query, reporter)
         if learned is not None and learned.labels is None and theirs.labels is not None:
             reporter.message(f"no labels in {train}: methods that learn from labels are left out")
@@ -99,7 +101,7 @@ def compare(
             if output is not None:
                 write_json(output, state.to_dict())
 
-        state = comparison.compare(
+        state = run(
             theirs,
             ours,
             train=learned,
@@ -177,7 +179,7 @@ def _identical(theirs: Embeddings, ours: Embeddings) -> int:
 
 
 def _print(state: Comparison, sentences: list[str]) -> None:
-    from crovca.experiments.compare import failures
+    from crovca.experiments.comparison import failures
 
     rows = state.rows()
     for bits in [*state.lengths, None]:
@@ -214,7 +216,7 @@ def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
 
 
 def _cells(state: Comparison, row: Row) -> list[str]:
-    from crovca.experiments.compare import percent
+    from crovca.experiments.comparison import percent
 
     if not row.cells:
         return [

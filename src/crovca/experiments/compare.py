@@ -1,285 +1,34 @@
-"""Every method on the same embeddings, measured the same way: what ``crovca compare`` runs.
-
-A cell is one method at one length with one seed. Cells are plain dicts that go to JSON and come back, so that a
-run does only what is missing.
-"""
+"""Every method on the same embeddings, measured the same way: what ``crovca compare`` runs."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import crovca
 from crovca.codes import Codes, check_bits
-from crovca.config import DEFAULT_LENGTHS
 from crovca.data.embeddings import Embeddings, mean_embedding
-from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
+from crovca.errors import ConfigError, CrovcaError, InvalidInputError
 from crovca.evaluation import metrics
 from crovca.evaluation.evaluate import NEIGHBOUR_RECALLS, Measure, Ranked
-from crovca.files import read_json
+from crovca.experiments.comparison import CODE_SCORES, FORMAT, OWN_SCORE, Cell, Comparison
+from crovca.experiments.contenders import OUR_LENGTHS, Contender, contenders
 from crovca.hasher import Hasher
 from crovca.rivals.base import BinaryRival, Float32, ScoreRival, as_matrix
-from crovca.rivals.registry import RIVALS
-from crovca.search.scoring import BitScorer, CosineScorer, Scoring
+from crovca.search.scoring import BitScorer, CosineScorer
 
-__all__ = [
-    "METHODS",
-    "Comparison",
-    "Contender",
-    "Row",
-    "compare",
-    "contenders",
-    "failures",
-    "fingerprint",
-    "percent",
-    "read_kept",
-]
+__all__ = ["compare", "fingerprint"]
 
-CODE_SCORES: tuple[Scoring, ...] = ("hamming", "asymmetric_hamming", "bce")
-OWN_SCORE = "own"
-_FORMAT = 3  # of the kept results
-_OUR_LENGTHS = (*DEFAULT_LENGTHS, 256)
 _SOURCES = ("codes.py", "config.py", "evaluation", "hasher", "hashing", "rivals", "search/scoring.py")
 """What makes codes, ranks and measures: where one of these changes, kept results are of other code."""
-
-Cell = dict[str, Any]
-Ours = Callable[[Sequence[int], int], Hasher]
-"""Makes a hasher of ours for these lengths, with this seed."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A method in the comparison.
-
-    Attributes:
-        name, title: how one asks for it, and what a table calls it.
-        supervised: whether it learns from labels.
-        seeds: how many seeds there are to run; None: as many as are asked for.
-        size: as in ``rivals.base``.
-        binary: whether its codes can stand in a Hamming index.
-        learned: whether it passes over the data as often as ``epochs`` says.
-        ours: makes it, where it is ours; None for a rival.
-        nested: one model serves all lengths.
-        rival: its class, or None for ours.
-    """
-
-    name: str
-    title: str
-    supervised: bool
-    seeds: int | None
-    size: str
-    binary: bool
-    learned: bool
-    ours: Ours | None = None
-    nested: bool = False
-    rival: type[BinaryRival | ScoreRival] | None = None
-
-
-def _defaults(lengths: Sequence[int], seed: int) -> Hasher:
-    """What a user gets: one nested model."""
-    nested = sorted({*_OUR_LENGTHS, *lengths})
-    return Hasher(bits=nested[-1], nested=nested, seed=seed)
-
-
-def _published(lengths: Sequence[int], seed: int) -> Hasher:
-    """The paper's settings (Table 8, small data sets): one length, 5 epochs, prototypes of the batch.
-
-    The paper's views are augmented images. Of embeddings alone there are none: neighbours take their place, and with
-    labels copies of the item with some features dropped.
-    """
-    (bits,) = lengths
-    return Hasher.from_preset("small", bits=bits, seed=seed)
-
-
-def _all_methods() -> tuple[Contender, ...]:
-    ours = (
-        ("crovca_paper", "CroVCA, Table 8, neighbours as views", False, _published, False),
-        ("crovca_paper_supervised", "CroVCA, Table 8, supervised", True, _published, False),
-        ("crovca", "crovca", False, _defaults, True),
-        ("crovca_supervised", "crovca, supervised", True, _defaults, True),
-    )
-    rivals = (
-        Contender(
-            found.name,
-            found.title,
-            found.method.supervised,
-            found.method.seeds,
-            found.method.size,
-            issubclass(found.method, BinaryRival),
-            found.method.learned,
-            rival=found.method,
-        )
-        for found in RIVALS
-    )
-    return (
-        *rivals,
-        *(
-            Contender(name, title, supervised, None, "asked", True, nested, make, nested)
-            for name, title, supervised, make, nested in ours
-        ),
-    )
-
-
-METHODS = _all_methods()
-"""Every method, ours last."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method at one length over its seeds.
-
-    Attributes:
-        contender: the method.
-        bits: length of the code; 8 times the bytes an item takes where it is not a code.
-        cells: what was measured with each seed.
-        failed: why seeds are missing, or None.
-        missing: how many seeds failed.
-    """
-
-    contender: Contender
-    bits: int
-    cells: tuple[Cell, ...]
-    failed: str | None
-    missing: int = 0
-
-    @property
-    def size(self) -> str:
-        """ "16 bits", or the bytes where the size is the method's own."""
-        if self.contender.size == "asked":
-            return f"{self.bits} bits"
-        return f"{self.measured('bytes') or 0:,.0f} bytes"
-
-    @property
-    def main_score(self) -> str:
-        """The score with a float query: asymmetric Hamming, or the method's own."""
-        return "asymmetric_hamming" if self.contender.binary else OWN_SCORE
-
-    def value(self, score: str, name: str) -> tuple[float, float] | None:
-        """Mean and sample standard deviation over seeds of "map" and its like, or of a neighbour recall ("10@100")."""
-        found = [_look_up(cell["scores"].get(score), name) for cell in self.cells]
-        numbers = [number for number in found if number is not None]
-        if not numbers:
-            return None
-        return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
-
-    def measured(self, name: str) -> float | None:
-        """Mean over seeds of "bytes", "fit_seconds" or "encode_rate"."""
-        return float(np.mean([cell[name] for cell in self.cells])) if self.cells else None
-
-
-@dataclass
-class Comparison:
-    """What was measured so far.
-
-    Attributes:
-        fingerprint: of the data and of how it is measured.
-        k: cut-off rank of mAP@k.
-        queries, database: how many items.
-        labelled: whether labels say what is relevant.
-        trained: how many items the methods learned from, where they were others than the database; else None.
-        epochs: passes over the data of every learned method, or None: each as many as it takes by default.
-        chance_map: mAP@k of a random order, or None.
-        lengths: asked for, ascending.
-        cells: by "method/bits/seed"; there may be more than was asked for, from earlier runs.
-        methods, seeds: names, and how many seeds, that were asked for last; None: all that there are.
-    """
-
-    fingerprint: str
-    k: int
-    queries: int
-    database: int
-    labelled: bool
-    chance_map: float | None
-    lengths: tuple[int, ...]
-    trained: int | None = None
-    epochs: int | None = None
-    cells: dict[str, Cell] = field(default_factory=dict)
-    methods: tuple[str, ...] | None = None
-    seeds: int | None = None
-
-    def rows(self) -> list[Row]:
-        """A row for each method and length that was asked for, in the order of ``METHODS``."""
-        found = []
-        for contender in METHODS:
-            if self.methods is not None and contender.name not in self.methods:
-                continue
-            seeds = self.seeds if contender.seeds is None else contender.seeds
-            mine = [
-                cell
-                for cell in self.cells.values()
-                if cell["method"] == contender.name and (seeds is None or cell["seed"] < seeds)
-            ]
-            sizes = sorted({int(cell["bits"]) for cell in mine})
-            for bits in sizes:
-                if contender.size == "asked" and bits not in self.lengths:
-                    continue
-                cells = [cell for cell in mine if cell["bits"] == bits]
-                good = tuple(cell for cell in cells if "failed" not in cell)
-                reasons = [cell["failed"] for cell in cells if "failed" in cell]
-                found.append(Row(contender, bits, good, reasons[0] if reasons else None, len(reasons)))
-        return found
-
-    def described(self) -> str:
-        """What was compared on what, in words."""
-        parts = [f"{self.queries:,} queries on {self.database:,} items"]
-        if self.trained is not None:
-            parts.append(f"learned from {self.trained:,} others")
-        if self.epochs is not None:
-            parts.append(f"{self.epochs} epochs")
-        if self.chance_map is not None:
-            parts.append(f"a random order scores {100 * self.chance_map:.1f}")
-        return ", ".join(parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "format": _FORMAT,
-            "version": crovca.__version__,
-            "fingerprint": self.fingerprint,
-            "k": self.k,
-            "queries": self.queries,
-            "database": self.database,
-            "labelled": self.labelled,
-            "trained": self.trained,
-            "epochs": self.epochs,
-            "chance_map": self.chance_map,
-            "lengths": list(self.lengths),
-            "cells": self.cells,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what ``to_dict`` gave."""
-        names = [entry.name for entry in fields(cls) if entry.name in values]
-        return cls(**{**{name: values[name] for name in names}, "lengths": tuple(values["lengths"])})
-
-
-def contenders(names: Sequence[str] | None, *, labelled: bool) -> list[Contender]:
-    """The methods of these names; None: all that can be run, without labels to learn from the unsupervised ones.
-
-    Raises:
-        ConfigError: an unknown name, or a method that needs labels where there are none.
-    """
-    if names is None:
-        return [method for method in METHODS if labelled or not method.supervised]
-    known = {method.name: method for method in METHODS}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"unknown method {name!r}; expected 'all' or some of {', '.join(known)}")
-        if known[name].supervised and not labelled:
-            raise ConfigError(
-                f"method {name!r} learns from labels, and there are none in use; leave it out, or give "
-                "embeddings with labels"
-            )
-    return [method for method in METHODS if method.name in names]
 
 
 def fingerprint(
@@ -290,7 +39,7 @@ def fingerprint(
     epochs: int | None = None,
 ) -> str:
     """SHA-256 of all that a result hangs on: numbers, labels and ids of all sides, k, epochs and crovca's own code."""
-    digest = hashlib.sha256(f"{_FORMAT} {_code()} {k} {epochs}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {_code()} {k} {epochs}".encode())
     for side in (database, query) if train is None else (database, query, train):
         for array in (side.values[:], side.labels, side.ids):
             content = None if array is None else np.ascontiguousarray(array)
@@ -375,7 +124,7 @@ def compare(
         lengths=asked,
         trained=None if train is None else len(train),
         epochs=epochs,
-        cells=_cells_of(kept),
+        cells={} if kept is None else dict(kept["cells"]),
         methods=tuple(method.name for method in chosen),
         seeds=seeds,
     )
@@ -403,7 +152,7 @@ def _groups(method: Contender, lengths: Sequence[int]) -> list[list[int]]:
     Those of our usual nested model are. Another length has a model of its own, so that no number hangs on what else was
     asked for.
     """
-    together = [bits for bits in lengths if method.nested and bits in _OUR_LENGTHS]
+    together = [bits for bits in lengths if method.nested and bits in OUR_LENGTHS]
     return ([together] if together else []) + [[bits] for bits in lengths if bits not in together]
 
 
@@ -536,46 +285,6 @@ class _OwnScorer:
         return -similarities + np.float32(0)
 
 
-def failures(rows: Sequence[Row]) -> list[str]:
-    """What could not be measured and why, a sentence for each method and reason."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row.failed is not None:
-            seeds = f" ({row.missing} of {row.missing + len(row.cells)} seeds)" if row.cells else ""
-            found.setdefault((row.contender.title, row.failed), []).append(f"{row.bits}{seeds}")
-    return [f"{title}, {', '.join(sizes)} bits: {reason}" for (title, reason), sizes in found.items()]
-
-
-def percent(row: Row, score: str, name: str) -> str:
-    """Mean and spread of what ``Row.value`` gives, in %; one seed has no spread, "-" is nothing."""
-    found = row.value(score, name)
-    if found is None:
-        return "-"
-    mean, spread = found
-    shown = f"{100 * mean:.1f} ± {100 * spread:.1f}" if len(row.cells) > 1 else f"{100 * mean:.1f}"
-    return f"{shown} ({len(row.cells)} of {len(row.cells) + row.missing} seeds)" if row.missing else shown
-
-
-def read_kept(path: Path) -> dict[str, Any]:
-    """What an earlier comparison wrote.
-
-    Raises:
-        FileFormatError: it is not that.
-    """
-    advice = "give another output, or --force to replace it"
-    try:
-        kept = read_json(path, "results of an earlier comparison")
-    except FileFormatError as error:
-        raise FileFormatError(f"{error}; {advice}") from error
-    if kept.get("format") != _FORMAT or not isinstance(kept.get("cells"), dict):
-        raise FileFormatError(f"{path} is not what this version of 'crovca compare' writes; {advice}")
-    return kept
-
-
-def _cells_of(kept: Mapping[str, Any] | None) -> dict[str, Cell]:
-    return {} if kept is None else dict(kept["cells"])
-
-
 def _difference(kept: Mapping[str, Any], state: Comparison) -> str:
     """In what kept results are others, as far as they say."""
     ours = state.to_dict()
@@ -592,9 +301,3 @@ def _done(cell: Cell | None) -> bool:
 
 def _key(method: Contender, bits: int, seed: int) -> str:
     return f"{method.name}/{bits}/{seed}"
-
-
-def _look_up(score: Mapping[str, Any] | None, name: str) -> float | None:
-    if score is None:
-        return None
-    return score["float_neighbour_recall"].get(name) if "@" in name else score.get(name)

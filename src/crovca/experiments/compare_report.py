@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crovca.evaluation import figures
 from crovca.evaluation.page import figure
-from crovca.experiments.compare import CODE_SCORES, OWN_SCORE, Comparison, Row, failures, percent
+from crovca.experiments.comparison import CODE_SCORES, OWN_SCORE, Comparison, Row, failures, percent
 from crovca.experiments.verdict import RECALL, verdict
 from crovca.files import atomic_directory, check_output, write_json
 

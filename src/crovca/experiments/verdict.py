@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from crovca.experiments.compare import METHODS, Comparison, Row
+from crovca.experiments.comparison import Comparison, Row
+from crovca.experiments.contenders import METHODS
 
 __all__ = ["RECALL", "verdict"]
 
