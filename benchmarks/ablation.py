@@ -35,6 +35,9 @@ class OfTheNearest(Hasher):
 
 UNSUPERVISED: dict[str, dict[str, Any]] = {
     "default": {},
+    "random weights at the start, as in the paper": {"start": "random"},
+    "5 epochs": {"epochs": 5},
+    "5 epochs, random weights at the start": {"epochs": 5, "start": "random"},
     "paired with the 5 nearest items": {"kind": OfTheNearest},
     "weight decay 0.01, as in the paper": {"weight_decay": 0.01},
     "weight decay 1": {"weight_decay": 1.0},
@@ -49,9 +52,9 @@ SUPERVISED: dict[str, dict[str, Any]] = {
     "logits at a scale of 4": {"logit_scale": 4.0},
     "learning rate 1e-3": {"learning_rate": 1e-3},
     "diversity weight 0.1": {"diversity_weight": 0.1},
+    "from the classes at the start": {"start": "classes"},
     "5 epochs": {"epochs": 5},
-    "5 epochs, logits at a scale of 1": {"epochs": 5, "logit_scale": 1.0},
-    "5 epochs, logits at a scale of 4": {"epochs": 5, "logit_scale": 4.0},
+    "5 epochs, random weights at the start": {"epochs": 5, "start": "random"},
 }
 
 Floats = npt.NDArray[np.float32]

@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_LENGTHS",
     "PRESETS",
     "SETTLE_SHARE",
+    "SHORT_RUN",
     "HashCoderSize",
     "Preset",
     "Recipe",
@@ -144,7 +145,7 @@ def recipe(pairing: Sequence[str]) -> Recipe:
     """
     if "classes" in pairing:
         return Recipe(
-            learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, centre=True, logit_scale=4.0
+            learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, centre=True, logit_scale=2.0
         )
     if "neighbours" in pairing:
         return Recipe(learning_rate=1e-3, weight_decay=5.0, diversity_weight=0.1, centre=False)
@@ -155,6 +156,9 @@ def recipe(pairing: Sequence[str]) -> Recipe:
 
 SETTLE_SHARE = 0.05
 """Running class prototypes settle after this share of the steps."""
+
+SHORT_RUN = 400
+"""Steps below which a run with labels starts from the classes."""
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
             "centre": False,
             "logit_scale": 1.0,
             "prototypes": "batch",
+            "start": "random",
         }
         known = cls._get_param_names()
         return cls(**{**{key: value for key, value in settings.items() if key in known}, **parameters})

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from crovca.codes import Codes
-from crovca.config import SETTLE_SHARE, HashCoderSize, TrainingConfig
+from crovca.config import SETTLE_SHARE, SHORT_RUN, HashCoderSize, TrainingConfig
 from crovca.data.embeddings import Embeddings, Rows, as_embeddings
 from crovca.data.labels import ClassMembership, to_membership
 from crovca.errors import ConfigError, InvalidInputError
@@ -29,6 +29,7 @@ from crovca.hashing.checkpoint import Checkpoint, fingerprint, model_kind
 from crovca.hashing.hashcoder import HashCoder, InputStatistics, Towers, calibrate, input_statistics
 from crovca.hashing.neighbours import Neighbourhood, find_shared_neighbours
 from crovca.hashing.pairing import Copies, Mixed, Modalities, Neighbours, StoredViews, ViewSource
+from crovca.hashing.start import start_from_classes, start_from_clusters
 from crovca.hashing.targets import ClassPrototypes, CrossView
 from crovca.hashing.training import Observer, Silent
 
@@ -64,6 +65,9 @@ class Hasher(BaseHasher):
         feature_dropout: share of the features dropped in a neighbour, or in the copies of a labelled item.
         prototypes: class prototypes: "running" means that settle after a twentieth of the steps, or those of the
             "batch" alone, as in the paper.
+        start: where training starts: "random" weights, as in the paper, or weights that tell "classes" or "clusters"
+            of items apart (``hashing.start``). "auto": "clusters" where neighbours teach; "classes" where labels do
+            and the run has fewer than 400 steps; else "random".
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         seed: of everything random; the same seed gives the same model on one device.
 
@@ -96,6 +100,7 @@ class Hasher(BaseHasher):
         neighbours: int = 5,
         feature_dropout: float = 0.3,
         prototypes: Literal["running", "batch"] = "running",
+        start: Literal["auto", "random", "classes", "clusters"] = "auto",
         device: str = "auto",
         seed: int = 0,
     ) -> None:
@@ -114,6 +119,7 @@ class Hasher(BaseHasher):
         self.neighbours = neighbours
         self.feature_dropout = feature_dropout
         self.prototypes = prototypes
+        self.start = start
         self.device = device
         self.seed = seed
 
@@ -155,6 +161,7 @@ class Hasher(BaseHasher):
             source = self._source(data, pairing, inputs, observer, kept)
             teacher = self._teacher(classes, config, len(data))
             towers = Towers(new_coders([inputs], config))
+            self._take_start(towers, teacher, pairing, config, data.values)
             self._train(towers, source, teacher, config, observer, kept)
             calibrate(self._coder(), data.values)
         self.n_features_in_ = data.width
@@ -292,6 +299,30 @@ class Hasher(BaseHasher):
             kept.save_array("neighbour_recall", np.asarray(found.recall))
             kept.save_array("neighbours", found.rows)
         return found.rows
+
+    def _take_start(
+        self, towers: Towers, teacher: nn.Module, pairing: Sequence[str], config: TrainingConfig, values: Rows
+    ) -> None:
+        """Take the weights, and class prototypes, that training starts with."""
+        runs = self.prototypes == "running"
+        wanted = self.start
+        if wanted == "auto":
+            short = config.steps(len(values)) < SHORT_RUN
+            wanted = "random"
+            if "classes" in pairing:
+                wanted = "classes" if runs and short else "random"
+            elif "neighbours" in pairing:
+                wanted = "clusters"
+        if wanted not in ("random", "classes", "clusters"):
+            raise ConfigError(f"start must be 'auto', 'random', 'classes' or 'clusters', got {self.start!r}")
+        coder = towers.coders[0]
+        assert isinstance(coder, HashCoder)
+        if wanted == "classes":
+            if not (isinstance(teacher, ClassPrototypes) and runs):
+                raise ConfigError("start='classes' needs labels and prototypes='running'; use another start")
+            start_from_classes(coder, teacher, values)
+        elif wanted == "clusters":
+            start_from_clusters(coder, values, seed=config.seed)
 
     def _teacher(self, classes: ClassMembership | None, config: TrainingConfig, items: int) -> nn.Module:
         if classes is None:

@@ -100,8 +100,12 @@ class HashCoder(nn.Module):
 
     def raw(self, embeddings: Tensor) -> Tensor:
         """What the batch normalisation is given."""
-        outputs: Tensor = self.layers((embeddings - self.centre) * self.scale)
+        outputs: Tensor = self.layers(self.shifted(embeddings))
         return outputs
+
+    def shifted(self, embeddings: Tensor) -> Tensor:
+        """What the first layer is given."""
+        return (embeddings - self.centre) * self.scale
 
 
 def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:

@@ -115,14 +115,30 @@ class ClassPrototypes(nn.Module):
     @torch.no_grad()
     def forward(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Targets (v, B, b), the same for all views; prototypes that are not settled take in this batch first."""
-        labels = self.classes[rows]
-        members = (F.one_hot(labels, len(self.prototypes)) if labels.ndim == 1 else labels).float()  # (B, C)
+        members = self.members(rows)
         self._update(logits, members)
-        targets = bits_of(members @ self.prototypes).expand(len(logits), -1, -1)
-        if labels.ndim == 1:
+        targets = self.bits_for(members).expand(len(logits), -1, -1)
+        if self.classes.ndim == 1:
             return targets
         alone = other_views_bits(logits) if len(logits) > 1 else bits_of(logits)
-        return torch.where(labels.any(dim=1)[None, :, None], targets, alone)
+        return torch.where(members.any(dim=1)[None, :, None], targets, alone)
+
+    def members(self, rows: Tensor) -> Tensor:
+        """Float (B, C): 1 where an item has a class."""
+        labels = self.classes[rows]
+        return (F.one_hot(labels, len(self.prototypes)) if labels.ndim == 1 else labels).float()
+
+    def bits_for(self, members: Tensor) -> Tensor:
+        """The bits (B, b) of the prototypes of these classes (B, C)."""
+        return bits_of(members @ self.prototypes)
+
+    def settle(self, prototypes: Tensor, known: Tensor) -> None:
+        """Give these classes, bool (C,), these prototypes (C, b), moved apart, for good."""
+        self.prototypes[known] = prototypes[known]
+        if int(known.sum()) <= MOST_MOVED_APART:
+            self.prototypes[known, : self.apart] = move_apart(self.prototypes[known, : self.apart])
+        self.seen |= known
+        self.settled |= known
 
     def _update(self, logits: Tensor, members: Tensor) -> None:
         present = members.any(dim=0)
@@ -132,10 +148,7 @@ class ClassPrototypes(nn.Module):
         self.seen = self.seen | present
         self.batches = self.batches + 1
         if self.settle_after is not None and int(self.batches) == self.settle_after:
-            if int(self.seen.sum()) <= MOST_MOVED_APART:
-                near = self.prototypes[self.seen, : self.apart]
-                self.prototypes[self.seen, : self.apart] = move_apart(near)
-            self.settled = self.seen.clone()
+            self.settle(self.prototypes, self.seen)
 
 
 def move_apart(prototypes: Tensor, distance: int = 4) -> Tensor:
