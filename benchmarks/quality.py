@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -316,10 +317,8 @@ def _against(results: Results, ours: str, wanted: Callable[[Row], bool]) -> str:
     for bits in LENGTHS:
         value, spread = results.map(ours, bits)
         other, others, title = results.best(bits, wanted)
-        behind = value < other - max(spread, others)
-        worst.append(
-            "no" if behind else "within the spread" if value < other + max(spread, others) else "yes"
-        )
+        level = abs(value - other) <= math.hypot(spread, others)
+        worst.append("within the spread" if level else "yes" if value > other else "no")
         parts.append(
             f"{bits} bits: {worst[-1]}, {value:.1f} ± {spread:.1f} against {other:.1f} ± {others:.1f} ({title})"
         )
