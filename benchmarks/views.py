@@ -1,4 +1,4 @@
-"""Claim: image views alone reach the paper's way of training, and neighbours as views as well reach more.
+"""Claim: neighbours of plain embeddings are better pairs than image views, which reach the paper's way of training.
 
 Frozen probing, the small HashCoder, one length at a time, 5 epochs, seeds 0 to 2. VIEWS is a store of six augmented
 views of each image of the database (`crovca embed IMAGES --encoder ... --views 6 -o VIEWS`), D.npz and Q.npz are
