@@ -441,7 +441,11 @@ def main() -> None:
     for name in _chosen(arguments.only):
         before, started = kept["seconds"].get(name, 0.0), time.perf_counter()
         if name == ABLATION and ALL in kept["studies"]:  # the same data and settings, one length more
-            kept["studies"].setdefault(name, kept["studies"][ALL])
+            cells = kept["studies"][ALL]["cells"]
+            own = {
+                key: cell for key, cell in cells.items() if cell["method"] in (STUDIES[name].methods or ())
+            }
+            kept["studies"].setdefault(name, {**kept["studies"][ALL], "cells": own})
         for state in run_study(name, files, arguments.seeds, arguments.jobs, kept["studies"]):
             kept["studies"][name] = state
             kept["seconds"][name] = round(before + time.perf_counter() - started, 1)

@@ -188,3 +188,9 @@ def test_starts_that_cannot_be(arguments, labelled, match):
     values, labels = made(items=64, width=8, classes=3)
     with pytest.raises(ConfigError, match=match):
         Hasher(bits=8, epochs=1, **arguments).fit(values, labels if labelled else None)
+
+
+def test_a_start_that_cannot_be_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(Hasher, "_neighbour_rows", lambda *_: pytest.fail("searched for neighbours"))
+    with pytest.raises(ConfigError, match="start must be"):
+        Hasher(bits=8, epochs=1, start="zeros").fit(made(items=64)[0])

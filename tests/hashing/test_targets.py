@@ -129,3 +129,14 @@ def test_a_settled_teacher_is_restored_settled():
     twin = ClassPrototypes(torch.tensor([0, 1]), 2, 16, settle_after=1)
     twin.load_state_dict(teacher.state_dict())
     assert torch.equal(twin(-torch.ones(1, 2, 16), torch.tensor([0, 1])), settled)
+
+
+def test_what_is_settled_already_is_not_moved_again():
+    """More classes than the bits hold apart at ease: moving them once more would change their codes."""
+    teacher = ClassPrototypes(torch.arange(200), 200, 16, settle_after=2)
+    prototypes = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    teacher.settle(prototypes, torch.ones(200, dtype=torch.bool))
+    before = teacher.prototypes.clone()
+    for _ in range(3):
+        teacher(torch.randn(1, 200, 16), torch.arange(200))
+    assert torch.equal(teacher.prototypes, before)

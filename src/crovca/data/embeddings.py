@@ -25,6 +25,7 @@ __all__ = [
     "as_embeddings",
     "check_values",
     "chunks",
+    "evenly_spaced",
     "load_embeddings",
     "mean_embedding",
     "root_mean_square",
@@ -85,6 +86,11 @@ def chunks(values: Rows, rows: int | None = None) -> Iterator[tuple[slice, npt.N
     for start in range(0, len(values), size):
         part = slice(start, min(start + size, len(values)))
         yield part, np.asarray(values[part])
+
+
+def evenly_spaced(items: int, most: int) -> npt.NDArray[np.int64]:
+    """At most ``most`` row numbers, ascending, from the first to the last of ``items``."""
+    return np.unique(np.linspace(0, items - 1, min(most, items)).astype(np.int64))
 
 
 def mean_embedding(values: Rows) -> npt.NDArray[np.float32]:

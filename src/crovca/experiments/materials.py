@@ -18,13 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from crovca.data.datasets.cifar10 import export_cifar10
 from crovca.data.datasets.registry import PROTOCOLS, open_dataset
 from crovca.data.datasets.splits import write_split
 from crovca.data.datasets.structure import Dataset, Protocol, Split
-from crovca.data.embeddings import Embeddings, load_embeddings
+from crovca.data.embeddings import Embeddings, evenly_spaced, load_embeddings
 from crovca.data.sources import Source, open_images
 from crovca.data.store import MANIFEST, read_errors
 from crovca.encoders.encoder import Encoder, TextEncoder, choose_device, choose_dtype
@@ -131,7 +129,7 @@ class Materials:
         splits = self.dataset(dataset).splits
         if split == STATISTICS and "train" in splits and len(splits["train"]) > _SAMPLE:
             whole = splits["train"]
-            rows = np.unique(np.linspace(0, len(whole) - 1, _SAMPLE).astype(np.int64))
+            rows = evenly_spaced(len(whole), _SAMPLE)
             paths = None if whole.paths is None else whole.paths[rows]
             return split, Split(paths, None if whole.labels is None else whole.labels[rows])
         name = "train" if split == STATISTICS else split

@@ -153,6 +153,7 @@ class Hasher(BaseHasher):
         labels = data.labels if y is not None else None
         pairing = self._resolve_pairing(data, labels, observer)
         config = self._config(len(data), pairing, observer)
+        start = self._resolve_start(pairing, config.steps(len(data)))
         self.neighbour_recall_: float | None = None
         classes = to_membership(labels) if "classes" in pairing and labels is not None else None
         described = partial(fingerprint, data.values, labels)
@@ -161,7 +162,8 @@ class Hasher(BaseHasher):
             source = self._source(data, pairing, inputs, observer, kept)
             teacher = self._teacher(classes, config, len(data))
             towers = Towers(new_coders([inputs], config))
-            self._take_start(towers, teacher, pairing, config, data.values)
+            if kept is None or not kept.has_state:
+                self._take(start, towers, teacher, data.values)
             self._train(towers, source, teacher, config, observer, kept)
             calibrate(self._coder(), data.values)
         self.n_features_in_ = data.width
@@ -300,29 +302,27 @@ class Hasher(BaseHasher):
             kept.save_array("neighbours", found.rows)
         return found.rows
 
-    def _take_start(
-        self, towers: Towers, teacher: nn.Module, pairing: Sequence[str], config: TrainingConfig, values: Rows
-    ) -> None:
-        """Take the weights, and class prototypes, that training starts with."""
-        runs = self.prototypes == "running"
-        wanted = self.start
-        if wanted == "auto":
-            short = config.steps(len(values)) < SHORT_RUN
-            wanted = "random"
+    def _resolve_start(self, pairing: Sequence[str], steps: int) -> str:
+        taught = "classes" in pairing and self.prototypes == "running"
+        if self.start == "auto":
             if "classes" in pairing:
-                wanted = "classes" if runs and short else "random"
-            elif "neighbours" in pairing:
-                wanted = "clusters"
-        if wanted not in ("random", "classes", "clusters"):
+                return "classes" if taught and steps < SHORT_RUN else "random"
+            return "clusters" if "neighbours" in pairing else "random"
+        if self.start not in ("random", "classes", "clusters"):
             raise ConfigError(f"start must be 'auto', 'random', 'classes' or 'clusters', got {self.start!r}")
+        if self.start == "classes" and not taught:
+            raise ConfigError("start='classes' needs labels and prototypes='running'; use another start")
+        return self.start
+
+    def _take(self, start: str, towers: Towers, teacher: nn.Module, values: Rows) -> None:
+        """Give the network the weights, and classes the prototypes, that training starts with."""
         coder = towers.coders[0]
         assert isinstance(coder, HashCoder)
-        if wanted == "classes":
-            if not (isinstance(teacher, ClassPrototypes) and runs):
-                raise ConfigError("start='classes' needs labels and prototypes='running'; use another start")
+        if start == "classes":
+            assert isinstance(teacher, ClassPrototypes)
             start_from_classes(coder, teacher, values)
-        elif wanted == "clusters":
-            start_from_clusters(coder, values, seed=config.seed)
+        elif start == "clusters":
+            start_from_clusters(coder, values, seed=self.seed)
 
     def _teacher(self, classes: ClassMembership | None, config: TrainingConfig, items: int) -> nn.Module:
         if classes is None:

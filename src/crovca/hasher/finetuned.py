@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from crovca.config import PRESETS, TrainingConfig
+from crovca.data.embeddings import evenly_spaced
 from crovca.data.images import UnreadableItem
 from crovca.data.sources import Fault, Source
 from crovca.encoders.adapter import Adapter, adapt
@@ -425,7 +426,7 @@ def chosen_blocks(blocks: Blocks, rows: npt.NDArray[np.int64]) -> Blocks:
 
 def _sample(blocks: Blocks, items: int, most: int, world: World) -> npt.NDArray[np.float32]:
     """Embeddings of at most ``most`` evenly spaced items; each process computes its part, all get the whole."""
-    rows = np.unique(np.linspace(0, items - 1, min(most, items)).astype(np.int64))
+    rows = evenly_spaced(items, most)
     mine = [values.cpu().numpy() for _, values, _ in blocks(world.share(rows))]
     parts = world.collect(np.concatenate(mine) if mine else None)
     return np.concatenate([part for part in parts if part is not None])

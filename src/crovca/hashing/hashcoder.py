@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crovca.config import HashCoderSize
-from crovca.data.embeddings import Rows, mean_embedding, root_mean_square
+from crovca.data.embeddings import Rows, evenly_spaced, mean_embedding, root_mean_square
 from crovca.hashing.world import ALONE, World
 
 __all__ = ["HashCoder", "InputStatistics", "Towers", "calibrate", "input_statistics", "set_statistics"]
@@ -114,7 +114,7 @@ def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
     Running averages lag behind the weights, and in a short run hardly leave their initial values, which
     would leave bits stuck. At most ``most`` evenly spaced items are read.
     """
-    rows = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(np.int64))
+    rows = evenly_spaced(len(values), most)
     blocks = (
         torch.from_numpy(np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width))
         for start in range(0, len(rows), 4096)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crovca.data.embeddings import Rows
+from crovca.data.embeddings import Rows, evenly_spaced
 from crovca.hashing.hashcoder import HashCoder
 from crovca.hashing.targets import ClassPrototypes
 
@@ -52,7 +52,7 @@ def start_from_classes(coder: HashCoder, teacher: ClassPrototypes, values: Rows)
         teacher: prototypes of the items' classes; one that no item read here has goes on running.
         values: (n, d) or (n, v, d).
     """
-    rows = _sample(values)
+    rows = evenly_spaced(len(values), _MOST_READ)
 
     def pairs(features: Callable[[Tensor], Tensor]) -> Pairs:
         for chosen, block in _blocks(values, rows):
@@ -85,7 +85,7 @@ def start_from_clusters(coder: HashCoder, values: Rows, *, seed: int) -> None:
         values: (n, d) or (n, v, d).
         seed: of the first centroids.
     """
-    rows = _sample(values)
+    rows = evenly_spaced(len(values), _MOST_READ)
     first = coder.layers[0]
     assert isinstance(first, nn.Linear)
     count = min(first.out_features, len(rows) // _ITEMS_A_CLUSTER)
@@ -99,10 +99,6 @@ def start_from_clusters(coder: HashCoder, values: Rows, *, seed: int) -> None:
             yield coder.shifted(block.flatten(0, 1)), members.repeat_interleave(block.shape[1], dim=0)
 
     _answer_to_groups(coder, ridge_regression(pairs(), _UNIT_RIDGE))
-
-
-def _sample(values: Rows) -> npt.NDArray[np.int64]:
-    return np.unique(np.linspace(0, len(values) - 1, min(_MOST_READ, len(values))).astype(np.int64))
 
 
 def _blocks(values: Rows, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:

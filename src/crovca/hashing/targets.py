@@ -148,7 +148,7 @@ class ClassPrototypes(nn.Module):
         self.seen = self.seen | present
         self.batches = self.batches + 1
         if self.settle_after is not None and int(self.batches) == self.settle_after:
-            self.settle(self.prototypes, self.seen)
+            self.settle(self.prototypes, self.seen & ~self.settled)
 
 
 def move_apart(prototypes: Tensor, distance: int = 4) -> Tensor:
