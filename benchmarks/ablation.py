@@ -1,6 +1,6 @@
 """Where the defaults come from: what each departure from the paper's settings is worth, on a split of training data.
 
-Takes 8 items of each class (30 of each digit) out of a labelled embedding file as queries; the rest is trained on and
+Takes 8 items of each class (30 of each digit) out of a labeled embedding file as queries; the rest is trained on and
 searched. Three sets: the file itself, the same through a random projection to 64 numbers with noise (weak embeddings),
 and scikit-learn's digits. The file's own query set is never touched.
 
@@ -24,17 +24,17 @@ import numpy.typing as npt
 from sklearn.datasets import load_digits
 
 from crovca import Embeddings, Encoded, Hasher, evaluate, load_embeddings
-from crovca.hashing.neighbours import find_neighbours
+from crovca.hashing.neighbors import find_neighbors
 
 LENGTHS = (16, 32, 64, 128)
 
 
 class OfTheNearest(Hasher):
-    """Paired with the nearest items, not with those of them that share the most neighbours."""
+    """Paired with the nearest items, not with those of them that share the most neighbors."""
 
-    def _neighbour_rows(self, data: Embeddings, *others: Any) -> npt.NDArray[np.int64]:
-        self.neighbour_recall_ = None
-        return find_neighbours(data.values, self.neighbours, degenerate=data.degenerate, seed=self.seed).rows
+    def _neighbor_rows(self, data: Embeddings, *others: Any) -> npt.NDArray[np.int64]:
+        self.neighbor_recall_ = None
+        return find_neighbors(data.values, self.neighbors, degenerate=data.degenerate, seed=self.seed).rows
 
 
 UNSUPERVISED: dict[str, dict[str, Any]] = {
@@ -45,12 +45,12 @@ UNSUPERVISED: dict[str, dict[str, Any]] = {
     "paired with the 5 nearest items": {"kind": OfTheNearest},
     "weight decay 0.01, as in the paper": {"weight_decay": 0.01},
     "weight decay 10": {"weight_decay": 10.0},
-    "inputs centred": {"centre": True},
+    "inputs centered": {"center": True},
 }
 SUPERVISED: dict[str, dict[str, Any]] = {
     "default": {},
     "batch prototypes, as in the paper": {"prototypes": "batch"},
-    "inputs not centred": {"centre": False},
+    "inputs not centered": {"center": False},
     "logits at a scale of 1, as in the paper": {"logit_scale": 1.0},
     "logits at a scale of 4": {"logit_scale": 4.0},
     "learning rate 1e-3": {"learning_rate": 1e-3},
@@ -97,7 +97,7 @@ def measure(
     query = Encoded(hasher.encode(query_values), labels=query_labels, logits=hasher.logits(query_values))
     database = Encoded(hasher.encode(values), labels=labels)
     lengths = [length for length in LENGTHS if length <= hasher.bits]
-    result = evaluate(query, database, lengths=lengths, scorings=["asymmetric_hamming"])
+    result = evaluate(query, database, lengths=lengths, metrics_=["asymmetric_hamming"])
     scores = [length.scores["asymmetric_hamming"] for length in result.lengths]
     return [None if score is None else score.map for score in scores]
 

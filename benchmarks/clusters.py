@@ -2,7 +2,7 @@
 
 Recall and proofs are the same whatever server returns the candidates, so they are computed here, by numpy: by Hamming
 distance (Milvus; PostgreSQL with levels=1) and by PostgreSQL's six levels. Random codes are the worst case; clustered
-ones are items around 2,000 centres, as learned codes are. Latencies are of real servers on this machine, started by
+ones are items around 2,000 centers, as learned codes are. Latencies are of real servers on this machine, started by
 tests/servers; what is not installed is left out and named.
 
     python benchmarks/clusters.py [--items 1000000] [--bits 64] [--queries 20] [--skip-servers] [--hnsw] [--json FILE]
@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from crovca.codes import Codes
-from crovca.search.clusters.bounds import Levels, Query
-from crovca.search.clusters.connection import connect, create
-from crovca.search.clusters.postgres import PostgresCluster
-from crovca.search.scoring import BitScorer
+from crovca.index.scoring import BitScorer
+from crovca.servers.bounds import Levels, Query
+from crovca.servers.connection import connect, create
+from crovca.servers.postgres import PostgresServer
 
 OVERFETCH = (100, 1000, 10_000)
 KS = (10, 100)
-CENTRES, NOISE, SCALE = 2000, 0.7, 1.5
+CENTERS, NOISE, SCALE = 2000, 0.7, 1.5
 BATCH = 65_536
 
 
@@ -39,11 +39,11 @@ def codes_and_queries(kind: str, items: int, bits: int, queries: int) -> tuple[C
         packed = random.integers(0, 256, (items, -(-bits // 8)), dtype=np.uint8)
         codes = Codes.from_bits(np.unpackbits(packed, axis=1, count=bits))
         return codes, (random.normal(size=(queries, bits)) * SCALE).astype(np.float32)
-    centres = random.normal(size=(CENTRES, bits)).astype(np.float32)
+    centers = random.normal(size=(CENTERS, bits)).astype(np.float32)
 
     def near(count: int) -> np.ndarray:
         noise = random.normal(size=(count, bits)).astype(np.float32)
-        found: np.ndarray = centres[random.integers(CENTRES, size=count)] + np.float32(NOISE) * noise
+        found: np.ndarray = centers[random.integers(CENTERS, size=count)] + np.float32(NOISE) * noise
         return found
 
     parts = [Codes.from_logits(near(min(BATCH, items - start))) for start in range(0, items, BATCH)]
@@ -63,9 +63,9 @@ def recall(codes: Codes, queries: np.ndarray) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str, int, int], list[tuple[float, bool]]] = {}
     random = np.random.default_rng(0)
     for logits in queries:
-        for scoring in ("bce", "asymmetric_hamming"):
-            query = Query.of(logits, scoring)
-            distances = BitScorer.of(scoring, logits[None], codes).distances(slice(None))[0]
+        for metric in ("bce", "asymmetric_hamming"):
+            query = Query.of(logits, metric)
+            distances = BitScorer.of(metric, logits[None], codes).distances(slice(None))[0]
             places = np.lexsort((random.random(len(codes)), distances))[: max(KS)]
             hamming = sums_of(
                 query, codes, Levels(Codes.from_bits(np.ones((1, codes.bits))), np.ones(1, np.int64), 1.0)
@@ -80,17 +80,17 @@ def recall(codes: Codes, queries: np.ndarray) -> list[dict[str, Any]]:
                     for k in KS:
                         hits = float(np.isin(places[:k], ranked[:fetched]).mean())
                         proven = bool(np.partition(distances[ranked[:fetched]], k - 1)[k - 1] < bound)
-                        rows.setdefault((scoring, order, fetched, k), []).append((hits, proven))
+                        rows.setdefault((metric, order, fetched, k), []).append((hits, proven))
     return [
         {
-            "scoring": scoring,
+            "metric": metric,
             "order": order,
             "candidates": fetched,
             "k": k,
             "recall": float(np.mean([hit for hit, _ in found])),
             "proven": float(np.mean([proven for _, proven in found])),
         }
-        for (scoring, order, fetched, k), found in rows.items()
+        for (metric, order, fetched, k), found in rows.items()
     ]
 
 
@@ -117,7 +117,7 @@ def postgres_rows(name: str, url: str, codes: Codes, queries: np.ndarray, hnsw: 
     address = f"{url}?table=bench"
     with create(address, bits=codes.bits) as cluster:
         seconds = fill(cluster, codes)
-        assert isinstance(cluster, PostgresCluster)
+        assert isinstance(cluster, PostgresServer)
         cluster._connection.execute("VACUUM ANALYZE bench")
     rows = [{"server": name, "what": "upsert, items a second", "value": len(codes) / seconds}]
 
@@ -127,7 +127,7 @@ def postgres_rows(name: str, url: str, codes: Codes, queries: np.ndarray, hnsw: 
     for workers in (0, 2):
         for levels in (1, 6):
             options = f"{url}?options=-c%20max_parallel_workers_per_gather%3D{workers}"
-            with PostgresCluster.open(options, "bench", levels=levels) as cluster:
+            with PostgresServer.open(options, "bench", levels=levels) as cluster:
                 for k in KS:
                     label = f"top {k}, {levels} level{'s' * (levels > 1)}, {1 + workers} processes"
                     proven = cluster.search(queries, k).proven.mean()
@@ -138,7 +138,7 @@ def postgres_rows(name: str, url: str, codes: Codes, queries: np.ndarray, hnsw: 
                         milliseconds(lambda part, k=k: cluster.search(part, k, exact=True), queries[:5]),  # type: ignore[misc]
                     )
     if hnsw:
-        with PostgresCluster.open(url, "bench") as cluster:
+        with PostgresServer.open(url, "bench") as cluster:
             exact = cluster.search(queries, 10, exact=True).ids
             begun = time.perf_counter()
             cluster.build_hnsw()
@@ -201,10 +201,10 @@ def main() -> None:
     for kind in ("random", "clustered"):
         codes, queries = codes_and_queries(kind, arguments.items, arguments.bits, arguments.queries)
         result[kind] = recall(codes, queries)
-        print(f"\n{kind} codes      scoring             order       candidates    k  recall  proven")
+        print(f"\n{kind} codes      metric             order       candidates    k  recall  proven")
         for row in result[kind]:
             print(
-                f"{'':17} {row['scoring']:19} {row['order']:11} {row['candidates']:>10,} {row['k']:>4} "
+                f"{'':17} {row['metric']:19} {row['order']:11} {row['candidates']:>10,} {row['k']:>4} "
                 f"{row['recall']:7.3f} {row['proven']:7.2f}"
             )
         if kind == "random" and not arguments.skip_servers:

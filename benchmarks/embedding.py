@@ -25,10 +25,11 @@ import numpy as np
 import torch
 
 from crovca import load_embeddings
-from crovca.data.images import decode
-from crovca.data.sources import Source, open_images
+from crovca.embedding.pipeline import choose_batch_size
 from crovca.encoders.encoder import Encoder
-from crovca.encoders.pipeline import choose_batch_size
+from crovca.sources.decode import decode
+from crovca.sources.opening import open_images
+from crovca.sources.source import Source
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -50,7 +51,7 @@ def bare_rate(encoder: Encoder, pixels: torch.Tensor, batch: int, lanes: int) ->
     parts = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
 
     def one(part: torch.Tensor) -> None:
-        encoder.embed(encoder.preprocessing.normalise(part.to(encoder.device))).cpu()
+        encoder.embed(encoder.preprocessing.normalize(part.to(encoder.device))).cpu()
 
     threads = max(1, CORES // lanes)
     torch.set_num_threads(threads)

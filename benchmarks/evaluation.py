@@ -22,10 +22,10 @@ from crovca import Codes, Encoded, evaluate
 DATABASE, QUERIES, CLASSES, K = 193_734, 2_100, 21, 5_000
 
 
-def items(count: int, bits: int, centres: np.ndarray, random: np.random.Generator) -> Encoded:
+def items(count: int, bits: int, centers: np.ndarray, random: np.random.Generator) -> Encoded:
     labels = random.random((count, CLASSES)) < 2.9 / CLASSES
     noise = random.normal(size=(count, bits)).astype(np.float32)
-    logits = (labels @ centres / 2 + noise).astype(np.float32)
+    logits = (labels @ centers / 2 + noise).astype(np.float32)
     return Encoded(Codes.from_logits(logits), np.arange(count), labels, logits)
 
 
@@ -37,22 +37,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     random = np.random.default_rng(0)
-    centres = random.normal(size=(CLASSES, arguments.bits)).astype(np.float32)
+    centers = random.normal(size=(CLASSES, arguments.bits)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         database, query = Path(folder, "database.npz"), Path(folder, "query.npz")
-        made = items(DATABASE, arguments.bits, centres, random)
+        made = items(DATABASE, arguments.bits, centers, random)
         Encoded(made.codes, labels=made.labels).save(database)
-        made = items(QUERIES, arguments.bits, centres, random)
+        made = items(QUERIES, arguments.bits, centers, random)
         Encoded(made.codes, labels=made.labels, logits=made.logits).save(query)
         del made
         seconds = {}
-        for scoring in ("hamming", "asymmetric_hamming", "bce"):
+        for metric in ("hamming", "asymmetric_hamming", "bce"):
             started = time.perf_counter()
-            evaluate(Encoded.load(query), Encoded.load(database), k=K, scorings=[scoring])
-            seconds[scoring] = time.perf_counter() - started
+            evaluate(Encoded.load(query), Encoded.load(database), k=K, metrics_=[metric])
+            seconds[metric] = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    for scoring, taken in seconds.items():
-        print(f"{scoring:20} {taken:6.1f} s")
+    for metric, taken in seconds.items():
+        print(f"{metric:20} {taken:6.1f} s")
     print(f"peak memory of the whole run {peak:.2f} GiB")
     if arguments.json:
         result = {"database": DATABASE, "queries": QUERIES, "k": K, "bits": arguments.bits}

@@ -31,10 +31,10 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from crovca.encoders.adapter import adapt
 from crovca.encoders.encoder import Encoder
+from crovca.encoders.lora import adapt
 from crovca.hasher import ImageHasher
-from crovca.hashing.training import Silent
+from crovca.hashing.train import Silent
 
 
 class Stopwatch(Silent):
@@ -54,8 +54,8 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> int:
 
     def one(number: int) -> int:
         random = np.random.default_rng(number)
-        colours = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        smooth = np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        colors = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        smooth = np.asarray(colors.resize((width, height), Image.Resampling.BICUBIC), np.int16)
         noisy = (smooth + random.integers(-12, 13, smooth.shape, np.int16)).clip(0, 255).astype(np.uint8)
         path = folder / f"{number:06}.jpg"
         Image.fromarray(noisy).save(path, quality=90)
@@ -104,16 +104,16 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 1024
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
-    def synchronised() -> float:
+    def synchronized() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
     best = float("inf")
     for _ in range(10):
-        started = synchronised()
+        started = synchronized()
         torch.mm(one, other)
-        best = min(best, synchronised() - started)
+        best = min(best, synchronized() - started)
     return 2 * side**3 / best
 
 

@@ -27,7 +27,7 @@ def write_store(folder: Path, items: int) -> None:
     import pyarrow.parquet as pq
 
     random = np.random.default_rng(0)
-    centres = random.normal(size=(CLUSTERS, WIDTH)).astype(np.float16)
+    centers = random.normal(size=(CLUSTERS, WIDTH)).astype(np.float16)
     parts: list[dict[str, str | int]] = []
     for start in range(0, items, SHARD):
         rows = min(SHARD, items - start)
@@ -37,7 +37,7 @@ def write_store(folder: Path, items: int) -> None:
         for block in range(0, rows, 4096):
             size = min(4096, rows - block)
             noise = random.normal(size=(size, WIDTH)).astype(np.float16)
-            values[block : block + size] = centres[random.integers(CLUSTERS, size=size)] + noise
+            values[block : block + size] = centers[random.integers(CLUSTERS, size=size)] + noise
         values.flush()
         pq.write_table(pa.table({"id": np.arange(start, start + rows)}), part / "items.parquet")
         parts.append({"name": part.name, "rows": rows})

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from crovca import Embeddings, load_embeddings
+from crovca.compare.methods import METHODS
+from crovca.compare.results import CODE_SCORES, Comparison, Row, failures, percent
+from crovca.compare.run import compare
+from crovca.compare.verdict import RECALL, verdict
 from crovca.data.embeddings import as_embeddings
-from crovca.experiments.compare import compare
-from crovca.experiments.comparison import CODE_SCORES, Comparison, Row, failures, percent
-from crovca.experiments.contenders import METHODS
-from crovca.experiments.verdict import RECALL, verdict
 from crovca.files import write_json
 
 LENGTHS = (16, 32, 64, 128)
@@ -67,7 +67,7 @@ def second_half(name: str) -> bool:
 STUDIES = {
     ALL: Study(),
     FIVE: Study(methods=[*LEARNED, *OURS[:2]], epochs=5),
-    ABLATION: Study((*LENGTHS, 256), ["float_normalised", "float_centred", *OURS]),
+    ABLATION: Study((*LENGTHS, 256), ["float_normalized", "float_centered", *OURS]),
     TRANSFERS[0]: Study((16, 64), CARRIED, halves=(first_half, second_half)),
     TRANSFERS[1]: Study((16, 64), CARRIED, halves=(second_half, first_half)),
 }
@@ -134,22 +134,22 @@ class Results:
 
     def __init__(self, state: Comparison) -> None:
         self.state = state
-        self.rows = {(row.contender.name, row.bits): row for row in state.rows()}
-        self.contenders = list({row.contender.name: row.contender for row in state.rows()}.values())
+        self.rows = {(row.method.name, row.bits): row for row in state.rows()}
+        self.choose_methods = list({row.method.name: row.method for row in state.rows()}.values())
 
     def table(self, score: str | None, name: str, lengths: Sequence[int]) -> Iterator[str]:
         """A line for each method; ``score`` None: the one with a float query."""
         yield "| | " + " | ".join(f"{bits} bits" for bits in lengths) + " |"
         yield "|---|" + "---|" * len(lengths)
-        for contender in self.contenders:
-            cells = [self.cell(contender.name, bits, score, name) for bits in lengths]
-            if contender.size != "asked":
-                bits = next(bits for found, bits in self.rows if found == contender.name)
-                cells = [self.cell(contender.name, bits, score, name), *[""] * (len(lengths) - 1)]
-                size = self.rows[contender.name, bits].measured("bytes") or 0
-                yield f"| {contender.title} ({size:,.0f} bytes) | {' | '.join(cells)} |"
+        for method in self.choose_methods:
+            cells = [self.cell(method.name, bits, score, name) for bits in lengths]
+            if method.size != "asked":
+                bits = next(bits for found, bits in self.rows if found == method.name)
+                cells = [self.cell(method.name, bits, score, name), *[""] * (len(lengths) - 1)]
+                size = self.rows[method.name, bits].measured("bytes") or 0
+                yield f"| {method.title} ({size:,.0f} bytes) | {' | '.join(cells)} |"
             elif set(cells) != {"-"}:
-                yield f"| {contender.title} | {' | '.join(cells)} |"
+                yield f"| {method.title} | {' | '.join(cells)} |"
 
     def cell(self, method: str, bits: int, score: str | None, name: str) -> str:
         row = self.rows.get((method, bits))
@@ -166,12 +166,12 @@ class Results:
         return 100 * found[0], 100 * found[1]
 
     def title(self, method: str) -> str:
-        return next(contender.title for contender in METHODS if contender.name == method)
+        return next(known.title for known in METHODS if known.name == method)
 
     def best(self, bits: int, wanted: Callable[[Row], bool]) -> tuple[float, float, str]:
         """Mean, spread and title of the best method of a kind at a length."""
         found = [
-            (*self.map(name, length), row.contender.title)
+            (*self.map(name, length), row.method.title)
             for (name, length), row in self.rows.items()
             if length == bits and row.failed is None and wanted(row)
         ]
@@ -180,9 +180,9 @@ class Results:
     def floats(self) -> tuple[float, str]:
         """The best float embedding."""
         found = [
-            (self.map(*key)[0], row.contender.title)
+            (self.map(*key)[0], row.method.title)
             for key, row in self.rows.items()
-            if row.contender.size == "float"
+            if row.method.size == "float"
         ]
         return max(found)
 
@@ -258,16 +258,16 @@ def _families(found: dict[str, Results]) -> Iterator[str]:
 
 
 def _ahead(found: dict[str, Results]) -> Iterator[str]:
-    """Ahead of the rivals?"""
+    """Ahead of the baselines?"""
     main, five = found[ALL], found[FIVE]
     lead = [main.map("crovca", bits)[0] - main.map("itq", bits)[0] for bits in LENGTHS]
     yield f"At least 10 points over ITQ at 16 to 64 bits? {_yes(min(lead[:3]) >= 10)}: {_listed(lead)}."
-    yield "Ahead of every rival without labels? " + _against(
-        main, "crovca", lambda row: row.contender.rival is not None and not row.contender.supervised
+    yield "Ahead of every baseline without labels? " + _against(
+        main, "crovca", lambda row: row.method.baseline is not None and not row.method.supervised
     )
     for results, epochs in ((main, "the default number of"), (five, "5")):
         yield f"With labels as good as the best head, in {epochs} epochs? " + _against(
-            results, "crovca_supervised", lambda row: row.contender.rival is not None and row.contender.supervised
+            results, "crovca_supervised", lambda row: row.method.baseline is not None and row.method.supervised
         )  # fmt: skip
 
 
@@ -300,9 +300,9 @@ def _transfer(name: str, results: Results) -> Iterator[str]:
     best_float, title = results.floats()
     for bits in (16, 64):
         known = {method: results.map(method, bits) for method in ("crovca", "crovca_supervised", "orthohash")}
-        head, spread, best = results.best(bits, lambda row: row.contender.supervised)
+        head, spread, best = results.best(bits, lambda row: row.method.supervised)
         plain, _, untaught = results.best(
-            bits, lambda row: not row.contender.supervised and row.contender.size == "asked"
+            bits, lambda row: not row.method.supervised and row.method.size == "asked"
         )
         yield (
             f"Codes that keep meaning, learned from the classes {name}, {bits} bits: crovca "
@@ -391,11 +391,11 @@ def page(found: dict[str, Results], command: str, seconds: dict[str, float], see
             "| | fit | items/s |",
             "|---|---|---|",
         ]
-    for contender in main.contenders:
-        row = main.rows.get((contender.name, 64))
+    for method in main.choose_methods:
+        row = main.rows.get((method.name, 64))
         if row is not None and row.cells and not unfinished:
             fit, rate = row.measured("fit_seconds") or 0, row.measured("encode_rate") or 0
-            lines.append(f"| {contender.title} | {fit:.1f} | {rate:,.0f} |")
+            lines.append(f"| {method.title} | {fit:.1f} | {rate:,.0f} |")
     lines += [
         "",
         *(f"* Failed: {sentence}" for sentence in failures(list(main.rows.values()))),

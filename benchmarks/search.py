@@ -2,7 +2,7 @@
 
 One thread; every time is a median, and those of a row are taken in turn, so that whatever else the machine does
 meets all of them. Random codes are the worst case for candidates and ties. "Real" codes come from embeddings: 1 M are
-made from those in D.npz by mixing each with one of its neighbours, and encoded by a model learned from D.npz.
+made from those in D.npz by mixing each with one of its neighbors, and encoded by a model learned from D.npz.
 
     python benchmarks/search.py [--data D.npz] [--items 1000000] [--servers] [--out docs/results/search]
 """
@@ -24,13 +24,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from crovca import Codes, Hasher, HashIndex, load_embeddings
-from crovca.hashing.neighbours import find_neighbours
-from crovca.search.scoring import Scoring
+from crovca.hashing.neighbors import find_neighbors
+from crovca.index.scoring import Metric
 
 K, BATCH = 100, 100
 ROUNDS = {"one": 101, "batch": 5}
 LENGTHS = (16, 32, 64, 128, 256)
-SCORINGS: tuple[Scoring, ...] = ("asymmetric_hamming", "bce", "hamming")
+METRICS: tuple[Metric, ...] = ("asymmetric_hamming", "bce", "hamming")
 Row = dict[str, Any]
 
 
@@ -56,10 +56,10 @@ def random_codes(count: int, bits: int) -> tuple[Codes, np.ndarray]:
 
 
 def real_codes(data: Path, count: int) -> tuple[Codes, np.ndarray]:
-    """Codes of 256 bits, to be cut, of items mixed from neighbours; queries are mixed likewise."""
+    """Codes of 256 bits, to be cut, of items mixed from neighbors; queries are mixed likewise."""
     values = np.asarray(load_embeddings(data).values[:], np.float32)
     hasher = Hasher(bits=256).fit(values)
-    near = find_neighbours(values, 10).rows
+    near = find_neighbors(values, 10).rows
     rng = np.random.default_rng(0)
 
     def logits(size: int) -> np.ndarray:
@@ -79,13 +79,13 @@ def build(folder: Path, codes: Codes) -> HashIndex:
 
 
 def asking(
-    index: HashIndex, logits: np.ndarray, part: Callable[[int], slice], scoring: Scoring
+    index: HashIndex, logits: np.ndarray, part: Callable[[int], slice], metric: Metric
 ) -> Callable[[int], Any]:
-    return lambda number: index.search(logits[part(number)], K, scoring=scoring)
+    return lambda number: index.search(logits[part(number)], K, metric=metric)
 
 
 def scan_rows(kind: str, codes: Codes, logits: np.ndarray, folder: Path) -> list[Row]:
-    """FAISS's symmetric scan, ours with every scoring, and reading the codes once."""
+    """FAISS's symmetric scan, ours with every metric, and reading the codes once."""
     flat = faiss.IndexBinaryFlat(codes.bits)
     flat.add(codes.packed)
     packed = Codes.from_logits(logits).packed
@@ -102,18 +102,18 @@ def scan_rows(kind: str, codes: Codes, logits: np.ndarray, folder: Path) -> list
                 "flat": lambda number: flat.search(packed[part(number)], K),
                 "read": lambda _: words.max(),
             }
-            tasks.update({scoring: asking(index, logits, part, scoring) for scoring in SCORINGS})
+            tasks.update({metric: asking(index, logits, part, metric) for metric in METRICS})
             found = in_turn(
                 tasks, (21 if few else ROUNDS[size]) if step == 1 else (3 if few else ROUNDS[size])
             )
             times = {name: value / (1 if name == "read" else step) for name, value in found.items()}
             row: Row = {"codes": kind, "items": len(codes), "bits": codes.bits, "queries": size, "ms": times}
             row["engine"] = index.engines()[0]["engine"]
-            row["ratio"] = {name: times[name] / times["flat"] for name in SCORINGS}
+            row["ratio"] = {name: times[name] / times["flat"] for name in METRICS}
             rows.append(row)
             print(
                 f"{kind:6} {len(codes):>10,} x {codes.bits:3} {size:5} {row['engine']:8} flat {times['flat']:.3f} ms, "
-                + ", ".join(f"{name} {times[name]:.3f} ({row['ratio'][name]:.2f})" for name in SCORINGS)
+                + ", ".join(f"{name} {times[name]:.3f} ({row['ratio'][name]:.2f})" for name in METRICS)
                 + f", reading {times['read']:.3f}",
                 flush=True,
             )
@@ -250,7 +250,7 @@ def others(kind: str, codes: Codes, logits: np.ndarray, width: int | None) -> li
         recall = index.engines()[0]["recall_at_100"]
         measure(
             f"crovca inverted (says {recall:.2f})",
-            lambda q: index.search(Codes(q, codes.bits), K, scoring="hamming", engine="inverted").scores,
+            lambda q: index.search(Codes(q, codes.bits), K, metric="hamming", engine="inverted").distances,
             built,
         )
 
@@ -359,27 +359,29 @@ def scan_cells(row: Row) -> list[str]:
     ms, ratio = row["ms"], row["ratio"]
     size = "one" if row["queries"] == "one" else f"batch of {BATCH}"
     cells = [row["codes"], f"{row['items']:,}", row["bits"], size, row["engine"], f"{ms['flat']:.3f}"]
-    for name in SCORINGS:
+    for name in METRICS:
         cells += [f"{ms[name]:.3f}", f"{ratio[name]:.2f}"]
     return [*cells, f"{ms['read']:.3f}"]
 
 
 def by_codes(cluster: Any, queries: Codes, number: int) -> Any:
-    return cluster.search(queries[number], K, scoring="hamming").scores[0]
+    return cluster.search(queries[number], K, metric="hamming").distances[0]
 
 
 def by_logits(cluster: Any, logits: np.ndarray, number: int) -> Any:
-    return cluster.search(logits[number : number + 1], K, scoring="asymmetric_hamming", exact=True).scores[0]
+    return cluster.search(logits[number : number + 1], K, metric="asymmetric_hamming", exact=True).distances[
+        0
+    ]
 
 
 def servers(codes: Codes, logits: np.ndarray) -> list[Row]:
-    """Database servers on this machine, through ``search.clusters``; those that are not installed are left out."""
+    """Database servers on this machine, through ``servers``; those that are not installed are left out."""
     import sys
     from contextlib import ExitStack
 
     import clusters
 
-    from crovca.search.clusters.connection import create
+    from crovca.servers.connection import create
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from tests.servers import launch

@@ -1,7 +1,7 @@
 """Claim: training takes no longer than a plain PyTorch loop of the same network and steps.
 
-Both train 64 bits (one length) on the same embeddings for 20 epochs with neighbours as views, the search for
-neighbours included, in turns within one run; the ratio of the medians is printed.
+Both train 64 bits (one length) on the same embeddings for 20 epochs with neighbors as views, the search for
+neighbors included, in turns within one run; the ratio of the medians is printed.
 
     python benchmarks/training.py [--data FILE] [--epochs 20] [--runs 3] [--json FILE]
 """
@@ -27,7 +27,7 @@ def plain_loop(X: Tensor, bits: int, epochs: int, batch: int = 256, weight_decay
     unit = F.normalize(X - X.mean(dim=0), dim=1)
     similarity = unit @ unit.T
     similarity.fill_diagonal_(-1)
-    neighbours = similarity.topk(5, dim=1).indices
+    neighbors = similarity.topk(5, dim=1).indices
     n, d = X.shape
     model = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, bits), nn.BatchNorm1d(bits))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=weight_decay)
@@ -37,7 +37,7 @@ def plain_loop(X: Tensor, bits: int, epochs: int, batch: int = 256, weight_decay
         order = torch.randperm(n)
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
-            near = neighbours[rows, torch.randint(5, (batch,))]
+            near = neighbors[rows, torch.randint(5, (batch,))]
             one, two = model(X[rows]), model(F.dropout(X[near], 0.3))
             loss = F.binary_cross_entropy_with_logits(one, (two > 0).float())
             loss = (loss + F.binary_cross_entropy_with_logits(two, (one > 0).float())) / 2

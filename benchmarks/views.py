@@ -1,4 +1,4 @@
-"""Claim: neighbours of plain embeddings are better pairs than image views, which reach the paper's way of training.
+"""Claim: neighbors of plain embeddings are better pairs than image views, which reach the paper's way of training.
 
 Frozen probing, the small HashCoder, one length at a time, 5 epochs, seeds 0 to 2. VIEWS is a store of six augmented
 views of each image of the database (`crovca embed IMAGES --encoder ... --views 6 -o VIEWS`), D.npz and Q.npz are
@@ -25,8 +25,8 @@ K, EPOCHS = 1000, 5
 METHODS: dict[str, tuple[Any, bool]] = {
     "image views, the paper's settings": ("views", True),
     "image views": ("views", False),
-    "neighbours": ("neighbours", False),
-    "image views and neighbours": (("views", "neighbours"), False),
+    "neighbors": ("neighbors", False),
+    "image views and neighbors": (("views", "neighbors"), False),
 }
 
 
@@ -41,7 +41,7 @@ def quality(hasher: Hasher, database: Embeddings, queries: Embeddings) -> float:
         Encoded(hasher.encode(part), part.ids, part.labels, hasher.logits(part))
         for part in (database, queries)
     )
-    found = evaluate(asked, items, k=K, scorings=["asymmetric_hamming"]).to_dict()
+    found = evaluate(asked, items, k=K, metrics_=["asymmetric_hamming"]).to_dict()
     return 100 * float(found["lengths"][0]["map"]["asymmetric_hamming"])
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     views, database, queries = map(load_embeddings, (arguments.views, arguments.database, arguments.query))
     rows: list[dict[str, Any]] = []
     for name, (pairing, preset) in METHODS.items():
-        data = database if pairing == "neighbours" else views
+        data = database if pairing == "neighbors" else views
         for bits in BITS:
             started = time.perf_counter()
             found = [

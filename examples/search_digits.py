@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from crovca import Encoded, Hasher, evaluate
-from crovca.search.scoring import BitScorer, tie_order, top_k
+from crovca.index.scoring import BitScorer, tie_order, top_k
 
 pixels, digits = load_digits(return_X_y=True)
 pixels = pixels.astype(np.float32)
@@ -33,7 +33,7 @@ result = evaluate(
     Encoded(hasher.encode(pixels[query]), labels=digits[query], logits=hasher.logits(pixels[query])),
     Encoded(hasher.encode(pixels[database]), labels=digits[database]),
     lengths=(16, 32, 64),
-    scorings=["asymmetric_hamming"],
+    metrics_=["asymmetric_hamming"],
     query_embeddings=pixels[query],
     database_embeddings=pixels[database],
 )

@@ -98,13 +98,13 @@ def good_files():
     photo = picture()
     exif = Image.Exif()
     exif[0x0112] = 6
-    grey16 = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    gray16 = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     return {
         "plain.jpg": as_bytes(photo),
         "rotated.jpg": as_bytes(photo, exif=exif),
         "inks.jpg": as_bytes(photo.convert("CMYK")),
         "inks.tif": as_bytes(photo.convert("CMYK"), "TIFF"),
-        "grey16.png": as_bytes(grey16, "PNG"),
+        "gray16.png": as_bytes(gray16, "PNG"),
         "palette.gif": as_bytes(photo.convert("P"), "GIF"),
         "moving.gif": as_bytes(photo, "GIF", save_all=True, append_images=[picture(1)]),
         "clear.png": as_bytes(photo.convert("RGBA"), "PNG"),

@@ -25,7 +25,7 @@ LEVELS = [
     ["finetuning"],
     ["hasher"],
     ["queries"],
-    ["rivals"],
+    ["baselines"],
     ["experiments"],
     ["cli"],
 ]
@@ -81,12 +81,12 @@ def test_the_rule_sees_what_it_forbids(tmp_path):
     [
         "crovca",
         "crovca.codes",
-        "crovca.config",
-        "crovca.search.scoring",
+        "crovca.hashing.config",
+        "crovca.index.scoring",
         "crovca.evaluation.metrics, crovca.evaluation.evaluate, crovca.evaluation.report",
         "crovca.data.embeddings, crovca.data.store, crovca.data.encoded",
-        "crovca.data.datasets, crovca.cli.datasets",
-        "crovca.experiments.paper, crovca.experiments.cost, crovca.cli.reproduce_list",
+        "crovca.datasets, crovca.cli.datasets",
+        "crovca.reproduce.paper, crovca.reproduce.cost, crovca.cli.reproduce_list",
         "crovca.cli.main",
     ],
 )

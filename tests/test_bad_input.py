@@ -38,7 +38,7 @@ from crovca.errors import (
 )
 from crovca.files import atomic_directory, atomic_file, load_arrays
 from crovca.hasher import CrossModalHasher, Hasher
-from crovca.hashing.neighbours import find_neighbours
+from crovca.hashing.neighbors import find_neighbors
 
 X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 TEXTS = np.random.default_rng(1).normal(size=(40, 6)).astype(np.float32)
@@ -60,11 +60,11 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty working folder with ``x.npz`` (embeddings alone) and ``labelled.npz``."""
+    """An empty working folder with ``x.npz`` (embeddings alone) and ``labeled.npz``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CROVCA_DEBUG", raising=False)
     np.savez("x.npz", embeddings=X)
-    np.savez("labelled.npz", embeddings=X, labels=LABELS, ids=IDS)
+    np.savez("labeled.npz", embeddings=X, labels=LABELS, ids=IDS)
     return tmp_path
 
 
@@ -145,18 +145,18 @@ def test_fewer_items_than_a_batch_make_a_smaller_batch(accepts):
     )
 
 
-def test_zero_and_constant_rows_are_kept_and_never_neighbours(folder, accepts):
+def test_zero_and_constant_rows_are_kept_and_never_neighbors(folder, accepts):
     values = X.copy()
     values[3], values[7] = 0, 5
     np.savez("flat.npz", embeddings=values)
-    note = r"2 of 40 rows are zero or constant \(rows 3, 7\); they are kept, but never used as neighbours"
+    note = r"2 of 40 rows are zero or constant \(rows 3, 7\); they are kept, but never used as neighbors"
     accepts("train", "flat.npz", "-o", "m", *QUICK, note=note)
     accepts("encode", "m", "flat.npz", note=note)
     assert len(Codes.load("codes.npz")) == 40
     with pytest.warns(CrovcaWarning, match=note):
         data = as_embeddings(values)
     assert data.degenerate.tolist() == [3, 7]
-    rows = find_neighbours(data.values, 5, degenerate=data.degenerate).rows
+    rows = find_neighbors(data.values, 5, degenerate=data.degenerate).rows
     assert not np.isin(np.delete(rows, [3, 7], axis=0), [3, 7]).any()
 
 
@@ -582,9 +582,9 @@ BAD_MODELS = {
     "newer": (lambda: edit_json(CONFIG, format_version=99), "format version 99, .*upgrade crovca"),
     "no version": (lambda: edit_json(CONFIG, format_version=None), "format version None"),
     "no checksum": (lambda: edit_json(CONFIG, weights_sha256=None), "does not match its checksum"),
-    "unknown key": (lambda: edit_json(CONFIG, colour=1), "unknown configuration key 'colour'; was it written"),
+    "unknown key": (lambda: edit_json(CONFIG, color=1), "unknown configuration key 'color'; was it written"),
     "unknown parameter": (
-        lambda: edit_part(CONFIG, "parameters", colour=1), "unknown configuration key 'colour'"
+        lambda: edit_part(CONFIG, "parameters", color=1), "unknown configuration key 'color'"
     ),
     "device": (lambda: edit_part(CONFIG, "parameters", device="cpu"), "config.json"),
     "unknown kind": (lambda: edit_json(CONFIG, kind="tree"), "is a tree model, expected a hasher model"),
@@ -623,14 +623,14 @@ def test_train_replaces_a_model_only_with_force(folder, refuses, accepts):
     before = WEIGHTS.read_bytes()
     accepts("train", "x.npz", "-o", "m", "--seed", "1", "--force", *QUICK)
     assert WEIGHTS.read_bytes() != before
-    assert sorted(path.name for path in folder.iterdir()) == ["labelled.npz", "m", "x.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == ["labeled.npz", "m", "x.npz"]
 
 
 def test_force_replaces_earlier_results_only(folder, refuses, accepts, models):
     Path("photos").mkdir()
     Path("photos/a.jpg").write_text("mine")
     Path("note.txt").write_text("mine")
-    data = ("--database", "labelled.npz", "--query", "labelled.npz")
+    data = ("--database", "labeled.npz", "--query", "labeled.npz")
     foreign = "photos is a folder of something else, which --force does not replace"
     refuses("train", "x.npz", "-o", "photos", "--force", *QUICK, match=foreign)
     refuses("encode", models.model, "x.npz", "-o", "photos", "--force", match=foreign)
@@ -677,9 +677,9 @@ def test_reports_are_replaced_only_with_force(folder, refuses, accepts, models):
         "evaluate",
         models.model,
         "--database",
-        "labelled.npz",
+        "labeled.npz",
         "--query",
-        "labelled.npz",
+        "labeled.npz",
         "--report",
         "report",
     )
@@ -734,7 +734,7 @@ def files_of_at_most(size):
         pytest.param(("encode", "MODEL", "x.npz"), 60, id="codes"),
         pytest.param(("encode", "MODEL", "x.npz", "--logits"), 1500, id="logits"),
         pytest.param(("train", "x.npz", "-o", "m", *QUICK), 100, id="settings of the run"),
-        pytest.param(("train", "x.npz", "-o", "m", *QUICK), 1700, id="neighbours"),
+        pytest.param(("train", "x.npz", "-o", "m", *QUICK), 1700, id="neighbors"),
         pytest.param(
             ("train", "x.npz", "-o", "m", "--bits", "256", "--epochs", "2", "--checkpoint-every", "0"), 5000, id="state"
         ),
@@ -829,7 +829,7 @@ def test_a_result_that_fails_halfway_leaves_nothing(tmp_path):
         ("--pairing views,classes --unsupervised", "contradict each other"),
         ("--pairing classes", "pairing 'classes' needs labels"),
         ("--pairing views", r"views needs embeddings of shape \(n, v, d\)"),
-        ("--pairing friends", "pairing must be 'auto' or some of .*'neighbours'.*got 'friends'"),
+        ("--pairing friends", "pairing must be 'auto' or some of .*'neighbors'.*got 'friends'"),
         ("--pairing views,views", "pairing must be 'auto' or some of"),
         ("--pairing auto,views", "pairing must be 'auto' or some of"),
         ("--preset huge", "unknown preset 'huge'; expected one of .*'small'"),
@@ -837,7 +837,7 @@ def test_a_result_that_fails_halfway_leaves_nothing(tmp_path):
         ("--device quantum", "unknown device 'quantum'; use 'auto', 'cpu' or 'cuda'"),
         ("--device meta", "unknown device 'meta'"),
         ("--device cuda:99", "there is no device 'cuda:99'"),
-        ("--colour red", "No such option.*--colour"),
+        ("--color red", "No such option.*--color"),
         ("another.npz", "unexpected extra argument"),
     ],
 )
@@ -896,7 +896,7 @@ def test_encode_refuses_options_that_cannot_be(refuses, models, options, match):
     ],
 )
 def test_evaluate_refuses_options_that_cannot_be(refuses, models, options, match):
-    data = ("--database", "labelled.npz", "--query", "labelled.npz")
+    data = ("--database", "labeled.npz", "--query", "labeled.npz")
     refuses("evaluate", models.model, *data, *options.split(), match=match)
 
 
@@ -904,7 +904,7 @@ def test_two_modalities_of_one_width_need_the_flag(refuses, accepts, models):
     match = "x.npz: images and texts are both 8 wide; say which these are with --modality images|texts"
     refuses("encode", models.twins, "x.npz", match=match)
     accepts("encode", models.twins, "x.npz", "--modality", "texts")
-    command = ("evaluate", models.twins, "--database", "labelled.npz", "--query", "labelled.npz")
+    command = ("evaluate", models.twins, "--database", "labeled.npz", "--query", "labeled.npz")
     refuses(*command, match="both 8 wide; say which these are with --database-modality")
     refuses(*command, "--database-modality", "images", match="both 8 wide; .*--query-modality")
     accepts(*command, "--database-modality", "images", "--query-modality", "texts")
@@ -925,7 +925,7 @@ def test_two_modalities_of_one_width_need_the_flag(refuses, accepts, models):
         ({"learning_rate": float("nan")}, ConfigError, "learning_rate must be greater than 0"),
         ({"weight_decay": -1}, ConfigError, "weight_decay must be 0 or more"),
         ({"hashcoder": "medium"}, ConfigError, "hashcoder must be 'small' or 'large'"),
-        ({"neighbours": 0}, ConfigError, "neighbours must be a whole number of at least 1"),
+        ({"neighbors": 0}, ConfigError, "neighbors must be a whole number of at least 1"),
         ({"feature_dropout": 1.0}, ConfigError, r"feature_dropout must lie in"),
         ({"pairing": ()}, ConfigError, "pairing must be"),
     ],

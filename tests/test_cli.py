@@ -12,7 +12,7 @@ from crovca.cli.main import app, main
 from crovca.codes import Codes
 from crovca.data.encoded import Encoded
 from crovca.hasher import CrossModalHasher, Hasher
-from crovca.search.scoring import SCORINGS
+from crovca.index.scoring import METRICS
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -71,7 +71,7 @@ def test_train_says_what_it_chose(folder, tmp_path, capsys):
         "-o",
         tmp_path / "n",
     )
-    assert found["pairing"] == ["neighbours"]
+    assert found["pairing"] == ["neighbors"]
     assert "the labels in database.npz are not used" in found["notes"]
     assert Hasher.load(tmp_path / "n").lengths_ == (8,)
 
@@ -93,7 +93,7 @@ def test_lengths(folder, tmp_path, flags, lengths):
 def test_presets_train_as_in_the_paper(folder, tmp_path):
     run("train", folder / "database.npz", "--preset", "imagenet1k", "--bits", "8", "-o", tmp_path / "m")
     hasher = Hasher.load(tmp_path / "m")
-    assert (hasher.hashcoder, hasher.epochs, hasher.prototypes, hasher.centre) == ("large", 5, "batch", False)
+    assert (hasher.hashcoder, hasher.epochs, hasher.prototypes, hasher.center) == ("large", 5, "batch", False)
 
 
 def test_encode_writes_codes_with_ids_and_labels(folder, tmp_path, capsys):
@@ -116,7 +116,7 @@ def test_evaluate_prints_one_object(folder, capsys):
     found = run_json(capsys, "evaluate", folder / "model", *arguments, "--bits", "8,16,32", "--top-k", "50")
     assert (found["k"], found["queries"], found["database"], found["left_out"]) == (50, 40, 160, 0)
     assert [length["bits"] for length in found["lengths"]] == [8, 16, 32]
-    assert all(list(length["map"]) == list(SCORINGS) for length in found["lengths"])
+    assert all(list(length["map"]) == list(METRICS) for length in found["lengths"])
     assert found["lengths"][2]["map"]["asymmetric_hamming"] > 3 * found["chance_map"] > 0
     everything = run_json(capsys, "evaluate", folder / "model", *arguments, "--top-k", "all")
     assert everything["k"] == 160
@@ -143,7 +143,7 @@ def test_evaluate_prints_a_table(folder, capsys):
     printed = capsys.readouterr().out
     for text in (
         "mAP@160",
-        "float, centred",
+        "float, centered",
         "16 bits",
         "32 bits",
         "a random order scores",

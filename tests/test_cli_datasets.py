@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from crovca.cli.main import main
-from crovca.data.datasets import PROTOCOLS, registry
-from tests.data.datasets.copies import write_coco, write_flickr25k, write_imagenet100, write_nuswide21
-from tests.data.datasets.test_cifar10 import SMALL, write_binary
+from crovca.datasets import PROTOCOLS, registry
+from tests.datasets.copies import write_coco, write_flickr25k, write_imagenet100, write_nuswide21
+from tests.datasets.test_cifar10 import SMALL, write_binary
 
 
 @pytest.fixture

@@ -47,17 +47,17 @@ def index(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of images in two colours, and a small random CLIP."""
+    """A folder of images in two colors, and a small random CLIP."""
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("transformers")
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for number in range(24):
-        colour = ("red", "blue")[number % 2]
+        color = ("red", "blue")[number % 2]
         pixels = rng.integers(0, 120, (40, 50, 3))
-        pixels[..., 0 if colour == "red" else 2] += 130
-        (root / "images" / colour).mkdir(parents=True, exist_ok=True)
-        image.fromarray(pixels.astype(np.uint8)).save(root / "images" / colour / f"{number}.png")
+        pixels[..., 0 if color == "red" else 2] += 130
+        (root / "images" / color).mkdir(parents=True, exist_ok=True)
+        image.fromarray(pixels.astype(np.uint8)).save(root / "images" / color / f"{number}.png")
     (root / "images" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     model, processor, _ = tiny.models()["CLIP"]
     tiny.save(model, root / "clip", processor)
@@ -71,7 +71,7 @@ def test_a_folder_of_images_is_searched_after_one_command(photos, tmp_path, caps
     assert built["items"] == 24 and built["bits"] == 16
     query = photos / "images" / "red" / "2.png"
     found = run_json(capsys, "search", tmp_path / "index", "--image", query, "-k", "24")
-    assert found["exact"] and found["scoring"] == "bce"
+    assert found["exact"] and found["metric"] == "bce"
     (result,) = found["results"]
     distance = {hit["id"]: hit["distance"] for hit in result["hits"]}
     # Its own code has the sign of every logit, but for those that float16 made another in the store.
@@ -266,7 +266,7 @@ def test_search_by_embeddings_gives_what_python_gives(folder, capsys):
 def test_search_by_id_and_condition(folder, capsys):
     found = run_json(capsys, "search", folder / "index", "--id", "cat/2.jpg", "--id", "dog/3.jpg", "-k", "3",
                      "--where", "year < 1950", "--bits", "16")  # fmt: skip
-    assert found["scoring"] == "hamming"
+    assert found["metric"] == "hamming"
     for result in found["results"]:
         assert result["query"] not in [hit["id"] for hit in result["hits"]]
         assert all(
@@ -494,7 +494,7 @@ def test_metadata_that_lacks_some_items_is_noted_once(folder, tmp_path, capsys, 
 
 
 def test_the_metadata_of_all_results_is_read_at_once(folder, capsys, monkeypatch):
-    from crovca.search.reader import Reader
+    from crovca.index.reader import Reader
 
     calls = []
     get = Reader.get

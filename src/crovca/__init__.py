@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from crovca.errors import CrovcaError, CrovcaWarning
     from crovca.evaluation.evaluate import Evaluation, evaluate
     from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
-    from crovca.search.index import HashIndex
-    from crovca.search.results import Neighbors, RangeNeighbors
-    from crovca.search.shards import ShardedIndex
+    from crovca.index.index import HashIndex
+    from crovca.index.results import Neighbors, RangeNeighbors
+    from crovca.index.shards import ShardedIndex
 
 __version__ = "0.1.0"
 
@@ -29,13 +29,13 @@ _HOMES = {
     "CrovcaWarning": "crovca.errors",
     "Embeddings": "crovca.data.embeddings",
     "Encoded": "crovca.data.encoded",
-    "HashIndex": "crovca.search.index",
+    "HashIndex": "crovca.index.index",
     "Hasher": "crovca.hasher",
     "ImageHasher": "crovca.hasher",
     "ImageTextHasher": "crovca.hasher",
-    "Neighbors": "crovca.search.results",
-    "RangeNeighbors": "crovca.search.results",
-    "ShardedIndex": "crovca.search.shards",
+    "Neighbors": "crovca.index.results",
+    "RangeNeighbors": "crovca.index.results",
+    "ShardedIndex": "crovca.index.shards",
     "evaluate": "crovca.evaluation.evaluate",
     "load_embeddings": "crovca.data.embeddings",
     "load_hasher": "crovca.hasher",

@@ -13,7 +13,7 @@
      ├── MissingDependencyError  an optional package is not installed                   (ImportError)
      ├── TrainingError           training itself failed                                 (RuntimeError)
      ├── WorkerError             another process of the same run failed                 (RuntimeError)
-     └── ClusterError            a database server cannot be reached, or refused        (RuntimeError)
+     └── ServerError            a database server cannot be reached, or refused        (RuntimeError)
 
 A message says what was got, what was expected and what to do. The command line prints it in one
 line and leaves with ``exit_status``: 2 where the user can mend it, 1 where something failed.
@@ -24,7 +24,6 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "ClusterError",
     "ConfigError",
     "CrovcaError",
     "CrovcaWarning",
@@ -34,6 +33,7 @@ __all__ = [
     "MissingDependencyError",
     "NotFittedError",
     "OutputExistsError",
+    "ServerError",
     "StorageError",
     "TrainingError",
     "WorkerError",
@@ -86,7 +86,7 @@ class MissingDependencyError(CrovcaError, ImportError):
         )
 
 
-class ClusterError(CrovcaError, RuntimeError):
+class ServerError(CrovcaError, RuntimeError):
     """A database server cannot be reached, refused what it was asked, or cannot do it."""
 
     exit_status = 1

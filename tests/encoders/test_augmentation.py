@@ -16,7 +16,7 @@ IMAGES = [
     for number in range(24)
 ]
 PLAIN = Recipe(
-    area=(1.0, 1.0), aspect=(1.0, 1.0), flip_p=0, jitter_p=0, grey_p=0, blur_p=0, solarise_p=0,
+    area=(1.0, 1.0), aspect=(1.0, 1.0), flip_p=0, jitter_p=0, gray_p=0, blur_p=0, solarise_p=0,
 )  # fmt: skip
 
 
@@ -60,9 +60,9 @@ def test_the_recipe_in_numbers():
     n = 20_000
     shapes = np.tile([[400, 400]], (n, 1))
     drawn = draw(shapes, keys=np.arange(n), view=0, seed=3)
-    for name in ("flip", "jitter", "grey", "blur", "solarise"):
+    for name in ("flip", "jitter", "gray", "blur", "solarise"):
         assert getattr(drawn, name).mean() == pytest.approx(getattr(RECIPE, f"{name}_p"), abs=0.015), name
-    assert np.corrcoef(drawn.flip, drawn.grey)[0, 1] == pytest.approx(0, abs=0.03)
+    assert np.corrcoef(drawn.flip, drawn.gray)[0, 1] == pytest.approx(0, abs=0.03)
     area = drawn.boxes[:, 2] * drawn.boxes[:, 3] / 400**2
     aspect = drawn.boxes[:, 3] / drawn.boxes[:, 2]
     assert 0.395 < area.min() < 0.42
@@ -102,7 +102,7 @@ def test_the_crop_is_pillows():
     keys = np.array([9])
     box = draw(np.array([[100, 120]]), keys=keys, view=0, seed=0).boxes[0]
     recipe = Recipe(
-        **{**RECIPE.__dict__, "flip_p": 0, "jitter_p": 0, "grey_p": 0, "blur_p": 0, "solarise_p": 0}
+        **{**RECIPE.__dict__, "flip_p": 0, "jitter_p": 0, "gray_p": 0, "blur_p": 0, "solarise_p": 0}
     )
     found = augment([torch.from_numpy(np.array(image))], (32, 32), keys=keys, view=0, seed=0, recipe=recipe)[
         0
@@ -122,7 +122,7 @@ def test_each_step_is_pillows():
         return np.abs(found.numpy().astype(int) - np.asarray(expected).astype(int)).max()
 
     assert far(one(pixels, flip_p=1), ImageOps.mirror(image)) == 0
-    assert far(one(pixels, grey_p=1), image.convert("L").convert("RGB")) <= 1
+    assert far(one(pixels, gray_p=1), image.convert("L").convert("RGB")) <= 1
     assert far(one(pixels, solarise_p=1), ImageOps.solarize(image, 128)) == 0
     blurred = one(pixels, blur_p=1, sigma=(1.5, 1.5))
     assert far(blurred, image.filter(ImageFilter.GaussianBlur(1.5))) <= 4

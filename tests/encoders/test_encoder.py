@@ -598,7 +598,7 @@ def test_stored_embeddings_of_real_photographs(shared, dtype, median, least):
     for id_ in stored["ids"][rows]:
         with Image.open(shared / "data" / "caltech100" / "images" / id_) as image:
             crops.append(preprocessing.crop_image(image.convert("RGB")))
-    found = encoder.embed(preprocessing.normalise(torch.from_numpy(np.stack(crops))))
+    found = encoder.embed(preprocessing.normalize(torch.from_numpy(np.stack(crops))))
     cosine = torch.cosine_similarity(found, torch.from_numpy(stored["embeddings"][rows].astype(np.float32)))
     assert cosine.median() > median
     assert cosine.min() > least

@@ -75,16 +75,16 @@ def test_pixels_are_those_of_the_familys_own_processor(tmp_path, name):
         assert cropped.dtype == np.uint8
         np.testing.assert_array_equal(cropped, bytes_.transpose(1, 2, 0), err_msg=str(size))
         floats = theirs(image, return_tensors="np")["pixel_values"][0]
-        normalised = ours.normalise(torch.from_numpy(cropped)[None])
-        assert normalised.dtype == torch.float32
-        np.testing.assert_allclose(normalised[0].numpy(), floats, rtol=1e-6, atol=2e-6)
+        normalized = ours.normalize(torch.from_numpy(cropped)[None])
+        assert normalized.dtype == torch.float32
+        np.testing.assert_allclose(normalized[0].numpy(), floats, rtol=1e-6, atol=2e-6)
 
 
 @given(st.integers(1, 700), st.integers(1, 700))
 def test_every_size_is_rounded_as_the_own_processor_does(width, height):
     values = {"size": {"shortest_edge": 16}, "crop_size": {"height": 13, "width": 14}, "resample": 0}
     ours = Preprocessing(16, (13, 14), 0, (0, 0, 0), (1, 1, 1))
-    # Each pixel's colour is its place, so that a shift by one shows.
+    # Each pixel's color is its place, so that a shift by one shows.
     y, x = np.mgrid[:height, :width]
     image = Image.fromarray(
         np.stack([x % 256, y % 256, (x // 256) * 16 + y // 256], axis=-1).astype(np.uint8)
@@ -109,7 +109,7 @@ def test_dinov3_within_one_level_of_its_formula(tmp_path, size):
     floats = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
     resized = torch.nn.functional.interpolate(floats, (224, 224), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    found = ours.normalise(torch.from_numpy(ours.crop_image(image))[None])
+    found = ours.normalize(torch.from_numpy(ours.crop_image(image))[None])
     levels = ((found * std + mean) - resized).abs() * 255
     assert levels.max() <= 1.01
     assert levels.mean() <= 0.31
@@ -252,4 +252,4 @@ def test_wrong_input_is_refused():
     with pytest.raises(
         InvalidInputError, match=r"expected uint8 pixels \(B, H, W, 3\), got float32 \(1, 3, 4, 4\)"
     ):
-        ours.normalise(torch.zeros(1, 3, 4, 4))
+        ours.normalize(torch.zeros(1, 3, 4, 4))

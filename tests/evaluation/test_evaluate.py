@@ -11,7 +11,7 @@ from crovca.errors import InvalidInputError, StorageError
 from crovca.evaluation import metrics
 from crovca.evaluation.evaluate import Measure, evaluate
 from crovca.evaluation.report import Subject, image_folder, write_report
-from crovca.search.scoring import SCORINGS, BitScorer
+from crovca.index.scoring import METRICS, BitScorer
 
 
 def items(count, bits=12, classes=3, seed=0, prefix="i"):
@@ -84,17 +84,17 @@ def test_the_object_has_the_documented_form():
     assert [length["bits"] for length in found["lengths"]] == [4, 12]
     for length in found["lengths"]:
         for name in ("map", "map_min_k_r"):
-            assert list(length[name]) == list(SCORINGS)
+            assert list(length[name]) == list(METRICS)
             assert all(0 <= value <= 1 for value in length[name].values())
         recalls = length["float_neighbour_recall"]
         assert {name for name, value in recalls.items() if value is not None} == {"1@10", "10@10"}
         assert set(recalls) == {"1@10", "10@10", "10@100", "100@1000"}  # 100 and 1000 exceed the database
-        assert set(length["ties"]["expected_map"]) == set(SCORINGS)
+        assert set(length["ties"]["expected_map"]) == set(METRICS)
         assert length["codes"]["balance_min"] <= length["codes"]["balance_max"]
         assert 0 < length["codes"]["distinct"] <= 40
 
 
-def test_without_labels_only_float_neighbours_are_measured():
+def test_without_labels_only_float_neighbors_are_measured():
     query, database = items(4), items(30, seed=1)
     floats = np.random.default_rng(2).normal(size=(34, 5))
     bare = [Encoded(part.codes, logits=part.logits) for part in (query, database)]
@@ -118,8 +118,8 @@ def test_a_querys_own_item_is_left_out():
     query = Encoded(everything.codes[:8], everything.ids[:8], everything.labels[:8], everything.logits[:8])
     result = evaluate(query, everything, k=None)
     assert result.left_out == 8
-    for scoring in ("hamming", "bce"):
-        rows = result.lengths[0].scores[scoring].rows
+    for metric in ("hamming", "bce"):
+        rows = result.lengths[0].scores[metric].rows
         assert (rows[:, -1] == np.arange(8)).all()  # the last of all
     # the same as a database without it, one query at a time
     for number in range(8):
@@ -156,7 +156,7 @@ def test_expected_map_is_the_mean_over_tie_orders(seed, bits, k):
     values, expected = [], set()
     for shift in range(60):
         ids = np.array([f"{shift}/{number}" for number in range(25)])
-        found = evaluate(query, Encoded(database.codes, ids, database.labels), k=k, scorings=["hamming"])
+        found = evaluate(query, Encoded(database.codes, ids, database.labels), k=k, metrics_=["hamming"])
         ranked = found.lengths[0].scores["hamming"]
         values.append(ranked.map)
         expected.add(round(ranked.expected_map, 9))

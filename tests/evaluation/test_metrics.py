@@ -12,13 +12,13 @@ from crovca.evaluation import metrics
 rankings = hnp.arrays(np.bool_, st.tuples(st.integers(1, 5), st.integers(1, 12)))
 
 
-def naive_average_precision(flags, normaliser):
+def naive_average_precision(flags, normalizer):
     hits, total = 0, 0.0
     for place, flag in enumerate(flags, start=1):
         if flag:
             hits += 1
             total += hits / place
-    return total / normaliser if normaliser else 0.0
+    return total / normalizer if normalizer else 0.0
 
 
 @given(relevance=rankings, missed=st.integers(0, 5))
@@ -72,12 +72,12 @@ def test_precision_recall_and_hit():
 
 
 @given(st.integers(0, 1000))
-def test_neighbour_recall_equals_set_intersection(seed):
+def test_neighbor_recall_equals_set_intersection(seed):
     random = np.random.default_rng(seed)
     true = np.stack([random.permutation(30)[:4] for _ in range(3)])
     found = np.stack([random.permutation(30)[:9] for _ in range(3)])
     expected = [len(set(a) & set(b)) / 4 for a, b in zip(true.tolist(), found.tolist(), strict=True)]
-    assert metrics.neighbour_recall(true, found) == pytest.approx(expected)
+    assert metrics.neighbor_recall(true, found) == pytest.approx(expected)
 
 
 def all_orders(groups, k, total):

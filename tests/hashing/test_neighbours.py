@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crovca.errors import InvalidInputError
-from crovca.hashing.neighbours import find_neighbours, find_shared_neighbours, most_shared
+from crovca.hashing.neighbors import find_neighbors, find_shared_neighbors, most_shared
 
 
 def brute_force(values, count, left_out=()):
-    centred = values - values.mean(axis=0)
-    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    centered = values - values.mean(axis=0)
+    unit = centered / np.linalg.norm(centered, axis=1, keepdims=True)
     scores = unit @ unit.T
     np.fill_diagonal(scores, -np.inf)
     scores[:, list(left_out)] = -np.inf
@@ -19,7 +19,7 @@ def brute_force(values, count, left_out=()):
 @given(items=st.integers(2, 60), count=st.integers(1, 8), seed=st.integers(0, 100))
 def test_equals_brute_force(items, count, seed):
     values = np.random.default_rng(seed).normal(size=(items, 6)).astype(np.float32)
-    found = find_neighbours(values, count)
+    found = find_neighbors(values, count)
     count = min(count, items - 1)
     assert found.rows.shape == (items, count)
     assert found.recall == 1
@@ -28,15 +28,15 @@ def test_equals_brute_force(items, count, seed):
 
 def test_blocks_do_not_matter(monkeypatch):
     values = np.random.default_rng(0).normal(size=(101, 5)).astype(np.float32)
-    whole = find_neighbours(values, 4).rows
-    monkeypatch.setattr("crovca.hashing.neighbours._BLOCK", 7)
-    assert np.array_equal(find_neighbours(values, 4).rows, whole)
+    whole = find_neighbors(values, 4).rows
+    monkeypatch.setattr("crovca.hashing.neighbors._BLOCK", 7)
+    assert np.array_equal(find_neighbors(values, 4).rows, whole)
 
 
-def test_degenerate_rows_are_nobodys_neighbours():
+def test_degenerate_rows_are_nobodys_neighbors():
     values = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32) + 3
     values[[4, 9]] = 0
-    rows = find_neighbours(values, 5, degenerate=np.array([4, 9])).rows
+    rows = find_neighbors(values, 5, degenerate=np.array([4, 9])).rows
     others = np.delete(np.arange(20), [4, 9])
     assert not np.isin(rows[others], [4, 9]).any()
     assert (rows[[4, 9]] == [[4], [9]]).all()  # they stand alone
@@ -44,14 +44,14 @@ def test_degenerate_rows_are_nobodys_neighbours():
 
 def test_too_few_usable_items_are_refused():
     with pytest.raises(InvalidInputError, match="at least 2 items that are not zero or constant, got 1 of 3"):
-        find_neighbours(np.eye(3, dtype=np.float32), 1, degenerate=np.array([0, 1]))
+        find_neighbors(np.eye(3, dtype=np.float32), 1, degenerate=np.array([0, 1]))
 
 
-def test_cells_find_most_neighbours_and_say_how_many():
+def test_cells_find_most_neighbors_and_say_how_many():
     random = np.random.default_rng(0)
-    centres = random.normal(size=(40, 16)) * 3
-    values = (centres[random.integers(40, size=6000)] + random.normal(size=(6000, 16))).astype(np.float32)
-    found = find_neighbours(values, 5, exact_items=1000, degenerate=np.array([17]))
+    centers = random.normal(size=(40, 16)) * 3
+    values = (centers[random.integers(40, size=6000)] + random.normal(size=(6000, 16))).astype(np.float32)
+    found = find_neighbors(values, 5, exact_items=1000, degenerate=np.array([17]))
     assert found.cells is not None
     assert 100 < found.cells < 200
     sample = np.delete(np.arange(6000), 17)
@@ -65,19 +65,19 @@ def test_cells_find_most_neighbours_and_say_how_many():
 
 def test_views_are_averaged():
     values = np.random.default_rng(0).normal(size=(30, 3, 4)).astype(np.float32)
-    assert np.array_equal(find_neighbours(values, 3).rows, find_neighbours(values.mean(axis=1), 3).rows)
+    assert np.array_equal(find_neighbors(values, 3).rows, find_neighbors(values.mean(axis=1), 3).rows)
 
 
 def test_same_seed_same_cells():
     values = np.random.default_rng(1).normal(size=(3000, 8)).astype(np.float32)
-    one, two = (find_neighbours(values, 3, exact_items=100, seed=5).rows for _ in range(2))
+    one, two = (find_neighbors(values, 3, exact_items=100, seed=5).rows for _ in range(2))
     assert np.array_equal(one, two)
 
 
 @given(items=st.integers(2, 40), nearest=st.integers(1, 6), count=st.integers(1, 6), seed=st.integers(0, 100))
 def test_the_most_shared_are_those_of_plain_sets(items, nearest, count, seed):
     values = np.random.default_rng(seed).normal(size=(items, 4)).astype(np.float32)
-    rows = find_neighbours(values, nearest).rows
+    rows = find_neighbors(values, nearest).rows
     sets = [{item, *row} for item, row in enumerate(rows.tolist())]
     expected = [
         sorted(row, key=lambda near: (-len(sets[near] & sets[item]), row.index(near)))[:count]
@@ -88,17 +88,17 @@ def test_the_most_shared_are_those_of_plain_sets(items, nearest, count, seed):
 
 def test_blocks_do_not_matter_to_what_is_shared(monkeypatch):
     values = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
-    whole = find_shared_neighbours(values, 3)
-    assert np.array_equal(whole.rows, most_shared(find_neighbours(values, 6).rows, 3))
-    monkeypatch.setattr("crovca.hashing.neighbours._COMPARED", 1)
-    assert np.array_equal(find_shared_neighbours(values, 3).rows, whole.rows)
+    whole = find_shared_neighbors(values, 3)
+    assert np.array_equal(whole.rows, most_shared(find_neighbors(values, 6).rows, 3))
+    monkeypatch.setattr("crovca.hashing.neighbors._COMPARED", 1)
+    assert np.array_equal(find_shared_neighbors(values, 3).rows, whole.rows)
 
 
-def test_shared_neighbours_are_more_often_of_a_kind():
+def test_shared_neighbors_are_more_often_of_a_kind():
     random = np.random.default_rng(0)
     kinds = random.integers(30, size=3000)
     values = (random.normal(size=(30, 24))[kinds] + random.normal(size=(3000, 24))).astype(np.float32)
-    nearest, shared = find_neighbours(values, 5).rows, find_shared_neighbours(values, 5).rows
+    nearest, shared = find_neighbors(values, 5).rows, find_shared_neighbors(values, 5).rows
     of_a_kind = [(kinds[rows] == kinds[:, None]).mean() for rows in (nearest, shared)]
     assert of_a_kind[1] > of_a_kind[0] + 0.02
 
@@ -106,6 +106,6 @@ def test_shared_neighbours_are_more_often_of_a_kind():
 def test_a_degenerate_item_still_stands_alone():
     values = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     values[4] = 0
-    rows = find_shared_neighbours(values, 5, degenerate=np.array([4])).rows
+    rows = find_shared_neighbors(values, 5, degenerate=np.array([4])).rows
     assert (rows[4] == 4).all()
     assert not np.isin(np.delete(rows, 4, axis=0), [4]).any()

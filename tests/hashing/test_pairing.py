@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from crovca.errors import InvalidInputError
-from crovca.hashing.pairing import Copies, Mixed, Modalities, Neighbours, StoredViews, feature_dropout
+from crovca.hashing.views import Copies, Mixed, Modalities, NeighborViews, StoredViews, feature_dropout
 
 ROWS = np.array([3, 0, 5])
 
@@ -41,21 +41,21 @@ def test_more_than_two_views_can_be_drawn():
 
 
 def test_stored_views_refuse_single_embeddings():
-    with pytest.raises(InvalidInputError, match=r"\(n, v, d\) with v at least 2, got \(6, 4\).*neighbours"):
+    with pytest.raises(InvalidInputError, match=r"\(n, v, d\) with v at least 2, got \(6, 4\).*neighbors"):
         StoredViews(np.zeros((6, 4)))
 
 
-def test_neighbours_pair_an_item_with_one_of_its_neighbours():
+def test_neighbors_pair_an_item_with_one_of_its_neighbors():
     near = np.array([[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]])
-    source = Neighbours(tagged(6, 1)[:, 0], near, dropout=0.0)
+    source = NeighborViews(tagged(6, 1)[:, 0], near, dropout=0.0)
     item, other = source.views(ROWS, random())
     assert (item[:, 0] / 100).int().tolist() == ROWS.tolist()
     assert all(int(found) // 100 in near[row] for found, row in zip(other[:, 0], ROWS, strict=True))
 
 
-def test_dropout_touches_the_neighbour_only():
+def test_dropout_touches_the_neighbor_only():
     values = np.ones((10, 2000), np.float32)
-    source = Neighbours(values, np.roll(np.arange(10), 1)[:, None], dropout=0.3)
+    source = NeighborViews(values, np.roll(np.arange(10), 1)[:, None], dropout=0.3)
     item, other = source.views(ROWS, random())
     assert (item == 1).all()
     assert float((other == 0).float().mean()) == pytest.approx(77 / 256, abs=0.02)
@@ -63,10 +63,10 @@ def test_dropout_touches_the_neighbour_only():
     assert float(other.mean()) == pytest.approx(1, abs=0.03)
 
 
-def test_dropout_around_a_centre_keeps_the_mean():
-    centre = torch.arange(3000.0)
-    batch = centre.expand(4, -1) + 1
-    found = feature_dropout(batch, 0.5, random(), centre) - centre
+def test_dropout_around_a_center_keeps_the_mean():
+    center = torch.arange(3000.0)
+    batch = center.expand(4, -1) + 1
+    found = feature_dropout(batch, 0.5, random(), center) - center
     assert found.unique().tolist() == [0.0, 2.0]
     assert float(found.mean()) == pytest.approx(1, abs=0.05)
 
@@ -95,7 +95,7 @@ def test_modalities_give_paired_rows_and_one_caption_each():
 
 def test_mixed_takes_each_pair_from_one_source():
     values = tagged(50, 2)
-    far = Neighbours(values, (np.arange(50)[:, None] + 25) % 50, dropout=0.0)
+    far = NeighborViews(values, (np.arange(50)[:, None] + 25) % 50, dropout=0.0)
     rows = np.arange(50)
     one, two = Mixed([StoredViews(values), far]).views(rows, random())
     items = (one[:, 0] // 100).int().numpy(), (two[:, 0] // 100).int().numpy()
@@ -106,6 +106,6 @@ def test_mixed_takes_each_pair_from_one_source():
 
 
 def test_the_same_stream_gives_the_same_views():
-    source = Neighbours(tagged(6, 2), np.array([[1], [0], [3], [2], [5], [4]]), dropout=0.3)
+    source = NeighborViews(tagged(6, 2), np.array([[1], [0], [3], [2], [5], [4]]), dropout=0.3)
     first, second = source.views(ROWS, random()), source.views(ROWS, random())
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

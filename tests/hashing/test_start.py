@@ -5,10 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from crovca.config import SHORT_RUN
 from crovca.errors import ConfigError
 from crovca.hasher import Hasher
-from crovca.hashing.hashcoder import HashCoder, input_statistics
+from crovca.hashing.config import SHORT_RUN
+from crovca.hashing.network import HashCoder, input_statistics
 from crovca.hashing.start import ridge_regression, start_from_classes, start_from_clusters
 from crovca.hashing.targets import ClassPrototypes
 
@@ -16,14 +16,14 @@ from crovca.hashing.targets import ClassPrototypes
 def made(items=600, width=24, classes=12, seed=0, apart=1.0):
     random = np.random.default_rng(seed)
     labels = random.integers(classes, size=items)
-    centres = apart * random.normal(size=(classes, width))
-    return (centres[labels] + random.normal(size=(items, width)) + 3).astype(np.float32), labels
+    centers = apart * random.normal(size=(classes, width))
+    return (centers[labels] + random.normal(size=(items, width)) + 3).astype(np.float32), labels
 
 
 def new(values, bits=16, size="small"):
     generator = torch.Generator().manual_seed(0)
     return HashCoder(
-        values.shape[-1], bits, size, inputs=input_statistics(values, centre=True), generator=generator
+        values.shape[-1], bits, size, inputs=input_statistics(values, center=True), generator=generator
     )
 
 
@@ -43,7 +43,7 @@ def test_ridge_regression_is_that_of_scikit_learn():
     found = ridge_regression(blocks, 0.3)
     strength = 0.3 * values.var(axis=0).mean() * len(values)
     reference = Ridge(alpha=strength).fit(values.astype(np.float64), targets)
-    ours = (torch.from_numpy(values) - found.centre) @ found.weights.T + found.means
+    ours = (torch.from_numpy(values) - found.center) @ found.weights.T + found.means
     np.testing.assert_allclose(found.weights, reference.coef_, atol=1e-5)
     np.testing.assert_allclose(ours, reference.predict(values), atol=1e-5)
     np.testing.assert_allclose(found.variance, ours.var(dim=0, correction=0), atol=1e-5)
@@ -154,19 +154,19 @@ def test_a_short_run_gains_by_starting_from_classes():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "labelled", "same_as"),
+    ("arguments", "labeled", "same_as"),
     [
         ({}, False, "clusters"),
         ({"epochs": 2}, True, "classes"),
         ({"epochs": SHORT_RUN}, True, "random"),
         ({"epochs": 2, "prototypes": "batch"}, True, "random"),
-        ({"epochs": 2, "pairing": ("neighbours", "classes")}, True, "classes"),
+        ({"epochs": 2, "pairing": ("neighbors", "classes")}, True, "classes"),
     ],
 )
-def test_what_auto_stands_for(arguments, labelled, same_as):
+def test_what_auto_stands_for(arguments, labeled, same_as):
     values, labels = made(items=64, width=8, classes=3)
     arguments = {"bits": 8, "epochs": 1, "batch_size": 64, **arguments}
-    y = labels if labelled else None
+    y = labels if labeled else None
     one = Hasher(**arguments).fit(values, y)
     other = Hasher(**arguments, start=same_as).fit(values, y)
     assert np.array_equal(one.logits(values), other.logits(values))
@@ -177,20 +177,20 @@ def test_the_presets_start_as_the_paper_does():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "labelled", "match"),
+    ("arguments", "labeled", "match"),
     [
         ({"start": "classes"}, False, "needs labels"),
         ({"start": "classes", "prototypes": "batch"}, True, "prototypes='running'"),
         ({"start": "zeros"}, True, "start must be"),
     ],
 )
-def test_starts_that_cannot_be(arguments, labelled, match):
+def test_starts_that_cannot_be(arguments, labeled, match):
     values, labels = made(items=64, width=8, classes=3)
     with pytest.raises(ConfigError, match=match):
-        Hasher(bits=8, epochs=1, **arguments).fit(values, labels if labelled else None)
+        Hasher(bits=8, epochs=1, **arguments).fit(values, labels if labeled else None)
 
 
 def test_a_start_that_cannot_be_is_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(Hasher, "_neighbour_rows", lambda *_: pytest.fail("searched for neighbours"))
+    monkeypatch.setattr(Hasher, "_neighbor_rows", lambda *_: pytest.fail("searched for neighbors"))
     with pytest.raises(ConfigError, match="start must be"):
         Hasher(bits=8, epochs=1, start="zeros").fit(made(items=64)[0])

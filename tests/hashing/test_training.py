@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from crovca.config import PRESETS, TrainingConfig, default_epochs, nested_lengths
 from crovca.data.store import save_store
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError, TrainingError
 from crovca.evaluation.diagnostics import bit_balance
 from crovca.hasher import CrossModalHasher, Hasher
-from crovca.hashing.hashcoder import HashCoder, Towers, calibrate
+from crovca.hashing.config import PRESETS, TrainingConfig, default_epochs, nested_lengths
 from crovca.hashing.monitor import BitMonitor
-from crovca.hashing.training import Silent, learning_rate
+from crovca.hashing.network import HashCoder, Towers, calibrate
+from crovca.hashing.train import Silent, learning_rate
 
 
 def clusters(items=240, width=12, classes=6, seed=0):
     random = np.random.default_rng(seed)
     labels = np.arange(items) % classes
-    centres = 2 * random.normal(size=(classes, width))
-    return (centres[labels] + random.normal(size=(items, width))).astype(np.float32), labels
+    centers = 2 * random.normal(size=(classes, width))
+    return (centers[labels] + random.normal(size=(items, width))).astype(np.float32), labels
 
 
 class Recorder(Silent):
@@ -60,7 +60,7 @@ def test_small_and_large_networks():
     assert float(HashCoder(300, 4).layers[0].weight.detach().std()) == pytest.approx(0.02, rel=0.05)
 
 
-def test_towers_normalise_each_view_by_itself():
+def test_towers_normalize_each_view_by_itself():
     coder = HashCoder(4, 3)
     views = [torch.randn(20, 4), torch.randn(20, 4) + 5]
     logits = Towers([coder])(views)
@@ -111,7 +111,7 @@ def test_training_learns_clusters():
         lambda hasher, X, y: hasher.fit(np.stack([X, X + 0.1], axis=1), y),
         lambda hasher, X, y: hasher.fit(X, np.stack([y < 3, y % 2 == 0], axis=1)),
     ],
-    ids=["neighbours", "classes", "views", "classes of views", "several classes"],
+    ids=["neighbors", "classes", "views", "classes of views", "several classes"],
 )
 def test_the_same_seed_gives_the_same_model(fit):
     X, y = clusters(items=90)
@@ -146,7 +146,7 @@ def test_a_damaged_state_says_how_to_restart(tmp_path):
         Hasher(bits=8, epochs=10).fit(
             X, checkpoint=partial, checkpoint_seconds=0, observer=Recorder(stop_at=10)
         )
-    for name in ("state.safetensors", "neighbours.npy"):
+    for name in ("state.safetensors", "neighbors.npy"):
         (partial / name).write_bytes((partial / name).read_bytes()[:100])
         with pytest.raises(FileFormatError, match="--force restarts the run"):
             Hasher(bits=8, epochs=10).fit(X, checkpoint=partial)
@@ -223,13 +223,13 @@ def test_fewer_items_than_a_batch_make_a_smaller_batch():
 def test_pairing_is_chosen_and_said():
     X, y = clusters(items=60)
     views = np.stack([X, X], axis=1)
-    for data, labels, expected in ((X, None, "neighbours"), (views, None, "views"), (views, y, "classes")):
+    for data, labels, expected in ((X, None, "neighbors"), (views, None, "views"), (views, y, "classes")):
         recorder = Recorder()
         hasher = Hasher(bits=8, epochs=1).fit(data, labels, observer=recorder)
         assert hasher.pairing_ == (expected,)
         assert any(text.startswith(f"pairing: {expected}, because") for text in recorder.messages)
-    both = Hasher(bits=8, epochs=1, pairing=("views", "neighbours")).fit(views)
-    assert both.pairing_ == ("views", "neighbours")
+    both = Hasher(bits=8, epochs=1, pairing=("views", "neighbors")).fit(views)
+    assert both.pairing_ == ("views", "neighbors")
     with pytest.raises(InvalidInputError, match="'classes' needs labels"):
         Hasher(bits=8, pairing="classes").fit(X)
     with pytest.raises(ConfigError, match="pairing must be 'auto' or some of"):
@@ -244,7 +244,7 @@ def test_more_than_two_stored_views_make_a_step():
     with pytest.raises(InvalidInputError, match="v at least 4"):
         Hasher(bits=8, views=4).fit(views)
     with pytest.raises(ConfigError, match="views must be 2"):
-        Hasher(bits=8, views=3, pairing=("views", "neighbours")).fit(views)
+        Hasher(bits=8, views=3, pairing=("views", "neighbors")).fit(views)
 
 
 def test_a_diverging_run_says_so():

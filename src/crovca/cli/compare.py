@@ -17,8 +17,8 @@ from crovca.errors import ConfigError
 from crovca.files import check_output, locked, write_json
 
 if TYPE_CHECKING:
+    from crovca.compare.results import Comparison, Row
     from crovca.data.embeddings import Embeddings
-    from crovca.experiments.comparison import Comparison, Row
 
 __all__ = ["compare"]
 
@@ -68,21 +68,21 @@ def compare(
     """Compare methods on your own embeddings, and say which to choose for what.
 
     Fits every method at every length on the database (or on other items: --train), measures mAP@1000 (an item is
-    relevant if it shares a label), the recall of float neighbours, times and sizes, and ends with a plain word for each
-    purpose. Without labels only the recall of float neighbours is compared. A method that fails is shown with its
+    relevant if it shares a label), the recall of float neighbors, times and sizes, and ends with a plain word for each
+    purpose. Without labels only the recall of float neighbors is compared. A method that fails is shown with its
     reason.
     """
-    from crovca.experiments.compare import compare as run
-    from crovca.experiments.comparison import read_kept
-    from crovca.experiments.contenders import contenders
-    from crovca.experiments.verdict import verdict
+    from crovca.compare.methods import choose_methods
+    from crovca.compare.results import read_kept
+    from crovca.compare.run import compare as run
+    from crovca.compare.verdict import verdict
 
     lengths = parse_lengths(bits, "--bits")
     names = None if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     if names is not None and not names:
         raise ConfigError(f"--methods must be 'all' or names with commas, got {methods!r}")
     if names is not None:
-        contenders(names, labelled=labels is not False)
+        choose_methods(names, labeled=labels is not False)
     inputs = [path for path in (database, query, train) if path is not None]
     _check_outputs(output, report, inputs, force=force)
     theirs, ours = open_embeddings(database), open_embeddings(query)
@@ -115,7 +115,7 @@ def compare(
         )
         save(state)
         if report is not None:
-            from crovca.experiments.compare_report import write_comparison
+            from crovca.compare.report import write_comparison
 
             reporter.stage("report")
             write_comparison(report, state, force=force)
@@ -158,7 +158,7 @@ def _with_labels(
         return replace(theirs, labels=None), replace(ours, labels=None)
     if missing:
         reporter.message(
-            f"no labels in {' and '.join(dict.fromkeys(missing))}: comparing the recall of float neighbours only"
+            f"no labels in {' and '.join(dict.fromkeys(missing))}: comparing the recall of float neighbors only"
         )
     if theirs.ids is None or ours.ids is None:
         same = _identical(theirs, ours)
@@ -179,11 +179,11 @@ def _identical(theirs: Embeddings, ours: Embeddings) -> int:
 
 
 def _print(state: Comparison, sentences: list[str]) -> None:
-    from crovca.experiments.comparison import failures
+    from crovca.compare.results import failures
 
     rows = state.rows()
     for bits in [*state.lengths, None]:
-        shown = [row for row in rows if (row.bits if row.contender.size == "asked" else None) == bits]
+        shown = [row for row in rows if (row.bits if row.method.size == "asked" else None) == bits]
         if shown:
             _print_table(state, shown, bits)
     seeds = "one seed" if state.seeds == 1 else f"mean ± sample standard deviation of {state.seeds} seeds"
@@ -198,14 +198,14 @@ def _print(state: Comparison, sentences: list[str]) -> None:
 
 def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
     size = "sizes of their own" if bits is None else f"{bits} bits"
-    what = f"mAP@{state.k} in %" if state.labelled else "recall of float neighbours in %"
+    what = f"mAP@{state.k} in %" if state.labeled else "recall of float neighbors in %"
     table = Table(
         title=f"{size}: {what}",
         title_justify="left",
     )
     table.add_column("", justify="left")
     table.add_column("bytes", justify="right")
-    if state.labelled:
+    if state.labeled:
         for name in ("Hamming", "asymmetric", "BCE", "min(k,R) form"):
             table.add_column(name, justify="right")
     for name in ("float top-10 in top-100", "fit, s", "items/s"):
@@ -216,25 +216,25 @@ def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
 
 
 def _cells(state: Comparison, row: Row) -> list[str]:
-    from crovca.experiments.comparison import percent
+    from crovca.compare.results import percent
 
     if not row.cells:
         return [
-            row.contender.title,
+            row.method.title,
             "",
-            *(["failed"] if state.labelled else []),
-            "" if state.labelled else "failed",
+            *(["failed"] if state.labeled else []),
+            "" if state.labeled else "failed",
         ]
     maps = []
-    if state.labelled:
-        if row.contender.binary:
+    if state.labeled:
+        if row.method.binary:
             maps = [percent(row, score, "map") for score in ("hamming", "asymmetric_hamming", "bce")]
         else:
             maps = ["", percent(row, "own", "map"), ""]
         maps.append(percent(row, row.main_score, "map_min_k_r"))
     size, seconds, rate = (row.measured(name) for name in ("bytes", "fit_seconds", "encode_rate"))
     return [
-        row.contender.title,
+        row.method.title,
         f"{size or 0:,.0f}",
         *maps,
         percent(row, row.main_score, "10@100"),

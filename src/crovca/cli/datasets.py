@@ -13,8 +13,8 @@ from crovca.cli.output import Reporter, emit_json, note, stdout
 from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
-    from crovca.data.datasets.registry import Found
-    from crovca.data.datasets.structure import Dataset, Protocol
+    from crovca.datasets.registry import Surveyed
+    from crovca.datasets.structure import Dataset, Protocol
 
 __all__ = ["datasets"]
 
@@ -55,7 +55,7 @@ def datasets(
 
     Nothing is downloaded. Counts, labels, known checksums and the presence of every image are checked.
     """
-    from crovca.data.datasets.registry import folder_of, survey
+    from crovca.datasets.registry import folder_of, survey
 
     acting = splits is not None or export is not None or rebuild or pin
     if name is None:
@@ -88,8 +88,8 @@ def _act(
     force: bool,
 ) -> tuple[Dataset, dict[str, str]]:
     """Do what was asked for, and open the dataset; what was written, by the option that asked for it."""
-    from crovca.data.datasets.registry import open_dataset, pin_checksums, rebuild_database
-    from crovca.data.datasets.splits import export_splits
+    from crovca.datasets.registry import open_dataset, pin_checksums, rebuild_database
+    from crovca.datasets.splits import export_splits
     from crovca.files import check_output
 
     written: dict[str, Path] = {}
@@ -115,8 +115,8 @@ def _act(
 
 
 def _export(folder: Path, output: Path) -> Path:
-    from crovca.data.datasets.cifar10 import export_cifar10
-    from crovca.data.datasets.registry import protocol_of
+    from crovca.datasets.cifar10 import export_cifar10
+    from crovca.datasets.registry import protocol_of
 
     with Reporter() as reporter:
         return export_cifar10(folder, output, protocol=protocol_of("cifar10"), progress=reporter.advance)
@@ -128,8 +128,8 @@ def _existing(data: Path) -> Path:
     return data
 
 
-def _list(found: list[Found] | None, json: bool) -> None:
-    from crovca.data.datasets.registry import PROTOCOLS
+def _list(found: list[Surveyed] | None, json: bool) -> None:
+    from crovca.datasets.registry import PROTOCOLS
 
     if json:
         rows = [_facts(protocol) for protocol in PROTOCOLS.values()]
@@ -158,7 +158,7 @@ def _list(found: list[Found] | None, json: bool) -> None:
 
 
 def _describe(name: str, dataset: Dataset | None, written: dict[str, str], json: bool) -> None:
-    from crovca.data.datasets.registry import protocol_of
+    from crovca.datasets.registry import protocol_of
 
     protocol = protocol_of(name)
     if json:
@@ -175,7 +175,7 @@ def _describe(name: str, dataset: Dataset | None, written: dict[str, str], json:
             f"  {source.path}{'' if source.needed else ' (optional)'}  {source.url}"
             for source in protocol.sources
         ]
-        lines.append(f"licence: {protocol.licence}")
+        lines.append(f"license: {protocol.license}")
         lines += [f"note: {text}" for text in protocol.notes]
         if not protocol.checksums:
             lines.append("checksums: none are published; --pin writes down those of your files")
@@ -211,7 +211,7 @@ def _facts(protocol: Protocol) -> dict[str, Any]:
             {"path": source.path, "url": source.url, "needed": source.needed} for source in protocol.sources
         ],
         "checksums": dict(protocol.checksums),
-        "licence": protocol.licence,
+        "licence": protocol.license,
         "notes": list(protocol.notes),
     }
 

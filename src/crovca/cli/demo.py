@@ -37,7 +37,7 @@ def demo(
 
         require_report_packages()
         check_output(report, force=force, marker="metrics.json")
-    from crovca.experiments.demo import run_demo
+    from crovca.archive.demo import run_demo
 
     started = time.perf_counter()
 

@@ -16,10 +16,10 @@ from crovca.errors import ConfigError, OutputExistsError
 from crovca.files import check_output, remove
 
 if TYPE_CHECKING:
+    from crovca.embedding.job import Job, Origin
+    from crovca.embedding.pipeline import Summary
+    from crovca.embedding.runners import Rank
     from crovca.encoders.encoder import Encoder, TextEncoder
-    from crovca.encoders.job import Job, Origin
-    from crovca.encoders.pipeline import Summary
-    from crovca.encoders.runners import Rank
 
 __all__ = ["embed"]
 
@@ -94,9 +94,9 @@ def embed(
     The store is written part by part. A run that was interrupted goes on when the same command is given again, and
     gives the same bytes as one that was not. What cannot be read is counted, and listed in STORE/part-*/errors.parquet.
     """
-    from crovca.encoders.job import Origin, begin_job, read_job
-    from crovca.encoders.pipeline import finish, make_worker, missing_shards, plan_job, summarise
-    from crovca.encoders.runners import find_rank
+    from crovca.embedding.job import Origin, begin_job, read_job
+    from crovca.embedding.pipeline import finish, make_worker, missing_shards, plan_job, summarize
+    from crovca.embedding.runners import find_rank
 
     if (images is None) == (texts is None):
         raise ConfigError("give either IMAGES or --texts FILE")
@@ -152,7 +152,7 @@ def embed(
             _run(runner, workers, job, output, mine, advance, lambda: make_worker(job, source, tower))
         seconds = time.perf_counter() - started
         finish(output, job)
-    _report(output, job, summarise(output, job), advance.items, seconds, reporter.notes, json)
+    _report(output, job, summarize(output, job), advance.items, seconds, reporter.notes, json)
 
 
 class _Meter:
@@ -210,7 +210,7 @@ def _set_rounding(tower: Encoder | TextEncoder, rounding: Literal["down", "neare
 def _run(
     runner: str, workers: int, job: Job, output: Path, shards: list[int], advance: _Meter, worker: Any
 ) -> None:
-    from crovca.encoders import runners
+    from crovca.embedding import runners
 
     if runner == "ray":
         runners.run_ray(job, output, shards, advance, workers)
@@ -221,7 +221,7 @@ def _run(
 
 
 def _note_versions(job: Job, reporter: Reporter) -> None:
-    from crovca.encoders.pipeline import versions
+    from crovca.embedding.pipeline import versions
 
     now = versions()
     changed = [
@@ -244,7 +244,7 @@ def _parse_batch_size(text: str) -> int | None:
 def _report(
     output: Path, job: Job, found: Summary, items: int, seconds: float, notes: list[str], json: bool
 ) -> None:
-    from crovca.encoders.pipeline import counted
+    from crovca.embedding.pipeline import counted
 
     what = job.origin.modality
     if json:

@@ -22,7 +22,7 @@ from crovca.cli.options import (
 )
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.files import check_output
-from crovca.search.scoring import SCORINGS
+from crovca.index.scoring import METRICS
 
 if TYPE_CHECKING:
     from crovca.evaluation.evaluate import Evaluation
@@ -72,9 +72,9 @@ def evaluate(
 ) -> None:
     """Measure how well codes retrieve, beside the float embeddings they come from.
 
-    Prints mAP@k of every score at every length, chance level, the share of float neighbours that codes keep, ties,
+    Prints mAP@k of every score at every length, chance level, the share of float neighbors that codes keep, ties,
     and how the bits are used. Items are relevant to a query if they share a label; without labels only the recall
-    of float neighbours is measured. A database item with the query's own id is left out.
+    of float neighbors is measured. A database item with the query's own id is left out.
     """
     from crovca.cli.modality import encode_path
     from crovca.codes import check_bits
@@ -120,7 +120,7 @@ def evaluate(
             )
         if theirs.labels is None or ours.labels is None:
             missing = database if theirs.labels is None else query
-            reporter.message(f"no labels in {missing.name}: measuring the recall of float neighbours only")
+            reporter.message(f"no labels in {missing.name}: measuring the recall of float neighbors only")
         untrained = [length for length in lengths if length not in hasher.lengths_]
         if untrained:
             reporter.message(
@@ -175,10 +175,10 @@ def print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
     ):
         table.add_column(name, justify="left" if not name else "right")
     for name, ranked in result.floats.items():
-        shown = "float, centred" if name.endswith("centred") else "float"
+        shown = "float, centered" if name.endswith("centered") else "float"
         table.add_row(shown, f"{float_bytes:,}", "", "", "", "", _percent(ranked.map), "")
     for length in result.lengths:
-        maps = [length.map_of(scoring) for scoring in SCORINGS]
+        maps = [length.map_of(metric) for metric in METRICS]
         recall = (length.float_neighbour_recall or {}).get("10@100")
         table.add_row(
             f"{length.bits} bits", str(-(-length.bits // 8)), *map(_percent, maps), "", _percent(recall)

@@ -10,15 +10,15 @@ import typer
 
 from crovca.cli.options import Force, Json, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stdout
-from crovca.config import PRESETS
 from crovca.errors import ConfigError, CrovcaError
 from crovca.files import check_output, remove
+from crovca.hashing.config import PRESETS
 
 if TYPE_CHECKING:
-    from crovca.data.sources import Source
     from crovca.hasher import ImageHasher, ImageTextHasher
-    from crovca.hashing.training import Observer
-    from crovca.hashing.world import World
+    from crovca.hashing.process_group import ProcessGroup
+    from crovca.hashing.train import Observer
+    from crovca.sources.source import Source
 
 __all__ = ["finetune"]
 
@@ -126,7 +126,7 @@ def finetune(
     run that was interrupted goes on from OUTPUT.partial when the same command is given again. Several GPUs:
     'torchrun --nproc-per-node 4 --no-python crovca finetune ...', or 'accelerate launch'.
     """
-    from crovca.finetuning.processes import launched
+    from crovca.hasher.processes import launched
 
     if nested is not None and no_nested:
         raise ConfigError("--nested and --no-nested contradict each other; give one of them")
@@ -162,11 +162,11 @@ def finetune(
         parameters["nested"] = False
 
     started = time.perf_counter()
-    with launched(device) as (world, where):
+    with launched(device) as (process_group, where):
         reporter = Reporter()
         observer: Observer = reporter
-        if world.rank > 0:
-            from crovca.hashing.training import Silent
+        if process_group.rank > 0:
+            from crovca.hashing.train import Silent
 
             observer = Silent()
 
@@ -176,7 +176,7 @@ def finetune(
             if force:
                 remove(partial)
 
-        world.first(prepare)
+        process_group.first(prepare)
         with reporter:
             source = _open(
                 images, root, image_column, None if texts is not None else caption_column, observer
@@ -185,13 +185,13 @@ def finetune(
                 "checkpoint": partial,
                 "checkpoint_seconds": checkpoint_every,
                 "observer": observer,
-                "world": world,
+                "process_group": process_group,
             }
             parameters["device"] = where
             hasher = _fit(source, parameters, preset, texts, caption_column, paired, supervised, saving)
-        world.first(lambda: _save(hasher, output, partial, force))
-        if world.rank == 0:
-            _report(hasher, output, world, time.perf_counter() - started, reporter.notes, json)
+        process_group.first(lambda: _save(hasher, output, partial, force))
+        if process_group.rank == 0:
+            _report(hasher, output, process_group, time.perf_counter() - started, reporter.notes, json)
 
 
 def _open(
@@ -201,7 +201,7 @@ def _open(
     caption_column: str | None,
     observer: Observer,
 ) -> Source[bytes]:
-    from crovca.data.sources import open_images
+    from crovca.sources.opening import open_images
 
     source = open_images(images, root=root, image_column=image_column, caption_column=caption_column)
     for text in source.notes:
@@ -238,8 +238,8 @@ def _fit(
 
 def pair_texts(source: Source[bytes], texts: Path, caption_column: str | None) -> list[list[str]]:
     """The texts of each image: those that have its id, one or several; texts without ids belong row by row."""
-    from crovca.data.sources import open_texts
     from crovca.errors import InvalidInputError
+    from crovca.sources.opening import open_texts
 
     found = open_texts(texts, caption_column=caption_column)
     words = list(found.captions or [])
@@ -276,7 +276,7 @@ def _save(hasher: ImageHasher | ImageTextHasher, output: Path, partial: Path, fo
 def _report(
     hasher: ImageHasher | ImageTextHasher,
     output: Path,
-    world: World,
+    process_group: ProcessGroup,
     seconds: float,
     notes: list[str],
     json: bool,
@@ -291,7 +291,7 @@ def _report(
         "left_out": hasher.left_out_,
         "trained_parameters": towers.trained,
         "parameters": towers.total,
-        "processes": world.size,
+        "processes": process_group.size,
         "epochs": last["epoch"],
         "steps": last["steps"],
         "loss": last["loss"],

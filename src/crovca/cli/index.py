@@ -20,9 +20,9 @@ from crovca.errors import ConfigError, CrovcaError, FileFormatError
 from crovca.files import atomic_directory, check_output, remove
 
 if TYPE_CHECKING:
-    from crovca.cli.items import Items, Target
-    from crovca.search.index import HashIndex
-    from crovca.search.reader import Reader
+    from crovca.cli.items import NewItems, Target
+    from crovca.index.index import HashIndex
+    from crovca.index.reader import Reader
 
 __all__ = ["index"]
 
@@ -79,9 +79,9 @@ def build(
     --force it is replaced where the images or the encoder are others than before.
     """
     from crovca.cli import items
-    from crovca.hashing.checkpoint import model_kind
-    from crovca.search.index import HashIndex
-    from crovca.search.manifest import WriterLock
+    from crovca.hashing.state import model_kind
+    from crovca.index.index import HashIndex
+    from crovca.index.manifest import WriterLock
 
     inputs = [path for path in (source, model, metadata) if path is not None]
     check_output(output, force=force, inputs=inputs, marker="manifest.json")
@@ -144,7 +144,7 @@ def add(
     step fail, those of the earlier ones are in the index, and --replace goes over them.
     """
     from crovca.cli import items
-    from crovca.search.index import HashIndex
+    from crovca.index.index import HashIndex
 
     extra = items.read_metadata(metadata)
     started = time.perf_counter()
@@ -207,7 +207,7 @@ def delete(
     json: Json = False,
 ) -> None:
     """Delete items by id or by a condition. Ids that are not in the index are passed over."""
-    from crovca.search.index import HashIndex
+    from crovca.index.index import HashIndex
 
     if sum(given is not None and given != [] for given in (ids, where, ids_from)) != 1:
         raise ConfigError("give IDS, or --where, or --ids-from")
@@ -229,7 +229,7 @@ def delete(
 @index.command("compact")
 def compact(path: _Index, json: Json = False) -> None:
     """Write everything into one segment, without what is deleted."""
-    from crovca.search.index import HashIndex
+    from crovca.index.index import HashIndex
 
     started = time.perf_counter()
     with HashIndex.open(path, writable=True) as opened:
@@ -247,7 +247,7 @@ def compact(path: _Index, json: Json = False) -> None:
 @index.command("verify")
 def verify(path: _Index, json: Json = False) -> None:
     """Compare every file with its checksum; exits with 1 where something is damaged."""
-    from crovca.search.index import HashIndex
+    from crovca.index.index import HashIndex
 
     with HashIndex.open(path, skip_damaged=True) as opened:
         problems = opened.verify()
@@ -272,7 +272,7 @@ def info(
     json: Json = False,
 ) -> None:
     """What an index holds: items, metadata, sizes on disk; with --engines also time and memory of searching."""
-    from crovca.search.index import HashIndex
+    from crovca.index.index import HashIndex
 
     with HashIndex.open(path) as opened:
         if engines:
@@ -318,8 +318,8 @@ def push(
     json: Json = False,
 ) -> None:
     """Bring PostgreSQL or Milvus to the state of an index. Only differences are sent; a stopped push goes on."""
-    from crovca.search.clusters.push import push_to
-    from crovca.search.index import HashIndex
+    from crovca.index.index import HashIndex
+    from crovca.servers.push import push_to
 
     started = time.perf_counter()
     with Reporter() as reporter, HashIndex.open(path) as opened:
@@ -372,7 +372,7 @@ def _open(
     device: str,
     target: Target,
     reporter: Reporter,
-) -> tuple[Items, dict[str, Any] | None, Callable[[Path], object]]:
+) -> tuple[NewItems, dict[str, Any] | None, Callable[[Path], object]]:
     """The items of a source, what is known of their encoder, and what puts their model into a folder.
 
     Images are embedded into ``target.store``.
@@ -409,7 +409,7 @@ def _open(
     return items.of_embeddings(data, source, hasher, bits, extra), items.encoder_of(source), keep
 
 
-def _fill(opened: HashIndex, found: Items, reporter: Reporter, *, upsert: bool) -> int:
+def _fill(opened: HashIndex, found: NewItems, reporter: Reporter, *, upsert: bool) -> int:
     replaced = done = 0
     for ids, codes, table in found.blocks:
         if upsert:

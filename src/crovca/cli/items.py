@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from crovca.codes import Codes
     from crovca.data.embeddings import Embeddings
     from crovca.data.encoded import Encoded
-    from crovca.encoders.job import Job
+    from crovca.embedding.job import Job
     from crovca.hasher import CrossModalHasher, Hasher
-    from crovca.search.index import HashIndex
+    from crovca.index.index import HashIndex
 
 __all__ = [
-    "Items",
+    "NewItems",
     "Target",
     "check_distinct",
     "check_new",
@@ -46,7 +46,7 @@ _BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
-class Items:
+class NewItems:
     """Items on their way into an index: all their ids, and (ids, codes, metadata) in blocks."""
 
     ids: Any
@@ -87,23 +87,23 @@ def source_kind(path: Path, encoder: str | None) -> str:
     return "images"
 
 
-def of_codes(path: Path, extra: pa.Table | None) -> Items:
+def of_codes(path: Path, extra: pa.Table | None) -> NewItems:
     """Codes that ``crovca encode`` wrote."""
     from crovca.data.encoded import Encoded
 
     return of_encoded(Encoded.load(path), extra)
 
 
-def of_encoded(found: Encoded, extra: pa.Table | None) -> Items:
+def of_encoded(found: Encoded, extra: pa.Table | None) -> NewItems:
     """Codes with their ids and labels."""
     ids = np.arange(len(found)) if found.ids is None else found.ids
     codes = found.codes
-    return Items(ids, codes.bits, _blocks(ids, codes.__getitem__, _labels(found.labels), extra))
+    return NewItems(ids, codes.bits, _blocks(ids, codes.__getitem__, _labels(found.labels), extra))
 
 
 def of_embeddings(
     data: Embeddings, path: Path, hasher: Hasher | CrossModalHasher, bits: int | None, extra: pa.Table | None
-) -> Items:
+) -> NewItems:
     """Embeddings of a file or store, encoded block by block."""
     from crovca.hasher import Hasher
 
@@ -118,7 +118,7 @@ def of_embeddings(
             return hasher.encode(values, bits)
         return hasher.encode(images=values, bits=bits)
 
-    return Items(ids, bits, _blocks(ids, encode, {**_labels(data.labels), **_captions(path)}, extra))
+    return NewItems(ids, bits, _blocks(ids, encode, {**_labels(data.labels), **_captions(path)}, extra))
 
 
 def check_new(opened: HashIndex, ids: Any) -> None:
@@ -158,10 +158,10 @@ def open_embedded(
         OutputExistsError: the store holds embeddings of something else, and is not to be begun anew.
         InvalidInputError: what ``target.check`` raises, before anything is embedded.
     """
+    from crovca.embedding.job import Origin, begin_job
+    from crovca.embedding.pipeline import counted, finish, make_worker, missing_shards, plan_job, summarize
+    from crovca.embedding.runners import run_here
     from crovca.encoders.encoder import Encoder
-    from crovca.encoders.job import Origin, begin_job
-    from crovca.encoders.pipeline import counted, finish, make_worker, missing_shards, plan_job, summarise
-    from crovca.encoders.runners import run_here
 
     store = target.store
     origin = Origin("images", str(path))
@@ -196,7 +196,7 @@ def open_embedded(
     if missing:
         run_here(make_worker(job, source, tower), store, missing, advance)
     finish(store, job)
-    broken = summarise(store, job).broken
+    broken = summarize(store, job).broken
     if broken:
         reporter.message(f"{sum(broken.values()):,} images left out: {counted(broken)}")
     return open_embeddings(store)
@@ -204,7 +204,7 @@ def open_embedded(
 
 def _begun(target: Target) -> Job | None:
     """The job of an earlier run; a damaged one is dropped where the store may be begun anew."""
-    from crovca.encoders.job import read_job
+    from crovca.embedding.job import read_job
 
     try:
         return read_job(target.store)
@@ -240,7 +240,7 @@ def read_metadata(path: Path | None) -> pa.Table | None:
 
 def encoder_of(path: Path) -> dict[str, Any] | None:
     """What a store says of its encoder."""
-    from crovca.queries import describe_encoder
+    from crovca.archive.queries import describe_encoder
 
     if not path.is_dir():
         return None

@@ -15,8 +15,8 @@ from crovca.errors import ConfigError, InvalidInputError
 
 if TYPE_CHECKING:
     from crovca.data.embeddings import Embeddings, Rows
-    from crovca.data.sources import Source
     from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher
+    from crovca.sources.source import Source
 
 __all__ = ["EncodedPath", "encode_path", "encode_with"]
 
@@ -88,8 +88,8 @@ def _encode_items(
 ) -> EncodedPath:
     import numpy as np
 
-    from crovca.data.sources import open_images, open_texts
     from crovca.hasher import ImageTextHasher
+    from crovca.sources.opening import open_images, open_texts
 
     length = hasher.lengths_[-1] if bits is None else check_bits(bits, at_most=hasher.lengths_[-1])
     source: Source[Any]

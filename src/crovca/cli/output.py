@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from crovca.errors import CrovcaWarning
 
 if TYPE_CHECKING:
-    from crovca.hashing.training import Progress as TrainingProgress
+    from crovca.hashing.train import Progress as TrainingProgress
 
 __all__ = ["Reporter", "emit_json", "notes_for_warnings", "stderr", "stdout"]
 

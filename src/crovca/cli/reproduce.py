@@ -13,9 +13,9 @@ from crovca.cli.output import Reporter, emit_json, stderr, stdout
 from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
-    from crovca.experiments.lab import Lab
-    from crovca.experiments.paper import Cell, Experiment
-    from crovca.experiments.reproduce import Results, Row
+    from crovca.reproduce.paper import Cell, Experiment
+    from crovca.reproduce.run import Results, Row
+    from crovca.reproduce.workspace import Workspace
 
 __all__ = ["reproduce"]
 
@@ -82,7 +82,7 @@ def reproduce(
     when the same command is given again.
     """
     from crovca.cli import reproduce_list
-    from crovca.experiments import paper
+    from crovca.reproduce import paper
 
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
@@ -126,29 +126,31 @@ def _run(
     *,
     json: bool,
 ) -> None:
-    from crovca.experiments import reproduce as runs
-    from crovca.experiments.lab import Lab
+    from crovca.reproduce import run as runs
+    from crovca.reproduce.workspace import Workspace
 
     _, work = folders
     reporter = Reporter()
-    lab = Lab(*folders, **settings, observer=reporter)  # refuses wrong settings, before there is a folder
+    workspace = Workspace(
+        *folders, **settings, observer=reporter
+    )  # refuses wrong settings, before there is a folder
     if experiment.kind == "pictures":
-        _draw(experiment, lab, cells, query, reporter, json=json)
+        _draw(experiment, workspace, cells, query, reporter, json=json)
         return
     with runs.opened(work) as (kept, save), reporter:
         results = runs.reproduce(
-            lab, cells, list(seeds), kept=kept, save=save, advance=lambda what: _tell(reporter, what)
+            workspace, cells, list(seeds), kept=kept, save=save, advance=lambda what: _tell(reporter, what)
         )
         files = []
         if experiment.kind == "curves" and results.measured():
-            from crovca.experiments.crossmodal import draw_curves
+            from crovca.reproduce.crossmodal import draw_curves
 
-            files = draw_curves(experiment.name, lab, results.measured())
+            files = draw_curves(experiment.name, workspace, results.measured())
     content = {
         "experiment": experiment.name,
         "title": experiment.title,
         "section": experiment.section,
-        "changes": _changes(lab),
+        "changes": _changes(workspace),
         "seeds": list(seeds),
         "measured_now": results.measured_now,
         "kept": results.kept_before,
@@ -159,7 +161,7 @@ def _run(
     if json:
         emit_json(content)
     else:
-        _print(experiment, lab, results)
+        _print(experiment, workspace, results)
         for file in files:
             _say(f"drawn: {file}")
     if results.hopeless:
@@ -167,29 +169,35 @@ def _run(
 
 
 def _draw(
-    experiment: Experiment, lab: Lab, cells: list[Cell], query: str | None, reporter: Reporter, *, json: bool
+    experiment: Experiment,
+    workspace: Workspace,
+    cells: list[Cell],
+    query: str | None,
+    reporter: Reporter,
+    *,
+    json: bool,
 ) -> None:
     """Draw a figure of pictures; one that fails is reported, with the status of a failure, as numbers are."""
-    from crovca.experiments import pictures
-    from crovca.experiments import reproduce as runs
+    from crovca.reproduce import pictures
+    from crovca.reproduce import run as runs
 
     pictures.check(experiment.name, cells, query)
     page, failed = None, None
-    with runs.opened(lab.work), reporter:
+    with runs.opened(workspace.work), reporter:
         try:
-            page = pictures.draw(experiment.name, lab, cells, seed=0, query=query)
+            page = pictures.draw(experiment.name, workspace, cells, seed=0, query=query)
         except pictures.QueryError:
             raise
         except Exception as error:
             failed = runs.reason_of(error)
-    _report_pictures(experiment, lab, page, failed, reporter.notes, json)
+    _report_pictures(experiment, workspace, page, failed, reporter.notes, json)
     if failed is not None:
         raise typer.Exit(1)
 
 
 def _training(epochs: int | None, batch_size: int | None) -> dict[str, Any]:
     """What differs from the paper's settings, as far as it can be trained with."""
-    from crovca.config import TrainingConfig
+    from crovca.hashing.config import TrainingConfig
 
     asked = {"epochs": epochs, "batch_size": batch_size}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -214,10 +222,10 @@ def _weights(given: list[str]) -> dict[str, str]:
     return {name: place for name, _, place in pairs}
 
 
-def _changes(lab: Lab) -> list[str]:
+def _changes(workspace: Workspace) -> list[str]:
     """In what the models differ from the paper's."""
-    changes = [f"{name.replace('_', ' ')} {value}" for name, value in lab.training.items()]
-    return [*changes, "one nested model for all lengths"] if lab.nested else changes
+    changes = [f"{name.replace('_', ' ')} {value}" for name, value in workspace.training.items()]
+    return [*changes, "one nested model for all lengths"] if workspace.nested else changes
 
 
 def _tell(reporter: Reporter, what: str) -> None:
@@ -227,8 +235,8 @@ def _tell(reporter: Reporter, what: str) -> None:
         stderr.print(what, markup=False, soft_wrap=True)
 
 
-def _print(experiment: Experiment, lab: Lab, results: Results) -> None:
-    rows, changes = results.rows(), _changes(lab)
+def _print(experiment: Experiment, workspace: Workspace, results: Results) -> None:
+    rows, changes = results.rows(), _changes(workspace)
     count = len(results.seeds)
     short = any(len(row.found) < row.asked for row in rows if row.found)
     several = f"mean ± standard deviation of {'up to ' * short}{count} seeds"
@@ -257,12 +265,12 @@ def _print(experiment: Experiment, lab: Lab, results: Results) -> None:
     for reason, cells in reasons.items():
         more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
         _say(f"failed: {'; '.join(cells[:3])}{more}: {reason}")
-    for where, found in lab.left_out.items():
+    for where, found in workspace.left_out.items():
         _say(f"left out, as they could not be read: {sum(found.values()):,} of {where}")
     if results.measured():
         _say(
             f"measured now: {results.measured_now:,}, kept from earlier runs: {results.kept_before:,}; "
-            f"all numbers, seed by seed: {lab.work / 'results.json'}"
+            f"all numbers, seed by seed: {workspace.work / 'results.json'}"
         )
     elif results.keys:
         _say("nothing was measured")
@@ -295,21 +303,26 @@ def _line(row: Row) -> tuple[str, str, str, str]:
 
 
 def _report_pictures(
-    experiment: Experiment, lab: Lab, page: Path | None, failed: str | None, notes: list[str], json: bool
+    experiment: Experiment,
+    workspace: Workspace,
+    page: Path | None,
+    failed: str | None,
+    notes: list[str],
+    json: bool,
 ) -> None:
     if json:
         emit_json(
             {
                 "experiment": experiment.name,
                 "title": experiment.title,
-                "changes": _changes(lab),
+                "changes": _changes(workspace),
                 "files": [] if page is None else [str(file) for file in sorted(page.parent.iterdir())],
                 "failed": failed,
                 "notes": notes,
             }
         )
         return
-    if changes := _changes(lab):
+    if changes := _changes(workspace):
         _say(f"NOT the paper's settings: {', '.join(changes)}")
     if failed is None:
         _say(f"{experiment.name}: {experiment.title}: {page}")

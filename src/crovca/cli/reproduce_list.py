@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from crovca.cli.output import emit_json, stdout
-from crovca.experiments.cost import Estimate, estimate
-from crovca.experiments.paper import EXPERIMENTS, Cell, Measurement, all_cells
+from crovca.reproduce.cost import Estimate, estimate
+from crovca.reproduce.paper import EXPERIMENTS, Cell, Measurement, all_cells
 
 __all__ = ["print_cells", "print_experiments"]
 

@@ -20,14 +20,14 @@ from crovca.errors import ConfigError
 from crovca.files import check_output, write_json
 
 if TYPE_CHECKING:
-    from crovca.queries import QueryModel
-    from crovca.search.reader import Reader
+    from crovca.archive.queries import QueryModel
+    from crovca.index.reader import Reader
 
 __all__ = ["dedup", "search"]
 
 _NO_LIMIT = 1 << 20
 
-_Scoring = Literal["bce", "asymmetric_hamming", "hamming"]
+_Metric = Literal["bce", "asymmetric_hamming", "hamming"]
 _Engine = Literal["auto", "exact", "scan", "buckets", "inverted", "accelerator"]
 
 
@@ -52,8 +52,9 @@ def search(
         str | None, typer.Option(help="Encoder of texts [default: the images' one].", show_default=False)
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Results for each query.")] = 10,
-    scoring: Annotated[
-        _Scoring | None, typer.Option(help="[default: bce; for --id, hamming].", show_default=False)
+    metric: Annotated[
+        _Metric | None,
+        typer.Option("--scoring", help="[default: bce; for --id, hamming].", show_default=False),
     ] = None,
     where: Annotated[
         str | None,
@@ -68,8 +69,8 @@ def search(
 ) -> None:
     """Find the items nearest to images, texts, stored items or embeddings; exactly, but for --engine inverted."""
     from crovca.cli.index import parse_ids
-    from crovca.search.index import HashIndex
-    from crovca.search.shards import ShardedIndex
+    from crovca.index.index import HashIndex
+    from crovca.index.shards import ShardedIndex
 
     given = [
         name
@@ -79,7 +80,7 @@ def search(
     if len(given) != 1:
         raise ConfigError("give one kind of query: --image, --text, --id or --embeddings")
     if id:
-        _refuse_with_ids(scoring, engine, model, text_encoder)
+        _refuse_with_ids(metric, engine, model, text_encoder)
     twice = [
         path for place, path in enumerate(index) if path.resolve() in {one.resolve() for one in index[:place]}
     ]
@@ -92,9 +93,9 @@ def search(
         started = time.perf_counter()
         if id:
             names = list(id)
-            found = opened.neighbours_of(parse_ids(id, opened), top_k, where=where, bits=bits)
+            found = opened.neighbors_of(parse_ids(id, opened), top_k, where=where, bits=bits)
         else:
-            from crovca.queries import QueryModel  # loads torch, for which --id has no use
+            from crovca.archive.queries import QueryModel  # loads torch, for which --id has no use
 
             first = opened if len(index) == 1 else opened.shards[0]
             query = QueryModel.of_index(
@@ -104,16 +105,14 @@ def search(
             encoding = time.perf_counter() - started
             started = time.perf_counter()
             found = opened.search(
-                logits, top_k, scoring=scoring or "bce", where=where, bits=bits, engine=engine
+                logits, top_k, metric=metric or "bce", where=where, bits=bits, engine=engine
             )
         seconds = time.perf_counter() - started
         rows = _metadata(opened, found.ids)
         engines, count = opened.engines(), len(opened)
     if json:
         emit_json(
-            _as_json(
-                names, found, rows, scoring or ("hamming" if id else "bce"), (encoding, seconds), engines
-            )
+            _as_json(names, found, rows, metric or ("hamming" if id else "bce"), (encoding, seconds), engines)
         )
         return
     for name, ids, scores, metadata in zip(names, found.ids, found.scores, rows, strict=True):
@@ -141,7 +140,7 @@ def dedup(
     json: Json = False,
 ) -> None:
     """Find groups of near duplicates: items linked by steps of at most RADIUS bits."""
-    from crovca.search.index import HashIndex
+    from crovca.index.index import HashIndex
 
     if output is not None:
         check_output(output, force=force, inputs=[index])
@@ -183,10 +182,10 @@ def dedup(
     )
 
 
-def _refuse_with_ids(scoring: str | None, engine: str, model: Path | None, text_encoder: str | None) -> None:
+def _refuse_with_ids(metric: str | None, engine: str, model: Path | None, text_encoder: str | None) -> None:
     """Nothing is encoded for --id, and codes are compared by Hamming distance."""
-    if scoring not in (None, "hamming"):
-        raise ConfigError(f"an item has a code, no logits: --id goes with hamming, not {scoring}")
+    if metric not in (None, "hamming"):
+        raise ConfigError(f"an item has a code, no logits: --id goes with hamming, not {metric}")
     given = {"--engine": engine != "auto", "--model": model, "--text-encoder": text_encoder}
     for option, value in given.items():
         if value:
@@ -226,7 +225,7 @@ def _as_json(
     names: list[str],
     found: Any,
     rows: list[Any],
-    scoring: str,
+    metric: str,
     seconds: tuple[float, float],
     engines: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -239,7 +238,7 @@ def _as_json(
         ]
         results.append({"query": name, "hits": hits})
     content = {
-        "scoring": scoring,
+        "scoring": metric,
         "exact": all(engine["exact"] for engine in engines),
         "engines": sorted({engine["engine"] for engine in engines}),
         "encode_seconds": round(seconds[0], 6),

@@ -10,9 +10,9 @@ import typer
 
 from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stdout
-from crovca.config import PRESETS
 from crovca.errors import ConfigError, CrovcaError
 from crovca.files import check_output, remove
+from crovca.hashing.config import PRESETS
 
 if TYPE_CHECKING:
     from crovca.hasher import CrossModalHasher, Hasher
@@ -53,7 +53,7 @@ def train(
     pairing: Annotated[
         str,
         typer.Option(
-            help="Where the second view comes from: auto, views, neighbours or classes; or several: views,neighbours."
+            help="Where the second view comes from: auto, views, neighbors or classes; or several: views,neighbors."
         ),
     ] = "auto",
     preset: Annotated[
@@ -83,7 +83,7 @@ def train(
 ) -> None:
     """Learn hash codes from embeddings.
 
-    With labels in DATA the classes are learned; without, pairs come from stored views or nearest neighbours.
+    With labels in DATA the classes are learned; without, pairs come from stored views or nearest neighbors.
     A run that was interrupted goes on from OUTPUT.partial when the same command is given again.
     """
     if (images is None) != (texts is None) or (data is None) == (images is None):

@@ -103,11 +103,11 @@ def mean_embedding(values: Rows) -> npt.NDArray[np.float32]:
     return (total / count).astype(np.float32)
 
 
-def root_mean_square(values: Rows, centre: npt.NDArray[np.float32]) -> float:
-    """Root mean square of all numbers after subtracting ``centre`` (d,); read in chunks."""
+def root_mean_square(values: Rows, center: npt.NDArray[np.float32]) -> float:
+    """Root mean square of all numbers after subtracting ``center`` (d,); read in chunks."""
     total, count = 0.0, 0
     for _, part in chunks(values):
-        total += float(np.square(part.astype(np.float64) - centre).sum())
+        total += float(np.square(part.astype(np.float64) - center).sum())
         count += part.size
     return float(np.sqrt(total / count))
 
@@ -190,7 +190,7 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
     if len(degenerate):
         warnings.warn(
             f"{what}: {len(degenerate)} of {len(values)} rows are zero or constant ({_listed(degenerate)}); "
-            "they are kept, but never used as neighbours",
+            "they are kept, but never used as neighbors",
             CrovcaWarning,
             stacklevel=2,
         )

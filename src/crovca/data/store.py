@@ -51,7 +51,7 @@ class ItemError:
     Attributes:
         id: as it would have been in the store.
         path: where it was found, or None where the id says it.
-        reason: one of ``crovca.data.images.REASONS``.
+        reason: one of ``crovca.sources.decode.REASONS``.
         detail: what exactly was found.
     """
 

@@ -6,7 +6,7 @@ The recipe and its order are the reference implementation's (``RECIPE``), with P
 2. a flip from left to right, with probability 0.5;
 3. with 0.8, in random order: brightness, contrast and saturation times 0.6 to 1.4, hue turned by up to 0.2 of the
    circle either way;
-4. grey, with 0.2;
+4. gray, with 0.2;
 5. Gaussian blur, with 0.1, sigma of 0.1 to 2 pixels (cut at 8 pixels, 4 sigma);
 6. solarisation, with 0.1: values from 128 on are inverted.
 
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crovca.errors import MissingDependencyError
-from crovca.search.scoring import splitmix64
+from crovca.index.scoring import splitmix64
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -54,7 +54,7 @@ class Recipe:
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.2
-    grey_p: float = 0.2
+    gray_p: float = 0.2
     blur_p: float = 0.1
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise_p: float = 0.1
@@ -69,7 +69,7 @@ class Draws:
 
     Attributes:
         boxes: int64 (n, 4) top, left, height, width of the crops.
-        flip, jitter, grey, blur, solarise: bool (n,).
+        flip, jitter, gray, blur, solarise: bool (n,).
         order: int64 (n, 4), the order of brightness 0, contrast 1, saturation 2, hue 3.
         factors: float32 (n, 4), their strengths; hue in turns of the circle.
         sigma: float32 (n,).
@@ -78,7 +78,7 @@ class Draws:
     boxes: npt.NDArray[np.int64]
     flip: npt.NDArray[np.bool_]
     jitter: npt.NDArray[np.bool_]
-    grey: npt.NDArray[np.bool_]
+    gray: npt.NDArray[np.bool_]
     blur: npt.NDArray[np.bool_]
     solarise: npt.NDArray[np.bool_]
     order: npt.NDArray[np.int64]
@@ -125,7 +125,7 @@ def augment(
         for kind, change in enumerate((_brightness, _contrast, _saturation, _hue)):
             chosen = draws.jitter & (draws.order[:, step] == kind)
             batch = _where(batch, chosen, change, draws.factors[:, kind])
-    batch = _where(batch, draws.grey, lambda x, _: _grey(x).expand_as(x))
+    batch = _where(batch, draws.gray, lambda x, _: _gray(x).expand_as(x))
     batch = _where(batch, draws.blur, _blur, draws.sigma)
     batch = _where(batch, draws.solarise, lambda x, _: _kornia().enhance.solarize(x, 128 / 255))
     return (batch * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
@@ -145,7 +145,7 @@ def draw(
         boxes=_boxes(shapes, crop, recipe),
         flip=rest[:, 0] < recipe.flip_p,
         jitter=rest[:, 1] < recipe.jitter_p,
-        grey=rest[:, 2] < recipe.grey_p,
+        gray=rest[:, 2] < recipe.gray_p,
         blur=rest[:, 3] < recipe.blur_p,
         solarise=rest[:, 4] < recipe.solarise_p,
         order=np.argsort(rest[:, 10:14], axis=1, kind="stable"),
@@ -218,8 +218,8 @@ def _brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, factors: Tensor) -> Tensor:
-    # Blended with the mean grey, a whole number as in Pillow: so no order of summation shows.
-    mean = (_grey(images).mean(dim=(2, 3), keepdim=True, dtype=torch.float64) * 255).round().float() / 255
+    # Blended with the mean gray, a whole number as in Pillow: so no order of summation shows.
+    mean = (_gray(images).mean(dim=(2, 3), keepdim=True, dtype=torch.float64) * 255).round().float() / 255
     strength = factors[:, None, None, None]
     return (images * strength + mean * (1 - strength)).clamp(0, 1)
 
@@ -232,7 +232,7 @@ def _hue(images: Tensor, turns: Tensor) -> Tensor:
     return _kornia().enhance.adjust_hue(images, turns * (2 * math.pi)).clamp(0, 1)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     return _kornia().color.rgb_to_grayscale(images)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from crovca.encoders import library
 from crovca.encoders.families import Family, TextTower, family_of, text_tower_of
+from crovca.encoders.hub import ModelFiles, locate, weight_files, weights_sha256
 from crovca.encoders.preprocessing import Preprocessing
-from crovca.encoders.sources import Source, locate, weight_files, weights_sha256
 from crovca.errors import ConfigError, CrovcaError, EncoderError, FileFormatError, InvalidInputError
 
 __all__ = ["DTYPES", "Encoder", "TextEncoder", "choose_device", "choose_dtype"]
@@ -124,7 +124,7 @@ class Encoder(_Tower):
         """Embed a batch, without gradients.
 
         Args:
-            pixels: float (B, 3, H, W) as ``preprocessing.normalise`` gives them, on any device.
+            pixels: float (B, 3, H, W) as ``preprocessing.normalize`` gives them, on any device.
 
         Returns:
             float32 (B, width) on the encoder's device.
@@ -283,7 +283,7 @@ def _cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags.split())
 
 
-def _read_config(found: Source) -> Any:
+def _read_config(found: ModelFiles) -> Any:
     auto = library.transformers_class("AutoConfig")
     try:
         with library.quiet():
@@ -306,7 +306,7 @@ def _sub_config(config: Any, tower: str) -> Any:
     return part
 
 
-def _check_input(found: Source, family: Family, preprocessing: Preprocessing, config: Any) -> None:
+def _check_input(found: ModelFiles, family: Family, preprocessing: Preprocessing, config: Any) -> None:
     channels = getattr(config, "num_channels", 3)
     if channels != 3:
         raise EncoderError(f"{found.name} takes images of {channels} channels; crovca gives 3")
@@ -321,7 +321,7 @@ def _check_input(found: Source, family: Family, preprocessing: Preprocessing, co
         )
 
 
-def _load_model(name: str, found: Source, config: Any, options: dict[str, Any]) -> nn.Module:
+def _load_model(name: str, found: ModelFiles, config: Any, options: dict[str, Any]) -> nn.Module:
     """The tower with its weights; any that is missing or of another shape is an error, never random numbers."""
     kind = library.transformers_class(name)
     try:
@@ -347,7 +347,7 @@ def _load_model(name: str, found: Source, config: Any, options: dict[str, Any]) 
     return model
 
 
-def _unloadable(name: str, found: Source, error: Exception) -> CrovcaError:
+def _unloadable(name: str, found: ModelFiles, error: Exception) -> CrovcaError:
     reason = library.broken_torchvision()
     if reason is not None and "torchvision" in str(error):
         return EncoderError(
@@ -368,7 +368,7 @@ def _unloadable(name: str, found: Source, error: Exception) -> CrovcaError:
     )
 
 
-def _load_tokenizer(found: Source) -> Any:
+def _load_tokenizer(found: ModelFiles) -> Any:
     auto = library.transformers_class("AutoTokenizer")
     try:
         with library.quiet():

@@ -1,6 +1,6 @@
 """From an image to the tensor that an encoder takes, as preprocessor_config.json says; Pillow and torch alone.
 
-Two steps. ``Preprocessing.crop_image`` resizes and crops on the CPU and gives bytes; ``normalise`` makes floats of
+Two steps. ``Preprocessing.crop_image`` resizes and crops on the CPU and gives bytes; ``normalize`` makes floats of
 a batch, on whatever device it is. One pixel more or less in the resized image costs up to 3 % of cosine, so the
 rounding is that of the encoder's own processor.
 """
@@ -69,7 +69,7 @@ class Preprocessing:
 
     Attributes:
         resize: length of the shorter side, or (height, width) whatever the proportions, or None.
-        crop: (height, width) of the crop from the centre; None where ``resize`` gives both.
+        crop: (height, width) of the crop from the center; None where ``resize`` gives both.
         resample: Pillow's number of the filter (3 is bicubic, 2 bilinear).
         mean, std: of each channel, in units of ``rescale``.
         rescale: what bytes are multiplied by.
@@ -145,7 +145,7 @@ class Preprocessing:
             image = image.resize((width, height), self.resample)
         return np.array(image.crop(box))
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Bytes to the encoder's floats.
 
         Args:
@@ -221,7 +221,7 @@ class Preprocessing:
             values = files.read_json(file, "preprocessing").get("image_processor") or {}
         else:
             raise FileFormatError(
-                f"{folder} has no preprocessor_config.json, which says how images are resized and normalised; "
+                f"{folder} has no preprocessor_config.json, which says how images are resized and normalized; "
                 "copy it from the model's page, or from a model of the same kind"
             )
         try:
@@ -268,7 +268,7 @@ def _settings(values: Mapping[str, Any], processor: str | None) -> dict[str, Any
     if name is None or name not in _PROCESSORS:
         raise FileFormatError(
             f"image_processor_type is {named!r}, expected one of {sorted(_PROCESSORS)} with 'ImageProcessor' "
-            "behind it; if the model's does no more than resize, crop and normalise, name that of them which "
+            "behind it; if the model's does no more than resize, crop and normalize, name that of them which "
             "does the same, and give all settings"
         )
     defaults = _PROCESSORS[name]

@@ -16,23 +16,23 @@ from crovca.data.labels import share_a_label
 from crovca.errors import InvalidInputError
 from crovca.evaluation import metrics
 from crovca.evaluation.diagnostics import diagnose
-from crovca.search.scoring import (
-    SCORINGS,
+from crovca.index.scoring import (
+    METRICS,
     BitScorer,
     CosineScorer,
+    Metric,
     Ranking,
     Scorer,
-    Scoring,
     rank,
     tie_order,
 )
 
-__all__ = ["NEIGHBOUR_RECALLS", "Evaluation", "Items", "LengthResult", "Measure", "Ranked", "evaluate"]
+__all__ = ["NEIGHBOR_RECALLS", "Evaluation", "Items", "LengthResult", "Measure", "Ranked", "evaluate"]
 
-NEIGHBOUR_RECALLS = ((1, 10), (10, 10), (10, 100), (100, 1000))
+NEIGHBOR_RECALLS = ((1, 10), (10, 10), (10, 100), (100, 1000))
 """Pairs (m, k): the share of the float ranking's top m that stands in the codes' top k, named "m@k"."""
 
-_KEPT = max(top for _, top in NEIGHBOUR_RECALLS)
+_KEPT = max(top for _, top in NEIGHBOR_RECALLS)
 
 Advance = Callable[[str], None]
 Float64 = npt.NDArray[np.float64]
@@ -45,7 +45,7 @@ class Ranked:
 
     Attributes:
         tied: share of the top k that is at the same distance as another item.
-        rows: the first rows of every ranking (q, up to ``kept``), for neighbour recall and pictures.
+        rows: the first rows of every ranking (q, up to ``kept``), for neighbor recall and pictures.
         map: mAP@k divided by the hits in the top k.
         map_min_k_r: mAP@k divided by min(k, R).
         precision, recall, hit_at_1: as in ``metrics``.
@@ -73,20 +73,20 @@ class LengthResult:
     """Results at one code length. ``scores`` has None where a score needs logits that are not there."""
 
     bits: int
-    scores: dict[Scoring, Ranked | None]
+    scores: dict[Metric, Ranked | None]
     float_neighbour_recall: dict[str, float | None] | None
     codes: dict[str, float | int]
 
-    def map_of(self, scoring: Scoring) -> float | None:
+    def map_of(self, metric: Metric) -> float | None:
         """mAP@k (hits) by a score, or None where it was not measured."""
-        ranked = self.scores.get(scoring)
+        ranked = self.scores.get(metric)
         return None if ranked is None else ranked.map
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as in docs/formats.md."""
 
         def of(name: str) -> dict[str, float | None]:
-            return {scoring: getattr(self.scores.get(scoring), name, None) for scoring in SCORINGS}
+            return {metric: getattr(self.scores.get(metric), name, None) for metric in METRICS}
 
         return {
             "bits": self.bits,
@@ -152,7 +152,7 @@ def evaluate(
     *,
     k: int | None = 1000,
     lengths: Sequence[int] | None = None,
-    scorings: Sequence[Scoring] = SCORINGS,
+    metrics_: Sequence[Metric] = METRICS,
     query_embeddings: Rows | None = None,
     database_embeddings: Rows | None = None,
     advance: Advance = lambda what: None,
@@ -167,8 +167,8 @@ def evaluate(
         database: with codes; its logits are needed for symmetric BCE only.
         k: cut-off rank; None: all.
         lengths: prefixes of the codes to measure; None: the whole codes.
-        scorings: which scores.
-        query_embeddings: (q, d), for the float baseline and the recall of float neighbours; None: leave it out.
+        metrics_: which scores.
+        query_embeddings: (q, d), for the float baseline and the recall of float neighbors; None: leave it out.
         database_embeddings: (n, d), likewise.
         advance: is told what is ranked next.
 
@@ -187,31 +187,31 @@ def evaluate(
 
     floats: dict[str, Ranked] = {}
     if query_embeddings is not None and database_embeddings is not None:
-        for name, centre in (("cosine", None), ("cosine_centred", mean_embedding(database_embeddings))):
+        for name, center in (("cosine", None), ("cosine_centred", mean_embedding(database_embeddings))):
             advance(f"embeddings, {name}")
-            scorer = CosineScorer(_Part(query_embeddings), _Part(database_embeddings), centre)
+            scorer = CosineScorer(_Part(query_embeddings), _Part(database_embeddings), center)
             floats[name] = measure(scorer)
 
     results = []
     for bits in (database.codes.bits,) if lengths is None else lengths:
         ours, theirs = query.prefix(bits), database.prefix(bits)
-        scores: dict[Scoring, Ranked | None] = {}
-        for scoring in scorings:
-            if scoring == "symmetric_bce" and theirs.logits is None:
-                scores[scoring] = None
+        scores: dict[Metric, Ranked | None] = {}
+        for metric in metrics_:
+            if metric == "symmetric_bce" and theirs.logits is None:
+                scores[metric] = None
                 continue
-            advance(f"{bits} bits, {scoring}")
+            advance(f"{bits} bits, {metric}")
             assert ours.logits is not None
-            scores[scoring] = measure(BitScorer.of(scoring, ours.logits, theirs.codes, theirs.logits))
+            scores[metric] = measure(BitScorer.of(metric, ours.logits, theirs.codes, theirs.logits))
         recalls = None
         found = scores.get("asymmetric_hamming")
         if floats and found is not None:
             true = floats["cosine_centred"].rows
             recalls = {
-                f"{m}@{top}": float(metrics.neighbour_recall(true[:, :m], found.rows[:, :top]).mean())
+                f"{m}@{top}": float(metrics.neighbor_recall(true[:, :m], found.rows[:, :top]).mean())
                 if top <= len(database)
                 else None
-                for m, top in NEIGHBOUR_RECALLS
+                for m, top in NEIGHBOR_RECALLS
             }
         results.append(LengthResult(bits, scores, recalls, diagnose(theirs.codes).to_dict()))
     return Evaluation(
@@ -247,7 +247,7 @@ class Measure:
         query: the queries, in the scorers' order.
         database: the items, likewise.
         k: cut-off rank, 1 to the number of items.
-        kept: how many rows of each ranking are kept; the default suffices for the recall of float neighbours.
+        kept: how many rows of each ranking are kept; the default suffices for the recall of float neighbors.
     """
 
     def __init__(self, query: Items, database: Items, k: int, *, kept: int = _KEPT) -> None:

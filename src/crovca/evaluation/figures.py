@@ -28,9 +28,9 @@ __all__ = [
 Points = npt.NDArray[np.float64]
 
 MAP_ITEMS = 1000  # items drawn on the 2-D map
-MAP_CLASSES = 10  # classes that get a colour of their own
+MAP_CLASSES = 10  # classes that get a color of their own
 _INK, _MUTED = "#1c2430", "#8a94a3"
-_COLOURS = (
+_COLORS = (
     "#2962c9",
     "#d1495b",
     "#2e8b57",
@@ -59,7 +59,7 @@ def map_curves_figure(curves: Mapping[str, npt.NDArray[np.float64]], chance: flo
     for number, (name, curve) in enumerate(curves.items()):
         style = "--" if name.startswith("float") else "-"
         axes.plot(
-            np.arange(1, len(curve) + 1), 100 * curve, style, color=_COLOURS[number % 10], label=name, lw=1.8
+            np.arange(1, len(curve) + 1), 100 * curve, style, color=_COLORS[number % 10], label=name, lw=1.8
         )
     axes.axhline(100 * chance, color=_MUTED, lw=1, ls=":")
     axes.text(1, 100 * chance, " chance", color=_MUTED, va="bottom", fontsize=8)
@@ -78,7 +78,7 @@ def curves_figure(lines: Mapping[str, Sequence[float] | npt.NDArray[np.float64]]
     for number, (name, shares) in enumerate(lines.items()):
         style = ("-", "--", ":")[number // 10 % 3]
         places = np.arange(1, len(shares) + 1)
-        axes.plot(places, 100 * np.asarray(shares), style, color=_COLOURS[number % 10], label=name, lw=1.8)
+        axes.plot(places, 100 * np.asarray(shares), style, color=_COLORS[number % 10], label=name, lw=1.8)
     axes.set_xlim(left=1)
     axes.set_xlabel("k")
     axes.set_ylabel(f"{what}, %")
@@ -93,14 +93,14 @@ def map_against_bytes_figure(
     figure, axes = _axes()
     sizes = [-(-bits // 8) for bits in codes]
     scores = [100 * score for score in codes.values()]
-    axes.plot(sizes, scores, "o-", color=_COLOURS[0], lw=1.8, label="codes, asymmetric Hamming")
+    axes.plot(sizes, scores, "o-", color=_COLORS[0], lw=1.8, label="codes, asymmetric Hamming")
     for bits, size, score in zip(codes, sizes, scores, strict=True):
         axes.annotate(
             f"{bits} bits", (size, score), (0, 7), textcoords="offset points", ha="center", fontsize=8
         )
     for number, (name, (size, score)) in enumerate(floats.items()):
-        axes.plot([size], [100 * score], "s", color=_COLOURS[1 + number], label=name)
-        axes.axhline(100 * score, color=_COLOURS[1 + number], lw=0.8, ls="--")
+        axes.plot([size], [100 * score], "s", color=_COLORS[1 + number], label=name)
+        axes.axhline(100 * score, color=_COLORS[1 + number], lw=0.8, ls="--")
     axes.axhline(100 * chance, color=_MUTED, lw=1, ls=":")
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 105)
@@ -118,7 +118,7 @@ def methods_figure(lines: Mapping[str, Sequence[tuple[float, float]]], what: str
         sizes, scores = zip(*sorted(points), strict=True)
         style = "s" if len(sizes) == 1 else ("o-", "o--", "o:")[number // 10 % 3]
         shares = [100 * score for score in scores]
-        axes.plot(sizes, shares, style, color=_COLOURS[number % 10], label=name, lw=1.4, ms=4)
+        axes.plot(sizes, shares, style, color=_COLORS[number % 10], label=name, lw=1.4, ms=4)
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 105)
     axes.set_xlabel("bytes an item (log scale)")
@@ -130,7 +130,7 @@ def methods_figure(lines: Mapping[str, Sequence[tuple[float, float]]], what: str
 def bit_balance_figure(balance: npt.NDArray[np.float64]) -> bytes:
     """Share of ones of every bit."""
     figure, axes = _axes()
-    axes.bar(np.arange(len(balance)), 100 * balance, width=0.9, color=_COLOURS[0])
+    axes.bar(np.arange(len(balance)), 100 * balance, width=0.9, color=_COLORS[0])
     axes.axhline(50, color=_INK, lw=0.8, ls="--")
     axes.set_ylim(0, 100)
     axes.set_xlim(-0.6, len(balance) - 0.4)
@@ -140,11 +140,11 @@ def bit_balance_figure(balance: npt.NDArray[np.float64]) -> bytes:
 
 
 def map_of_items_figure(panels: Mapping[str, Points], labels: npt.NDArray[Any] | None) -> bytes:
-    """2-D maps of the same items side by side, coloured by class (paper, Figure 3).
+    """2-D maps of the same items side by side, colored by class (paper, Figure 3).
 
     Args:
         panels: for each name the items' places (n, 2), of ``project``.
-        labels: (n,) or (n, C); None: one colour.
+        labels: (n,) or (n, C); None: one color.
     """
     from matplotlib.figure import Figure
 
@@ -153,9 +153,9 @@ def map_of_items_figure(panels: Mapping[str, Points], labels: npt.NDArray[Any] |
     columns = np.atleast_1d(figure.subplots(1, len(panels)))
     for axes, (name, points) in zip(columns, panels.items(), strict=True):
         for number, group in enumerate(groups):
-            colour = _MUTED if shown[number] is None else _COLOURS[number % 10]
+            color = _MUTED if shown[number] is None else _COLORS[number % 10]
             alpha = 0.3 if shown[number] is None else 0.85
-            axes.scatter(*points[group].T, s=9, color=colour, alpha=alpha, lw=0, label=shown[number])
+            axes.scatter(*points[group].T, s=9, color=color, alpha=alpha, lw=0, label=shown[number])
         axes.set_title(name, fontsize=10, color=_INK)
         axes.set_xticks([])
         axes.set_yticks([])

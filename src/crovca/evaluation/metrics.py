@@ -35,7 +35,7 @@ __all__ = [
     "hit_curve",
     "map_curve_hits",
     "map_curve_min_k_r",
-    "neighbour_recall",
+    "neighbor_recall",
     "precision",
     "recall",
     "tied_items",
@@ -105,10 +105,10 @@ def hit_curve(relevance: Relevance) -> Float64:
     return np.asarray(np.logical_or.accumulate(_checked(relevance), axis=1).mean(axis=0), np.float64)
 
 
-def neighbour_recall(true_rows: npt.NDArray[Any], found_rows: npt.NDArray[Any]) -> Float64:
+def neighbor_recall(true_rows: npt.NDArray[Any], found_rows: npt.NDArray[Any]) -> Float64:
     """Share of the true nearest rows (q, m) that stand among the found rows (q, k). Rows are unique in a line.
 
-    >>> neighbour_recall(np.array([[3, 5]]), np.array([[5, 1, 2]]))
+    >>> neighbor_recall(np.array([[3, 5]]), np.array([[5, 1, 2]]))
     array([0.5])
     """
     if true_rows.ndim != 2 or found_rows.ndim != 2 or len(true_rows) != len(found_rows):

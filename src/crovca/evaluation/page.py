@@ -1,4 +1,4 @@
-"""Parts of a self-contained HTML page: figures, pictures and neighbour grids inside one file."""
+"""Parts of a self-contained HTML page: figures, pictures and neighbor grids inside one file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def figure(png: bytes, caption: str, *, wide: bool = False) -> str:
 
 
 def grid(query: str, lines: Sequence[str]) -> str:
-    """A query (HTML) beside its lines of neighbours."""
+    """A query (HTML) beside its lines of neighbors."""
     return f"<div class=grid><div class=query>{query}</div><div>{''.join(lines)}</div></div>"
 
 

@@ -19,14 +19,14 @@ from crovca.evaluation.diagnostics import bit_balance
 from crovca.evaluation.evaluate import Evaluation, LengthResult, Ranked
 from crovca.evaluation.page import THUMBNAIL, as_page, figure, grid, line, picture
 from crovca.files import atomic_directory, check_output, write_json
-from crovca.search.scoring import SCORINGS
+from crovca.index.scoring import METRICS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["ImageOf", "Subject", "image_folder", "write_report"]
 
-GRID_QUERIES, GRID_NEIGHBOURS = 6, 10
+GRID_QUERIES, GRID_NEIGHBORS = 6, 10
 
 ImageOf = Callable[[Any], "Image | None"]
 """Gives the picture of an item by its id, or None where it has none."""
@@ -41,7 +41,7 @@ class Subject:
         evaluation: what was measured.
         query, database: the items, with labels and ids as far as they are known.
         database_embeddings: (n, d) for the 2-D map; None: leave it out.
-        image_of: pictures of items, for the neighbour grids; None: leave them out.
+        image_of: pictures of items, for the neighbor grids; None: leave them out.
         query_text: what to show of a query that is no picture.
     """
 
@@ -93,7 +93,7 @@ def write_report(folder: Path, subjects: Sequence[Subject], *, force: bool = Fal
     check_output(folder, force=force, marker="metrics.json")
     for subject in subjects:
         if subject.image_of is not None and subject.database.ids is None:
-            raise InvalidInputError("neighbour grids need ids (the images' paths) in the database file")
+            raise InvalidInputError("neighbor grids need ids (the images' paths) in the database file")
     body = "".join(_section(subject) for subject in subjects)
     page = as_page(subjects[0].title, "How well do the codes retrieve?", body)
     with atomic_directory(folder) as temporary:
@@ -166,7 +166,7 @@ def _table(subject: Subject) -> str:
             f"<td colspan=4 class=wide>{_percent(score.map)}</td><td></td><td></td></tr>"
         )
     for length in result.lengths:
-        maps = "".join(f"<td>{_percent(length.map_of(scoring))}</td>" for scoring in SCORINGS)
+        maps = "".join(f"<td>{_percent(length.map_of(metric))}</td>" for metric in METRICS)
         recall = (length.float_neighbour_recall or {}).get("10@100")
         rows.append(
             f"<tr><td>{length.bits} bits</td><td>{-(-length.bits // 8)}</td>{maps}"
@@ -210,7 +210,7 @@ def _grids(subject: Subject) -> str:
     ]
     rankings += [(f"{length.bits} bits", s) for length in _ends(subject.evaluation.lengths, shortest)
                  if (s := length.scores.get("asymmetric_hamming")) is not None]  # fmt: skip
-    parts = ["<h3>Nearest neighbours</h3><p>Frames: green shares a label with the query, red does not.</p>"]
+    parts = ["<h3>Nearest neighbors</h3><p>Frames: green shares a label with the query, red does not.</p>"]
     for query in queries.tolist():
         lines = [_grid_line(subject, image_of, query, name, ranked) for name, ranked in rankings]
         parts.append(grid(_query(subject, image_of, query), lines))
@@ -224,7 +224,7 @@ def _ends(lengths: list[LengthResult], shortest: LengthResult) -> list[LengthRes
 
 def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranked: Ranked) -> str:
     database, cells = subject.database, []
-    rows = ranked.rows[query, :GRID_NEIGHBOURS]
+    rows = ranked.rows[query, :GRID_NEIGHBORS]
     relevant = None
     if subject.query.labels is not None and database.labels is not None:
         relevant = share_a_label(subject.query.labels[query : query + 1], database.labels, rows[None, :])[0]

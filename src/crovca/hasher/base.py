@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import crovca
 from crovca.codes import Codes, check_bits
-from crovca.config import PRESETS, HashCoderSize, TrainingConfig, default_epochs, nested_lengths, recipe
 from crovca.data.embeddings import Embeddings, Rows, chunks
 from crovca.errors import (
     ConfigError,
@@ -29,11 +28,19 @@ from crovca.errors import (
     StorageError,
     TrainingError,
 )
-from crovca.hashing.checkpoint import Checkpoint, read_model, write_model
-from crovca.hashing.hashcoder import HashCoder, InputStatistics, Towers
-from crovca.hashing.pairing import ViewSource
-from crovca.hashing.training import Observer, train
-from crovca.hashing.world import ALONE, World
+from crovca.hashing.config import (
+    PRESETS,
+    HashCoderSize,
+    TrainingConfig,
+    default_epochs,
+    nested_lengths,
+    recipe,
+)
+from crovca.hashing.network import HashCoder, InputStatistics, Towers
+from crovca.hashing.process_group import ALONE, ProcessGroup
+from crovca.hashing.state import Checkpoint, read_model, write_model
+from crovca.hashing.train import Observer, train
+from crovca.hashing.views import ViewSource
 
 __all__ = ["BaseHasher", "config_errors", "new_coders"]
 
@@ -52,7 +59,7 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
     learning_rate: float | Literal["auto"]
     weight_decay: float | Literal["auto"]
     diversity_weight: float | Literal["auto"]
-    centre: bool | Literal["auto"]
+    center: bool | Literal["auto"]
     logit_scale: float | Literal["auto"] = "auto"
     device: str
     seed: int
@@ -81,7 +88,7 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
             "weight_decay": preset.weight_decay,
             "diversity_weight": preset.diversity_weight,
             "views": preset.views,
-            "centre": False,
+            "center": False,
             "logit_scale": 1.0,
             "prototypes": "batch",
             "start": "random",
@@ -107,7 +114,7 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
             learning_rate=_or(self.learning_rate, automatic.learning_rate),
             weight_decay=_or(self.weight_decay, automatic.weight_decay),
             diversity_weight=_or(self.diversity_weight, automatic.diversity_weight),
-            centre=_or(self.centre, automatic.centre),
+            center=_or(self.center, automatic.center),
             logit_scale=_or(self.logit_scale, automatic.logit_scale),
             seed=self.seed,
         )
@@ -137,7 +144,7 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
         config: TrainingConfig,
         data: Callable[[], str],
         *,
-        world: World = ALONE,
+        process_group: ProcessGroup = ALONE,
         **more: Any,
     ) -> Iterator[Checkpoint | None]:
         """The folder of an unfinished run; it stays only where going on could end better."""
@@ -147,7 +154,7 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
         described = {**self.get_params(), **config.to_dict(), "device": str(self._device())}
         settings = {"crovca_version": crovca.__version__, **json.loads(json.dumps(described, default=_plain))}
         settings |= {"data": data(), **more}
-        kept = Checkpoint(Path(folder), settings, every_seconds=seconds, world=world)
+        kept = Checkpoint(Path(folder), settings, every_seconds=seconds, process_group=process_group)
         try:
             yield kept
         except (InvalidInputError, ConfigError, TrainingError):
@@ -167,8 +174,8 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
         observer: Observer,
         checkpoint: Checkpoint | None,
         *,
-        world: World = ALONE,
-        ahead: int = 0,
+        process_group: ProcessGroup = ALONE,
+        prefetch: int = 0,
     ) -> None:
         self.history_ = train(
             towers,
@@ -178,8 +185,8 @@ class BaseHasher(BaseEstimator):  # type: ignore[misc]
             device=self._device(),
             observer=observer,
             checkpoint=checkpoint,
-            world=world,
-            ahead=ahead,
+            process_group=process_group,
+            prefetch=prefetch,
         )
         self.towers_ = towers
         self.lengths_ = config.lengths
@@ -289,7 +296,7 @@ def new_coders(inputs: Sequence[InputStatistics], config: TrainingConfig) -> lis
     ):  # layers draw weights from torch's own stream before they get these
         return [
             HashCoder(
-                len(part.centre),
+                len(part.center),
                 config.bits,
                 config.hashcoder,
                 inputs=part,

@@ -20,23 +20,23 @@ import torch
 from torch import nn
 
 from crovca.codes import Codes
-from crovca.config import SETTLE_SHARE, SHORT_RUN, HashCoderSize, TrainingConfig
 from crovca.data.embeddings import Embeddings, Rows, as_embeddings
 from crovca.data.labels import ClassMembership, to_membership
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.hasher.base import BaseHasher, config_errors, new_coders
-from crovca.hashing.checkpoint import Checkpoint, fingerprint, model_kind
-from crovca.hashing.hashcoder import HashCoder, InputStatistics, Towers, calibrate, input_statistics
-from crovca.hashing.neighbours import Neighbourhood, find_shared_neighbours
-from crovca.hashing.pairing import Copies, Mixed, Modalities, Neighbours, StoredViews, ViewSource
+from crovca.hashing.config import SETTLE_SHARE, SHORT_RUN, HashCoderSize, TrainingConfig
+from crovca.hashing.neighbors import Neighborhood, find_shared_neighbors
+from crovca.hashing.network import HashCoder, InputStatistics, Towers, calibrate, input_statistics
 from crovca.hashing.start import start_from_classes, start_from_clusters
+from crovca.hashing.state import Checkpoint, fingerprint, model_kind
 from crovca.hashing.targets import ClassPrototypes, CrossView
-from crovca.hashing.training import Observer, Silent
+from crovca.hashing.train import Observer, Silent
+from crovca.hashing.views import Copies, Mixed, Modalities, NeighborViews, StoredViews, ViewSource
 
 __all__ = ["CrossModalHasher", "Hasher"]
 
-Pairing = Literal["views", "neighbours", "classes"]
-_PAIRINGS = ("views", "neighbours", "classes")
+Pairing = Literal["views", "neighbors", "classes"]
+_PAIRINGS = ("views", "neighbors", "classes")
 
 
 class Hasher(BaseHasher):
@@ -47,26 +47,26 @@ class Hasher(BaseHasher):
         nested: "auto" trains the prefixes of 16, 32, 64 and 128 bits (below ``bits``) as codes of their own;
             a sequence of lengths trains those; False trains ``bits`` alone, as in the paper.
         pairing: where an item's second view comes from. "auto": "classes" where ``fit`` is given labels, else
-            "views" where there are stored views (n, v, d), else "neighbours". Several may be named
-            together, ("views", "neighbours"): each item then takes its pair from one of them at random;
+            "views" where there are stored views (n, v, d), else "neighbors". Several may be named
+            together, ("views", "neighbors"): each item then takes its pair from one of them at random;
             with "classes" among them, the others give the views and the classes the teacher.
         hashcoder: "small" (2 layers) or "large" (3).
         epochs: passes over the data; "auto" spends 560 steps (1,400 with labels), but 5 to 100 epochs.
         batch_size: items in a step.
         learning_rate: of AdamW, falling along a cosine; "auto": 1e-3, with labels 3e-3.
-        weight_decay: of AdamW; "auto": 5 where neighbours teach, 0.1 with labels, else 0.01.
+        weight_decay: of AdamW; "auto": 5 where neighbors teach, 0.1 with labels, else 0.01.
         diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
-        centre: whether the mean embedding is subtracted before the network; "auto": with labels.
+        center: whether the mean embedding is subtracted before the network; "auto": with labels.
         logit_scale: standard deviation of a bit's logits at the first step; "auto": 1, with labels 2. The greater it
             is, the more the training is about the items whose bits are wrong.
         views: how many of the stored views make a step, where views are paired.
-        neighbours: how many are drawn from: of twice as many nearest items those that share the most neighbours with
+        neighbors: how many are drawn from: of twice as many nearest items those that share the most neighbors with
             the item.
-        feature_dropout: share of the features dropped in a neighbour, or in the copies of a labelled item.
+        feature_dropout: share of the features dropped in a neighbor, or in the copies of a labeled item.
         prototypes: class prototypes: "running" means that settle after a twentieth of the steps, or those of the
             "batch" alone, as in the paper.
         start: where training starts: "random" weights, as in the paper, or weights that tell "classes" or "clusters"
-            of items apart (``hashing.start``). "auto": "clusters" where neighbours teach; "classes" where labels do
+            of items apart (``hashing.start``). "auto": "clusters" where neighbors teach; "classes" where labels do
             and the run has fewer than 400 steps; else "random".
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         seed: of everything random; the same seed gives the same model on one device.
@@ -76,7 +76,7 @@ class Hasher(BaseHasher):
         lengths_: code lengths that were trained, ascending; the last is ``bits``.
         pairing_: the pairing that "auto" stood for.
         classes_: names of the classes, or None.
-        neighbour_recall_: share of true neighbours that the search found, or None without one.
+        neighbor_recall_: share of true neighbors that the search found, or None without one.
         history_: the log: loss, alignment, diversity and balance, every tenth step.
     """
 
@@ -94,10 +94,10 @@ class Hasher(BaseHasher):
         learning_rate: float | Literal["auto"] = "auto",
         weight_decay: float | Literal["auto"] = "auto",
         diversity_weight: float | Literal["auto"] = "auto",
-        centre: bool | Literal["auto"] = "auto",
+        center: bool | Literal["auto"] = "auto",
         logit_scale: float | Literal["auto"] = "auto",
         views: int = 2,
-        neighbours: int = 5,
+        neighbors: int = 5,
         feature_dropout: float = 0.3,
         prototypes: Literal["running", "batch"] = "running",
         start: Literal["auto", "random", "classes", "clusters"] = "auto",
@@ -113,10 +113,10 @@ class Hasher(BaseHasher):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.diversity_weight = diversity_weight
-        self.centre = centre
+        self.center = center
         self.logit_scale = logit_scale
         self.views = views
-        self.neighbours = neighbours
+        self.neighbors = neighbors
         self.feature_dropout = feature_dropout
         self.prototypes = prototypes
         self.start = start
@@ -154,11 +154,11 @@ class Hasher(BaseHasher):
         pairing = self._resolve_pairing(data, labels, observer)
         config = self._config(len(data), pairing, observer)
         start = self._resolve_start(pairing, config.steps(len(data)))
-        self.neighbour_recall_: float | None = None
+        self.neighbor_recall_: float | None = None
         classes = to_membership(labels) if "classes" in pairing and labels is not None else None
         described = partial(fingerprint, data.values, labels)
         with self._checkpoint(checkpoint, checkpoint_seconds, config, described) as kept:
-            inputs = input_statistics(data.values, centre=config.centre)
+            inputs = input_statistics(data.values, center=config.center)
             source = self._source(data, pairing, inputs, observer, kept)
             teacher = self._teacher(classes, config, len(data))
             towers = Towers(new_coders([inputs], config))
@@ -171,18 +171,18 @@ class Hasher(BaseHasher):
         self.classes_ = None if classes is None else classes.names
         return self
 
-    def initialise(self, X: Any) -> Self:
+    def initialize(self, X: Any) -> Self:
         """Take random weights and learn nothing but the embeddings' scale and the bits' balance.
 
         The floor that training is measured against; takes and raises what ``fit`` does.
         """
         data = as_embeddings(X, what="X")
         config = self._config(len(data), (), Silent())
-        towers = Towers(new_coders([input_statistics(data.values, centre=config.centre)], config))
+        towers = Towers(new_coders([input_statistics(data.values, center=config.center)], config))
         self.towers_ = towers.to(self._device()).eval()
         calibrate(self._coder(), data.values)
         self.lengths_, self.history_, self.n_features_in_ = config.lengths, [], data.width
-        self.pairing_, self.classes_, self.neighbour_recall_ = (), None, None
+        self.pairing_, self.classes_, self.neighbor_recall_ = (), None, None
         return self
 
     def logits(self, X: Any) -> npt.NDArray[np.float32]:
@@ -201,7 +201,7 @@ class Hasher(BaseHasher):
             "n_features_in": self.n_features_in_,
             "pairing": list(self.pairing_),
             "classes": classes,
-            "neighbour_recall": self.neighbour_recall_,
+            "neighbor_recall": self.neighbor_recall_,
         }
         self._save(path, fitted, force=force)
 
@@ -218,7 +218,7 @@ class Hasher(BaseHasher):
             hasher.n_features_in_ = fitted["n_features_in"]
             hasher.pairing_ = tuple(fitted["pairing"])
             hasher.classes_ = None if fitted["classes"] is None else np.asarray(fitted["classes"])
-            hasher.neighbour_recall_ = fitted["neighbour_recall"]
+            hasher.neighbor_recall_ = fitted["neighbor_recall"]
         return hasher
 
     def _coder(self) -> HashCoder:
@@ -236,7 +236,7 @@ class Hasher(BaseHasher):
             elif data.views > 1:
                 found, why = "views", f"there are {data.views} stored views of each item and no labels"
             else:
-                found, why = "neighbours", "there are embeddings alone"
+                found, why = "neighbors", "there are embeddings alone"
             observer.message(f"pairing: {found}, because {why}")
             return (found,)
         named = (wanted,) if isinstance(wanted, str) else tuple(wanted)
@@ -260,46 +260,46 @@ class Hasher(BaseHasher):
         sources: list[ViewSource] = []
         if "views" in pairing:
             sources.append(StoredViews(data.values, self._views(pairing)))
-        if "neighbours" in pairing:
-            rows = self._neighbour_rows(data, observer, kept)
-            sources.append(Neighbours(data.values, rows, self.feature_dropout, inputs.centre))
+        if "neighbors" in pairing:
+            rows = self._neighbor_rows(data, observer, kept)
+            sources.append(NeighborViews(data.values, rows, self.feature_dropout, inputs.center))
         if not sources:
-            return Copies(data.values, dropout=self.feature_dropout, centre=inputs.centre)
+            return Copies(data.values, dropout=self.feature_dropout, center=inputs.center)
         return sources[0] if len(sources) == 1 else Mixed(sources)
 
     def _views(self, pairing: tuple[str, ...]) -> int:
         if isinstance(self.views, bool) or not isinstance(self.views, int) or self.views < 2:
             raise ConfigError(f"views must be a whole number of at least 2, got {self.views!r}")
-        if self.views > 2 and "neighbours" in pairing:
-            raise ConfigError("views and neighbours together make pairs: views must be 2")
+        if self.views > 2 and "neighbors" in pairing:
+            raise ConfigError("views and neighbors together make pairs: views must be 2")
         return self.views
 
-    def _neighbour_rows(
+    def _neighbor_rows(
         self, data: Embeddings, observer: Observer, kept: Checkpoint | None
     ) -> npt.NDArray[np.int64]:
-        if not isinstance(self.neighbours, int) or self.neighbours < 1:
-            raise ConfigError(f"neighbours must be a whole number of at least 1, got {self.neighbours!r}")
-        if kept is not None and (rows := kept.load_array("neighbours")) is not None:
-            recall = kept.load_array("neighbour_recall")
-            self.neighbour_recall_ = None if recall is None else float(recall)
+        if not isinstance(self.neighbors, int) or self.neighbors < 1:
+            raise ConfigError(f"neighbors must be a whole number of at least 1, got {self.neighbors!r}")
+        if kept is not None and (rows := kept.load_array("neighbors")) is not None:
+            recall = kept.load_array("neighbor_recall")
+            self.neighbor_recall_ = None if recall is None else float(recall)
             return rows
-        found: Neighbourhood = find_shared_neighbours(
+        found: Neighborhood = find_shared_neighbors(
             data.values,
-            self.neighbours,
+            self.neighbors,
             degenerate=data.degenerate,
             device=self._device(),
             seed=self.seed,
-            advance=lambda share: observer.advance("neighbours", share),
+            advance=lambda share: observer.advance("neighbors", share),
         )
         if found.cells is not None:
             observer.message(
-                f"neighbours: {len(data):,} items in {found.cells:,} cells; "
-                f"{100 * found.recall:.1f} % of the true neighbours found (measured on a sample)"
+                f"neighbors: {len(data):,} items in {found.cells:,} cells; "
+                f"{100 * found.recall:.1f} % of the true neighbors found (measured on a sample)"
             )
-        self.neighbour_recall_ = found.recall
+        self.neighbor_recall_ = found.recall
         if kept is not None:
-            kept.save_array("neighbour_recall", np.asarray(found.recall))
-            kept.save_array("neighbours", found.rows)
+            kept.save_array("neighbor_recall", np.asarray(found.recall))
+            kept.save_array("neighbors", found.rows)
         return found.rows
 
     def _resolve_start(self, pairing: Sequence[str], steps: int) -> str:
@@ -307,7 +307,7 @@ class Hasher(BaseHasher):
         if self.start == "auto":
             if "classes" in pairing:
                 return "classes" if taught and steps < SHORT_RUN else "random"
-            return "clusters" if "neighbours" in pairing else "random"
+            return "clusters" if "neighbors" in pairing else "random"
         if self.start not in ("random", "classes", "clusters"):
             raise ConfigError(f"start must be 'auto', 'random', 'classes' or 'clusters', got {self.start!r}")
         if self.start == "classes" and not taught:
@@ -345,10 +345,10 @@ class CrossModalHasher(BaseHasher):
     """Learns codes that images and texts (or any two kinds of embeddings) have in common.
 
     Args:
-        bits, nested, hashcoder, epochs, batch_size, learning_rate, weight_decay, diversity_weight, centre,
+        bits, nested, hashcoder, epochs, batch_size, learning_rate, weight_decay, diversity_weight, center,
             device, seed: as for ``Hasher``.
         shared: both modalities, where their widths agree, go through the same layers, each with its own scale
-            and normalisation; False: a network each.
+            and normalization; False: a network each.
 
     Attributes:
         widths_: (d_images, d_texts).
@@ -369,7 +369,7 @@ class CrossModalHasher(BaseHasher):
         learning_rate: float | Literal["auto"] = "auto",
         weight_decay: float | Literal["auto"] = "auto",
         diversity_weight: float | Literal["auto"] = "auto",
-        centre: bool | Literal["auto"] = "auto",
+        center: bool | Literal["auto"] = "auto",
         device: str = "auto",
         seed: int = 0,
     ) -> None:
@@ -382,7 +382,7 @@ class CrossModalHasher(BaseHasher):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.diversity_weight = diversity_weight
-        self.centre = centre
+        self.center = center
         self.device = device
         self.seed = seed
 
@@ -412,10 +412,10 @@ class CrossModalHasher(BaseHasher):
             self._calibrate(towers, values)
         return self
 
-    def initialise(self, images: Any, texts: Any) -> Self:
+    def initialize(self, images: Any, texts: Any) -> Self:
         """Take the random weights that ``fit`` begins with, and train nothing.
 
-        The batch normalisations have the statistics of these embeddings. It is what a trained model is compared with
+        The batch normalizations have the statistics of these embeddings. It is what a trained model is compared with
         (paper, Figure 6).
 
         Args:
@@ -467,7 +467,7 @@ class CrossModalHasher(BaseHasher):
         return values, self._config(len(Modalities(values)), ("modalities",), observer)
 
     def _new_towers(self, values: Sequence[Rows], config: TrainingConfig) -> Towers:
-        inputs = [input_statistics(part, centre=config.centre) for part in values]
+        inputs = [input_statistics(part, center=config.center) for part in values]
         return Towers(new_coders(inputs, config), shared=self.shared)
 
     def _calibrate(self, towers: Towers, values: Sequence[Rows]) -> None:

@@ -13,22 +13,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from crovca.config import PRESETS, TrainingConfig
 from crovca.data.embeddings import evenly_spaced
-from crovca.data.images import UnreadableItem
-from crovca.data.sources import Fault, Source
-from crovca.encoders.adapter import Adapter, adapt
+from crovca.embedding.items import as_images, name_of, plain, uncropped
+from crovca.embedding.pool import ImagePool, counted, memory_places
 from crovca.encoders.encoder import Encoder, TextEncoder, choose_device
+from crovca.encoders.lora import Adapter, adapt
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError, EncoderError, FileFormatError, InvalidInputError
-from crovca.finetuning.items import as_images, name_of, plain, uncropped
-from crovca.finetuning.pool import ImagePool, counted, memory_places
-from crovca.finetuning.towers import AdaptedTowers
 from crovca.hasher.base import BaseHasher, new_coders
-from crovca.hashing.checkpoint import Checkpoint
-from crovca.hashing.hashcoder import HashCoder, InputStatistics, input_statistics, set_statistics
-from crovca.hashing.training import Observer
-from crovca.hashing.world import World
+from crovca.hasher.towers import AdaptedTowers
+from crovca.hashing.config import PRESETS, TrainingConfig
+from crovca.hashing.network import HashCoder, InputStatistics, input_statistics, set_statistics
+from crovca.hashing.process_group import ProcessGroup
+from crovca.hashing.state import Checkpoint
+from crovca.hashing.train import Observer
+from crovca.sources.decode import UnreadableItem
+from crovca.sources.source import Fault, Source
 
 __all__ = [
     "Blocks",
@@ -74,7 +74,7 @@ class FineTuned(BaseHasher):
     gradient_checkpointing: bool
     compile: Literal["auto"] | bool | str
     dtype: str
-    centre = "auto"
+    center = "auto"
 
     towers_: AdaptedTowers
     adapters_: tuple[Adapter | None, ...]
@@ -92,7 +92,7 @@ class FineTuned(BaseHasher):
             parameters = {**ours, **parameters}
         return super().from_preset(name, **parameters)
 
-    def initialise(self, *_: Any, **__: Any) -> Self:
+    def initialize(self, *_: Any, **__: Any) -> Self:
         """Refused: it is for embeddings, whose width is all that a HashCoder without training needs."""
         raise ConfigError(
             f"{type(self).__name__} has an encoder in it; a HashCoder at random weights takes embeddings: use "
@@ -125,10 +125,10 @@ class FineTuned(BaseHasher):
 
     @contextmanager
     def _pool(
-        self, source: Source[Any], encoder: Encoder, world: World, *, whole: bool
+        self, source: Source[Any], encoder: Encoder, process_group: ProcessGroup, *, whole: bool
     ) -> Iterator[ImagePool]:
         prepare = uncropped(encoder.preprocessing.size) if whole else plain(encoder.preprocessing)
-        places = memory_places(encoder.device, share=world.local)
+        places = memory_places(encoder.device, share=process_group.local)
         with ImagePool(source, prepare, places=places) as pool:
             yield pool
 
@@ -149,14 +149,16 @@ class FineTuned(BaseHasher):
         config: TrainingConfig,
         observer: Observer,
         kept: Checkpoint | None,
-        world: World,
+        process_group: ProcessGroup,
     ) -> None:
         """Put the network together, train it, and set what is measured before and after."""
-        resumed = kept is not None and world.first(lambda: kept.has_state)
+        resumed = kept is not None and process_group.first(lambda: kept.has_state)
         inputs = [
             InputStatistics(torch.zeros(encoder.width), torch.ones(()))
             if resumed  # they are in the state
-            else input_statistics(_sample(blocks, len(views), _SCALE_SAMPLE, world), centre=config.centre)
+            else input_statistics(
+                _sample(blocks, len(views), _SCALE_SAMPLE, process_group), center=config.center
+            )
             for encoder, blocks in zip(encoders, sources, strict=True)
         ]
         adapters = self._adapt(encoders)
@@ -166,7 +168,7 @@ class FineTuned(BaseHasher):
             adapters,
             head_epochs=self.head_epochs if self.lora_rank is not None else config.epochs,
             shared=getattr(self, "shared", False),
-            world=world,
+            process_group=process_group,
         )
         observer.message(
             f"{towers.trained:,} of {towers.total:,} parameters are trained "
@@ -181,10 +183,19 @@ class FineTuned(BaseHasher):
             torch.random.fork_rng(devices=cuda),
             towers.prepared(compiled=compiled, checkpointing=self.gradient_checkpointing),
         ):
-            self._train(towers, views, teacher, config, observer, kept, world=world, ahead=2 if cuda else 0)
+            self._train(
+                towers,
+                views,
+                teacher,
+                config,
+                observer,
+                kept,
+                process_group=process_group,
+                prefetch=2 if cuda else 0,
+            )
         for coder, blocks in zip(towers.coders, sources, strict=True):
             assert isinstance(coder, HashCoder)
-            sample = _sample(blocks, len(views), _STATISTICS_SAMPLE, world)
+            sample = _sample(blocks, len(views), _STATISTICS_SAMPLE, process_group)
             set_statistics(coder, [torch.from_numpy(sample)])
         self.adapters_ = adapters
 
@@ -193,7 +204,7 @@ class FineTuned(BaseHasher):
         pool: ImagePool,
         kept: Checkpoint | None,
         observer: Observer,
-        world: World,
+        process_group: ProcessGroup,
         also: dict[int, Fault] | None = None,
     ) -> npt.NDArray[np.int64]:
         """Rows that can be trained on; what is left out is said."""
@@ -205,9 +216,11 @@ class FineTuned(BaseHasher):
             )
             self.left_out_ = {str(reason): int(count) for reason, count in self.left_out_.items()}
             return rows
-        mine = np.arange(len(source))[world.rank :: world.size]
+        mine = np.arange(len(source))[process_group.rank :: process_group.size]
         faults = dict(also or {})
-        for part in world.collect(pool.readable(mine, lambda share: observer.advance("decoding", share))):
+        for part in process_group.collect(
+            pool.readable(mine, lambda share: observer.advance("decoding", share))
+        ):
             faults.update(part)
         rows = np.setdiff1d(np.arange(len(source)), np.array(sorted(faults), np.int64))
         if faults:
@@ -235,17 +248,17 @@ class FineTuned(BaseHasher):
         config: TrainingConfig,
         data: Callable[[], str],
         encoders: Sequence[Encoder | TextEncoder],
-        world: World,
+        process_group: ProcessGroup,
     ) -> Any:
         return self._checkpoint(
             checkpoint,
             seconds,
             config,
             data,
-            world=world,
+            process_group=process_group,
             encoder=str(self.encoder),
             encoder_weights=[encoder.identity["weights_sha256"] for encoder in encoders],
-            processes=world.size,
+            processes=process_group.size,
             device=choose_device(self.device).type,
         )
 
@@ -401,7 +414,7 @@ def image_blocks(source: Source[Any], encoder: Encoder) -> Blocks:
                 values = torch.zeros(0, encoder.width)
                 if pixels:
                     batch = torch.stack(pixels).to(encoder.device)
-                    values = encoder.embed(encoder.preprocessing.normalise(batch))
+                    values = encoder.embed(encoder.preprocessing.normalize(batch))
                 yield good, values, faults
 
     return blocks
@@ -424,11 +437,11 @@ def chosen_blocks(blocks: Blocks, rows: npt.NDArray[np.int64]) -> Blocks:
     return lambda numbers: blocks(rows[numbers])
 
 
-def _sample(blocks: Blocks, items: int, most: int, world: World) -> npt.NDArray[np.float32]:
+def _sample(blocks: Blocks, items: int, most: int, process_group: ProcessGroup) -> npt.NDArray[np.float32]:
     """Embeddings of at most ``most`` evenly spaced items; each process computes its part, all get the whole."""
     rows = evenly_spaced(items, most)
-    mine = [values.cpu().numpy() for _, values, _ in blocks(world.share(rows))]
-    parts = world.collect(np.concatenate(mine) if mine else None)
+    mine = [values.cpu().numpy() for _, values, _ in blocks(process_group.share(rows))]
+    parts = process_group.collect(np.concatenate(mine) if mine else None)
     return np.concatenate([part for part in parts if part is not None])
 
 

@@ -17,15 +17,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from crovca.codes import Codes
-from crovca.config import HashCoderSize
 from crovca.data.embeddings import Embeddings
-from crovca.data.images import UnreadableItem
 from crovca.data.labels import check_labels, to_membership
-from crovca.data.sources import Source
+from crovca.embedding.items import as_images
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import ConfigError, InvalidInputError
-from crovca.finetuning.items import as_images
-from crovca.finetuning.views import ImagesAndTexts, ImageViews, recipe_of
 from crovca.hasher.base import config_errors
 from crovca.hasher.embeddings import CrossModalHasher, Hasher
 from crovca.hasher.finetuned import (
@@ -37,11 +33,15 @@ from crovca.hasher.finetuned import (
     texts_fingerprint,
     texts_of,
 )
-from crovca.hashing.checkpoint import fingerprint
-from crovca.hashing.hashcoder import HashCoder
+from crovca.hasher.image_views import ImagesAndTexts, ImageViews, recipe_of
+from crovca.hashing.config import HashCoderSize
+from crovca.hashing.network import HashCoder
+from crovca.hashing.process_group import ALONE, ProcessGroup
+from crovca.hashing.state import fingerprint
 from crovca.hashing.targets import CrossView
-from crovca.hashing.training import Observer, Silent
-from crovca.hashing.world import ALONE, World
+from crovca.hashing.train import Observer, Silent
+from crovca.sources.decode import UnreadableItem
+from crovca.sources.source import Source
 
 __all__ = ["ImageHasher", "ImageTextHasher"]
 
@@ -127,16 +127,16 @@ class ImageHasher(FineTuned, Hasher):
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = 15.0,
         observer: Observer | None = None,
-        world: World = ALONE,
+        process_group: ProcessGroup = ALONE,
     ) -> Self:
         """Learn from images. Those that cannot be read are left out, and said.
 
         Args:
-            X: a source or the path of one (``data.sources.open_images``); or a list of paths, bytes, Pillow images or
-                uint8 arrays (H, W, 3).
+            X: a source or the path of one (``sources.opening``); or a list of paths, bytes, Pillow images or uint8
+                arrays (H, W, 3).
             y: labels, as for ``Hasher.fit``; None: unsupervised, every view is taught by the other.
             checkpoint, checkpoint_seconds, observer: as for ``Hasher.fit``.
-            world: processes that train together (``finetuning.processes.launched``).
+            process_group: processes that train together (``hasher.processes.launched``).
 
         Raises:
             CrovcaError: as ``Hasher.fit``, and what ``Encoder.load`` raises.
@@ -154,17 +154,17 @@ class ImageHasher(FineTuned, Hasher):
         assert isinstance(encoder, Encoder)
         data = lambda: source.fingerprint + ("" if labels is None else fingerprint(labels))  # noqa: E731
         with (
-            self._begin(checkpoint, checkpoint_seconds, config, data, encoders, world) as kept,
-            self._pool(source, encoder, world, whole=True) as pool,
+            self._begin(checkpoint, checkpoint_seconds, config, data, encoders, process_group) as kept,
+            self._pool(source, encoder, process_group, whole=True) as pool,
         ):
-            rows = self._readable(pool, kept, observer, world)
+            rows = self._readable(pool, kept, observer, process_group)
             classes = None if labels is None else to_membership(labels[rows])
             teacher = self._teacher(classes, config, len(rows))
             views = ImageViews(
                 pool, rows, encoder.preprocessing, encoder.device, draw=self.views, recipe=recipe
             )
             blocks = chosen_blocks(image_blocks(source, encoder), rows)
-            self._run([blocks], encoders, views, teacher, config, observer, kept, world)
+            self._run([blocks], encoders, views, teacher, config, observer, kept, process_group)
         self.n_features_in_ = encoder.width
         self.pairing_ = ("views",) if classes is None else ("views", "classes")
         self.classes_ = None if classes is None else classes.names
@@ -292,14 +292,14 @@ class ImageTextHasher(FineTuned, CrossModalHasher):
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = 15.0,
         observer: Observer | None = None,
-        world: World = ALONE,
+        process_group: ProcessGroup = ALONE,
     ) -> Self:
         """Learn from pairs: image i belongs to text i. Pairs of which one cannot be used are left out, and said.
 
         Args:
             images: as for ``ImageHasher.fit``.
             texts: one of each image, or several of which one is drawn at each step; None: the source's captions.
-            checkpoint, checkpoint_seconds, observer, world: as for ``ImageHasher.fit``.
+            checkpoint, checkpoint_seconds, observer, process_group: as for ``ImageHasher.fit``.
         """
         observer = observer or Silent()
         source = as_images(images)
@@ -317,10 +317,10 @@ class ImageTextHasher(FineTuned, CrossModalHasher):
         assert isinstance(text_encoder, TextEncoder)
         data = lambda: source.fingerprint + texts_fingerprint(words)  # noqa: E731
         with (
-            self._begin(checkpoint, checkpoint_seconds, config, data, encoders, world) as kept,
-            self._pool(source, encoder, world, whole=recipe is not None) as pool,
+            self._begin(checkpoint, checkpoint_seconds, config, data, encoders, process_group) as kept,
+            self._pool(source, encoder, process_group, whole=recipe is not None) as pool,
         ):
-            rows = self._readable(pool, kept, observer, world, wrong)
+            rows = self._readable(pool, kept, observer, process_group, wrong)
             chosen = [words[row] for row in rows]
             pictures = ImageViews(pool, rows, encoder.preprocessing, encoder.device, draw=1, recipe=recipe)
             views = ImagesAndTexts(pictures, chosen)
@@ -328,7 +328,7 @@ class ImageTextHasher(FineTuned, CrossModalHasher):
                 chosen_blocks(image_blocks(source, encoder), rows),
                 text_blocks([several[0] for several in chosen], text_encoder),
             ]
-            self._run(blocks, encoders, views, CrossView(), config, observer, kept, world)
+            self._run(blocks, encoders, views, CrossView(), config, observer, kept, process_group)
         self.widths_ = (encoder.width, text_encoder.width)
         return self
 

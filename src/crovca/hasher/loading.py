@@ -8,7 +8,7 @@ from typing import Any
 from crovca.errors import ConfigError
 from crovca.hasher.embeddings import CrossModalHasher, Hasher
 from crovca.hasher.images import ImageHasher, ImageTextHasher
-from crovca.hashing.checkpoint import model_kind
+from crovca.hashing.state import model_kind
 
 __all__ = ["load_hasher"]
 

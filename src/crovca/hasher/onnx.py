@@ -21,9 +21,9 @@ import crovca
 from crovca import files
 from crovca.encoders.encoder import Encoder
 from crovca.errors import EncoderError, MissingDependencyError
-from crovca.finetuning.towers import AdaptedTowers
 from crovca.hasher.embeddings import CrossModalHasher, Hasher
-from crovca.hashing.hashcoder import HashCoder, Towers
+from crovca.hasher.towers import AdaptedTowers
+from crovca.hashing.network import HashCoder, Towers
 
 __all__ = ["MARKER", "export_onnx"]
 
@@ -37,7 +37,7 @@ def export_onnx(
     """Write a fitted hasher as ONNX graphs, atomically, with the number of items in a batch left open.
 
     ``embedding_to_codes.onnx`` takes ``embeddings`` float32 (n, d); ``image_to_codes.onnx`` of a model of images takes
-    ``images`` uint8 (n, H, W, 3), resized and cropped (``export.json`` says how), and normalises them itself. A model
+    ``images`` uint8 (n, H, W, 3), resized and cropped (``export.json`` says how), and normalizes them itself. A model
     of two modalities has one graph of embeddings for each. All give ``codes`` uint8 (n, ceil(bits / 8)) and ``logits``
     float32 (n, bits), and compute in float32, whatever the encoder's dtype is here.
 
@@ -126,7 +126,7 @@ class _ImageToCodes(nn.Module):
         self._family, self._preprocessing = encoder.family, encoder.preprocessing
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = self._preprocessing.normalise(images).contiguous()
+        pixels = self._preprocessing.normalize(images).contiguous()
         embeddings = self._family.select(self.model(pixel_values=pixels))
         codes: tuple[Tensor, Tensor] = self.codes(embeddings.float())
         return codes

@@ -45,9 +45,9 @@ def alignment_per_bit(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def coding_rate(logits: Tensor, epsilon: float = 0.05) -> Tensor:
-    """R = 1/2 logdet(I + b/(B eps) V'V) (b + B)/(b B), paper section 3.3, V = L2-normalised logits.
+    """R = 1/2 logdet(I + b/(B eps) V'V) (b + B)/(b B), paper section 3.3, V = L2-normalized logits.
 
-    It is large when the normalised logits fill all directions, and near 0 when they have collapsed to one.
+    It is large when the normalized logits fill all directions, and near 0 when they have collapsed to one.
 
     Args:
         logits: (..., B, b).
@@ -61,7 +61,7 @@ def coding_rate(logits: Tensor, epsilon: float = 0.05) -> Tensor:
     # logdet(I + a V'V) = logdet(I + a VV'): take the smaller matrix.
     gram = vectors.mT @ vectors if bits <= items else vectors @ vectors.mT
     identity = torch.eye(gram.shape[-1], device=gram.device)
-    # cholesky_ex: NaN in gives NaN out, for the loop to report; and no synchronisation on a GPU.
+    # cholesky_ex: NaN in gives NaN out, for the loop to report; and no synchronization on a GPU.
     factor = torch.linalg.cholesky_ex(identity + gram * (bits / (items * epsilon))).L
     half_logdet = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return half_logdet * (bits + items) / (bits * items)
@@ -78,7 +78,7 @@ def hash_loss(
     """L_hash = L_align + lambda L_div, L_div = -R (paper, section 3.3), averaged over nested code lengths.
 
     Each length is a prefix of the code and counts as a code of its own: its coding rate is that of the
-    re-normalised prefix. ``lengths=(b,)`` is the paper's objective.
+    re-normalized prefix. ``lengths=(b,)`` is the paper's objective.
 
     Args:
         logits: (v, B, b).

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crovca.data.embeddings import Rows, evenly_spaced
-from crovca.hashing.hashcoder import HashCoder
+from crovca.hashing.network import HashCoder
 from crovca.hashing.targets import ClassPrototypes
 
 __all__ = ["Regression", "ridge_regression", "start_from_classes", "start_from_clusters"]
@@ -126,18 +126,18 @@ def _clusters(values: Rows, rows: npt.NDArray[np.int64], count: int, seed: int) 
 
 
 class Regression(NamedTuple):
-    """Predictions weights @ (x - centre) of deviations from the mean target.
+    """Predictions weights @ (x - center) of deviations from the mean target.
 
     Attributes:
         weights: (t, f).
-        centre: (f,), the mean feature vector.
+        center: (f,), the mean feature vector.
         means: (t,), the mean targets.
         explained: (t,), the covariance of each target with its prediction.
         variance: (t,), of the predictions.
     """
 
     weights: Tensor
-    centre: Tensor
+    center: Tensor
     means: Tensor
     explained: Tensor
     variance: Tensor
@@ -155,13 +155,13 @@ def ridge_regression(pairs: Pairs, strength: float) -> Regression:
             ("products", features.T @ targets),
         ):
             sums[name] = sums[name] + part.double() if name in sums else part.double()
-    centre, means = sums["features"] / count, sums["targets"] / count
-    covariance = sums["squares"] / count - torch.outer(centre, centre)
-    products = sums["products"] / count - torch.outer(centre, means)
+    center, means = sums["features"] / count, sums["targets"] / count
+    covariance = sums["squares"] / count - torch.outer(center, center)
+    products = sums["products"] / count - torch.outer(center, means)
     variance = covariance.diagonal().mean().clamp(min=1e-12)
-    weights = torch.linalg.solve(covariance + strength * variance * torch.eye(len(centre)), products)
+    weights = torch.linalg.solve(covariance + strength * variance * torch.eye(len(center)), products)
     explained, spread = (weights * products).sum(dim=0), (weights * (covariance @ weights)).sum(dim=0)
-    return Regression(*(part.float() for part in (weights.T, centre, means, explained, spread)))
+    return Regression(*(part.float() for part in (weights.T, center, means, explained, spread)))
 
 
 def _answer_to_groups(coder: HashCoder, found: Regression) -> None:
@@ -181,7 +181,7 @@ def _answer_to_groups(coder: HashCoder, found: Regression) -> None:
     weights = _UNIT_GAIN * found.weights[told] / within[told, None]
     thresholds = _UNIT_GAIN * ((others + _UNIT_THRESHOLD * between) / within)[told]
     layer.weight[: len(told)] = weights
-    layer.bias[: len(told)] = -thresholds - weights @ found.centre
+    layer.bias[: len(told)] = -thresholds - weights @ found.center
 
 
 def _class_means(pairs: Pairs) -> tuple[Tensor, Tensor]:

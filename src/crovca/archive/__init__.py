@@ -1,0 +1,1 @@
+"""From a folder of things to an index and back."""

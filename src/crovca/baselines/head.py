@@ -1,0 +1,270 @@
+"""Learned heads: one training loop for all of them, on our network with our inputs; a head is its objective.
+
+All heads have the network (``HashCoder`` small), inputs, batches (256), optimizer (AdamW, cosine schedule) and
+number of epochs alike; what is published of a method is its objective with its weights. The settings below were
+tuned once for all heads of a kind together, on a split of a database (docs/reproducing.md); what the authors
+trained with stands in each file.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crovca.baselines.base import BinaryBaseline, Float32
+from crovca.data.embeddings import as_embeddings
+from crovca.data.labels import ClassMembership
+from crovca.errors import TrainingError
+from crovca.hashing.config import TrainingConfig, default_epochs
+from crovca.hashing.neighbors import find_shared_neighbors
+from crovca.hashing.network import HashCoder, calibrate, input_statistics
+from crovca.hashing.train import learning_rate, random_of
+from crovca.hashing.views import Copies, NeighborViews, ViewSource
+
+__all__ = [
+    "SUPERVISED",
+    "UNSUPERVISED",
+    "HeadSettings",
+    "LabeledBatch",
+    "LearnedBaseline",
+    "Setup",
+    "class_weights",
+    "cosines_of_halves",
+    "cosines_of_pairs",
+    "embed_with",
+    "sign_straight_through",
+    "train_head",
+]
+
+_NEIGHBORS = 5
+_PERMUTATION, _STEP = 1, 2  # purposes of random streams
+_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How heads are trained.
+
+    Attributes:
+        learning_rate: of AdamW at the first step.
+        weight_decay: of AdamW.
+        dropout: share of the features dropped in a view.
+        center: whether the mean embedding is subtracted before the network.
+        budget: whose number of epochs: that of our unsupervised or supervised codes (``default_epochs``).
+    """
+
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    center: bool
+    budget: Literal["unsupervised", "supervised"]
+
+
+UNSUPERVISED = HeadSettings(
+    learning_rate=1e-3, weight_decay=5.0, dropout=0.3, center=True, budget="unsupervised"
+)
+SUPERVISED = HeadSettings(
+    learning_rate=3e-3, weight_decay=0.01, dropout=0.3, center=True, budget="supervised"
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an objective is made from.
+
+    Attributes:
+        outputs: numbers that the network gives: the bits.
+        values: (n, d) the embeddings, shifted and scaled as the network sees them.
+        classes: the items' classes, or None.
+        random: for choices of the objective's own.
+    """
+
+    outputs: int
+    values: Float32
+    classes: ClassMembership | None
+    random: np.random.Generator
+
+
+@dataclass(frozen=True)
+class LabeledBatch:
+    """What an objective sees of a step.
+
+    Attributes:
+        logits: (v, B, outputs), a slice for each view.
+        inputs: (B, d) the items' embeddings, shifted and scaled, nothing dropped.
+        labels: (B,) class numbers, (B, C) bool, or None.
+    """
+
+    logits: Tensor
+    inputs: Tensor
+    labels: Tensor | None
+
+
+class LearnedBaseline(BinaryBaseline):
+    """A method that trains the network with an objective of its own.
+
+    Args:
+        bits: length of the code.
+        seed: of weights, batches and dropout.
+        epochs: passes over the data; "auto": as many as ours takes.
+        settings: of the loop; None: those tuned for the method's kind.
+    """
+
+    learned = True
+    views: ClassVar[Literal["one", "neighbors"]] = "one"
+
+    def __init__(
+        self,
+        bits: int = 64,
+        *,
+        seed: int = 0,
+        epochs: int | Literal["auto"] = "auto",
+        settings: HeadSettings | None = None,
+    ) -> None:
+        super().__init__(bits, seed=seed)
+        self.epochs = epochs
+        self.settings = settings
+
+    @abstractmethod
+    def objective(self, setup: Setup) -> nn.Module:
+        """The loss of a ``LabeledBatch``: a module, whose parameters are trained as well."""
+
+    def _fit(self, values: Float32, classes: ClassMembership | None) -> None:
+        settings = self.settings or (SUPERVISED if self.supervised else UNSUPERVISED)
+        self.coder_, _ = train_head(
+            values, classes, self.bits, self.objective, settings, self.seed, self.epochs, views=self.views
+        )
+
+    def _project(self, values: Float32) -> Float32:
+        return embed_with(self.coder_, values)
+
+
+def train_head(
+    values: Float32,
+    classes: ClassMembership | None,
+    outputs: int,
+    objective: Callable[[Setup], nn.Module],
+    settings: HeadSettings,
+    seed: int,
+    epochs: int | Literal["auto"] = "auto",
+    *,
+    views: Literal["one", "neighbors"] = "one",
+) -> tuple[HashCoder, nn.Module]:
+    """Train a network with an objective.
+
+    Args:
+        values: (n, d).
+        classes: of the items, or None.
+        outputs: numbers that the network gives.
+        objective: makes the loss.
+        settings: of the loop.
+        seed: of everything random.
+        epochs: passes over the data; "auto": ours.
+        views: "one" copy of each item with feature dropout, or the item and one of its 5 neighbors, found as ours.
+
+    Returns:
+        The network and the objective, in evaluation mode.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    if epochs == "auto":
+        epochs = default_epochs(len(values), 256, supervised=settings.budget == "supervised")
+    config = TrainingConfig(
+        lengths=(outputs,),
+        epochs=epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        seed=seed,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    inputs = input_statistics(values, center=settings.center)
+    scaled = ((values - inputs.center.numpy()) * float(inputs.scale)).astype(np.float32)
+    with torch.random.fork_rng(devices=[]):  # whatever an objective draws from torch's own generator
+        torch.default_generator.manual_seed(seed)
+        coder = HashCoder(values.shape[1], outputs, inputs=inputs).to(device)
+        loss_of = objective(Setup(outputs, scaled, classes, np.random.default_rng([seed, 3]))).to(device)
+    source: ViewSource = Copies(values, dropout=settings.dropout, center=inputs.center)
+    if views == "neighbors":
+        degenerate = as_embeddings(values).degenerate
+        near = find_shared_neighbors(values, _NEIGHBORS, degenerate=degenerate, seed=seed).rows
+        source = NeighborViews(values, near, settings.dropout, inputs.center)
+    labels = None if classes is None else torch.from_numpy(classes.index).to(device)
+
+    parameters = [*coder.parameters(), *loss_of.parameters()]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=True)
+    batch, steps = min(config.batch_size, len(values)), config.steps(len(values))
+    steps_an_epoch = len(values) // batch
+    order = np.empty(0, np.int64)
+    coder.train()
+    for step in range(steps):
+        epoch, place = divmod(step, steps_an_epoch)
+        if place == 0:
+            order = random_of(config, _PERMUTATION, epoch).permutation(len(values))
+        rows = order[place * batch : (place + 1) * batch]
+        drawn = source.views(rows, random_of(config, _STEP, step))
+        logits = torch.stack([coder(view.to(device)) for view in drawn])
+        chosen = torch.from_numpy(rows).to(device)
+        clean = torch.from_numpy(scaled[rows]).to(device)
+        loss = loss_of(LabeledBatch(logits, clean, None if labels is None else labels[chosen]))
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, config)
+        optimizer.step()
+        if (step % 50 == 49 or step == steps - 1) and not math.isfinite(float(loss.detach())):
+            raise TrainingError(
+                f"the loss became {float(loss.detach())} at step {step + 1} of {steps}; lower the learning rate "
+                f"(now {config.learning_rate:g})"
+            )
+    coder.eval()
+    calibrate(coder, values)
+    return coder, loss_of.eval()
+
+
+@torch.no_grad()
+def embed_with(coder: HashCoder, values: Float32) -> Float32:
+    """The network's outputs float32 (n, outputs) for embeddings (n, d)."""
+    device = coder.norm.weight.device
+    blocks = [
+        coder(torch.from_numpy(values[start : start + _BLOCK]).to(device)).cpu().numpy()
+        for start in range(0, len(values), _BLOCK)
+    ]
+    return np.concatenate(blocks)
+
+
+# --- what several objectives use --------------------------------------------------------------------
+
+
+def sign_straight_through(values: Tensor) -> Tensor:
+    """+1 where positive, else -1; the gradient passes as if nothing had happened."""
+    signs = torch.where(values > 0, 1.0, -1.0)
+    return values + (signs - values).detach()
+
+
+def cosines_of_halves(rows: Tensor) -> Tensor:
+    """Cosine of item i of the first half of a batch and item i of the second: random pairs (B // 2,)."""
+    half = len(rows) // 2
+    return F.cosine_similarity(rows[:half], rows[half : 2 * half])
+
+
+def cosines_of_pairs(rows: Tensor) -> Tensor:
+    """Cosines between all items of a batch: (B, B)."""
+    unit = F.normalize(rows, dim=1)
+    return unit @ unit.T
+
+
+def class_weights(labels: Tensor, count: int) -> Tensor:
+    """Labels as rows that add up to 1: one-hot, or 1 / (number of its classes) for each of an item's classes."""
+    if labels.ndim == 1:
+        return F.one_hot(labels, count).float()
+    active = labels.float()
+    return active / active.sum(dim=1, keepdim=True).clamp(min=1)

@@ -1,0 +1,1 @@
+"""Methods on one's own embeddings."""

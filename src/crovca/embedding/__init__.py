@@ -1,0 +1,1 @@
+"""From items to embeddings: jobs that fill stores, and blocks for fine-tuning and queries."""

@@ -1,0 +1,181 @@
+"""Images that are read again and again: decoded by threads, and kept as bytes as far as the memory goes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from crovca.embedding.items import Prepare, name_of
+from crovca.errors import InvalidInputError
+from crovca.sources.decode import UnreadableItem
+from crovca.sources.source import Fault, Source
+
+__all__ = ["ImagePool", "Place", "counted", "memory_places"]
+
+Place = tuple[torch.device, int]
+"""A device, and how many bytes of images may lie in its memory."""
+_BLOCK = 64
+
+
+class ImagePool:
+    """Decoded images of a source. What it gives does not depend on how many of them it keeps.
+
+    Args:
+        source: the items.
+        prepare: makes uint8 (H, W, 3) of an item.
+        places: where images are kept, the first that has room; none: every image is decoded whenever it is asked for.
+        threads: that read and decode; None: as many as this process may use cores.
+    """
+
+    def __init__(
+        self,
+        source: Source[Any],
+        prepare: Prepare,
+        *,
+        places: Sequence[Place] = (),
+        threads: int | None = None,
+    ) -> None:
+        self.source = source
+        self._prepare = prepare
+        self._places = tuple(place for place, _ in places)
+        self._room = [room for _, room in places]
+        self._kept: dict[int, Tensor] = {}
+        self._threads = ThreadPoolExecutor(threads or _cores(), "crovca-decode")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._kept.clear()
+
+    @property
+    def kept(self) -> int:
+        """How many images are in memory."""
+        return len(self._kept)
+
+    def images(self, rows: npt.NDArray[np.int64], device: torch.device) -> list[Tensor]:
+        """The images of these rows: uint8 (H, W, 3), on the device.
+
+        Raises:
+            InvalidInputError: one cannot be read; which, and why.
+        """
+        found = self._finish(self._begin(rows))
+        for row, image in zip(rows.tolist(), found, strict=True):
+            if isinstance(image, UnreadableItem):
+                raise InvalidInputError(f"{name_of(self.source, row)}: {image}")
+        return [image.to(device, non_blocking=True) for image in found if isinstance(image, Tensor)]
+
+    def readable(
+        self, rows: npt.NDArray[np.int64], advance: Callable[[float], None] = lambda _: None
+    ) -> dict[int, Fault]:
+        """Decode images once, keep those that there is room for, and say which cannot be read, and why."""
+        faults: dict[int, Fault] = {}
+        done = 0
+        for block, found in self.blocks(rows, _BLOCK):
+            for row, image in zip(block.tolist(), found, strict=True):
+                if isinstance(image, UnreadableItem):
+                    faults[row] = (image.reason, image.detail)
+            done += len(block)
+            advance(done / max(len(rows), 1))
+        return faults
+
+    def blocks(
+        self, rows: npt.NDArray[np.int64], size: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], list[Tensor | UnreadableItem]]]:
+        """Rows in blocks, and their images or what is wrong with them; the next block is decoded meanwhile."""
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        ahead: deque[list[tuple[int, Tensor | Future[Any]]]] = deque()
+        for number, part in enumerate(parts):
+            ahead.extend(self._begin(following) for following in parts[number + len(ahead) : number + 2])
+            yield part, self._finish(ahead.popleft())
+
+    def _begin(self, rows: npt.NDArray[np.int64]) -> list[tuple[int, Tensor | Future[Any]]]:
+        return [
+            (row, self._kept[row] if row in self._kept else self._threads.submit(self._decode, row))
+            for row in rows.tolist()
+        ]
+
+    def _finish(self, begun: list[tuple[int, Tensor | Future[Any]]]) -> list[Tensor | UnreadableItem]:
+        found: list[Tensor | UnreadableItem] = []
+        for row, ready in begun:
+            image = ready if isinstance(ready, Tensor) else ready.result()
+            if not isinstance(ready, Tensor) and isinstance(image, Tensor):
+                image = self._keep(row, image)
+            found.append(image)
+        return found
+
+    def _decode(self, row: int) -> Tensor | UnreadableItem:
+        try:
+            return torch.from_numpy(self._prepare(self.source.read(row)))
+        except UnreadableItem as fault:
+            return fault
+        except MemoryError:
+            return UnreadableItem("no memory", "not enough memory to decode it")
+
+    def _keep(self, row: int, image: Tensor) -> Tensor:
+        if row in self._kept:
+            return self._kept[row]
+        for number, place in enumerate(self._places):
+            if image.numel() <= self._room[number]:
+                self._room[number] -= image.numel()
+                image = image.to(place)
+                self._kept[row] = image
+                break
+        return image
+
+
+def memory_places(device: torch.device, *, share: int = 1, limit: int | None = None) -> list[Place]:
+    """Where decoded images may lie: in a quarter of a GPU's free memory, then in half of the machine's.
+
+    Args:
+        device: that the model computes on.
+        share: processes among which the memory is divided.
+        limit: bytes in all, instead.
+    """
+    main = torch.device("cpu")
+    if limit is not None:
+        return [(device, limit // share)]
+    places: list[Place] = []
+    if device.type == "cuda":
+        places.append((device, torch.cuda.mem_get_info(device)[0] // 4))  # each process has a GPU of its own
+    return [*places, (main, _free_memory() // 2 // share)]
+
+
+def counted(faults: dict[int, Fault]) -> str:
+    """ "3 truncated, 2 empty"."""
+    return ", ".join(
+        f"{count:,} {reason}" for reason, count in Counter(r for r, _ in faults.values()).most_common()
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_memory() -> int:
+    """Bytes that are free on this machine, within the limit of its container."""
+    free = 2**31
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text(encoding="ascii"))
+            free = min(free, max(0, int(limit) - used))
+    except (OSError, StopIteration, ValueError):  # not Linux, or no container
+        pass
+    return free

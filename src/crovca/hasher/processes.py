@@ -1,0 +1,52 @@
+"""The processes that a launcher started for one training run (``torchrun``, ``accelerate launch``)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from crovca.errors import ConfigError, MissingDependencyError
+from crovca.hashing.process_group import ALONE, ProcessGroup
+
+__all__ = ["launched"]
+
+
+@contextmanager
+def launched(device: str = "auto") -> Iterator[tuple[ProcessGroup, str]]:
+    """Join the processes of a launcher, if there is one, and part from them at the end.
+
+    Args:
+        device: "auto", "cpu" or "cuda"; with several processes each takes the GPU of its number on its machine.
+
+    Yields:
+        The process_group, and the device of this process.
+
+    Raises:
+        ConfigError: a certain GPU for several processes, or fewer GPUs than processes.
+        MissingDependencyError: accelerate is not installed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield ALONE, device
+        return
+    if ":" in device:
+        raise ConfigError(f"several processes cannot share {device!r}; give --device cuda, cpu or auto")
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingDependencyError("accelerate", "images", "training in several processes")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not on_cpu and local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{here} processes on this machine, but {torch.cuda.device_count()} GPUs; start as many as there are GPUs"
+        )
+    state = importlib.import_module("accelerate").PartialState(cpu=on_cpu)
+    try:
+        where = str(state.device) if device != "cpu" else "cpu"
+        yield ProcessGroup(state.process_index, state.num_processes, here), where
+    finally:
+        state.destroy_process_group()
+        state._reset_state()

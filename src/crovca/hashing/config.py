@@ -1,0 +1,243 @@
+"""Settings of training, and the paper's presets.
+
+Every class here is frozen and refuses contradictions when it is made, so that a run either starts with
+settings that fit together or does not start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral
+from typing import Any, Literal, Self
+
+from crovca.codes import check_bits
+from crovca.errors import ConfigError, InvalidInputError
+
+__all__ = [
+    "DEFAULT_LENGTHS",
+    "PRESETS",
+    "SETTLE_SHARE",
+    "SHORT_RUN",
+    "HashCoderSize",
+    "Preset",
+    "Recipe",
+    "TrainingConfig",
+    "default_epochs",
+    "nested_lengths",
+    "recipe",
+]
+
+HashCoderSize = Literal["small", "large"]
+
+DEFAULT_LENGTHS = (16, 32, 64, 128)
+UNSUPERVISED_STEPS = 560
+SUPERVISED_STEPS = 1400
+FEWEST_EPOCHS, MOST_EPOCHS = 5, 100
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a HashCoder is trained (paper, Table 8).
+
+    Attributes:
+        lengths: code lengths trained together, ascending; every one is a prefix of the last.
+        hashcoder: "small" (2 linear layers) or "large" (3).
+        epochs: passes over the data.
+        batch_size: items in a step; a smaller data set makes a smaller batch.
+        learning_rate: of AdamW at the first step; it falls along a cosine to ``final_learning_rate``.
+        final_learning_rate: at the last step.
+        weight_decay: of AdamW, on every parameter.
+        diversity_weight: lambda, the weight of the coding rate.
+        coding_rate_epsilon: eps of the coding rate.
+        center: whether the mean embedding is subtracted before the network.
+        logit_scale: the last batch normalization's weights at the first step.
+        seed: of weights, batches, pairs and dropout.
+    """
+
+    lengths: tuple[int, ...]
+    epochs: int
+    hashcoder: HashCoderSize = "small"
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    weight_decay: float = 1e-2
+    diversity_weight: float = 0.1
+    coding_rate_epsilon: float = 0.05
+    center: bool = False
+    logit_scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
+            raise ConfigError(f"lengths must be ascending and different, got {list(self.lengths)}")
+        for length in self.lengths:
+            try:
+                check_bits(length)
+            except InvalidInputError as error:
+                raise ConfigError(str(error)) from error
+        if self.hashcoder not in ("small", "large"):
+            raise ConfigError(f"hashcoder must be 'small' or 'large', got {self.hashcoder!r}")
+        _at_least("epochs", self.epochs, 1)
+        _at_least("batch_size", self.batch_size, 2)
+        _at_least("seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be below 2 ** 63, got {self.seed}")
+        _positive("learning_rate", self.learning_rate)
+        _positive("coding_rate_epsilon", self.coding_rate_epsilon)
+        _positive("logit_scale", self.logit_scale)
+        if not isinstance(self.center, bool):
+            raise ConfigError(f"center must be True or False, got {self.center!r}")
+        _not_negative("final_learning_rate", self.final_learning_rate)
+        _not_negative("weight_decay", self.weight_decay)
+        _not_negative("diversity_weight", self.diversity_weight)
+
+    @property
+    def bits(self) -> int:
+        """The longest code length."""
+        return self.lengths[-1]
+
+    def steps(self, items: int) -> int:
+        """Training steps on ``items`` items: whole batches only."""
+        return self.epochs * (items // min(self.batch_size, items))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "lengths": list(self.lengths)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what ``to_dict`` wrote; an unknown or missing key raises ConfigError."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown configuration key {unknown[0]!r}; expected some of {sorted(known)}")
+        try:
+            return cls(**{**values, "lengths": tuple(values["lengths"])})
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"incomplete configuration: {error}") from error
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What "auto" stands for.
+
+    Attributes:
+        learning_rate, weight_decay, diversity_weight: as in ``TrainingConfig``.
+        center: whether the mean embedding is subtracted before the network; it is always scaled.
+        logit_scale: as in ``TrainingConfig``.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    diversity_weight: float
+    center: bool
+    logit_scale: float = 1.0
+
+
+def recipe(pairing: Sequence[str]) -> Recipe:
+    """The settings for a pairing; those for classes, neighbors and stored views were tuned on splits of training data.
+
+    Neighbors are noisy teachers: a strong decay keeps the network from remembering them (docs/reproducing.md). It
+    helps stored views as well. Images that are augmented anew in each step, and pairs of modalities, have the
+    paper's settings.
+    """
+    if "classes" in pairing:
+        return Recipe(
+            learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, center=True, logit_scale=2.0
+        )
+    if "neighbors" in pairing:
+        return Recipe(learning_rate=1e-3, weight_decay=5.0, diversity_weight=0.1, center=False)
+    if "views" in pairing:
+        return Recipe(learning_rate=3e-3, weight_decay=5.0, diversity_weight=0.1, center=False)
+    return Recipe(learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.1, center=False)
+
+
+SETTLE_SHARE = 0.05
+"""Running class prototypes settle after this share of the steps."""
+
+SHORT_RUN = 400
+"""Steps below which a run with labels starts from the classes."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One column of the paper's Table 8. Image and LoRA settings are None where the paper has none.
+
+    Attributes:
+        hashcoder: number of linear layers: 2 is "small", 3 is "large".
+        crop_scale: smallest share of the image's area that a random crop keeps.
+        views: augmented views of an item in a step, the text included.
+    """
+
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    diversity_weight: float
+    image_size: int
+    crop_scale: float | None
+    views: int
+    hashcoder: HashCoderSize
+    epochs: int
+    lora_rank: int | None
+    lora_dropout: float | None
+
+
+PRESETS: Mapping[str, Preset] = {
+    #                      batch  lr    decay  lambda size crop  views hashcoder epochs rank dropout
+    "small": Preset(        256, 1e-3, 1e-2,  0.1,   224, 0.4,  2,    "small",   5,     16,   0.1),
+    "imagenet1k": Preset(   256, 1e-4, 1e-4,  0.1,   224, 0.4,  2,    "large",   5,     16,   0.1),
+    "text-small": Preset(   256, 1e-3, 1e-2,  0.1,   224, 0.4,  2,    "small",   5,     16,   0.1),
+    "cc3m": Preset(         256, 1e-4, 1e-4,  1.0,   224, None, 2,    "large",   1,     None, None),
+}  # fmt: skip
+
+
+def nested_lengths(bits: int, nested: object) -> tuple[int, ...]:
+    """The code lengths to train for a hasher of ``bits`` bits.
+
+    ``nested`` is "auto" (16, 32, 64, 128 as far as they are below ``bits``), False (``bits`` alone), or
+    a sequence of lengths up to ``bits``; ``bits`` itself is always the last.
+    """
+    if nested is False:
+        return (bits,)
+    if isinstance(nested, str):
+        if nested != "auto":
+            raise ConfigError(f"nested must be 'auto', False or a sequence of lengths, got {nested!r}")
+        lengths: tuple[Any, ...] = DEFAULT_LENGTHS
+        return (*(length for length in lengths if length < bits), bits)
+    try:
+        lengths = tuple(nested)  # type: ignore[arg-type]
+        checked = sorted({check_bits(length, at_most=bits) for length in lengths} | {bits})
+    except (TypeError, InvalidInputError) as error:
+        raise ConfigError(
+            f"nested must be 'auto', False or lengths from 1 to bits ({bits}), got {nested!r}: {error}"
+        ) from error
+    return tuple(checked)
+
+
+def default_epochs(items: int, batch_size: int, *, supervised: bool) -> int:
+    """Epochs that spend a budget of steps: 560 unsupervised, 1,400 supervised, but 5 to 100 epochs.
+
+    At 7,000 items that is about 20 and 50 epochs; from about 30,000 (unsupervised) or 70,000 (supervised)
+    items on it is 5, as in the paper.
+    """
+    _at_least("batch_size", batch_size, 2)
+    steps = max(1, items // min(batch_size, items))
+    budget = SUPERVISED_STEPS if supervised else UNSUPERVISED_STEPS
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(budget / steps)))
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} must be greater than 0, got {value!r}")
+
+
+def _not_negative(name: str, value: float) -> None:
+    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{name} must be 0 or more, got {value!r}")

@@ -1,0 +1,59 @@
+"""Which engine to use for how many codes of which length. A new engine is a file here and a line in ``ENGINES``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Literal, get_args
+
+from crovca.codes import MAX_BITS, Codes
+from crovca.errors import ConfigError
+from crovca.index.engines.base import Engine
+
+__all__ = ["ENGINES", "EngineName", "build_engine", "choose_engine"]
+
+EngineName = Literal["exact", "scan", "buckets", "inverted", "accelerator"]
+
+# name: module, class, and the lengths in bits that it takes
+ENGINES: dict[EngineName, tuple[str, str, tuple[int, int]]] = {
+    "exact": ("crovca.index.engines.exact", "ExactEngine", (1, MAX_BITS)),
+    "scan": ("crovca.index.engines.scan", "ScanEngine", (8, 512)),
+    "buckets": ("crovca.index.engines.buckets", "BucketEngine", (1, 24)),
+    "inverted": ("crovca.index.engines.inverted", "InvertedEngine", (8, 512)),
+    "accelerator": ("crovca.index.engines.accelerator", "AcceleratorEngine", (1, MAX_BITS)),
+}
+
+_FEW = 512  # so few codes are scored at once, exactly
+
+
+def choose_engine(bits: int, rows: int) -> EngineName:
+    """The fastest exact engine on a processor (measured: benchmarks/search.py).
+
+    Buckets where the rows are at least a quarter of all codes that there can be; the scan for other lengths that
+    it takes.
+    """
+
+    def takes(name: EngineName) -> bool:
+        low, high = ENGINES[name][2]
+        return low <= bits <= high
+
+    if rows <= _FEW:
+        return "exact"
+    if takes("buckets") and 1 << bits <= 4 * rows:
+        return "buckets"
+    return "scan" if takes("scan") else "exact"
+
+
+def build_engine(name: EngineName, codes: Codes) -> Engine:
+    """Build an engine over codes that stand in tie order.
+
+    Raises:
+        ConfigError: there is no such engine, or it does not take codes of this length.
+    """
+    if name not in get_args(EngineName):
+        raise ConfigError(f"unknown engine {name!r}; expected 'auto' or one of {list(get_args(EngineName))}")
+    module, kind, (low, high) = ENGINES[name]
+    if not low <= codes.bits <= high:
+        raise ConfigError(
+            f"the engine {name!r} takes codes of {low} to {high} bits, these have {codes.bits}; use 'auto' or 'exact'"
+        )
+    return getattr(importlib.import_module(module), kind)(codes)

@@ -1,0 +1,257 @@
+"""What is known of the items beside their codes: Arrow tables in, Parquet on disk, SQL conditions over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crovca.errors import FileFormatError, InvalidInputError, StorageError
+from crovca.index.scoring import Int64
+
+__all__ = ["Metadata", "as_ids", "as_table", "conform", "matching_rows", "read_all", "read_rows"]
+
+Metadata: TypeAlias = pa.Table | Mapping[str, Any]
+
+ROW_GROUP = 1 << 16
+MAX_ID_LENGTH = 4096
+_FILE, _ROW = "crovca file", "file_row_number"
+_RESERVED = {"id", _FILE, _ROW}
+
+
+def as_ids(ids: Any) -> npt.NDArray[Any]:
+    """Ids as an int64 or str array (n,).
+
+    Raises:
+        InvalidInputError: another type, another rank, or whole numbers beyond int64.
+    """
+    if isinstance(ids, pa.Array | pa.ChunkedArray):
+        ids = ids.to_pylist()
+    if isinstance(ids, list | tuple) or getattr(ids, "dtype", None) == np.dtype(object):
+        ids = _checked(list(ids))
+    found = np.asarray(ids)
+    if found.ndim != 1:
+        raise InvalidInputError(f"ids must have one dimension, got shape {found.shape}")
+    if found.dtype.kind == "U":
+        if found.dtype.itemsize > 4 * MAX_ID_LENGTH and len(found):
+            raise InvalidInputError(f"ids may have {MAX_ID_LENGTH:,} characters at most")
+        return found
+    if found.dtype.kind not in "iu" or (found.dtype == np.uint64 and (found > np.iinfo(np.int64).max).any()):
+        if found.size == 0:
+            return found.astype(np.int64)
+        raise InvalidInputError(f"ids must be strings or 64-bit whole numbers, got {found.dtype}")
+    return found.astype(np.int64)
+
+
+def _checked(ids: list[Any]) -> list[Any]:
+    """Python ids, all of one kind; numpy would make strings of a mixture, and cut zeros off."""
+    if all(isinstance(item, str) for item in ids):
+        for item in ids:
+            if len(item) > MAX_ID_LENGTH or item.endswith("\0"):
+                raise InvalidInputError(
+                    f"ids may have {MAX_ID_LENGTH:,} characters at most, and not end in a zero character; "
+                    f"got {item[:40]!r}"
+                )
+        return ids
+    if all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in ids):
+        return ids
+    odd = next((item for item in ids if not isinstance(item, str | int)), ids[0])
+    found = (
+        "a mixture"
+        if isinstance(odd, str) or (isinstance(odd, int) and not isinstance(odd, bool))
+        else repr(odd)
+    )
+    raise InvalidInputError(f"ids must all be strings or all 64-bit whole numbers, got {found}")
+
+
+def as_table(metadata: Metadata | None, count: int) -> pa.Table | None:
+    """Metadata as an Arrow table of ``count`` rows; None stays None.
+
+    Raises:
+        InvalidInputError: not columns, of another length, or with names that are taken or equal but for case.
+    """
+    if metadata is None:
+        return None
+    try:
+        table = metadata if isinstance(metadata, pa.Table) else pa.table(dict(metadata))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"metadata must be an Arrow table or columns of equal length: {error}"
+        ) from error
+    if table.num_rows != count:
+        raise InvalidInputError(f"there are {table.num_rows} rows of metadata for {count} items")
+    seen: set[str] = set()
+    for name in table.column_names:
+        if name.lower() in _RESERVED or name.lower() in seen or not name:
+            raise InvalidInputError(
+                f"a metadata column cannot be named {name!r}: that name is taken (SQL does not tell case apart); "
+                "rename it"
+            )
+        seen.add(name.lower())
+    return table
+
+
+def conform(table: pa.Table, known: pa.Schema) -> pa.Table:
+    """Cast columns to the types that the index has for them, or to plain ones that Parquet gives back as they are.
+
+    Columns without a single value have no type yet: they are left out until they have one.
+
+    Raises:
+        InvalidInputError: a column's values do not fit into its type, Parquet has no such type, or a name
+            differs in case alone.
+    """
+    names = {name.lower(): name for name in known.names}
+    columns = {}
+    for name in table.column_names:
+        same = names.get(name.lower())
+        if same is not None and same != name:
+            raise InvalidInputError(
+                f"the index has a metadata column {same!r}; {name!r} differs in case alone"
+            )
+        column = table.column(name)
+        kind = _plain(column.type) if same is None else known.field(name).type
+        if kind is None or pa.types.is_null(column.type):
+            continue
+        try:
+            columns[name] = column if column.type == kind else column.cast(kind)
+            pq.write_table(pa.table({name: columns[name].slice(0, 0)}), pa.BufferOutputStream())
+        except (pa.ArrowException, ValueError) as error:
+            raise InvalidInputError(
+                f"the metadata column {name!r} is {kind} in the index, and {column.type} here: {error}"
+            ) from error
+    return pa.table(columns)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType | None:
+    """The type in which values of another are kept; None for one that holds no values."""
+    types = pa.types
+    if types.is_null(kind):
+        return None
+    if types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return pa.large_string()
+    if types.is_binary_view(kind) or types.is_binary(kind):
+        return pa.large_binary()
+    if types.is_timestamp(kind) and kind.unit == "s":  # Parquet begins at milliseconds
+        return pa.timestamp("ms", kind.tz)
+    if types.is_time32(kind):
+        return pa.time32("ms")
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inside = _plain(kind.value_type)
+        return None if inside is None else pa.list_(inside)
+    if types.is_struct(kind):
+        fields = [(field.name, _plain(field.type)) for field in kind]
+        return pa.struct([(name, inside) for name, inside in fields if inside is not None])
+    return kind
+
+
+def matching_rows(files: Sequence[Path], where: str) -> list[Int64]:
+    """The rows of each Parquet file for which a SQL condition holds, ascending: int64 arrays.
+
+    DuckDB evaluates the condition; it sees the files' columns and nothing else of the machine.
+
+    Raises:
+        InvalidInputError: it is not one condition that DuckDB understands for these columns.
+        StorageError: a file cannot be read.
+    """
+    import duckdb
+
+    if not isinstance(where, str):
+        raise InvalidInputError(f"where must be a SQL condition as text, got {where!r}")
+    names = [str(file.resolve()) for file in files]
+    if not names:
+        return []
+    for name in names:
+        if any(sign in name for sign in "*?["):
+            raise StorageError(
+                f"a condition cannot be evaluated below a folder with *, ? or [ in its name: {name}"
+            )
+    listed = ", ".join(map(_quoted, names))
+    with duckdb.connect(":memory:") as connection:
+        connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, names))}]")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        try:
+            items = connection.sql(
+                f"SELECT * FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false, "
+                f"file_row_number = true, filename = {_quoted(_FILE)})"
+            )
+        except duckdb.Error as error:
+            raise StorageError(f"cannot read the metadata: {_first_line(error)}") from error
+        try:
+            condition = duckdb.SQLExpression(where)
+            kind = items.select(condition).types[0]
+            if str(kind) != "BOOLEAN":
+                raise InvalidInputError(
+                    f'where must be a condition, like "year < 1960"; {where!r} is a value of type {kind}'
+                )
+            found = (
+                items.filter(condition)
+                .select(duckdb.ColumnExpression(_FILE), duckdb.ColumnExpression(_ROW))
+                .to_arrow_table()
+            )
+        except (duckdb.IOException, duckdb.PermissionException) as error:
+            if "file system operations are disabled" not in str(error):
+                raise StorageError(f"cannot read the metadata: {_first_line(error)}") from error
+            raise InvalidInputError(f"cannot use where = {where!r}: {_first_line(error)}") from error
+        except duckdb.Error as error:
+            columns = [name for name in items.columns if name not in (_FILE, _ROW)]
+            raise InvalidInputError(
+                f"cannot use where = {where!r}: {_first_line(error)}; the columns are {', '.join(columns)}"
+            ) from error
+    owner = found.column(_FILE).combine_chunks().dictionary_encode()
+    if isinstance(owner, pa.ChunkedArray):
+        owner = owner.combine_chunks()
+    rows = found.column(_ROW).to_numpy()
+    of_file = {name.as_py(): number for number, name in enumerate(owner.dictionary)}
+    numbers = owner.indices.to_numpy()
+    return [np.sort(rows[numbers == of_file.get(name, -1)]) for name in names]
+
+
+def read_rows(file: Path, rows: Int64) -> pa.Table:
+    """Some rows of a Parquet file, in the order asked for, reading no more row groups than needed."""
+    with _parquet(file) as parquet:
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        ends = np.cumsum(sizes)
+        owner = np.searchsorted(ends, rows, side="right")
+        groups = np.unique(owner)
+        table = parquet.read_row_groups(groups.tolist())
+        starts = np.concatenate([[0], np.cumsum(np.asarray(sizes)[groups])])[:-1]
+        place = np.searchsorted(groups, owner)
+        return table.take(starts[place] + rows - (ends[owner] - np.asarray(sizes)[owner]))
+
+
+def read_all(file: Path) -> pa.Table:
+    """A whole Parquet file, its checksums compared."""
+    with _parquet(file) as parquet:
+        return parquet.read()
+
+
+@contextmanager
+def _parquet(file: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            yield parquet
+    except FileNotFoundError:
+        raise FileFormatError(
+            f"{file} is missing: was the index moved or built anew? Open it again"
+        ) from None
+    except (OSError, pa.ArrowException) as error:
+        raise FileFormatError(
+            f"{file} is damaged: {_first_line(error)}; 'crovca index verify' tells what else is"
+        ) from error
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

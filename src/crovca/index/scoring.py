@@ -1,0 +1,467 @@
+"""The scores of the paper and exact top-k over them: what every faster engine must equal.
+
+Every score is a distance (smaller is better) and, but for constants of the query and of the item, one
+inner product of a float query weight with the item's bits. With query logits z and item bits y in {0, 1}:
+
+====================  =========================================  ==============  ==================
+metric               distance                                   weight w_j      offset of the query
+====================  =========================================  ==============  ==================
+hamming               sum_j [z_j > 0] != y_j                     +1 or -1        sum_j [z_j > 0]
+asymmetric_hamming    sum_j |sigmoid(z_j) - y_j|                 tanh(z_j / 2)   sum_j sigmoid(z_j)
+bce                   BCE(y, sigmoid(z)), paper section 3.3      z_j             sum_j softplus(z_j)
+symmetric_bce         bce + BCE([z > 0], sigmoid(z_item))        (both logits)
+====================  =========================================  ==============  ==================
+
+distance = offset - sum_{j: y_j = 1} w_j, the sum taken in float64 over float32 weights in bit order, and
+rounded to float32. Equal codes therefore have equal distances, whatever the block size or the machine.
+Ties are put in order by a seeded hash of the item's id, then by the id (``tie_order``), so an
+answer does not depend on how items are stored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from crovca.codes import Codes
+from crovca.errors import InvalidInputError
+
+__all__ = [
+    "METRICS",
+    "BitScorer",
+    "CosineScorer",
+    "Metric",
+    "Ranking",
+    "Scorer",
+    "Vectors",
+    "asymmetric_hamming_distance",
+    "bce_distance",
+    "cosine_distance",
+    "hamming_distance",
+    "id_hashes",
+    "order_by_hash",
+    "rank",
+    "sortable",
+    "splitmix64",
+    "symmetric_bce_distance",
+    "tie_order",
+    "top_k",
+]
+
+Metric = Literal["hamming", "asymmetric_hamming", "bce", "symmetric_bce"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+_UNIT = 2.0**-53  # rounding unit of float64
+_CHUNK = 8192  # database rows unpacked at a time
+_AGAIN = 4096  # pairs summed again at a time
+_PAIRS = 1 << 22  # bits of few items that are added at a time
+
+
+# --- the scores, as functions of all pairs ----------------------------------------------------------
+
+
+def hamming_distance(query: Codes, database: Codes) -> Float32:
+    """Numbers of differing bits: float32 (q, n), whole numbers."""
+    logits = query.unpack().astype(np.float32) - np.float32(0.5)
+    return BitScorer.of("hamming", logits, database).distances(slice(None))
+
+
+def asymmetric_hamming_distance(query_logits: npt.ArrayLike, database: Codes) -> Float32:
+    """sum_j |sigmoid(z_j) - y_j| between query logits (q, b) and codes (n): float32 (q, n)."""
+    return BitScorer.of("asymmetric_hamming", query_logits, database).distances(slice(None))
+
+
+def bce_distance(query_logits: npt.ArrayLike, database: Codes) -> Float32:
+    """BCE(y, sigmoid(z)) summed over bits, in nats (paper, section 3.3): float32 (q, n)."""
+    return BitScorer.of("bce", query_logits, database).distances(slice(None))
+
+
+def symmetric_bce_distance(
+    query_logits: npt.ArrayLike, database: Codes, database_logits: npt.ArrayLike
+) -> Float32:
+    """BCE(y, sigmoid(z_q)) + BCE([z_q > 0], sigmoid(z_item)), in nats: float32 (q, n) (paper, appendix A.1)."""
+    return BitScorer.of("symmetric_bce", query_logits, database, database_logits).distances(slice(None))
+
+
+def cosine_distance(query: npt.ArrayLike, database: npt.ArrayLike) -> Float32:
+    """1 - cosine similarity of float vectors (q, d) and (n, d): float32 (q, n). Zero vectors are at distance 1."""
+    return CosineScorer(np.asarray(query), np.asarray(database)).distances(slice(None))
+
+
+# --- scorers: distances from a block of queries to every item ---------------------------------------
+
+
+class Scorer(Protocol):
+    """Gives distances from some queries to all items."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(queries, items)."""
+
+    def distances(self, queries: slice) -> Float32:
+        """Distances float32 (len(queries), items)."""
+
+
+@dataclass(frozen=True)
+class BitScorer:
+    """Distances between query weights and packed codes; see the table above.
+
+    Built by ``BitScorer.of``. ``database_logits`` is None but for symmetric BCE.
+    """
+
+    weights: Float32  # (q, b), against the item's bits
+    offsets: Float64  # (q,)
+    codes: Codes
+    database_logits: Float32 | None = None  # (n, b), against the query's bits
+    whole: bool = False  # all distances are whole numbers, so no order of adding matters: Hamming's
+
+    @classmethod
+    def of(
+        cls,
+        metric: Metric,
+        query_logits: npt.ArrayLike,
+        database: Codes,
+        database_logits: npt.ArrayLike | None = None,
+    ) -> BitScorer:
+        """Check the shapes and compute each query's weights and offset.
+
+        Raises:
+            InvalidInputError: unknown metric, shapes that do not fit, logits that are not finite, or
+                symmetric BCE without the items' logits.
+        """
+        if metric not in METRICS:
+            raise InvalidInputError(f"unknown metric {metric!r}; expected one of {list(METRICS)}")
+        logits = np.asarray(query_logits, np.float32)
+        if logits.ndim != 2 or logits.shape[1] != database.bits:
+            raise InvalidInputError(
+                f"query logits must have shape (q, {database.bits}) for codes of {database.bits} bits, "
+                f"got {logits.shape}"
+            )
+        if not np.isfinite(logits).all():
+            raise InvalidInputError("query logits must be finite, got NaN or infinity")
+        wide = logits.astype(np.float64)
+        if metric == "hamming":
+            bits = logits > 0
+            weights = np.where(bits, np.float32(1), np.float32(-1))
+            return cls(weights, bits.sum(1, dtype=np.float64), database, whole=True)
+        if metric == "asymmetric_hamming":
+            weights = np.tanh(wide / 2).astype(np.float32)
+            return cls(weights, ((1 + weights.astype(np.float64)) / 2).sum(1), database)
+        offsets = np.logaddexp(0, wide).sum(1)
+        if metric == "bce":
+            return cls(logits, offsets, database)
+        if database_logits is None:
+            raise InvalidInputError("symmetric BCE needs the logits of the database items as well")
+        theirs = np.asarray(database_logits, np.float32)
+        if theirs.shape != (len(database), database.bits):
+            raise InvalidInputError(
+                f"database logits must have shape {(len(database), database.bits)}, got {theirs.shape}"
+            )
+        if not np.isfinite(theirs).all():
+            raise InvalidInputError("database logits must be finite, got NaN or infinity")
+        return cls(logits, offsets, database, theirs)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(queries, items)."""
+        return len(self.weights), len(self.codes)
+
+    def against(self, database: Codes) -> BitScorer:
+        """The same queries against other codes of the same length."""
+        return BitScorer(self.weights, self.offsets, database, whole=self.whole)
+
+    def only(self, queries: Int64) -> BitScorer:
+        """Some of the queries."""
+        return BitScorer(self.weights[queries], self.offsets[queries], self.codes, whole=self.whole)
+
+    def distances_to(self, query: int, rows: Int64) -> Float32:
+        """Distances float32 (len(rows),) from one query to these items: what ``distances`` gives for them.
+
+        Not for symmetric BCE. For a few items: it adds bit after bit, all items at once.
+        """
+        weights = self.weights[query].astype(np.float64)[:, None]
+        most = _PAIRS // self.codes.bits
+        if len(rows) > most:
+            starts = range(0, len(rows), most)
+            return np.concatenate([self.distances_to(query, rows[start : start + most]) for start in starts])
+        bits = np.unpackbits(self.codes.packed[rows].T, axis=0, count=self.codes.bits)
+        # A reduction over the first axis adds row to row, in order.
+        inner = np.add.reduce(bits * weights, axis=0)
+        return (self.offsets[query] - inner).astype(np.float32) + np.float32(0)
+
+    def distances(self, queries: slice) -> Float32:
+        """See ``Scorer``; exact."""
+        weights = self.weights[queries].astype(np.float64)
+        offsets = self.offsets[queries]
+        if self.database_logits is not None:  # [z, query bits] against [item bits, item logits]
+            weights = np.hstack([weights, weights > 0])
+        result = np.empty((len(weights), len(self.codes)), np.float32)
+        for start in range(0, len(self.codes), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            features = self.codes[chunk].unpack().astype(np.float64)
+            item_offsets = np.zeros(len(features))
+            if self.database_logits is not None:
+                logits = self.database_logits[chunk].astype(np.float64)
+                features = np.hstack([features, logits])
+                item_offsets = np.logaddexp(0, logits).sum(1)
+            result[:, chunk] = _ordered_distances(weights, offsets, features, item_offsets, exact=self.whole)
+        return result
+
+
+def _ordered_distances(
+    weights: Float64, offsets: Float64, features: Float64, item_offsets: Float64, *, exact: bool
+) -> Float32:
+    """float32(offset + item offset - sum_j w_j f_j), the sum in the order of j.
+
+    A matrix product sums in whatever order is fast. Where both ends of its error bound round to the same
+    float32, that is the answer; the few others are summed again in order. ``exact`` says that
+    all terms are whole numbers, for which no order matters.
+    """
+    inner = weights @ features.T
+    offset = np.broadcast_to(offsets[:, None] + item_offsets[None, :], inner.shape)
+    if exact:
+        return (offset - inner).astype(np.float32)
+    # |error| of a sum of f products: f * unit * sum |w_j f_j| for either order; doubled to be safe.
+    scale = np.abs(weights).sum(1)[:, None] * max(float(np.abs(features).max(initial=0)), 1.0)
+    bound = 4 * (weights.shape[1] + 4) * _UNIT * (scale + np.abs(offset).max(initial=0))
+    distance = offset - inner
+    low, high = (distance - bound).astype(np.float32), (distance + bound).astype(np.float32)
+    queries, items = np.nonzero(low != high)
+    for start in range(0, len(queries), _AGAIN):
+        query, item = queries[start : start + _AGAIN], items[start : start + _AGAIN]
+        in_order = np.cumsum(weights[query] * features[item], axis=1)[:, -1]
+        low[query, item] = (offset[query, item] - in_order).astype(np.float32)
+    return low + np.float32(0)  # -0.0 becomes 0.0: they must tie
+
+
+class Vectors(Protocol):
+    """Rows of float vectors (n, d), read a slice at a time: arrays, memory maps, anything that has rows."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class CosineScorer:
+    """1 - cosine between float vectors, computed in float32; optionally after subtracting a mean.
+
+    Args:
+        query: (q, d), any real dtype.
+        database: (n, d), any real dtype; read in chunks, so a memory map is fine.
+        center: (d,) subtracted from both, or None.
+    """
+
+    query: Vectors
+    database: Vectors
+    center: Float32 | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(queries, items)."""
+        return len(self.query), len(self.database)
+
+    def distances(self, queries: slice) -> Float32:
+        """See ``Scorer``; to float32 rounding."""
+        unit = self._unit(self.query[queries])
+        result = np.empty((len(unit), len(self.database)), np.float32)
+        for start in range(0, len(self.database), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            np.subtract(1, unit @ self._unit(self.database[chunk]).T, out=result[:, chunk])
+        return result
+
+    def _unit(self, values: npt.NDArray[Any]) -> Float32:
+        values = np.asarray(values, np.float32)
+        if self.center is not None:
+            values = values - self.center
+        norms = np.linalg.norm(values, axis=1, keepdims=True)
+        return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
+
+
+# --- exact top-k ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The nearest items of some queries, best first.
+
+    Attributes:
+        rows: int64 (q, k), row numbers of the database.
+        distances: float32 (q, k), ascending; infinity for an item that was left out.
+        boundary: for each query the rows beyond k that tie with the k-th, unordered (for tie-aware metrics).
+    """
+
+    rows: Int64
+    distances: Float32
+    boundary: list[Int64]
+
+
+def top_k(
+    scorer: Scorer, k: int, *, ties: npt.NDArray[np.uint32] | None = None, left_out: Int64 | None = None
+) -> Ranking:
+    """The k nearest items of every query, exactly; ``rank`` in one piece.
+
+    >>> codes = Codes.from_bits(np.array([[1, 1], [0, 1], [1, 1]]))
+    >>> top_k(BitScorer.of("hamming", [[1.0, 1.0]], codes), 3, ties=np.array([2, 1, 0], np.uint32)).rows
+    array([[2, 0, 1]])
+    """
+    parts = [part for _, part in rank(scorer, k, ties=ties, left_out=left_out)]
+    if not parts:
+        raise InvalidInputError("there are no queries")
+    return Ranking(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.distances for part in parts]),
+        [rows for part in parts for rows in part.boundary],
+    )
+
+
+def rank(
+    scorer: Scorer,
+    k: int,
+    *,
+    ties: npt.NDArray[np.uint32] | None = None,
+    left_out: Int64 | None = None,
+    block_bytes: int = 192 << 20,
+) -> Iterator[tuple[slice, Ranking]]:
+    """Rank every item for one block of queries after another.
+
+    Args:
+        scorer: gives the distances.
+        k: how many items to return a query; more than there are means all.
+        ties: uint32 (n,), each item's place among equals (``tie_order``); None: by row number.
+        left_out: int64 (q,), a row that is put last with infinite distance, or -1; None: nowhere.
+        block_bytes: how large one worker's array of keys may grow.
+
+    Yields:
+        The queries' slice and their ranking, in order.
+    """
+    queries, items = scorer.shape
+    if k < 1:
+        raise InvalidInputError(f"k must be at least 1, got {k}")
+    if items < 1:
+        raise InvalidInputError("there is nothing to search: the database is empty")
+    k = min(k, items)
+    if ties is None:
+        ties = np.arange(items, dtype=np.uint32)
+    by_tie = np.empty(items, np.int64)
+    by_tie[ties] = np.arange(items)
+
+    block = max(1, min(64, block_bytes // (items * 24)))
+    slices = [slice(start, min(start + block, queries)) for start in range(0, queries, block)]
+
+    def work(part: slice) -> tuple[slice, Ranking]:
+        distances = scorer.distances(part)
+        if left_out is not None:
+            (local,) = np.nonzero(left_out[part] >= 0)
+            distances[local, left_out[part][local]] = np.inf
+        return part, _select(distances, k, ties, by_tie)
+
+    workers = max(1, min(_processors(), len(slices)))
+    with threadpool_limits(limits=1), ThreadPoolExecutor(workers) as pool:
+        pending = [pool.submit(work, part) for part in slices[: workers + 1]]
+        for index in range(len(slices)):
+            yield pending.pop(0).result()
+            if index + workers + 1 < len(slices):
+                pending.append(pool.submit(work, slices[index + workers + 1]))
+
+
+def _processors() -> int:
+    """How many this process may use; not every system can tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _select(distances: Float32, k: int, ties: npt.NDArray[np.uint32], by_tie: Int64) -> Ranking:
+    """Smallest k of each row by (distance, tie place), as one sort of unsigned 64-bit keys."""
+    keys = sortable(distances).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= ties
+    if k < keys.shape[1]:
+        keys.partition(k - 1, axis=1)
+    best = np.sort(keys[:, :k], axis=1)
+    rest = keys[:, k:]
+    tied = (rest >> np.uint64(32)) == (best[:, -1:] >> np.uint64(32))
+    low = np.uint64(0xFFFFFFFF)
+    boundary = [by_tie[(row[mask] & low).astype(np.int64)] for row, mask in zip(rest, tied, strict=True)]
+    rows = by_tie[(best & low).astype(np.int64)]
+    return Ranking(rows, np.take_along_axis(distances, rows, axis=1), boundary)
+
+
+def sortable(values: Float32) -> npt.NDArray[np.uint32]:
+    """Unsigned integers in the order of the floats (no NaN)."""
+    bits = values.view(np.uint32)
+    return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(0x80000000))
+
+
+# --- the tie rule -----------------------------------------------------------------------------------
+
+
+def tie_order(ids: npt.NDArray[Any] | None, count: int, *, seed: int = 0) -> npt.NDArray[np.uint32]:
+    """Each item's place among equals: by a seeded 64-bit hash of its id, then by the id.
+
+    Args:
+        ids: (count,) int64 or strings; None: the row number is the id.
+        count: how many items there are, below 2^32.
+        seed: of the hash; another one gives another fixed order.
+
+    Returns:
+        uint32 (count,), a permutation.
+    """
+    keys = np.arange(count, dtype=np.int64) if ids is None else np.asarray(ids)
+    if keys.shape != (count,):
+        raise InvalidInputError(f"expected {count} ids in one dimension, got shape {keys.shape}")
+    places = np.empty(count, np.uint32)
+    order = order_by_hash(id_hashes(keys, seed), lambda rows: keys[rows])
+    places[order] = np.arange(count, dtype=np.uint32)
+    return places
+
+
+def order_by_hash(hashes: npt.NDArray[np.uint64], ids: Callable[[Int64], npt.NDArray[Any]]) -> Int64:
+    """The permutation that sorts by (hash, id). Comparing ids is slow: only those of equal hashes are asked for."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    equal = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(equal):
+        inside = np.union1d(equal, equal + 1)
+        order[inside] = order[inside][np.lexsort((ids(order[inside]), ordered[inside]))]
+    return order
+
+
+def id_hashes(ids: npt.NDArray[Any], seed: int = 0) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of each id (n,): splitmix64 chained over its canonical bytes in 8-byte words (int64
+    little-endian, strings UTF-8). The same on every machine, for ever: indexes on disk rely on it."""
+    if ids.dtype.kind in "iu":
+        words = ids.astype("<i8").view("<u8")[:, None]
+        lengths = np.full(len(ids), 8, np.uint64)
+    elif ids.dtype.kind in "UO":
+        try:
+            encoded = [str(item).encode() for item in ids]
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(f"ids must be text that UTF-8 can hold, got {error.object!r}") from error
+        lengths = np.array([len(item) for item in encoded], np.uint64)
+        width = max(8, -(-int(lengths.max(initial=0)) // 8) * 8)
+        words = np.array(encoded, f"S{width}").view("<u8").reshape(len(ids), width // 8)
+    else:
+        raise InvalidInputError(f"ids must be whole numbers or strings, got {ids.dtype}")
+    state = np.full(len(ids), seed, np.uint64)
+    for column in range(words.shape[1]):
+        used = lengths > np.uint64(8 * column)
+        state[used] = splitmix64(state[used] ^ words[used, column])
+    return splitmix64(state ^ lengths)
+
+
+def splitmix64(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The next number of the generator of that name, from each state."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

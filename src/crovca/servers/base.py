@@ -1,0 +1,239 @@
+"""What every server can do, and the exact scores that none of them has.
+
+A server finds candidates by what it can compute and returns them with their bits; the scores of
+``search.metric`` are computed here, over those candidates (``overfetch`` of them). What was not returned is
+known to be no nearer than a bound, so where the k-th score is below it, the answer is proven to be
+the exact one, and says so (``ServerNeighbors.proven``). The bounds are in ``bounds``. Where it is not
+proven, ``exact=True`` asks the server for every item that could still be among the k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from crovca.codes import Codes
+from crovca.errors import InvalidInputError
+from crovca.index.results import Neighbors, StoredItems
+from crovca.index.scoring import BitScorer, tie_order
+from crovca.servers.bounds import Query
+
+__all__ = [
+    "ALL_RETURNED",
+    "NOTHING_KNOWN",
+    "CandidateSource",
+    "IdType",
+    "Server",
+    "ServerCandidates",
+    "ServerMetric",
+    "ServerNeighbors",
+    "default_overfetch",
+    "missing",
+    "search_by_rescoring",
+]
+
+IdType = Literal["int64", "string"]
+ServerMetric = Literal["bce", "asymmetric_hamming", "hamming"]  # symmetric BCE needs the items' logits
+Ids = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ServerNeighbors(Neighbors):
+    """``Neighbors`` with what is known of their exactness.
+
+    Attributes:
+        proven: bool (q,), whether the answer is proven to be the exact one; where it is not, it may be.
+        candidates: int64 (q,), how many items the server returned to choose from.
+    """
+
+    proven: npt.NDArray[np.bool_]
+    candidates: npt.NDArray[np.int64]
+
+
+class Server(Protocol):
+    """A collection of codes on a server: what PostgreSQL and Milvus both do.
+
+    Opened and created by ``clusters.connection``. Every method raises ServerError where the server cannot be
+    reached or refuses, and InvalidInputError for arguments that cannot be used.
+    """
+
+    @property
+    def bits(self) -> int:
+        """Length of the codes."""
+
+    @property
+    def id_type(self) -> IdType:
+        """What ids are."""
+
+    def upsert(self, ids: npt.ArrayLike, codes: Codes, metadata: pa.Table | None = None) -> None:
+        """Store items; one whose id is there already is replaced whole, its metadata too."""
+
+    def delete(self, ids: npt.ArrayLike) -> None:
+        """Remove items; ids that are not there are passed over."""
+
+    def search(
+        self,
+        logits: npt.ArrayLike | Codes,
+        k: int = 10,
+        *,
+        metric: ServerMetric = "bce",
+        where: str | None = None,
+        overfetch: int | None = None,
+        exact: bool = False,
+    ) -> ServerNeighbors:
+        """The k nearest items of each query.
+
+        Args:
+            logits: float (q, bits); Codes are allowed for ``metric="hamming"``.
+            k: how many.
+            metric: as in ``search.metric``.
+            where: a condition on the metadata in the server's own language.
+            overfetch: how many candidates to rescore a query; None: ``default_overfetch(k)``.
+            exact: fetch more where the answer is not proven, until it is.
+        """
+
+    def get(self, ids: npt.ArrayLike) -> StoredItems:
+        """The items with these ids, in this order; InvalidInputError names the first that is not there."""
+
+    def count(self) -> int:
+        """How many items are stored."""
+
+    def close(self) -> None:
+        """End the connection."""
+
+
+@dataclass(frozen=True)
+class ServerCandidates:
+    """What a server returned to one query.
+
+    Attributes:
+        ids: (n,).
+        codes: n codes.
+        bound: no item that matches and was not returned has a distance below this: infinity where all were
+            returned, minus infinity where nothing is known (an approximate index answered).
+    """
+
+    ids: Ids
+    codes: Codes
+    bound: np.float32
+
+
+ALL_RETURNED = np.float32(np.inf)
+NOTHING_KNOWN = np.float32(-np.inf)
+
+
+class CandidateSource(Protocol):
+    """What ``search_by_rescoring`` needs of a server."""
+
+    @property
+    def bits(self) -> int:
+        """Length of the codes."""
+
+    def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
+        """For each query, ``count`` items that seem nearest, or all that match if there are fewer."""
+
+    def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
+        """All items that may be within this distance of one query (inclusive) and maybe others, part by part."""
+
+
+def default_overfetch(k: int) -> int:
+    """ServerCandidates a query where the caller does not say: at least 1,000, and 20 for each result."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
+    return max(1000, 20 * int(k))
+
+
+def search_by_rescoring(
+    engine: CandidateSource,
+    logits: npt.ArrayLike | Codes,
+    k: int,
+    metric: ServerMetric,
+    where: str | None,
+    overfetch: int | None,
+    exact: bool,
+) -> ServerNeighbors:
+    """The search of ``Server``, on top of what the server can do."""
+    checked = _query_logits(logits, metric, engine.bits)
+    usual = default_overfetch(k)
+    overfetch = usual if overfetch is None else overfetch
+    if overfetch < k:
+        raise InvalidInputError(f"overfetch must be at least k = {k}, got {overfetch}")
+    queries = [Query.of(row, metric) for row in checked]
+    found = engine.nearest(queries, overfetch, where)
+    answers = [
+        _answer(engine, query, part, int(k), where, exact) for query, part in zip(queries, found, strict=True)
+    ]
+    return ServerNeighbors(
+        ids=np.stack([answer.ids for answer in answers]),
+        distances=np.stack([answer.distances for answer in answers]),
+        proven=np.array([answer.proven for answer in answers]),
+        candidates=np.array([answer.candidates for answer in answers], np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    ids: Ids
+    distances: npt.NDArray[np.float32]
+    proven: bool
+    candidates: int
+
+
+def _answer(
+    engine: CandidateSource, query: Query, found: ServerCandidates, k: int, where: str | None, exact: bool
+) -> _Answer:
+    """One query's: rescored, proven, or widened until it is."""
+    ids, codes, distances = _best(found.ids, found.codes, query, k)
+    worst = distances[-1] if len(distances) == k else np.float32(np.inf)
+    # At the bound itself an item may tie with the last one and win by the tie rule.
+    proven = bool(found.bound == ALL_RETURNED or worst < found.bound)
+    if proven or not exact:
+        return _Answer(ids, distances, proven, len(found.ids))
+    seen = len(found.ids)
+    ids, codes, distances = ids[:0], codes[:0], distances[:0]
+    for more_ids, more_codes in engine.within(query, worst, where):
+        seen += len(more_ids)
+        joined = np.concatenate([ids, more_ids])
+        ids, codes, distances = _best(joined, Codes.concatenate([codes, more_codes]), query, k)
+    return _Answer(ids, distances, True, seen)
+
+
+def _best(ids: Ids, codes: Codes, query: Query, k: int) -> tuple[Ids, Codes, npt.NDArray[np.float32]]:
+    """The k best of some items for one query, with their exact distances, ties by the fixed rule."""
+    distances = BitScorer.of(query.metric, query.logits[None, :], codes).distances(slice(None))[0]
+    rows = np.arange(len(ids))
+    if k < len(ids):  # ties cost a hash an item: only for those that can be among the k
+        rows = np.flatnonzero(distances <= np.partition(distances, k - 1)[k - 1])
+    order = np.lexsort((tie_order(ids[rows], len(rows)), distances[rows]))[:k]
+    rows = rows[order]
+    return ids[rows], codes[rows], distances[rows]
+
+
+def _query_logits(logits: npt.ArrayLike | Codes, metric: ServerMetric, bits: int) -> npt.NDArray[np.float32]:
+    """Checked float32 (q, bits), q at least 1."""
+    if metric not in get_args(ServerMetric):
+        raise InvalidInputError(f"a server can score {list(get_args(ServerMetric))}, got metric {metric!r}")
+    if isinstance(logits, Codes):
+        if metric != "hamming":
+            raise InvalidInputError(
+                f"codes as queries have no {metric!r} distance: give logits, or metric='hamming'"
+            )
+        logits = logits.unpack().astype(np.float32) - np.float32(0.5)
+    values = np.asarray(logits, np.float32)
+    BitScorer.of(metric, values, Codes(np.zeros((0, -(-bits // 8)), np.uint8), bits))  # raises for bad shapes
+    if len(values) == 0:
+        raise InvalidInputError("there are no queries")
+    return values
+
+
+def missing(asked: Ids, found: Sequence[Any] | Ids) -> None:
+    """Raise InvalidInputError that names the first id that was not found."""
+    known = set(found)
+    for one in asked.tolist():
+        if one not in known:
+            raise InvalidInputError(f"there is no item with the id {one!r}")

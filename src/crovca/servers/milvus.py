@@ -1,0 +1,433 @@
+"""Codes in a Milvus collection (2.3 or newer): BINARY_VECTOR, metric HAMMING, index BIN_FLAT, which is exact.
+
+A collection has the fields ``id`` (INT64 or VARCHAR), ``code`` (BINARY_VECTOR), ``crovca_digest`` (INT64), and
+metadata as dynamic fields, that is JSON: dates and timestamps become ISO 8601 text, null is left out, and NaN and
+infinity, which JSON does not have, are refused.
+
+Binary vectors have whole bytes. A code of 13 bits is stored with three zero bits behind it, which differ from
+no query's; the length is kept in the collection's description.
+
+``where`` is an expression of Milvus's own (``year > 1990 and name like "a%"``), not SQL. Searches and counts
+are made at consistency level Strong: they see every upsert and delete that was acknowledged, which costs up to
+some 0.3 s a call on an idle server. One search returns at most 16,384 items.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from crovca.codes import Codes, check_bits
+from crovca.errors import InvalidInputError, MissingDependencyError, ServerError
+from crovca.index.results import StoredItems
+from crovca.servers.base import (
+    ALL_RETURNED,
+    Ids,
+    IdType,
+    ServerCandidates,
+    ServerMetric,
+    ServerNeighbors,
+    default_overfetch,
+    missing,
+    search_by_rescoring,
+)
+from crovca.servers.bounds import Query
+from crovca.servers.rows import RESERVED, ServerRows, check_ids
+from crovca.servers.state import PushState
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+__all__ = ["MOST_RESULTS", "MilvusServer"]
+
+MOST_RESULTS = 16_384  # items that the server returns to one query
+_FORMAT = 1
+_PUSH = "crovca.push"  # the property that remembers a push
+_TIMEOUT = 10.0  # seconds to connect
+_PART = 8192  # rows sent, or ids asked for, at a time
+_LISTED = 65_536  # ids listed at a time, about
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
+_LONGEST_ID = 65_535  # bytes: the longest VARCHAR
+
+
+class MilvusServer:
+    """A collection of codes; see ``base.Server`` for what is not described here.
+
+    Opened with ``MilvusServer.open`` or made with ``MilvusServer.create``.
+    """
+
+    def __init__(self, client: MilvusClient, collection: str) -> None:
+        self._client = client
+        self._collection = collection
+        self.bits: int
+        self.id_type: IdType
+        self.bits, self.id_type = self._describe()
+        from pymilvus.client.types import LoadState
+
+        with _errors():
+            if client.get_load_state(collection)["state"] != LoadState.Loaded:
+                client.load_collection(collection)
+
+    @classmethod
+    def create(
+        cls,
+        address: str,
+        collection: str,
+        *,
+        bits: int,
+        id_type: IdType = "int64",
+        exist_ok: bool = False,
+        token: str = "",
+        database: str = "",
+    ) -> Self:
+        """Make an empty collection and open it.
+
+        Args:
+            address: ``http://host:port`` or ``https://host:port``.
+            collection: letters, digits and underscores.
+            bits: length of the codes.
+            id_type: what ids are.
+            exist_ok: take a collection that is there already, if it holds such codes.
+            token: ``user:password``.
+            database: of the server; empty: its default.
+
+        Raises:
+            ServerError: the server cannot be reached, or there is such a collection already.
+        """
+        check_bits(bits)
+        client = _connect(address, token, database)
+        try:
+            with _errors():
+                exists = client.has_collection(collection)
+            if exists and not exist_ok:
+                raise ServerError(
+                    f"there is a collection {collection!r} already; open it, or give another name"
+                )
+            if not exists:
+                _create(client, collection, bits, id_type)
+            self = cls(client, collection)
+            if (self.bits, self.id_type) != (bits, id_type):
+                raise ServerError(
+                    f"the collection {collection!r} holds codes of {self.bits} bits with ids of type "
+                    f"{self.id_type}, expected {bits} bits and {id_type}; give another collection"
+                )
+        except BaseException:
+            client.close()
+            raise
+        return self
+
+    @classmethod
+    def open(cls, address: str, collection: str, *, token: str = "", database: str = "") -> Self:
+        """Open a collection that ``create`` made; the arguments are those of ``create``."""
+        client = _connect(address, token, database)
+        try:
+            return cls(client, collection)
+        except BaseException:
+            client.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """See ``Server``."""
+        self._client.close()
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def upsert(self, ids: npt.ArrayLike, codes: Codes, metadata: pa.Table | None = None) -> None:
+        """See ``Server``; sent in parts of 8,192 items, each all or nothing."""
+        self.upsert_rows(ServerRows.of(ids, codes, metadata, bits=self.bits, id_type=self.id_type))
+
+    def upsert_rows(self, rows: ServerRows) -> None:
+        """Send rows that are checked already."""
+        if self.id_type == "int64" and (rows.ids == _LARGEST).any():
+            raise InvalidInputError(f"Milvus cannot find the id {_LARGEST} again; give that item another id")
+        if self.id_type == "string":
+            longest = max((len(one.encode()) for one in rows.ids.tolist()), default=0)
+            if longest > _LONGEST_ID:
+                raise InvalidInputError(f"Milvus takes ids of {_LONGEST_ID:,} bytes at most, got {longest:,}")
+        metadata = _json_rows(rows.metadata)
+        ids, digests, packed = rows.ids.tolist(), rows.digests.tolist(), rows.codes.packed
+        with _errors():
+            for start in range(0, len(rows), _PART):
+                self._client.upsert(
+                    self._collection,
+                    [
+                        {
+                            **metadata[at],
+                            "id": ids[at],
+                            "code": packed[at].tobytes(),
+                            "crovca_digest": digests[at],
+                        }
+                        for at in range(start, min(start + _PART, len(rows)))
+                    ],
+                )
+
+    def delete(self, ids: npt.ArrayLike) -> None:
+        """See ``Server``; in parts of 8,192 items, each all or nothing."""
+        for condition in self._conditions(check_ids(ids, self.id_type)):
+            with _errors():
+                self._client.delete(self._collection, filter=condition)
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        logits: npt.ArrayLike | Codes,
+        k: int = 10,
+        *,
+        metric: ServerMetric = "bce",
+        where: str | None = None,
+        overfetch: int | None = None,
+        exact: bool = False,
+    ) -> ServerNeighbors:
+        """See ``Server``; ``where`` is an expression of Milvus's.
+
+        Raises:
+            InvalidInputError: besides the usual, k or overfetch over 16,384.
+            ServerError: besides the usual, with ``exact=True``, where a proof needs more than 16,384 items.
+        """
+        usual = min(MOST_RESULTS, default_overfetch(k))
+        if max(k, overfetch or 0) > MOST_RESULTS:
+            raise InvalidInputError(
+                f"Milvus returns at most {MOST_RESULTS:,} items a query, got k = {k}, overfetch = {overfetch}"
+            )
+        overfetch = usual if overfetch is None else overfetch
+        return search_by_rescoring(self, logits, k, metric, where, overfetch, exact)
+
+    def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
+        """See ``Engine``; several queries a request, as many as 16,384 items allow."""
+        each = max(1, MOST_RESULTS // count)
+        found: list[ServerCandidates] = []
+        for start in range(0, len(queries), each):
+            part = queries[start : start + each]
+            codes = Codes.concatenate([query.code for query in part])
+            for query, hits in zip(part, self._hits(codes, count, where, {}), strict=True):
+                all_there = len(hits) < count
+                bound = ALL_RETURNED if all_there else query.bound_at(int(hits[-1]["distance"]))
+                found.append(ServerCandidates(*self._unpacked(hits), bound))
+        return found
+
+    def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
+        """See ``Engine``; ServerError where there are more than the server returns."""
+        radius = query.radius(distance)
+        (hits,) = self._hits(query.code, MOST_RESULTS, where, {"radius": radius + 1})  # exclusive
+        if len(hits) == MOST_RESULTS:
+            raise ServerError(
+                f"an exact answer needs all items within Hamming distance {radius}, more than the "
+                f"{MOST_RESULTS:,} that Milvus returns; ask for fewer results, or do without exact"
+            )
+        yield self._unpacked(hits)
+
+    def get(self, ids: npt.ArrayLike) -> StoredItems:
+        """See ``Server``; metadata as JSON has them."""
+        asked = check_ids(ids, self.id_type)
+        found = self._query(asked, ["*"])
+        rows = {row.pop("id"): row for row in found}
+        missing(asked, list(rows))
+        ordered = [rows[one] for one in asked.tolist()]
+        codes = [row["code"][0] for row in ordered]
+        packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -(-self.bits // 8))
+        names = sorted({name for row in ordered for name in row if name not in RESERVED})
+        table = pa.table({name: [row.get(name) for row in ordered] for name in names})
+        return StoredItems(asked, Codes(packed, self.bits), table if names else None)
+
+    def count(self) -> int:
+        """See ``Server``."""
+        with _errors():
+            found = self._client.query(
+                self._collection, filter="", output_fields=["count(*)"], consistency_level="Strong"
+            )
+        return int(found[0]["count(*)"])
+
+    # --- for push ------------------------------------------------------------------------------------
+
+    def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """ids and digests of those of these items that are stored, in no order."""
+        found = self._query(ids, ["id", "crovca_digest"])
+        digests = np.array([row["crovca_digest"] for row in found], np.int64)
+        return check_ids([row["id"] for row in found], self.id_type), digests
+
+    def stored_ids(self) -> Iterator[Ids]:
+        """All ids, part by part, in no order; nothing may be written meanwhile.
+
+        By ranges of digests: they are spread evenly, and an answer without a limit is complete. Pages by id
+        would have to trust in an order that the server does not promise.
+        """
+        parts = max(1, -(-self.count() // _LISTED))
+        edges = [-(2**63) + (2**64 * part) // parts for part in range(parts)]
+        for low, next_low in zip(edges, [*edges[1:], 2**63], strict=True):
+            # The parser has no literal for -2^63, so the two outer ranges are left open.
+            ends = [f"crovca_digest >= {low}"] if low > _SMALLEST else []
+            ends += [f"crovca_digest < {next_low}"] if next_low < 2**63 else []
+            with _errors():
+                found = self._client.query(
+                    self._collection,
+                    filter=" and ".join(ends) or "crovca_digest < 0 or crovca_digest >= 0",
+                    output_fields=["id"],
+                    consistency_level="Strong",
+                )
+            yield check_ids([row["id"] for row in found], self.id_type)
+
+    @contextmanager
+    def push_lock(self) -> Iterator[None]:
+        """Nothing: Milvus has no locks. Two pushes at once do the work twice, to the same end."""
+        yield
+
+    def read_push(self) -> PushState | None:
+        """How far a push came; None where nothing was pushed."""
+        with _errors():
+            text = self._client.describe_collection(self._collection)["properties"].get(_PUSH)
+        return PushState.from_json(text) if text else None  # 2.3 cannot take a property away, only empty it
+
+    def write_push(self, state: PushState) -> None:
+        """Remember how far a push came, in a property of the collection."""
+        with _errors():
+            self._client.alter_collection_properties(self._collection, {_PUSH: state.to_json()})
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    def _hits(
+        self, queries: Codes, count: int, where: str | None, parameters: dict[str, int]
+    ) -> list[list[dict[str, Any]]]:
+        with _errors(where):
+            found = self._client.search(
+                self._collection,
+                data=[row.tobytes() for row in queries.packed],
+                anns_field="code",
+                limit=count,
+                filter=where or "",
+                output_fields=["code"],
+                search_params={"metric_type": "HAMMING", "params": parameters},
+                consistency_level="Strong",
+            )
+        return list(found)
+
+    def _unpacked(self, hits: list[dict[str, Any]]) -> tuple[Ids, Codes]:
+        raw = b"".join([hit["entity"]["code"] for hit in hits])
+        packed = np.frombuffer(raw, np.uint8).reshape(len(hits), -(-self.bits // 8))
+        return check_ids([hit["id"] for hit in hits], self.id_type), Codes(packed, self.bits)
+
+    def _query(self, ids: Ids, fields: list[str]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for condition in self._conditions(ids):
+            with _errors():
+                found += self._client.query(
+                    self._collection, filter=condition, output_fields=fields, consistency_level="Strong"
+                )
+        return found
+
+    def _conditions(self, ids: Ids) -> Iterator[str]:
+        """``id in [...]``, part by part. Strings as JSON: the client's own quoting breaks on quotes."""
+        for start in range(0, len(ids), _PART):
+            part = ids[start : start + _PART].tolist()
+            condition = f"id in {json.dumps(part, ensure_ascii=False)}"
+            if _SMALLEST in part:  # the parser reads the number before its sign
+                part.remove(_SMALLEST)
+                condition = f"id < {_SMALLEST + 1}" + (f" or id in {part}" if part else "")
+            yield condition
+
+    def _describe(self) -> tuple[int, IdType]:
+        """bits and id type, from the collection's description and schema."""
+        with _errors():
+            if not self._client.has_collection(self._collection):
+                raise ServerError(
+                    f"there is no collection {self._collection!r}; make it with create(), "
+                    "or with 'crovca index push'"
+                )
+            found = self._client.describe_collection(self._collection)
+        try:
+            ours = json.loads(found["description"])["crovca"]
+        except (ValueError, KeyError, TypeError):
+            raise ServerError(
+                f"the collection {self._collection!r} was not made by crovca; give another one"
+            ) from None
+        if ours["format"] != _FORMAT:
+            raise ServerError(
+                f"the collection {self._collection!r} has format {ours['format']}, expected {_FORMAT}; "
+                "it was made by a newer crovca"
+            )
+        return int(ours["bits"]), "string" if ours["id_type"] == "string" else "int64"
+
+
+def _create(client: MilvusClient, collection: str, bits: int, id_type: IdType) -> None:
+    from pymilvus import DataType
+
+    with _errors():
+        schema = client.create_schema(
+            auto_id=False,
+            enable_dynamic_field=True,
+            description=json.dumps({"crovca": {"format": _FORMAT, "bits": bits, "id_type": id_type}}),
+        )
+        if id_type == "int64":
+            schema.add_field("id", DataType.INT64, is_primary=True)
+        else:
+            schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=_LONGEST_ID)
+        schema.add_field("code", DataType.BINARY_VECTOR, dim=-(-bits // 8) * 8)
+        schema.add_field("crovca_digest", DataType.INT64)
+        index = client.prepare_index_params()
+        index.add_index("code", index_type="BIN_FLAT", metric_type="HAMMING")
+        client.create_collection(collection, schema=schema, index_params=index, consistency_level="Strong")
+
+
+def _json_rows(metadata: pa.Table) -> list[dict[str, Any]]:
+    """One dict a row, of what JSON can hold; nulls are left out."""
+    rows: list[dict[str, Any]] = metadata.to_pylist()
+    for row in rows:
+        for name, value in list(row.items()):
+            if value is None:
+                del row[name]
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise InvalidInputError(
+                    f"the metadata column {name!r} has the value {value}, which Milvus cannot hold; make it null"
+                )
+            elif isinstance(value, datetime.date):  # datetimes are dates, pandas timestamps too
+                row[name] = value.isoformat()
+    return rows
+
+
+def _connect(address: str, token: str, database: str) -> MilvusClient:
+    try:
+        from pymilvus import MilvusClient
+    except ImportError:
+        raise MissingDependencyError("pymilvus", "milvus", "a Milvus cluster") from None
+    # It prints each error with a traceback before raising it; we say it once, in one line.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    try:
+        return MilvusClient(address, token=token, db_name=database, timeout=_TIMEOUT)
+    except (
+        Exception
+    ) as error:  # of pymilvus, of grpc, or ValueError, as the address is wrong or nobody answers
+        raise ServerError(f"cannot connect to Milvus at {address}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(getattr(error, "message", "") or error).split()) or type(error).__name__
+
+
+@contextmanager
+def _errors(where: str | None = None) -> Iterator[None]:
+    """Turn the client's errors into ours."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        text = _line(error)
+        if where is not None and ("parse expression" in text or "expr" in text):
+            raise InvalidInputError(f"Milvus cannot use the condition {where!r}: {text}") from None
+        raise ServerError(f"Milvus: {text}") from error

@@ -1,0 +1,84 @@
+"""One table over several PostgreSQL servers: the SQL that sets it up, with nothing but ``postgres_fdw``.
+
+The table that is searched is partitioned by a hash of the id over foreign tables, one on each shard. A search is
+sent to all shards, each sorts for itself and returns no more than is asked for, and the answers are merged in order.
+
+On the coordinating server, before what ``sharding_sql`` returns, once (credentials are yours to give)::
+
+    CREATE EXTENSION postgres_fdw;
+    CREATE SERVER shard0 FOREIGN DATA WRAPPER postgres_fdw
+        OPTIONS (host '10.0.0.1', dbname 'codes', async_capable 'true', fetch_size '10000', batch_size '1000');
+    CREATE USER MAPPING FOR CURRENT_USER SERVER shard0 OPTIONS (user 'crovca', password '...');
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from crovca.codes import check_bits
+from crovca.errors import InvalidInputError, MissingDependencyError
+from crovca.servers.base import IdType
+from crovca.servers.postgres_sql import column_type, columns_sql
+
+__all__ = ["sharding_sql"]
+
+
+def sharding_sql(
+    table: str,
+    servers: Sequence[str],
+    *,
+    bits: int,
+    id_type: IdType = "int64",
+    columns: Mapping[str, pa.DataType] | None = None,
+) -> tuple[list[str], str]:
+    """SQL for a table spread over servers.
+
+    Args:
+        table: its name; on shard i it is ``table_i``.
+        servers: names that ``CREATE SERVER`` gave the shards, on the coordinating server.
+        bits: length of the codes.
+        id_type: what ids are.
+        columns: the metadata, which later pushes cannot add to.
+
+    Returns:
+        One statement to run on each shard, and the statements to run on the coordinating server after.
+    """
+    try:
+        from psycopg import sql
+    except ImportError:
+        raise MissingDependencyError("psycopg", "pg", "a PostgreSQL cluster") from None
+    if not servers:
+        raise InvalidInputError("a table is spread over one server or more, got none")
+    check_bits(bits)
+    metadata = [
+        sql.SQL(", {} {}").format(sql.Identifier(name), column_type(name, kind))
+        for name, kind in (columns or {}).items()
+    ]
+    added = sql.SQL("").join(metadata)
+    on_shards = [
+        sql.SQL("CREATE TABLE {} ({}{});")
+        .format(sql.Identifier(f"{table}_{at}"), columns_sql(bits, id_type), added)
+        .as_string()
+        for at in range(len(servers))
+    ]
+    here = [
+        # No primary key: foreign tables have none. Each shard's own key and the partition by id make ids unique.
+        sql.SQL("CREATE TABLE {} ({}{}) PARTITION BY HASH (id);").format(
+            sql.Identifier(table), columns_sql(bits, id_type, key=False), added
+        )
+    ]
+    here += [
+        sql.SQL(
+            "CREATE FOREIGN TABLE {0} PARTITION OF {1} FOR VALUES WITH (MODULUS {2}, REMAINDER {3}) SERVER {4};"
+        ).format(
+            sql.Identifier(f"{table}_{at}"),
+            sql.Identifier(table),
+            sql.Literal(len(servers)),
+            sql.Literal(at),
+            sql.Identifier(server),
+        )
+        for at, server in enumerate(servers)
+    ]
+    return on_shards, "\n".join(part.as_string() for part in here)

@@ -1,0 +1,145 @@
+"""Images in folders: all that lie below one, or those that a split file lists."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crovca.data.store import JOB
+from crovca.errors import FileFormatError, StorageError
+from crovca.sources.decode import IMAGE_SUFFIXES
+from crovca.sources.source import Source, build_source, read_file
+
+__all__ = ["open_folder", "open_split", "scan"]
+
+
+def scan(root: Path) -> tuple[list[tuple[str, int]], list[str]]:
+    """List the files below a folder, links followed, hidden names left out.
+
+    Returns:
+        Paths below ``root`` (with "/") and sizes of those named like images, and the paths of the others, both sorted.
+
+    Raises:
+        StorageError: the folder, or one below it, may not be read.
+    """
+    images: list[tuple[str, int]] = []
+    others: list[str] = []
+    _scan(root, "", (), images, others)
+    return sorted(images), sorted(others)
+
+
+def _scan(
+    folder: Path,
+    prefix: str,
+    above: tuple[tuple[int, int], ...],
+    images: list[tuple[str, int]],
+    others: list[str],
+) -> None:
+    try:
+        here = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise StorageError(f"cannot read the folder {folder}: {error.strerror}") from error
+    if (here.st_dev, here.st_ino) in above:  # a link back up
+        return
+    if above and any(entry.name == JOB for entry in entries):  # a store that was put among the images
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        name = prefix + entry.name
+        if entry.is_dir():
+            _scan(Path(entry.path), f"{name}/", (*above, (here.st_dev, here.st_ino)), images, others)
+        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+            try:
+                images.append((name, entry.stat().st_size))
+            except OSError:  # a link that leads nowhere
+                images.append((name, -1))
+        else:
+            others.append(name)
+
+
+def open_folder(root: Path, files: list[tuple[str, int]], others: int) -> Source[bytes]:
+    """The images that ``scan`` found. Labels are the names of the first-level folders, if every image lies in one."""
+    names = [name for name, _ in files]
+    classes = [name.split("/", 1)[0] if "/" in name else None for name in names]
+    labels, notes = None, []
+    if None not in classes:
+        labels = np.array([str(name).encode("utf-8", "backslashreplace").decode() for name in classes])
+    elif any(classes):
+        notes.append(
+            f"{sum(name is None for name in classes):,} images lie in {root.name} itself: "
+            "subfolders are not taken as classes"
+        )
+    if others:
+        notes.append(f"{others:,} files in {root.name} are not named like images and were passed over")
+    return build_source(
+        "folder",
+        names,
+        lambda row: read_file(root / names[row]),
+        (f"{name}\0{size}" for name, size in files),
+        labels=labels,
+        notes=tuple(notes),
+    )
+
+
+def open_split(path: Path, root: Path) -> Source[bytes]:
+    """The images that a split file lists: a path on each line, and its labels.
+
+    C columns of 0 and 1 are multi-hot labels; a single number is the class. The id is the path as it stands there.
+
+    Raises:
+        FileFormatError: not text, no line, or lines that do not fit together (which).
+    """
+    try:
+        content = path.read_bytes()
+        lines = content.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} is not a split file: not UTF-8 text ({error.reason})") from error
+    names: list[str] = []
+    rows: list[list[str]] = []
+    columns = -1
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if columns < 0:
+            columns = len(re.search(r"((?:\s+[01])*)\s*$", line)[1].split())  # type: ignore[index]
+            columns = columns or int(re.search(r"\S\s+\d+\s*$", line) is not None)
+        name, *values = line.strip().rsplit(None, columns) if columns else [line.strip()]
+        if len(values) != columns or not all(value.isdecimal() for value in values):
+            raise FileFormatError(
+                f"{path}, line {number}: expected a path and {columns} labels as in the first line, got {line[:80]!r}"
+            )
+        names.append(name)
+        rows.append(values)
+    if not names:
+        raise FileFormatError(f"{path} lists no image")
+    return build_source(
+        "split file",
+        names,
+        lambda row: read_file(root / names[row]),
+        [hashlib.sha256(content).hexdigest()],
+        labels=_labels(rows, columns, path),
+    )
+
+
+def _labels(rows: list[list[str]], columns: int, path: Path) -> npt.NDArray[Any] | None:
+    if not columns:
+        return None
+    values = np.array(rows, np.int64)
+    if columns == 1:
+        return values[:, 0]
+    wrong = np.flatnonzero((values > 1).any(axis=1))
+    if len(wrong):
+        raise FileFormatError(
+            f"{path}: labels must be 0 or 1 where there are several; item {wrong[0]} has others"
+        )
+    return values.astype(np.bool_)

@@ -1,0 +1,293 @@
+"""Local folders, short names, and a hub that answers as huggingface.co does, on this machine."""
+
+import hashlib
+import http.server
+import json
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crovca.encoders.encoder import Encoder
+from crovca.encoders.families import ALIASES
+from crovca.encoders.hub import locate
+from crovca.errors import ConfigError, CrovcaError, EncoderError
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+pytest.importorskip("transformers")
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Serves ``repositories`` ("owner/name" -> folder); ``gated`` may be listed, but not read."""
+
+    repositories: dict[str, Path] = {}  # noqa: RUF012
+    gated: set[str] = set()  # noqa: RUF012
+    asked: list[str] = []  # noqa: RUF012
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, *, body=True):
+        path = self.path.split("?")[0]
+        self.asked.append(path)
+        listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
+        resolved = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        name, revision = (listed[1], listed[3]) if listed else resolved.group(1, 2) if resolved else ("", "")
+        if name not in self.repositories:
+            return self.answer(404, error="RepoNotFound", body=body)
+        if revision not in (None, "main", COMMIT):
+            return self.answer(404, error="RevisionNotFound", body=body)
+        folder = self.repositories[name]
+        if resolved:
+            if name in self.gated:
+                return self.answer(403, error="GatedRepo", body=body)
+            file = folder / resolved[3]
+            if not file.is_file():
+                return self.answer(404, error="EntryNotFound", body=body)
+            return self.answer(200, file.read_bytes(), body=body)
+        files = [
+            {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": oid(file)}
+            for file in sorted(folder.iterdir())
+        ]
+        if listed[2] == "tree":
+            return self.answer(200, json.dumps(files).encode(), body=body)
+        about = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file["path"]} for file in files]}
+        return self.answer(200, json.dumps(about).encode(), body=body)
+
+    def answer(self, status, content=b"{}", *, error=None, body=True):
+        self.send_response(status)
+        if error:
+            self.send_header("X-Error-Code", error)
+            self.send_header("X-Error-Message", error)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+
+def oid(file):
+    return hashlib.sha1(file.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, folders):
+    """A hub of our own, and an empty cache."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    Hub.repositories, Hub.gated, Hub.asked = {"who/vit": folders["ViT"][0]}, set(), []
+    point_to(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    huggingface_hub.utils.disable_progress_bars()
+    yield Hub
+    huggingface_hub.utils.enable_progress_bars()
+    server.shutdown()
+    server.server_close()
+
+
+def point_to(monkeypatch, url):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        huggingface_hub.constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+
+
+def go_offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def refused(source, message, kind=EncoderError, **options):
+    with pytest.raises(kind, match=message) as error:
+        Encoder.load(source, device="cpu", dtype="float32", **options)
+    assert len(str(error.value).splitlines()) == 1
+    assert str(source) in str(error.value) or source in ALIASES
+    return str(error.value)
+
+
+def test_a_model_comes_from_the_hub_and_then_from_the_cache(hub, folders, monkeypatch):
+    local = Encoder.load(folders["ViT"][0], device="cpu", dtype="float32")
+    fetched = Encoder.load("who/vit", device="cpu", dtype="float32")
+    assert fetched.identity == {**local.identity, "source": "who/vit", "revision": COMMIT}
+    x = torch.randn(2, 3, 28, 28)
+    assert torch.equal(fetched.embed(x), local.embed(x))
+    go_offline(monkeypatch)
+    hub.asked.clear()
+    again = Encoder.load("who/vit", device="cpu", dtype="float32")
+    assert again.identity == fetched.identity
+    assert hub.asked == []
+    by_commit = Encoder.load("who/vit", revision=COMMIT, device="cpu", dtype="float32")
+    assert by_commit.identity == fetched.identity
+
+
+def test_only_what_is_needed_is_fetched(hub, folders, tmp_path):
+    folder = shutil.copytree(folders["ViT"][0], tmp_path / "repository")
+    for name in ("pytorch_model.bin", "flax_model.msgpack", "model.onnx", "README.md"):
+        (folder / name).write_bytes(b"large")
+    hub.repositories["who/many"] = folder
+    Encoder.load("who/many", device="cpu", dtype="float32")
+    fetched = {path.rsplit("/", 1)[-1] for path in hub.asked if "/resolve/" in path}
+    assert fetched == {"config.json", "preprocessor_config.json", "model.safetensors"}
+
+
+def test_a_repository_with_a_bin_alone(hub, folders, tmp_path):
+    folder = shutil.copytree(folders["ViT"][0], tmp_path / "repository")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    hub.repositories["who/bin"] = folder
+    encoder = Encoder.load("who/bin", device="cpu", dtype="float32")
+    x = torch.randn(2, 3, 28, 28)
+    assert torch.equal(encoder.embed(x), Encoder.load("who/vit", device="cpu", dtype="float32").embed(x))
+
+
+def test_what_the_hub_refuses(hub, folders):
+    hub.repositories["who/gated"] = folders["ViT"][0]
+    hub.gated.add("who/gated")
+    refused("who/gated", "who/gated is gated: .* ask for it on its page .* 'hf auth login'")
+    refused(
+        "who/nobody", "there is no model 'who/nobody' on the hub, or it is private and you are not logged in"
+    )
+    refused("who/vit", "who/vit has no revision 'v9'; leave it out", revision="v9")
+
+
+def test_a_repository_of_something_else(hub, tmp_path):
+    (tmp_path / "open_clip").mkdir()
+    (tmp_path / "open_clip" / "open_clip_config.json").write_text("{}")
+    hub.repositories["who/open_clip"] = tmp_path / "open_clip"
+    refused(
+        "who/open_clip",
+        "has no config.json; it is in the format of open_clip: convert it with 'crovca convert",
+    )
+
+
+def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
+    point_to(monkeypatch, "http://127.0.0.1:9")
+    refused(
+        "who/vit",
+        "who/vit is not in the local cache, and the hub cannot be reached .*onnect.*check the network",
+    )
+    go_offline(monkeypatch)
+    refused(
+        "who/vit", "who/vit at revision 'v2' is not in the local cache, and HF_HUB_OFFLINE", revision="v2"
+    )
+
+
+def made(kind):
+    """An exception of huggingface_hub as it is raised, whatever its constructor wants."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, "401 Client Error.\n\nRequest id 123: many lines\nof text")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("GatedRepoError", "a/b is gated"),
+        ("RepositoryNotFoundError", "there is no model 'a/b' on the hub"),
+        ("RevisionNotFoundError", "a/b has no revision 'r'"),
+        (
+            "LocalEntryNotFoundError",
+            "a/b at revision 'r' is not in the local cache, and the hub cannot be reached",
+        ),
+        ("OfflineModeIsEnabled", "HF_HUB_OFFLINE forbids to fetch it"),
+        ("HfHubHTTPError", "cannot fetch a/b at revision 'r' from the hub: HfHubHTTPError: 401 Client"),
+        ("EntryNotFoundError", "cannot fetch a/b at revision 'r' from the hub"),
+        ("OSError", "cannot fetch a/b at revision 'r' from the hub: OSError"),
+        ("TimeoutError", "the hub cannot be reached"),
+    ],
+)
+def test_every_error_of_the_hub_is_one_line(monkeypatch, name, message):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    builtin = {"OSError": OSError, "TimeoutError": TimeoutError}
+    kind = builtin.get(name) or getattr(huggingface_hub.errors, name)
+
+    def fail(*arguments, **options):
+        raise made(kind)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(EncoderError, match=message) as error:
+        locate("a/b", "r")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_gated_short_name_says_how(monkeypatch):
+    def fail(*arguments, **options):
+        raise made(huggingface_hub.errors.GatedRepoError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(
+        EncoderError, match=r"facebook/dinov3-vitb16-pretrain-lvd1689m is gated: .* ask for access"
+    ):
+        locate("dinov3-b")
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_short_names_lead_somewhere(name, monkeypatch, tmp_path):
+    alias = ALIASES[name]
+    if alias.hub_id is None:
+        with pytest.raises(
+            ConfigError, match=f"the encoder '{name}' has no weights that .*crovca convert .* -o {name}"
+        ):
+            locate(name)
+        return
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda id_, **options: asked.append(id_) or str(tmp_path)
+    )
+    assert locate(name).name == alias.hub_id
+    assert set(asked) == {alias.hub_id}
+
+
+def test_the_table_of_the_paper_has_short_names():
+    assert {
+        "simdinov2",
+        "dinov2",
+        "dinov3-s",
+        "dinov3-b",
+        "dinov3-l",
+        "dfn-b",
+        "dfn-l",
+        "swag",
+        "deit",
+    } <= set(ALIASES)
+
+
+def test_a_folder_goes_before_a_short_name(folders, tmp_path, monkeypatch):
+    shutil.copytree(folders["ViT"][0], tmp_path / "deit")
+    monkeypatch.chdir(tmp_path)
+    assert Encoder.load("deit", device="cpu", dtype="float32").identity["source"] == "deit"
+
+
+def test_paths_that_are_no_model(tmp_path, folders):
+    refused(str(tmp_path / "none"), "there is no folder '.*none'; expected a model's folder", ConfigError)
+    refused("./none", "there is no folder './none'", ConfigError)
+    refused("no-such-name", "there is no folder 'no-such-name' .* the short names are .*dinov2", ConfigError)
+    refused("a/b/c", "'a/b/c' is neither a folder nor an id of the hub", ConfigError)
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"")
+    refused(str(file), "is a file; give a folder .* 'crovca convert'", ConfigError)
+    (tmp_path / "empty").mkdir()
+    refused(str(tmp_path / "empty"), "it has no config.json, it is empty")
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    refused(str(tmp_path / "empty"), "it has no config.json, only a LoRA adapter")
+    with pytest.raises(ConfigError, match="is a local folder, which has no revision 'main'; leave it out"):
+        Encoder.load(folders["ViT"][0], revision="main")
+    with pytest.raises(CrovcaError, match="the encoder's name is empty"):
+        Encoder.load("")

@@ -1,0 +1,108 @@
+"""Two processes (gloo, on the CPU) do what one does."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crovca.errors import InvalidInputError
+from crovca.hashing.process_group import ALONE, ProcessGroup
+from tests.hasher import worker
+
+pytest.importorskip("accelerate")
+ROOT = Path(__file__).parents[2]
+
+
+def launch(arguments, processes=2):
+    """Start processes as torchrun does, wait for them, and give what each said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in range(processes):
+        variables = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, arguments)],
+                env=variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=180) for process in started]
+    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+
+
+def test_two_processes_compute_what_one_computes(tmp_path, encoder, photos):
+    """Loss and gradients of the second step, and the model's logits: the coding rate, the batch normalization and the
+    class prototypes are those of the whole batch."""
+    ended = launch([Path(worker.__file__), tmp_path, encoder, photos])
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    alone = worker.results(encoder, photos, ALONE)
+    halves = [dict(np.load(tmp_path / f"{rank}-of-2.npz")) for rank in range(2)]
+    gradients = 0
+    for name, expected in alone.items():
+        # Of the size of the numbers. Biases before a batch normalization have gradients of 0 but for rounding, of which
+        # Adam makes steps of full length: after them the logits agree less closely.
+        share = 1e-2 if name.endswith("logits") else 1e-3
+        tolerance = max(share * np.abs(expected).max(), 1e-5)
+        for half in halves:
+            np.testing.assert_allclose(half[name], expected, rtol=0, atol=tolerance, err_msg=name)
+        gradients += "gradient" in name and bool(np.abs(expected).max() > 1e-5)
+    # Head and adapters have gradients that are not 0, about ten parameters in each case.
+    assert gradients > 30
+    assert all(np.array_equal(halves[0][name], halves[1][name]) for name in alone)
+    said = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]  # an error of the first ends all
+    assert said == ["ConfigError: the first process will not", "WorkerError: the first process will not"]
+
+
+def test_a_share_of_the_batch_alone_would_not_do(encoder, photos):
+    """The test above can fail: half a batch has another loss."""
+    half = worker.SETTINGS | {"batch_size": 12}
+    hasher = worker.ImageHasher(encoder, **half).fit(photos)
+    whole = worker.ImageHasher(encoder, **worker.SETTINGS).fit(photos)
+    assert abs(hasher.history_[-1]["loss"] - whole.history_[-1]["loss"]) > 1e-3
+
+
+def test_the_command_with_a_launcher_writes_one_model(tmp_path, encoder, photos):
+    """Only the first process speaks and writes."""
+    command = ["-m", "crovca.cli.main", "finetune", photos, "--encoder", encoder, "--bits", "8"]
+    command += ["--epochs", "2", "--batch-size", "12", "--device", "cpu", "-o", tmp_path / "model"]
+    ended = launch(command)
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert "codes of 8 bits, trained in" in ended[0][1]
+    assert ended[1][1] == ""
+    assert "Traceback" not in ended[0][2] + ended[1][2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_shares_are_the_batch():
+    rows = np.arange(12)
+    parts = [ProcessGroup(rank, 3).share(rows) for rank in range(3)]
+    assert np.array_equal(np.concatenate(parts), rows)
+    assert len({len(part) for part in parts}) == 1
+
+
+def test_more_processes_than_items_are_refused():
+    from crovca.hashing.config import TrainingConfig
+    from crovca.hashing.train import _Plan
+
+    config = TrainingConfig(lengths=(8,), epochs=2, batch_size=10)
+    assert _Plan.of(25, config, ProcessGroup(0, 3)) == (25, 9, 2, 4)
+    with pytest.raises(InvalidInputError, match="2 items are too few for 3 processes"):
+        _Plan.of(2, config, ProcessGroup(0, 3))

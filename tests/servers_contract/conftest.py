@@ -1,0 +1,120 @@
+"""Real servers, started once a session; a test whose server is not installed here is skipped and says so."""
+
+import itertools
+from contextlib import ExitStack
+
+import psycopg
+import pytest
+
+from crovca.servers.connection import create
+from crovca.servers.postgres import PostgresServer
+from crovca.servers.shards import sharding_sql
+from tests.servers import launch
+from tests.servers_contract.samples import sample
+
+_numbers = itertools.count()
+
+
+class Servers:
+    """Starts a server when it is first asked for."""
+
+    def __init__(self, stack):
+        self._stack = stack
+        self._started = {}
+
+    def __call__(self, name):
+        if name not in self._started:
+            try:
+                self._started[name] = self._stack.enter_context(STARTERS[name]())
+            except launch.Missing as reason:
+                self._started[name] = reason
+        if isinstance(self._started[name], launch.Missing):
+            pytest.skip(str(self._started[name]))
+        return self._started[name]
+
+    def address(self, kind):
+        """Address of a collection that is not there yet."""
+        name = f"codes{next(_numbers)}"
+        if kind == "milvus":
+            return f"{self('milvus')}/{name}"
+        return f"{self(kind).url}?table={name}"
+
+
+STARTERS = {
+    "postgres": lambda: launch.postgres(launch.debian_postgres()),
+    "shard0": lambda: launch.postgres(launch.debian_postgres()),
+    "shard1": lambda: launch.postgres(launch.debian_postgres()),
+    "pgvector": lambda: launch.postgres(launch.pgvector_postgres()),
+    "milvus": launch.milvus,
+}
+
+
+@pytest.fixture(scope="session")
+def servers():
+    with ExitStack() as stack:
+        yield Servers(stack)
+
+
+@pytest.fixture(params=["postgres", "pgvector", "sharded", "milvus"])
+def kind(request):
+    """Every server that there is."""
+    return request.param
+
+
+@pytest.fixture
+def make(kind, servers, milvus_collections):
+    """Makes an empty collection; they are closed in the end."""
+    with ExitStack() as stack:
+
+        def make(bits, id_type="int64"):
+            if kind == "milvus":
+                return milvus_collections(bits, id_type)
+            if kind == "sharded":
+                return stack.enter_context(open_sharded(servers, bits, id_type))
+            return stack.enter_context(create(servers.address(kind), bits=bits, id_type=id_type))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def milvus_collections(servers):
+    """Emptied and used again, one for each kind of code: making one takes seconds."""
+    made = {}
+
+    def empty(bits, id_type):
+        if (bits, id_type) not in made:
+            made[bits, id_type] = create(servers.address("milvus"), bits=bits, id_type=id_type)
+        cluster = made[bits, id_type]
+        for ids in list(cluster.stored_ids()):
+            cluster.delete(ids)
+        cluster._client.alter_collection_properties(cluster._collection, {"crovca.push": ""})
+        assert cluster.count() == 0
+        return cluster
+
+    yield empty
+    for cluster in made.values():
+        cluster.close()
+
+
+def open_sharded(servers, bits, id_type="int64"):
+    """A table over two servers; the first of them coordinates nothing but its own shard."""
+    coordinator, shards = servers("postgres"), [servers("shard0"), servers("shard1")]
+    name = f"codes{next(_numbers)}"
+    columns = {field.name: field.type for field in sample(1, 8)[2].schema}
+    on_shards, here = sharding_sql(name, ["shard0", "shard1"], bits=bits, id_type=id_type, columns=columns)
+    for shard, command in zip(shards, on_shards, strict=True):
+        with psycopg.connect(shard.url, autocommit=True) as connection:
+            connection.execute(command)
+    with psycopg.connect(coordinator.url, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw")
+        for at, shard in enumerate(shards):
+            connection.execute(
+                f"CREATE SERVER IF NOT EXISTS shard{at} FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', "
+                f"port '{shard.port}', dbname 'postgres', async_capable 'true', fetch_size '10000', batch_size '1000')"
+            )
+            connection.execute(
+                f"CREATE USER MAPPING IF NOT EXISTS FOR CURRENT_USER SERVER shard{at} "
+                f"OPTIONS (user 'postgres', password '{shard.password}')"
+            )
+        connection.execute(here)
+    return PostgresServer.open(coordinator.url, name)

@@ -1,0 +1,135 @@
+"""Addresses, and all that can be wrong with them: one clear line, and never the password."""
+
+import builtins
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crovca.errors import ConfigError, InvalidInputError, MissingDependencyError, ServerError
+from crovca.servers import milvus as milvus_module
+from crovca.servers.connection import connect, create
+from crovca.servers.milvus import MilvusServer
+from tests.servers_contract.samples import sample
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("codes", "cannot begin with 'codes'"),
+        ("mysql://a:secret@b/c", "cannot begin with 'mysql'"),
+        ("", "cannot begin with ''"),
+        ("postgresql://u:secret@h/db", "has to name one table"),
+        ("postgresql://u:secret@h/db?table=", "has to name one table"),
+        ("postgresql://h/db?table=a&table=b", "has to name one table"),
+        ("postgresql://u:secret@h/db?table=a&nonsense=1", "no PostgreSQL address .*nonsense"),
+        ("milvus://u:secret@h", "needs a host and one collection"),
+        ("milvus://h/a/b", "needs a host and one collection"),
+        ("milvus:///codes", "needs a host and one collection"),
+        ("milvus://h:port/codes", "no usable port"),
+        ("milvus://h/codes?table=a", "unknown parameter 'table'"),
+    ],
+)
+def test_addresses_that_cannot_be_used(url, message):
+    for function in (connect, lambda url: create(url, bits=8)):
+        with pytest.raises(ConfigError, match=message) as caught:
+            function(url)
+        assert "secret" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@given(st.text(max_size=30))
+def test_no_text_ends_in_a_traceback(text):
+    for url in (text, f"milvus://{text.replace('/', '')}", f"postgresql://{text}?nonsense=1&table=a"):
+        with pytest.raises((ConfigError, ServerError)):
+            connect(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:secret@127.0.0.1:1/db?table=a", "milvus://u:secret@127.0.0.1:1/a"]
+)
+def test_a_server_that_is_not_there(url, monkeypatch):
+    monkeypatch.setattr(milvus_module, "_TIMEOUT", 0.5)
+    with pytest.raises(ServerError, match=r"cannot connect to .* at .*127\.0\.0\.1:1: ") as caught:
+        connect(url)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_password(servers):
+    url = servers.address("postgres").replace("secret", "gue55")
+    with pytest.raises(ServerError, match="password authentication failed") as caught:
+        connect(url)
+    assert "gue55" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "package"), [("postgresql://h/d?table=a", "psycopg"), ("milvus://h/a", "pymilvus")]
+)
+def test_a_driver_that_is_missing(url, package, monkeypatch):
+    original = builtins.__import__
+
+    def no_driver(name, *args, **options):
+        if name.split(".")[0] == package:
+            raise ImportError(name)
+        return original(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", no_driver)
+    for function in (connect, lambda url: create(url, bits=8)):
+        with pytest.raises(
+            MissingDependencyError, match=rf"needs the package '{package}'.*pip install 'crovca\["
+        ):
+            function(url)
+
+
+@pytest.mark.parametrize("server", ["postgres", "milvus"])
+def test_what_is_there_already(servers, server):
+    url = servers.address(server)
+    with pytest.raises(ServerError, match=r"there is no (table|collection)"):
+        connect(url)
+    with pytest.raises(InvalidInputError, match="bits must lie between 1 and 4,096"):
+        create(url, bits=5000)
+    create(url, bits=13, id_type="string").close()
+    with pytest.raises(ServerError, match=r"there is a (table|collection) .* already"):
+        create(url, bits=13, id_type="string")
+    with create(url, bits=13, id_type="string", exist_ok=True) as cluster:
+        assert (cluster.bits, cluster.id_type) == (13, "string")
+    for bits, id_type in ((16, "string"), (13, "int64")):
+        with pytest.raises(ServerError, match="holds codes of 13 bits with ids of type string, expected"):
+            create(url, bits=bits, id_type=id_type, exist_ok=True)
+
+
+def test_milvus_has_limits_and_says_so(servers, milvus_collections):
+    cluster = milvus_collections(13, "int64")
+    assert isinstance(cluster, MilvusServer)
+    with pytest.raises(InvalidInputError, match="at most 16,384 items a query, got k = 16385"):
+        cluster.search([[1.0] * 13], 16385)
+    with pytest.raises(InvalidInputError, match="overfetch = 20000"):
+        cluster.search([[1.0] * 13], 10, overfetch=20000)
+    with pytest.raises(ConfigError, match="PostgreSQL's"):
+        connect(servers.address("milvus"), approximate=True)
+    ids, codes, _ = sample(17_000, 13)
+    cluster.upsert(ids, codes)
+    with pytest.raises(ServerError, match="more than the 16,384 that Milvus returns"):
+        cluster.search([[1.0] * 13], 16384, exact=True)
+    found = cluster.search([[1.0] * 13], 9000)
+    assert found.candidates.tolist() == [16384]
+
+
+def test_milvus_refuses_what_json_cannot_hold(milvus_collections):
+    ids, codes, _ = sample(2, 13)
+    cluster = milvus_collections(13, "int64")
+    with pytest.raises(InvalidInputError, match="'x' has the value nan, which Milvus cannot hold"):
+        cluster.upsert(ids, codes, pa.table({"x": [1.0, float("nan")]}))
+    assert cluster.count() == 0
+
+
+def test_drivers_are_loaded_when_they_are_used():
+    code = (
+        "import crovca.servers.push, crovca.servers.shards, sys;"
+        "sys.exit(bool({'torch', 'psycopg', 'pymilvus'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
