@@ -95,7 +95,8 @@ def check_text(values: npt.NDArray[Any], expected: str) -> npt.NDArray[np.str_]:
         other = next(type(value).__name__ for value in values if not isinstance(value, str))
         raise InvalidInputError(f"{expected}, got objects, among them {other}")
     try:
-        texts = np.ascontiguousarray(values.astype(np.str_))
+        plain = values if values.dtype.kind == "U" else values.tolist()
+        texts = np.ascontiguousarray(plain, np.str_)
     except (ValueError, TypeError) as error:
         raise InvalidInputError(f"{expected}, got {values.dtype} ({error})") from error
     points: npt.NDArray[Any] = (
