@@ -421,6 +421,11 @@ def edit_json(path, **changes):
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 MANIFEST, PART = Path("store/manifest.json"), Path("store/part-00001")
 BAD_STORES = {
     "no manifest": (lambda: MANIFEST.unlink(), "no store of embeddings: it has no manifest.json"),
@@ -455,11 +460,11 @@ BAD_STORES = {
     "deep manifest": (lambda: MANIFEST.write_text("[" * 200_000), "nested too deeply"),
     "huge manifest": (lambda: os.truncate(MANIFEST, 1 << 30), "has 1,073,741,824 bytes, expected at most"),
     "a pipe": (
-        lambda: [(PART / "embeddings.npy").unlink(), os.mkfifo(PART / "embeddings.npy")],
+        lambda: as_pipe(PART / "embeddings.npy"),
         "embeddings.npy is a pipe or a device",
     ),
     "a pipe of items": (
-        lambda: [(PART / "items.parquet").unlink(), os.mkfifo(PART / "items.parquet")],
+        lambda: as_pipe(PART / "items.parquet"),
         "items.parquet is a pipe or a device",
     ),
     "no folder": (lambda: shutil.rmtree(PART), "part-00001/embeddings.npy does not exist"),

@@ -338,12 +338,8 @@ def _opened_npz(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile
                 infos = archive.infolist()
                 if len(infos) > _MAX_MEMBERS:
                     raise ValueError(f"{len(infos):,} members, expected at most {_MAX_MEMBERS:,}")
-                members = {
-                    info.filename.removesuffix(".npy"): info
-                    for info in infos
-                    if info.filename.endswith(".npy")
-                }
-                if len(members) < sum(info.filename.endswith(".npy") for info in infos):
+                members = {info.filename.removesuffix(".npy"): info for info in infos}
+                if len(members) < len(infos):
                     raise ValueError("two arrays have one name")
                 yield archive, members
         except FileFormatError:

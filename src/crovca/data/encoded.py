@@ -12,7 +12,7 @@ import numpy.typing as npt
 from crovca.codes import Codes
 from crovca.data.labels import check_labels, check_text, check_whole
 from crovca.errors import FileFormatError, InvalidInputError
-from crovca.files import load_arrays, save_arrays
+from crovca.files import array_names, load_arrays, save_arrays
 
 __all__ = ["Encoded"]
 
@@ -70,6 +70,9 @@ class Encoded:
     def load(cls, path: str | Path) -> Encoded:
         """Read what ``save`` wrote; a file of ``Codes.save`` has no ids, labels or logits."""
         path = Path(path)
+        unknown = sorted(set(array_names(path)) - {"packed", "bits", "ids", "labels", "logits"})
+        if unknown:  # perhaps one of those, whose name was damaged
+            raise FileFormatError(f"{path} holds {unknown[0][:80]!r}, which no file of codes has")
         arrays = load_arrays(path, required=("packed", "bits"), optional=("ids", "labels", "logits"))
         codes = Codes.from_arrays(arrays, path)
         ids, labels, logits = (arrays.get(name) for name in ("ids", "labels", "logits"))
