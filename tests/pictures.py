@@ -1,5 +1,6 @@
 """Images for tests, good and bad in every way that was thought of."""
 
+import importlib.util
 import io
 import os
 import struct
@@ -74,7 +75,7 @@ def broken_files():
         "json.jpg": (b'{"error": "not found"}', "not an image"),
         "vector.svg": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "unsupported"),
         "vector.png": (b"<svg/>", "unsupported"),
-        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported"),
+        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "damaged" if importlib.util.find_spec("pillow_heif") else "unsupported"),
         "new.jxl": (b"\xff\x0a" + b"\0" * 50, "unsupported"),
         "layers.psd": (b"8BPS\0\1" + b"\0" * 50, "unsupported"),
         "film.jpg": (b"\0\0\0\x18ftypmp42" + b"\0" * 50, "not an image"),

@@ -1,5 +1,9 @@
 """Decoding: every kind of image comes out as it looks, everything else with its reason."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -176,3 +180,55 @@ def test_a_large_camera_passes_the_limit():
 def test_good_ones_are_good():
     for name, data in good_files().items():
         assert decode(data).image.size in ((60, 40), (40, 60)), name
+
+
+def chunk(kind, content, *, checksum=None):
+    crc = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+BALLAST = {
+    "a large text": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80 << 20))),
+    "many texts": chunk(b"tEXt", b"Comment\0" + b"x" * 900_000) * 80,
+    "a large color profile": chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(bytes(8 << 20))),
+    "a wrong checksum": chunk(b"pHYs", bytes(9), checksum=1),
+    "a wrong checksum of EXIF": chunk(b"eXIf", b"MM\0*", checksum=1),
+}
+
+
+@pytest.mark.parametrize("name", BALLAST)
+def test_parts_of_a_png_that_no_pixel_depends_on(name):
+    data = as_bytes(PHOTO, "PNG")
+    np.testing.assert_array_equal(pixels(data[:33] + BALLAST[name] + data[33:]), pixels(data))
+
+
+def test_a_wrong_checksum_of_pixels_is_damage():
+    data = bytearray(as_bytes(PHOTO, "PNG"))
+    data[29] ^= 1  # the checksum of IHDR
+    with pytest.raises(UnreadableItem):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_a_tiff_of_whole_numbers_up_to_255_is_one_of_8_bits(mode):
+    gray = np.arange(40 * 40, dtype=np.uint8).reshape(40, 40) % 200
+    image = Image.fromarray(gray.astype(np.float32 if mode == "F" else np.int32))
+    assert image.mode == mode
+    np.testing.assert_array_equal(pixels(as_bytes(image, "TIFF"))[..., 0], gray)
+    wide = Image.fromarray(gray.astype(np.float32) * 257)
+    np.testing.assert_array_equal(pixels(as_bytes(wide, "TIFF"))[..., 0], gray)
+
+
+def test_heic_is_read_with_its_package_and_named_without(monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(PHOTO.convert("RGB")).save(buffer, quality=95)
+    data = buffer.getvalue()
+    assert far(pixels(data), PHOTO.convert("RGB")) < 4
+    with pytest.raises(UnreadableItem):
+        decode(data[:200])
+    monkeypatch.setattr(images, "_formats", lambda: images.FORMATS)
+    with pytest.raises(UnreadableItem, match=r"HEIC, which takes .* pip install 'crovca\[heic\]'"):
+        decode(data)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.undo()

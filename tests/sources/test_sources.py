@@ -404,3 +404,132 @@ def test_a_store_is_no_source_of_images(tmp_path):
     save_store(tmp_path / "store", np.ones((2, 3), np.float32))
     with pytest.raises(InvalidInputError, match="a store of embeddings already"):
         open_images(tmp_path / "store")
+
+
+# --- what anybody may have written --------------------------------------------------------------------------------
+
+CAPTIONS = ["a cat", "a dog\u2028in the rain", "a bird\x0bsings", "a fish\x85swims", "a cow\x1cgrazes"]
+
+
+def test_lines_end_at_line_feeds_only(tmp_path):
+    (tmp_path / "c.txt").write_text("\n".join(CAPTIONS) + "\n", encoding="utf-8", newline="")
+    found = open_texts(tmp_path / "c.txt")
+    assert [found.read(row) for row in range(len(found))] == CAPTIONS
+    for end in ("\n", "\r\n"):
+        content = end.join(["path,caption", *(f"{row}.jpg,{text}" for row, text in enumerate(CAPTIONS)), ""])
+        (tmp_path / "c.csv").write_text("\ufeff" + content, encoding="utf-8", newline="")
+        found = open_texts(tmp_path / "c.csv")
+        assert [found.read(row) for row in range(len(found))] == CAPTIONS
+        assert not found.faults
+    names = ["a.jpg", "b\u2028c.jpg", "d\x85e.jpg"]
+    for name in names:
+        (tmp_path / name).write_bytes(PICTURES[0])
+    (tmp_path / "s.lst").write_text(
+        "\ufeff" + "".join(f"{name} 0\n" for name in names), encoding="utf-8", newline=""
+    )
+    found = open_images(tmp_path / "s.lst")
+    assert found.ids.tolist() == names
+    assert not faults(found)
+    assert all(decode(found.read(row)) for row in range(3))
+
+
+def test_labels_that_only_look_like_numbers_stay_text(tmp_path):
+    (tmp_path / "c.csv").write_text("caption,label\na,007\nb,7\nc,\u0663\n", encoding="utf-8")
+    assert open_texts(tmp_path / "c.csv").labels.tolist() == ["007", "7", "\u0663"]
+    (tmp_path / "c.csv").write_text("caption,label\na,10\nb,7\n", encoding="utf-8")
+    assert open_texts(tmp_path / "c.csv").labels.tolist() == [10, 7]
+
+
+def test_what_systems_put_into_folders_is_passed_over(tmp_path):
+    for name in ("a/1.jpg", "a/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/a/._1.jpg", "b/2.jpg",
+                 "#recycle/3.jpg", "a/.DS_Store", "b/Thumbs.db", "desktop.ini"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(PICTURES[0])
+    found = open_images(tmp_path)
+    assert found.ids.tolist() == ["a/1.jpg", "b/2.jpg"]
+    assert found.labels.tolist() == ["a", "b"]
+    assert not found.notes
+
+
+def test_several_readings_of_a_folder(tmp_path):
+    write_tar(tmp_path / "00000.tar", [("1.jpg", PICTURES[0]), ("2.jpg", PICTURES[1])])
+    pq.write_table(pa.table({"url": ["x", "y"], "caption": ["x", "y"]}), tmp_path / "00000.parquet")
+    found = open_images(tmp_path)  # as img2dataset writes it
+    assert found.ids.tolist() == ["00000.tar/1.jpg", "00000.tar/2.jpg"]
+    assert "of 1 .parquet and 1 .tar the tars are read" in found.notes
+    pq.write_table(pa.table({"image": PICTURES[:2]}), tmp_path / "other.parquet")
+    with pytest.raises(InvalidInputError, match="may both hold the images"):
+        open_images(tmp_path)
+    (tmp_path / "1.jpg").write_bytes(PICTURES[0])
+    assert (
+        "the images themselves are read, not the 2 .parquet and 1 .tar beside them"
+        in open_images(tmp_path).notes
+    )
+
+
+def test_several_columns_of_images(tmp_path):
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"mask": PICTURES[3:6], "image": PICTURES[:3]}), path)
+    with pytest.warns(
+        CrovcaWarning, match="images are taken from 'image', not 'mask'; --image-column names another"
+    ):
+        assert open_images(path).read(0) == PICTURES[0]
+    pq.write_table(pa.table({"mask": PICTURES[3:6], "scene": PICTURES[:3]}), path)
+    with pytest.raises(
+        InvalidInputError, match=r"\['mask', 'scene'\] may all be images; name one with --image-column"
+    ):
+        open_images(path)
+    assert open_images(path, image_column="scene").read(0) == PICTURES[0]
+
+
+def test_lists_of_classes_follow_the_names_of_the_schema(tmp_path):
+    features = {"labels": {"feature": {"names": ["a", "b", "c"], "_type": "ClassLabel"}, "_type": "Sequence"}}
+    written = {b"huggingface": json.dumps({"info": {"features": features}})}
+    for labels, expected in (
+        ([[0], [1]], [[1, 0, 0], [0, 1, 0]]),
+        ([[0, 1], [1, 0]], [[1, 1, 0], [1, 1, 0]]),
+        ([[2], []], [[0, 0, 1], [0, 0, 0]]),
+    ):
+        table = pa.table({"image": PICTURES[:2], "labels": pa.array(labels, pa.list_(pa.int64()))})
+        pq.write_table(table.replace_schema_metadata(written), tmp_path / "p.parquet")
+        assert open_images(tmp_path / "p.parquet").labels.astype(int).tolist() == expected
+    table = pa.table({"image": PICTURES[:2], "labels": [[7], [0]]}).replace_schema_metadata(written)
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert open_images(tmp_path / "p.parquet").labels is None
+
+
+def test_paths_do_not_lead_out_of_their_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "out.jpg").write_bytes(PICTURES[1])
+    paths = ["a.jpg", "../out.jpg", str(tmp_path / "out.jpg"), "x/../a.jpg", str(tmp_path / "in/a.jpg")]
+    pq.write_table(pa.table({"image": paths}), tmp_path / "in/p.parquet")
+    (tmp_path / "in/s.txt").write_text("\n".join(paths))
+    for name in ("p.parquet", "s.txt"):
+        found = open_images(tmp_path / "in" / name)
+        reasons = []
+        for row in range(5):
+            try:
+                assert found.read(row) == PICTURES[0]
+                reasons.append("")
+            except UnreadableItem as error:
+                reasons.append(error.reason)
+        assert reasons == ["", "missing", "missing", "", ""]
+
+
+def test_hostile_tars(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, content, kind, link in (
+            ("a.jpg", PICTURES[0], tarfile.REGTYPE, ""), ("a.txt", b"", tarfile.SYMTYPE, "/etc/passwd"),
+            ("b.jpg", PICTURES[1], tarfile.REGTYPE, ""), ("b.json", b"[" * 100_000, tarfile.REGTYPE, ""),
+            ("c.jpg", PICTURES[2], tarfile.REGTYPE, ""), ("c.json", b'{"label": ' + b"9" * 4000 + b"}", tarfile.REGTYPE, ""),
+            ("d.jpg", PICTURES[3], tarfile.REGTYPE, ""), ("d.cls", b"9" * 5000, tarfile.REGTYPE, ""),
+            ("__MACOSX/._a.jpg", b"x", tarfile.REGTYPE, ""),
+        ):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(content), kind, link
+            tar.addfile(member, io.BytesIO(content))
+    found = open_images(tmp_path / "x.tar")
+    assert faults(found) == {"b.jpg": "damaged", "c.jpg": "damaged", "d.jpg": "damaged"}
+    assert found.read(0) == PICTURES[0]
+    assert found.captions is None

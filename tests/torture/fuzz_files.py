@@ -16,7 +16,7 @@ from crovca.data.store import save_store, verify_store
 from crovca.errors import CrovcaError
 
 ROWS, WIDTH, BITS = 60, 8, 20
-ODD = (
+ODD: tuple[object, ...] = (
     None,
     True,
     -1,
@@ -136,7 +136,7 @@ def mutate_tree(store: Path, chance: random.Random) -> str:
 
 
 def fuzz(root: Path, what: str, seeds: range) -> dict[str, list[str]]:
-    """Mutate a store or codes once for each seed; what happened, by kind: "refused", "same", "named", and the faults."""
+    """Mutate a store or codes once for each seed; what happened, by kind."""
     good = root / ("good" if what == "store" else "good.npz")
     write, answer = (write_store, answer_of_store) if what == "store" else (write_codes, answer_of_codes)
     write(good)
