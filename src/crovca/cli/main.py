@@ -22,6 +22,7 @@ from crovca.cli import (
     index,
     reproduce,
     search,
+    serve,
     train,
 )
 from crovca.cli.output import notes_for_warnings, stderr
@@ -51,6 +52,7 @@ app.command("export")(export.export)
 app.add_typer(index.index, name="index")
 app.command("search")(search.search)
 app.command("dedup")(search.dedup)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("datasets")(datasets.datasets)
 
