@@ -97,7 +97,7 @@ def _say(server: object, host: str) -> None:
             shown = f"[{host}]" if ":" in host else host
             stdout.print(f"http://{shown}:{port}  (Ctrl-C stops it)", highlight=False, soft_wrap=True)
 
-    server.startup = startup  # type: ignore[method-assign, assignment]
+    server.startup = startup  # type: ignore[method-assign]
 
 
 def _local(host: str) -> bool:

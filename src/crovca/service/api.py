@@ -1,21 +1,31 @@
-"""The HTTP API under /v1, with its OpenAPI description at /openapi.json; ``create_app`` puts the whole service together."""
+"""The HTTP API under /v1, described at /openapi.json; ``create_app`` puts the whole service together."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, File, Form, HTTPException, Query, Request, Response, UploadFile
+from fastapi import (
+    APIRouter,
+    Depends,
+    FastAPI,
+    File,
+    Form,
+    HTTPException,
+    Query,
+    Request,
+    Response,
+    UploadFile,
+)
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
 
 import crovca
-from crovca.errors import CrovcaError
+from crovca.errors import ConfigError, CrovcaError
 from crovca.service import page
 from crovca.service.collection import Answer, Collection, Term
 from crovca.service.guard import Guard, Limits
@@ -34,8 +44,6 @@ from crovca.service.schema import (
 
 __all__ = ["create_app"]
 
-log = logging.getLogger(__name__)
-
 _WRONG: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "something cannot be used; the message says what to do"},
     404: {"model": Problem, "description": "no such collection or item"},
@@ -47,7 +55,11 @@ _WRONG: dict[int | str, dict[str, Any]] = {
 _MAY_WRITE = {**_WRONG, 403: {"model": Problem, "description": "served read-only"}}
 
 
-def create_app(collections: Sequence[Collection], limits: Limits = Limits()) -> FastAPI:
+health = APIRouter(tags=["health"])
+v1 = APIRouter(prefix="/v1", responses=_WRONG)
+
+
+def create_app(collections: Sequence[Collection], limits: Limits | None = None) -> FastAPI:
     """The service.
 
     Args:
@@ -59,11 +71,11 @@ def create_app(collections: Sequence[Collection], limits: Limits = Limits()) -> 
     """
     served = {one.name: one for one in collections}
     if len(served) < len(collections):
-        raise crovca.errors.ConfigError("two collections have the same name; give them others: NAME=PATH")
+        raise ConfigError("two collections have the same name; give them others: NAME=FOLDER")
     registry = CollectorRegistry()
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
         for one in served.values():
             one.close()
@@ -76,142 +88,127 @@ def create_app(collections: Sequence[Collection], limits: Limits = Limits()) -> 
         docs_url=None,
         redoc_url=None,
     )
-    app.state.collections = served
-    app.include_router(_health(served, registry))
-    app.include_router(_v1(served))
-    app.include_router(page.router(served, limits))
+    app.state.collections, app.state.registry = served, registry
+    for router in (health, v1, page.routes):
+        app.include_router(router)
     app.mount("/static", page.static())
-    app.add_middleware(Guard, limits=limits, registry=registry)
+    app.add_middleware(Guard, limits=limits or Limits(), registry=registry)
     app.add_exception_handler(CrovcaError, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _http)
     return app
 
 
-def _health(served: dict[str, Collection], registry: CollectorRegistry) -> APIRouter:
-    router = APIRouter(tags=["health"])
-
-    @router.get("/healthz", response_class=PlainTextResponse)
-    def alive() -> str:
-        """The process answers."""
-        return "ok"
-
-    @router.get("/readyz", response_class=PlainTextResponse)
-    def ready() -> str:
-        """Every collection can be read."""
-        for one in served.values():
-            one.describe()
-        return "ok"
-
-    @router.get("/metrics", response_class=PlainTextResponse)
-    def metrics() -> str:
-        """Counters in the form of Prometheus."""
-        return generate_latest(registry).decode()
-
-    return router
+@health.get("/healthz", response_class=PlainTextResponse)
+def alive() -> str:
+    """The process answers."""
+    return "ok"
 
 
-def _v1(served: dict[str, Collection]) -> APIRouter:
-    router = APIRouter(prefix="/v1", responses=_WRONG)
+@health.get("/readyz", response_class=PlainTextResponse)
+def ready(request: Request) -> str:
+    """Every collection can be read."""
+    for one in request.app.state.collections.values():
+        one.describe()
+    return "ok"
 
-    def of(name: str) -> Collection:
-        if name not in served:
-            raise HTTPException(404, f"there is no collection {name!r}; there are {sorted(served)}")
-        return served[name]
 
-    def writable(name: str) -> Collection:
-        collection = of(name)
-        if not collection.writable:
-            raise HTTPException(403, "served read-only; start the service with --writable and a token")
-        return collection
+@health.get("/metrics", response_class=PlainTextResponse)
+def metrics(request: Request) -> str:
+    """Counters in the form of Prometheus."""
+    return generate_latest(request.app.state.registry).decode()
 
-    @router.get("/collections", tags=["collections"])
-    def collections() -> list[CollectionModel]:
-        """What is served."""
-        return [CollectionModel(**one.describe()) for one in served.values()]
 
-    @router.post("/collections/{name}/search", tags=["search"])
-    def search(name: str, request: SearchRequest) -> list[SearchAnswer]:
-        """The nearest items of each query, exactly."""
-        collection = of(name)
-        if request.cursor is not None and len(request.queries) > 1:
-            raise HTTPException(400, "a cursor goes with one query")
-        offset = _offset(request.cursor, collection)
-        answers = []
-        for query in request.queries:
-            try:
-                terms = [term.term() for term in query]
-            except binascii.Error as error:
-                raise HTTPException(400, f"the image is not base64: {error}") from error
-            answers.append(
-                collection.search(
-                    terms,
-                    request.k,
-                    where=request.where,
-                    bits=request.bits,
-                    max_distance=request.max_distance,
-                    offset=offset,
-                )
-            )
-        return [_answer(one, offset + request.k) for one in answers]
+def _writable(collection: page.Served) -> Collection:
+    if not collection.writable:
+        raise HTTPException(403, "served read-only; start the service with --writable and a token")
+    return collection
 
-    @router.post("/collections/{name}/search/image", tags=["search"])
-    def search_image(
-        name: str,
-        image: Annotated[UploadFile, File(description="an image file")],
-        k: Annotated[int, Form(ge=1, le=1000)] = 10,
-        where: Annotated[str | None, Form(max_length=10_000)] = None,
-    ) -> SearchAnswer:
-        """The items nearest to an image that is sent along."""
-        answer = of(name).search([Term("image", image.file.read())], k, where=where)
-        return _answer(answer, k)
 
-    @router.get("/collections/{name}/item", tags=["items"])
-    def item(name: str, id: Annotated[str, Query(max_length=4096)]) -> HitModel:
-        """An item's metadata."""
-        return HitModel(**vars(of(name).item(id)))
+Writable = Annotated[Collection, Depends(_writable)]
+ItemId = Annotated[str, Query(max_length=4096)]
+Condition = Annotated[str | None, Query(max_length=10_000)]
 
-    @router.get("/collections/{name}/picture", tags=["items"], response_class=Response)
-    def picture(
-        name: str,
-        id: Annotated[str, Query(max_length=4096)],
-        side: Annotated[int, Query(ge=16, le=2048)] = 320,
-    ) -> Response:
-        """A picture of an item, as WebP."""
-        content = of(name).picture(id, side=side)
-        return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=3600"})
 
-    @router.get("/collections/{name}/facets", tags=["items"])
-    def facets(
-        name: str,
-        column: Annotated[str, Query(max_length=1000)],
-        where: Annotated[str | None, Query(max_length=10_000)] = None,
-    ) -> list[FacetModel]:
-        """Values of a metadata column, and how many items have each."""
-        return [FacetModel(value=value, items=items) for value, items in of(name).facets(column, where=where)]
+@v1.get("/collections", tags=["collections"])
+def collections(request: Request) -> list[CollectionModel]:
+    """What is served."""
+    return [CollectionModel(**one.describe()) for one in request.app.state.collections.values()]
 
-    @router.get("/collections/{name}/duplicates", tags=["items"])
-    def duplicates(name: str, radius: Annotated[int, Query(ge=0, le=16)] = 0) -> DuplicatesModel:
-        """Groups of items whose codes differ in a few bits: candidates, not proof."""
-        return DuplicatesModel(radius=radius, groups=of(name).duplicates(radius))
 
-    @router.put("/collections/{name}/items", tags=["items"], responses=_MAY_WRITE)
-    def add(name: str, items: NewItems) -> Written:
-        """Add items, or put them in the place of those with the same ids; durably."""
-        collection = writable(name)
-        replaced = collection.add(
-            items.ids, logits=items.logits, embeddings=items.embeddings, metadata=items.metadata
-        )
-        return Written(items=len(collection.index), changed=replaced)
+@v1.post("/collections/{name}/search", tags=["search"])
+def search(collection: page.Served, request: SearchRequest) -> list[SearchAnswer]:
+    """The nearest items of each query, exactly."""
+    if request.cursor is not None and len(request.queries) > 1:
+        raise HTTPException(400, "a cursor goes with one query")
+    offset = _offset(request.cursor, collection)
+    try:
+        queries = [[term.term() for term in query] for query in request.queries]
+    except binascii.Error as error:
+        raise HTTPException(400, f"the image is not base64: {error}") from error
+    wanted: dict[str, Any] = {
+        "where": request.where,
+        "bits": request.bits,
+        "max_distance": request.max_distance,
+        "offset": offset,
+    }
+    return [_answer(collection.search(terms, request.k, **wanted), offset + request.k) for terms in queries]
 
-    @router.post("/collections/{name}/delete", tags=["items"], responses=_MAY_WRITE)
-    def delete(name: str, items: Deleted) -> Written:
-        """Delete items, durably; ids that are not there are passed over."""
-        collection = writable(name)
-        changed = collection.delete(items.ids)
-        return Written(items=len(collection.index), changed=changed)
 
-    return router
+@v1.post("/collections/{name}/search/image", tags=["search"])
+def search_image(
+    collection: page.Served,
+    image: Annotated[UploadFile, File(description="an image file")],
+    k: Annotated[int, Form(ge=1, le=1000)] = 10,
+    where: Annotated[str | None, Form(max_length=10_000)] = None,
+) -> SearchAnswer:
+    """The items nearest to an image that is sent along."""
+    return _answer(collection.search([Term("image", image.file.read())], k, where=where), k)
+
+
+@v1.get("/collections/{name}/item", tags=["items"])
+def item(collection: page.Served, id: ItemId) -> HitModel:
+    """An item's metadata."""
+    return HitModel(**vars(collection.item(id)))
+
+
+@v1.get("/collections/{name}/picture", tags=["items"], response_class=Response)
+def picture(
+    collection: page.Served, id: ItemId, side: Annotated[int, Query(ge=16, le=2048)] = 320
+) -> Response:
+    """A picture of an item, as WebP."""
+    content = collection.picture(id, side=side)
+    return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@v1.get("/collections/{name}/facets", tags=["items"])
+def facets(
+    collection: page.Served, column: Annotated[str, Query(max_length=1000)], where: Condition = None
+) -> list[FacetModel]:
+    """Values of a metadata column, and how many items have each."""
+    return [FacetModel(value=value, items=items) for value, items in collection.facets(column, where=where)]
+
+
+@v1.get("/collections/{name}/duplicates", tags=["items"])
+def duplicates(collection: page.Served, radius: Annotated[int, Query(ge=0, le=16)] = 0) -> DuplicatesModel:
+    """Groups of items whose codes differ in a few bits: candidates, not proof."""
+    return DuplicatesModel(radius=radius, groups=collection.duplicates(radius))
+
+
+@v1.put("/collections/{name}/items", tags=["items"], responses=_MAY_WRITE)
+def add(collection: Writable, items: NewItems) -> Written:
+    """Add items, or put them in the place of those with the same ids; durably."""
+    replaced = collection.add(
+        items.ids, logits=items.logits, embeddings=items.embeddings, metadata=items.metadata
+    )
+    return Written(items=len(collection.index), changed=replaced)
+
+
+@v1.post("/collections/{name}/delete", tags=["items"], responses=_MAY_WRITE)
+def delete(collection: Writable, items: Deleted) -> Written:
+    """Delete items, durably; ids that are not there are passed over."""
+    changed = collection.delete(items.ids)
+    return Written(items=len(collection.index), changed=changed)
 
 
 def _answer(answer: Answer, reached: int) -> SearchAnswer:

@@ -248,7 +248,7 @@ class Collection:
         return sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))[:most]
 
     def duplicates(self, radius: int = 0, *, most: int = 200) -> list[list[tuple[str | int, int]]]:
-        """Groups of items whose codes differ in at most ``radius`` bits, with the bits to the first, the largest first."""
+        """Groups of items whose codes differ in a few bits, each with its bits to the first; the largest first."""
         self._refresh()
         found = self.index.duplicates(radius)
         pairs = zip(found.groups[:most], found.distances[:most], strict=True)
@@ -369,7 +369,7 @@ def _thumbnail(file: Path, side: int) -> bytes:
     from crovca.sources.decode import decode
     from crovca.sources.source import read_file
 
-    image = decode(read_file(str(file))).image
+    image = decode(read_file(file)).image
     image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80, method=4)

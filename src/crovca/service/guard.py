@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
+from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 __all__ = ["COOKIE", "Guard", "Limits"]
@@ -79,8 +80,6 @@ class Guard:
                 await self._app(scope, _bounded(receive, self._limits.body_bytes), answer)
             else:
                 await _refuse(answer, *refused, request)
-        except _TooLarge:
-            await _refuse(answer, 413, f"the body has more than {self._limits.body_bytes:,} bytes", request)
         finally:
             seconds = time.perf_counter() - started
             self._requests.labels(scope["method"], str(status)).inc()
@@ -129,10 +128,6 @@ class Guard:
         return left >= 1
 
 
-class _TooLarge(Exception):
-    pass
-
-
 def _bounded(receive: Receive, most: int) -> Receive:
     """The body, as long as it is not larger than it may be."""
     seen = 0
@@ -143,7 +138,7 @@ def _bounded(receive: Receive, most: int) -> Receive:
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
             if seen > most:
-                raise _TooLarge
+                raise HTTPException(413, f"the body has more than {most:,} bytes")
         return message
 
     return bounded

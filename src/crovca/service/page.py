@@ -1,7 +1,7 @@
 """The page: a form, pictures, and what bits cost. Rendered here; htmx exchanges the parts that change.
 
-Everything that is shown is named by the address, so an address can be kept: texts, liked and disliked items, a dropped picture (as its
-logits), filters, length and cut-off.
+Everything that is shown is named by the address, so an address can be kept: texts, liked and disliked items, a dropped
+picture (as its logits), filters, length and cut-off.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import numpy as np
-from fastapi import APIRouter, File, Form, HTTPException, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, HTTPException, Query, Request, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
@@ -21,9 +21,9 @@ from pydantic import BaseModel
 
 from crovca.errors import CrovcaError, InvalidInputError
 from crovca.service.collection import Collection, Term
-from crovca.service.guard import COOKIE, Limits
+from crovca.service.guard import COOKIE
 
-__all__ = ["router", "static"]
+__all__ = ["Served", "routes", "static"]
 
 HERE = Path(__file__).parent
 _PAGE = 48  # pictures at a time
@@ -71,121 +71,131 @@ class Asked(BaseModel):
         return urlencode([(key, one) for key, value in values.items() for one in _several(value)])
 
 
-def router(served: dict[str, Collection], limits: Limits) -> APIRouter:
-    """The page's routes."""
-    routes = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
-    templates = Jinja2Templates(HERE / "templates")
+routes = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+_templates = Jinja2Templates(HERE / "templates")
 
-    def of(name: str) -> Collection:
-        if name not in served:
-            raise HTTPException(404, f"there is no collection {name!r}")
-        return served[name]
 
-    def shown(request: Request, template: str, **values: Any) -> HTMLResponse:
-        return templates.TemplateResponse(request, template, {"names": sorted(served), **values})
+def _served(request: Request, name: str) -> Collection:
+    served: dict[str, Collection] = request.app.state.collections
+    if name not in served:
+        raise HTTPException(404, f"there is no collection {name!r}; there are {sorted(served)}")
+    return served[name]
 
-    def results(collection: Collection, asked: Asked) -> dict[str, Any]:
-        """What the parts of the page show; an error is one of the things that can be shown."""
-        values: dict[str, Any] = {"collection": collection, "asked": asked, "about": collection.describe()}
-        try:
-            terms = asked.terms(collection)
-            if terms:
-                answer = collection.search(
-                    terms,
-                    _PAGE,
-                    where=asked.where(),
-                    bits=asked.bits,
-                    max_distance=asked.max,
-                    offset=asked.offset,
-                )
-                values |= {
-                    "answer": answer,
-                    "next": asked.address(offset=asked.offset + _PAGE) if answer.more else None,
-                }
-        except CrovcaError as error:
-            values["error"] = " ".join(str(error).split())
-        return values
 
-    @routes.get("/")
-    def home(request: Request) -> Response:
-        if len(served) == 1:
-            return RedirectResponse(f"/c/{next(iter(served))}")
-        return shown(request, "home.html", collections=[one.describe() for one in served.values()])
+Served = Annotated[Collection, Depends(_served)]
+AskedFor = Annotated[Asked, Query()]
 
-    @routes.get("/c/{name}")
-    def page(request: Request, name: str, asked: Annotated[Asked, Query()]) -> HTMLResponse:
-        return shown(request, "page.html", **results(of(name), asked))
 
-    @routes.get("/c/{name}/results")
-    def part(request: Request, name: str, asked: Annotated[Asked, Query()]) -> HTMLResponse:
-        values = results(of(name), asked)
-        found = shown(request, "results.html", **values)
-        if not asked.offset:
-            found.headers["HX-Push-Url"] = f"/c/{name}?{asked.address()}"
-        return found
+def _shown(request: Request, template: str, **values: Any) -> HTMLResponse:
+    names = sorted(request.app.state.collections)
+    return _templates.TemplateResponse(request, template, {"names": names, **values})
 
-    @routes.post("/c/{name}/image")
-    def image(name: str, image: Annotated[UploadFile, File()]) -> Response:
-        """A dropped picture: it becomes an address that holds its logits."""
-        collection = of(name)
-        logits = collection.logits([Term("image", image.file.read())])
-        return RedirectResponse(f"/c/{name}?{Asked(z=_to_address(logits)).address()}", 303)
 
-    @routes.get("/c/{name}/bits")
-    def bits(request: Request, name: str, asked: Annotated[Asked, Query()]) -> HTMLResponse:
-        collection, values = of(name), {}
-        try:
-            values["rows"] = collection.compare_lengths(asked.terms(collection), 8, where=asked.where())
-        except CrovcaError as error:
-            values["error"] = str(error)
-        return shown(request, "bits.html", collection=collection, asked=asked, **values)
+def _results(collection: Collection, asked: Asked) -> dict[str, Any]:
+    """What the parts of the page show; an error is one of the things that can be shown."""
+    values: dict[str, Any] = {"collection": collection, "asked": asked, "about": collection.describe()}
+    try:
+        terms = asked.terms(collection)
+        if terms:
+            answer = collection.search(
+                terms,
+                _PAGE,
+                where=asked.where(),
+                bits=asked.bits,
+                max_distance=asked.max,
+                offset=asked.offset,
+            )
+            following = asked.address(offset=asked.offset + _PAGE) if answer.more else None
+            values |= {"answer": answer, "next": following}
+    except CrovcaError as error:
+        values["error"] = " ".join(str(error).split())
+    return values
 
-    @routes.get("/c/{name}/distances")
-    def distances(request: Request, name: str, asked: Annotated[Asked, Query()]) -> HTMLResponse:
-        collection = of(name)
-        try:
-            found = collection.distances(asked.terms(collection), where=asked.where())
-        except CrovcaError:
-            found = []
-        return shown(request, "distances.html", collection=collection, asked=asked, **_bars(found))
 
-    @routes.get("/c/{name}/filters")
-    def filters(request: Request, name: str, asked: Annotated[Asked, Query()]) -> HTMLResponse:
-        collection = of(name)
-        columns = {
-            column: found
-            for column in collection.describe()["metadata"]
-            if 1 < len(found := collection.facets(column, most=_MOST_FACETS + 1)) <= _MOST_FACETS
-        }
-        return shown(request, "filters.html", collection=collection, asked=asked, columns=columns)
+@routes.get("/")
+def home(request: Request) -> Response:
+    """The collections; the only one is opened at once."""
+    served = request.app.state.collections
+    if len(served) == 1:
+        return RedirectResponse(f"/c/{quote(next(iter(served)))}")
+    return _shown(request, "home.html", collections=[one.describe() for one in served.values()])
 
-    @routes.get("/c/{name}/duplicates")
-    def duplicates(
-        request: Request, name: str, radius: Annotated[int, Query(ge=0, le=16)] = 0
-    ) -> HTMLResponse:
-        collection = of(name)
-        groups = collection.duplicates(radius)
-        return shown(
-            request,
-            "duplicates.html",
-            collection=collection,
-            about=collection.describe(),
-            groups=groups,
-            radius=radius,
-        )
 
-    @routes.get("/login")
-    def login(request: Request) -> HTMLResponse:
-        return shown(request, "login.html")
+@routes.get("/c/{name}")
+def show(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """The whole page."""
+    return _shown(request, "page.html", **_results(collection, asked))
 
-    @routes.post("/login")
-    def log_in(token: Annotated[str, Form(max_length=1000)]) -> Response:
-        """Keeps the token as a cookie that scripts cannot read; whether it is right the next request says."""
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
-        return answer
 
-    return routes
+@routes.get("/c/{name}/results")
+def results(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """The results alone, or more of them."""
+    found = _shown(request, "results.html", **_results(collection, asked))
+    if not asked.offset:
+        found.headers["HX-Push-Url"] = f"/c/{quote(collection.name)}?{asked.address()}"
+    return found
+
+
+@routes.post("/c/{name}/image")
+def image(collection: Served, image: Annotated[UploadFile, File()]) -> Response:
+    """A dropped picture becomes an address that holds its logits."""
+    logits = collection.logits([Term("image", image.file.read())])
+    return RedirectResponse(f"/c/{quote(collection.name)}?{Asked(z=_to_address(logits)).address()}", 303)
+
+
+@routes.get("/c/{name}/bits")
+def bits(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """The answer at each length, side by side."""
+    values: dict[str, Any] = {}
+    try:
+        values["rows"] = collection.compare_lengths(asked.terms(collection), 8, where=asked.where())
+    except CrovcaError as error:
+        values["error"] = str(error)
+    return _shown(request, "bits.html", collection=collection, asked=asked, **values)
+
+
+@routes.get("/c/{name}/distances")
+def distances(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """A histogram of the nearest items' distances, to cut at."""
+    try:
+        found = collection.distances(asked.terms(collection), where=asked.where())
+    except CrovcaError:
+        found = []
+    return _shown(request, "distances.html", collection=collection, asked=asked, **_bars(found))
+
+
+@routes.get("/c/{name}/filters")
+def filters(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """Columns of the metadata with few values, and how many items have each."""
+    columns = {
+        column: found
+        for column in collection.describe()["metadata"]
+        if 1 < len(found := collection.facets(column, most=_MOST_FACETS + 1)) <= _MOST_FACETS
+    }
+    return _shown(request, "filters.html", collection=collection, asked=asked, columns=columns)
+
+
+@routes.get("/c/{name}/duplicates")
+def duplicates(
+    request: Request, collection: Served, radius: Annotated[int, Query(ge=0, le=16)] = 0
+) -> HTMLResponse:
+    """Groups of near duplicates."""
+    values = {"about": collection.describe(), "groups": collection.duplicates(radius), "radius": radius}
+    return _shown(request, "duplicates.html", collection=collection, **values)
+
+
+@routes.get("/login")
+def login(request: Request) -> HTMLResponse:
+    """Asks for the token."""
+    return _shown(request, "login.html")
+
+
+@routes.post("/login")
+def log_in(token: Annotated[str, Form(max_length=1000)]) -> Response:
+    """Keeps the token as a cookie that scripts cannot read; whether it is right the next request says."""
+    answer = RedirectResponse("/", 303)
+    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
+    return answer
 
 
 def static() -> StaticFiles:

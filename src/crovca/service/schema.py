@@ -70,6 +70,9 @@ class Query(_Strict):
         return Term("image", base64.b64decode(self.image, validate=True), self.weight)
 
 
+Terms = Annotated[list[Query], Field(min_length=1, max_length=16)]
+
+
 class SearchRequest(_Strict):
     """Several queries, each of several terms, are answered in one request."""
 
@@ -140,7 +143,7 @@ class DuplicatesModel(BaseModel):
 
 
 class NewItems(_Strict):
-    """Items to add, or to put in the place of those with the same ids: logits or embeddings, and columns of metadata."""
+    """Items to add, or to put in the place of those with the same ids: logits or embeddings, and metadata."""
 
     ids: Annotated[list[Id], Field(min_length=1, max_length=10_000)]
     logits: list[Vector] | None = None

@@ -54,6 +54,11 @@ if (slider) slider.addEventListener("input", () => {
   document.getElementById("shown-bits").textContent = lengths[slider.value];
 });
 
+document.body.addEventListener("htmx:afterSwap", (event) => {
+  // What stands open beside the results is of the same query.
+  if (event.target.id === "results") document.querySelectorAll("#cut[open] > div, #compare[open] > div").forEach((part) => htmx.trigger(part, "again"));
+});
+
 document.body.addEventListener("htmx:afterSettle", (event) => {
   // The checkboxes have come: they say it now, not the hidden fields that kept them.
   if (event.target.closest("#filters")) ask.querySelectorAll(".kept-filter").forEach((kept) => kept.remove());
