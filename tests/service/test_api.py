@@ -183,7 +183,7 @@ def test_large_bodies_and_many_requests_are_refused(collection):
             SEARCH, content=iter([b"x" * 600, b"x" * 600]), headers={"content-type": "application/json"}
         )
         assert chunked.status_code == 413
-        assert [client.get("/healthz").status_code for _ in range(5)] == [200, 200, 200, 429, 429]
+        assert [client.get("/healthz").status_code for _ in range(5)] == [200, 200, 200, 200, 429]
 
 
 def test_a_changed_index_is_seen(made, tmp_path, monkeypatch):
