@@ -37,6 +37,9 @@ def serve(
     writable: Annotated[
         bool, typer.Option("--writable", help="Let clients add and delete; needs a token.")
     ] = False,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="No HTTP: tools for agents on standard input and output, read-only.")
+    ] = False,
     rate: Annotated[float, typer.Option(help="Requests a second of one address; 0: no limit.")] = 100.0,
     thumbnails: Annotated[
         Path | None,
@@ -47,23 +50,21 @@ def serve(
 
     Listens on this machine only. Anywhere else it wants a token.
     """
-    for package in ("fastapi", "uvicorn", "jinja2", "multipart", "prometheus_client"):
+    for package in ("mcp",) if mcp else ("fastapi", "uvicorn", "jinja2", "multipart", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(package, "serve", "serving an index")
     if not _local(host) and not token:
         raise ConfigError(
             f"{host} can be reached from other machines: set CROVCA_TOKEN, or listen on 127.0.0.1"
         )
+    if mcp and writable:
+        raise ConfigError("agents only read: leave --writable out")
     if writable and not token:
         raise ConfigError("whoever reaches a writable service can delete items: set CROVCA_TOKEN")
     if not 0 <= port < 65536:
         raise ConfigError(f"a port lies in 0 to 65535, got {port}")
 
-    import uvicorn
-
-    from crovca.service.api import create_app
     from crovca.service.collection import Collection
-    from crovca.service.guard import Limits
 
     kept = (
         thumbnails or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "crovca" / "thumbnails"
@@ -75,6 +76,16 @@ def serve(
         collections.append(
             Collection(folder, name=name if equals else None, root=root, thumbnails=kept, writable=writable)
         )
+    if mcp:
+        from crovca.service.agents import agent_server
+
+        agent_server(collections).run()
+        return
+    import uvicorn
+
+    from crovca.service.api import create_app
+    from crovca.service.guard import Limits
+
     app = create_app(collections, Limits(token=token, per_second=rate))
     server = uvicorn.Server(
         uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=10)
