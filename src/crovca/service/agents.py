@@ -29,7 +29,7 @@ def agent_server(collections: Sequence[Collection]) -> MCPServer[Any]:
     server: MCPServer[Any] = MCPServer(
         "crovca",
         version=crovca.__version__,
-        instructions="Search collections of images, or of anything with embeddings, by meaning. A smaller distance is nearer.",
+        instructions="Search collections of images and texts by meaning. A smaller distance is nearer.",
     )
 
     def found(collection: str, terms: list[Term], k: int, where: str | None) -> list[dict[str, Any]]:
