@@ -194,7 +194,9 @@ def test_opening_ten_million_codes_takes_milliseconds(tmp_path):
     ):
         array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         array.flush()
-        files.append({"name": f"{name}.npy", "bytes": (folder / f"{name}.npy").stat().st_size, "sha256": "0" * 64})
+        files.append(
+            {"name": f"{name}.npy", "bytes": (folder / f"{name}.npy").stat().st_size, "sha256": "0" * 64}
+        )
     manifest = json.loads((path / "manifest.json").read_text())
     (folder / "metadata.parquet").write_bytes(b"-")
     files.append({"name": "metadata.parquet", "bytes": 1, "sha256": "0" * 64})

@@ -1,20 +1,22 @@
 """Values that threads share and build once; and what a forked process does before it goes on.
 
-A fork copies locks as they are: one that another thread held stays closed for ever in the child. So whoever owns a lock
-registers (``after_fork``) and gets a new one there.
+A fork copies locks as they are: one that another thread held stays closed for ever in the child. So whoever owns a
+lock registers (``after_fork``) and gets a new one there; and a fork waits for imports that run (``imported``).
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from threading import Lock
+from threading import Lock, RLock
+from types import ModuleType
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakSet
 
-__all__ = ["Memo", "after_fork"]
+__all__ = ["Memo", "after_fork", "imported"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -28,6 +30,7 @@ class Forked(Protocol):
 
 
 _owners: WeakSet[Forked] = WeakSet()
+_importing = RLock()
 
 
 def after_fork(owner: Forked) -> None:
@@ -35,7 +38,14 @@ def after_fork(owner: Forked) -> None:
     _owners.add(owner)
 
 
+def imported(name: str) -> ModuleType:
+    """A module that is imported when it is first needed. Half imported it would be of no use to a forked child."""
+    with _importing:
+        return importlib.import_module(name)
+
+
 def _in_child() -> None:
+    _importing.release()  # the thread that forked is the one that goes on here
     # The threads of OpenMP (FAISS) and PyTorch are not in the child, and a parallel region of the thread that forked
     # would wait for them for ever. One thread needs no others.
     if "faiss" in sys.modules:
@@ -46,7 +56,7 @@ def _in_child() -> None:
         owner.forked()
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_in_child)
 
 
 class _Entry(Generic[V]):

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crovca.codes import Codes
-from crovca.errors import FileFormatError, InvalidInputError
+from crovca.errors import CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, atomic_file, remove, sha256
 from crovca.index.manifest import FileEntry, IdType, SegmentEntry
 from crovca.index.memo import Memo
@@ -290,8 +290,8 @@ class Segment:
             try:
                 if sha256(self.folder / file.name) != file.sha256:
                     found.append(self._differs(file))
-            except OSError as error:
-                found.append(f"segment {self.name}: {file.name} cannot be read: {error.strerror}")
+            except (OSError, CrovcaError) as error:
+                found.append(f"segment {self.name}: {file.name} cannot be read: {error}")
         if self.entry.deletions and self._deletions_digest != self.entry.deletions.sha256:
             found.append(self._differs(self.entry.deletions))
         return found

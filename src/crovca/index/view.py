@@ -20,7 +20,7 @@ from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.index.engines.base import Engine, Found, Mask
 from crovca.index.engines.choice import EngineName, build_engine, choose_engine
 from crovca.index.manifest import IdType
-from crovca.index.memo import Memo
+from crovca.index.memo import Memo, imported
 from crovca.index.metadata import as_ids, matching_rows, read_rows
 from crovca.index.reader import Reader
 from crovca.index.scoring import BitScorer, Int64, id_hashes
@@ -87,6 +87,7 @@ class _Selection:
     """The live rows of each segment for which a condition holds: as rows, and as masks where they are many."""
 
     def __init__(self, segments: Sequence[Segment], where: str) -> None:
+        imported("duckdb")  # as ``matching_rows`` would
         found = matching_rows([segment.metadata for segment in segments], where)
         self.rows: list[Int64] = []
         self.masks: list[Mask | None] = []
