@@ -22,14 +22,16 @@ import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
 from crovca.errors import ConfigError, InvalidInputError
+from crovca.ids import as_ids, id_hashes, order_by_hash
 from crovca.index.duplicates import Duplicates, find_duplicates
 from crovca.index.engines.base import Engine, Found, Mask
 from crovca.index.engines.choice import EngineName, build_engine, choose_engine
 from crovca.index.manifest import IdType
-from crovca.index.metadata import as_ids, matching_rows, read_rows
+from crovca.index.metadata import matching_rows, read_rows
 from crovca.index.results import Neighbors, RangeNeighbors, StoredItems
-from crovca.index.scoring import METRICS, BitScorer, Int64, Metric, id_hashes, order_by_hash
+from crovca.index.scoring import BitScorer, Int64
 from crovca.index.segment import Segment
+from crovca.metrics import get_metric
 
 __all__ = ["Reader"]
 
@@ -129,7 +131,7 @@ class Reader(ABC):
         queries: npt.ArrayLike | Codes,
         k: int = 10,
         *,
-        metric: Metric = "bce",
+        metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
         engine: EngineName | Literal["auto"] = "auto",
@@ -139,13 +141,13 @@ class Reader(ABC):
         Args:
             queries: logits float (q, b) with b at least the length searched, or ``Codes`` for Hamming.
             k: how many, at least 1.
-            metric: "bce", "asymmetric_hamming" or "hamming" (``search.metric``).
+            metric: a score of ``crovca.metrics`` that needs codes alone: "bce", "hamming", ...
             where: a SQL condition on ``id`` and the metadata, like ``"year < 1960 AND place = 'Bern'"``.
             bits: search by the first so many bits only.
             engine: "auto" picks by length and size; ``stats`` says what it picked.
 
         Returns:
-            ids and distances (q, min(k, matching items)); ties in the order of ``metric.tie_order``.
+            ids and distances (q, min(k, matching items)); ties in the order of ``ids.tie_order``.
 
         Raises:
             InvalidInputError: queries, k, metric, condition or bits that cannot be used.
@@ -171,7 +173,7 @@ class Reader(ABC):
         queries: npt.ArrayLike | Codes,
         radius: float,
         *,
-        metric: Metric = "bce",
+        metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
         engine: EngineName | Literal["auto"] = "auto",
@@ -337,12 +339,9 @@ class Reader(ABC):
 
     # --- inside ---
 
-    def _scorer(self, queries: npt.ArrayLike | Codes, metric: Metric, bits: int | None) -> BitScorer:
+    def _scorer(self, queries: npt.ArrayLike | Codes, metric: str, bits: int | None) -> BitScorer:
         bits = self.bits if bits is None else check_bits(bits, at_most=self.bits)
-        if metric not in METRICS or metric == "symmetric_bce":
-            raise InvalidInputError(
-                f"unknown metric {metric!r}; an index answers 'bce', 'asymmetric_hamming' and 'hamming'"
-            )
+        get_metric(metric, stored=True)
         if isinstance(queries, Codes):
             if metric != "hamming":
                 raise InvalidInputError(
