@@ -17,12 +17,14 @@ import numpy.typing as npt
 
 from crovca.codes import Codes, check_bits
 from crovca.errors import InvalidInputError
+from crovca.ids import order_by_hash
 from crovca.index.duplicates import Duplicates, find_duplicates
 from crovca.index.engines.base import Found, Mask
 from crovca.index.engines.choice import EngineName
 from crovca.index.manifest import IdType
 from crovca.index.results import Neighbors, RangeNeighbors, StoredItems
-from crovca.index.scoring import METRICS, BitScorer, Int64, Metric, order_by_hash
+from crovca.index.scoring import BitScorer, Int64
+from crovca.metrics import get_metric
 
 if TYPE_CHECKING:
     from crovca.index.view import View
@@ -56,7 +58,7 @@ class Reader(ABC):
         queries: npt.ArrayLike | Codes,
         k: int = 10,
         *,
-        metric: Metric = "bce",
+        metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
         engine: EngineName | Literal["auto"] = "auto",
@@ -66,13 +68,13 @@ class Reader(ABC):
         Args:
             queries: logits float (q, b), b the length of the codes (or ``bits``); or ``Codes`` for Hamming.
             k: how many, at least 1.
-            metric: "bce", "asymmetric_hamming" or "hamming" (``search.metric``).
+            metric: a score of ``crovca.metrics`` that needs codes alone: "bce", "hamming", ...
             where: a SQL condition on ``id`` and the metadata, like ``"year < 1960 AND place = 'Bern'"``.
             bits: search by the first so many bits only.
             engine: "auto" picks by length and size; ``stats`` says what it picked.
 
         Returns:
-            ids and distances (q, min(k, matching items)); ties in the order of ``metric.tie_order``.
+            ids and distances (q, min(k, matching items)); ties in the order of ``ids.tie_order``.
 
         Raises:
             InvalidInputError: queries, k, metric, condition or bits that cannot be used.
@@ -94,7 +96,7 @@ class Reader(ABC):
         queries: npt.ArrayLike | Codes,
         radius: float,
         *,
-        metric: Metric = "bce",
+        metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
         engine: EngineName | Literal["auto"] = "auto",
@@ -217,13 +219,10 @@ class Reader(ABC):
         return [part.described() for part in self.view().parts()]
 
 
-def _scorer(length: int, queries: npt.ArrayLike | Codes, metric: Metric, bits: int | None) -> BitScorer:
+def _scorer(length: int, queries: npt.ArrayLike | Codes, metric: str, bits: int | None) -> BitScorer:
     """The queries, cut to ``bits``, for an index of codes of ``length`` bits."""
     bits = length if bits is None else check_bits(bits, at_most=length)
-    if metric not in METRICS or metric == "symmetric_bce":
-        raise InvalidInputError(
-            f"unknown metric {metric!r}; an index answers 'bce', 'asymmetric_hamming' and 'hamming'"
-        )
+    get_metric(metric, stored=True)
     if isinstance(queries, Codes):
         if metric != "hamming":
             raise InvalidInputError(

@@ -3,7 +3,7 @@
 ::
 
     segments/00000001/codes.npy              uint8 (n, bytes)
-    segments/00000001/hashes.npy             uint64 (n,), ascending: the hash of each id (``metric.id_hashes``)
+    segments/00000001/hashes.npy             uint64 (n,), ascending: the hash of each id (``ids.id_hashes``)
     segments/00000001/ids.npy                int64 (n,); or, for strings,
     segments/00000001/id_offsets.npy, id_bytes.npy    int64 (n + 1,) and the UTF-8 bytes, one id after the other
     segments/00000001/metadata.parquet       column id, and the metadata
@@ -35,10 +35,11 @@ import pyarrow.parquet as pq
 from crovca.codes import Codes
 from crovca.errors import CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, atomic_file, remove, sha256
+from crovca.ids import id_hashes, order_by_hash
 from crovca.index.manifest import FileEntry, IdType, SegmentEntry
 from crovca.index.memo import Memo
 from crovca.index.metadata import ROW_GROUP, read_all
-from crovca.index.scoring import Int64, id_hashes, order_by_hash
+from crovca.index.scoring import Int64
 
 __all__ = ["Segment", "SegmentRows", "try_remove", "write_deletions", "write_segment"]
 

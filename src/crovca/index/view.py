@@ -17,13 +17,14 @@ import pyarrow as pa
 
 from crovca.codes import Codes
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
+from crovca.ids import as_ids, id_hashes
 from crovca.index.engines.base import Engine, Found, Mask
 from crovca.index.engines.choice import EngineName, build_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
-from crovca.index.metadata import as_ids, matching_rows, read_rows
+from crovca.index.metadata import matching_rows, read_rows
 from crovca.index.reader import Reader
-from crovca.index.scoring import BitScorer, Int64, id_hashes
+from crovca.index.scoring import BitScorer, Int64
 from crovca.index.segment import Segment, as_text
 
 __all__ = ["EngineChoice", "View"]
