@@ -494,16 +494,16 @@ def test_metadata_that_lacks_some_items_is_noted_once(folder, tmp_path, capsys, 
 
 
 def test_the_metadata_of_all_results_is_read_at_once(folder, capsys, monkeypatch):
-    from crovca.index.reader import Reader
+    from crovca.index.view import View
 
     calls = []
-    get = Reader.get
-    monkeypatch.setattr(Reader, "get", lambda self, ids: calls.append(len(ids)) or get(self, ids))
+    read = View.metadata
+    monkeypatch.setattr(View, "metadata", lambda self, rows: calls.append(len(rows)) or read(self, rows))
     found = run_json(capsys, "search", folder / "index", "--embeddings", folder / "more.npz", "-k", "9")
     assert len(calls) == 1
     with HashIndex.open(folder / "index") as opened:
         for result in found["results"]:
-            expected = get(opened, [hit["id"] for hit in result["hits"]]).metadata.to_pylist()
+            expected = opened.get([hit["id"] for hit in result["hits"]]).metadata.to_pylist()
             assert [hit["metadata"] for hit in result["hits"]] == expected
     assert found["encode_seconds"] > 0
 

@@ -1,4 +1,4 @@
-"""Misuse of an index: in brief with the other tests, at length with ``pytest -m torture``."""
+"""Misuse of an index: in brief with the other tests, at length in ``make torture``."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from tests.torture.index_fuzz import fuzz
 from tests.torture.index_stress import faults, stress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_a_fault_in_an_index_is_an_error_or_changes_nothing_or_is_named(kind):
     counts, bad = fuzz(100, 5, kind)
@@ -21,6 +22,7 @@ def test_thousands_of_faults_in_an_index(kind):
     print(kind, dict(counts))
 
 
+@pytest.mark.slow
 def test_threads_processes_and_forks_share_an_index(tmp_path):
     counts = stress(tmp_path, 3)
     assert not faults(counts), faults(counts)

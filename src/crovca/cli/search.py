@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +20,7 @@ from crovca.metrics import get_metric, of_codes
 
 if TYPE_CHECKING:
     from crovca.archive.queries import QueryModel
-    from crovca.index.reader import Reader
+    from crovca.index.results import Neighbors
 
 __all__ = ["dedup", "search"]
 
@@ -114,13 +113,14 @@ def search(
                 index[0], first.encoder, model=model, text_encoder=text_encoder, device=device
             )
             names, logits = _encode(query, image, text, embeddings)
+            logits = logits[:, : first.bits]  # the index may hold the first bits of its model's codes
             encoding = time.perf_counter() - started
             started = time.perf_counter()
             found = opened.search(
                 logits, top_k, metric=metric or "bce", where=where, bits=bits, engine=engine
             )
         seconds = time.perf_counter() - started
-        rows = _metadata(opened, found.ids)
+        rows = _metadata(found)
         engines, count = opened.engines(), len(opened)
     if json:
         emit_json(
@@ -221,15 +221,12 @@ def _encode(
     return names, query.of_embeddings(data.values[:])
 
 
-def _metadata(opened: Reader, ids: Any) -> list[Any]:
-    """A table for each query's results (q, k), or None: each item is read once, however often it was found."""
-    if not ids.size:
-        return [None] * len(ids)
-    distinct, place = np.unique(ids, return_inverse=True)
-    table = opened.get(distinct).metadata
+def _metadata(found: Neighbors) -> list[Any]:
+    """A table for each query's results, or None."""
+    table, width = found.metadata(), found.ids.shape[1]
     if table is None:
-        return [None] * len(ids)
-    return [table.take(row) for row in place.reshape(ids.shape)]
+        return [None] * len(found)
+    return [table.slice(query * width, width) for query in range(len(found))]
 
 
 def _count(count: int, what: str) -> str:
