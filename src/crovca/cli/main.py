@@ -23,6 +23,7 @@ from crovca.cli import (
     reproduce,
     search,
     serve,
+    store,
     train,
 )
 from crovca.cli.output import notes_for_warnings, stderr
@@ -50,6 +51,7 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.add_typer(index.index, name="index")
+app.add_typer(store.store, name="store")
 app.command("search")(search.search)
 app.command("dedup")(search.dedup)
 app.command("serve")(serve.serve)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from crovca.cli.options import Force, Json, open_embeddings
-from crovca.cli.output import emit_json, stdout
-from crovca.errors import ConfigError
+from crovca.cli.output import Console, emit_json, stdout
+from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
 from crovca.metrics import get_metric, of_codes
 
@@ -261,7 +260,7 @@ def _as_json(
 
 def _print_results(name: str, ids: Any, distances: Any, metadata: Any) -> None:
     texts = [str(one) for one in ids.tolist()]
-    table = Table(title=Text(name), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(printable(name)), title_justify="left", box=None, pad_edge=False)
     table.add_column("distance", justify="right", no_wrap=True)
     # An id is wanted whole: on a narrow terminal the other columns give way first, then it goes on in a second line.
     longest = max(map(len, texts), default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from crovca.data.embeddings import Rows, mean_embedding
 from crovca.data.encoded import Encoded
 from crovca.data.labels import share_a_label
-from crovca.errors import InvalidInputError
+from crovca.errors import CrovcaWarning, InvalidInputError
 from crovca.evaluation import metrics
 from crovca.evaluation.diagnostics import diagnose
 from crovca.ids import tie_order
@@ -252,13 +253,30 @@ class Measure:
         if query.labels is not None and database.labels is not None:
             self.labels = (query.labels, database.labels)
             self.total = self._count_relevant()
+            if not self.total.any():
+                warnings.warn(
+                    f"no query has a label that occurs in the database (queries: {_examples(query.labels)}; database: "
+                    f"{_examples(database.labels)}), so that nothing is relevant; are they written alike in both?",
+                    CrovcaWarning,
+                    stacklevel=2,
+                )
 
-    def chance(self) -> float | None:
-        """Expected mAP@k (hits) of a random order; None without labels."""
+    def chance(
+        self,
+        of: Callable[[Int64, int, int], Float64] = metrics.chance_average_precision,
+        k: int | None = None,
+    ) -> float | None:
+        """Expected mAP@k (hits), or another of ``metrics``, of a random order; None without labels."""
+        k = self.k if k is None else k
         if self.labels is None:
             return None
-        items = len(self.ties)
-        return float(metrics.chance_average_precision(self.total, items, self.k).mean())
+        found = np.zeros(len(self.total))
+        for left_out in (False, True):  # a query that stands in the database is ranked among one item less
+            rows = np.flatnonzero((self.own_row >= 0) == left_out)
+            items = len(self.ties) - left_out
+            if len(rows) and items:
+                found[rows] = of(self.total[rows], items, min(k, items))
+        return float(found.mean())
 
     def __call__(self, scorer: Scorer) -> Ranked:
         """Rank the database for every query by ``scorer``, and measure."""
@@ -305,7 +323,7 @@ class Measure:
         columns = (
             metrics.average_precision_hits(top),
             metrics.average_precision_min_k_r(top, total),
-            metrics.precision(top),
+            top.sum(axis=1) / np.minimum(self.k, len(self.ties) - (self.own_row[part] >= 0)).clip(1),
             metrics.recall(top, total),
             metrics.hit(top[:, :1]),
             expected[:, 0],
@@ -346,6 +364,12 @@ class Measure:
             relevant[local, own[local]] = False
             total[part] = relevant.sum(axis=1)
         return total
+
+
+def _examples(labels: npt.NDArray[Any]) -> str:
+    if labels.ndim == 2:
+        return f"multi-hot, {int(labels.any(axis=1).sum()):,} of {len(labels):,} rows have a class"
+    return ", ".join(map(repr, np.unique(labels)[:3].tolist()))
 
 
 class _Part:

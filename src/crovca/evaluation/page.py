@@ -79,6 +79,7 @@ def data_url(content: bytes, kind: str) -> str:
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }}
 h2 {{ margin-top: 2.5rem; }} section {{ border-bottom: 1px solid #e6e9ee; padding-bottom: 2rem; }}

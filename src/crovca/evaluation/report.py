@@ -69,6 +69,8 @@ def image_folder(folder: Path) -> ImageOf:
     def image_of(item: Any) -> Image | None:
         from PIL import Image, UnidentifiedImageError
 
+        if "\0" in str(item):
+            return None
         path = (root / str(item)).resolve()
         if not path.is_relative_to(root) or not path.is_file():
             return None
