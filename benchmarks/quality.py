@@ -26,11 +26,12 @@ import numpy as np
 
 from crovca import Embeddings, load_embeddings
 from crovca.compare.methods import METHODS
-from crovca.compare.results import CODE_SCORES, Comparison, Row, failures, percent
+from crovca.compare.results import Comparison, Row, failures, percent
 from crovca.compare.run import compare
 from crovca.compare.verdict import RECALL, verdict
 from crovca.data.embeddings import as_embeddings
 from crovca.files import write_json
+from crovca.metrics import of_codes
 
 LENGTHS = (16, 32, 64, 128)
 METHOD_NAMES = [method.name for method in METHODS]
@@ -370,7 +371,7 @@ def page(found: dict[str, Results], command: str, seconds: dict[str, float], see
         *main.table(None, "map", LENGTHS),
     ]
     names = {"hamming": "symmetric Hamming", "bce": "BCE"}
-    for score in CODE_SCORES:
+    for score in of_codes():
         if score in names:
             lines += ["", f"The same codes by {names[score]}.", "", *main.table(score, "map", LENGTHS)]
     lines += [

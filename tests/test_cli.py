@@ -12,7 +12,7 @@ from crovca.cli.main import app, main
 from crovca.codes import Codes
 from crovca.data.encoded import Encoded
 from crovca.hasher import CrossModalHasher, Hasher
-from crovca.index.scoring import METRICS
+from crovca.metrics import METRICS
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 

@@ -7,6 +7,7 @@ whoever looks sees the old content or the new, never a part.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -91,17 +92,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
             yield temporary
             _sync(temporary)
             temporary.replace(path)
-            _sync(path.parent)
+        _confirm(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Give a temporary folder to fill; when the block ends well, it takes the place of ``path``.
 
     A folder that stood at ``path`` is exchanged for the new one in one step where the system can do that (Linux),
     and then removed.
+
+    Args:
+        path: the folder.
+        new: replace nothing but an empty folder, whoever made what stands there, and however late.
+
+    Raises:
+        OutputExistsError: something stands at ``path`` that is to be ``new``.
+        StorageError: it cannot be written.
     """
     temporary = _temporary(path)
     retired = temporary.with_name(temporary.name + "-old")
@@ -112,11 +121,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             for file in sorted(temporary.rglob("*")):
                 _sync(file)
             _sync(temporary)
-            if path.exists() and not _exchange(temporary, path):
+            if new:
+                _move_to_new(temporary, path)
+            elif path.exists() and not _exchange(temporary, path):
                 path.replace(retired)
-            if not path.exists():
+            if not new and not path.exists():
                 temporary.replace(path)
-            _sync(path.parent)
+        _confirm(path)
     finally:
         if retired.exists() and not path.exists():  # the second rename failed: put the old one back
             retired.replace(path)
@@ -426,6 +437,26 @@ def _storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(f"cannot write {path}: {reason}; nothing was written") from error
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    try:
+        temporary.rename(path)  # which no system does onto a folder that is not empty
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise OutputExistsError(f"{path} exists already, and is not replaced") from error
+        raise
+
+
+def _confirm(path: Path) -> None:
+    """Flush the folder in which ``path`` was renamed. By then it has happened, so a failure is another one."""
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{path} was written, but the disk did not confirm it ({error.strerror or error}): it stands there now, "
+            "and may be gone after a loss of power; check the disk"
+        ) from error
 
 
 def _sync(path: Path) -> None:

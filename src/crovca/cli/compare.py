@@ -197,6 +197,8 @@ def _print(state: Comparison, sentences: list[str]) -> None:
 
 
 def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
+    from crovca.compare.results import score_titles
+
     size = "sizes of their own" if bits is None else f"{bits} bits"
     what = f"mAP@{state.k} in %" if state.labeled else "recall of float neighbors in %"
     table = Table(
@@ -206,7 +208,7 @@ def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
     table.add_column("", justify="left")
     table.add_column("bytes", justify="right")
     if state.labeled:
-        for name in ("Hamming", "asymmetric", "BCE", "min(k,R) form"):
+        for name in (*score_titles(), "min(k,R) form"):
             table.add_column(name, justify="right")
     for name in ("float top-10 in top-100", "fit, s", "items/s"):
         table.add_column(name, justify="right")
@@ -216,7 +218,7 @@ def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
 
 
 def _cells(state: Comparison, row: Row) -> list[str]:
-    from crovca.compare.results import percent
+    from crovca.compare.results import percent, score_cells
 
     if not row.cells:
         return [
@@ -227,11 +229,7 @@ def _cells(state: Comparison, row: Row) -> list[str]:
         ]
     maps = []
     if state.labeled:
-        if row.method.binary:
-            maps = [percent(row, score, "map") for score in ("hamming", "asymmetric_hamming", "bce")]
-        else:
-            maps = ["", percent(row, "own", "map"), ""]
-        maps.append(percent(row, row.main_score, "map_min_k_r"))
+        maps = [*score_cells(row, "map"), percent(row, row.main_score, "map_min_k_r")]
     size, seconds, rate = (row.measured(name) for name in ("bytes", "fit_seconds", "encode_rate"))
     return [
         row.method.title,

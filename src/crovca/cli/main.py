@@ -22,6 +22,7 @@ from crovca.cli import (
     index,
     reproduce,
     search,
+    serve,
     store,
     train,
 )
@@ -53,6 +54,7 @@ app.add_typer(index.index, name="index")
 app.add_typer(store.store, name="store")
 app.command("search")(search.search)
 app.command("dedup")(search.dedup)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("datasets")(datasets.datasets)
 

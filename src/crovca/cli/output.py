@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -44,9 +44,19 @@ if not stdout.is_terminal:
 stderr = Console(stderr=True, highlight=False)
 
 
-def emit_json(content: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+def emit_json(content: dict[str, Any], *, default: Callable[[Any], Any] | None = None) -> None:
+    """One JSON object on standard output; NaN and infinity are null in it, which a note says.
+
+    Args:
+        content: the object.
+        default: makes of a value that JSON does not know one that it does; None: there is none such.
+    """
+    text = json.dumps(content, default=default)
+    lost: list[str] = []
+    found = json.loads(text, parse_constant=lost.append)  # which returns None
+    if lost:
+        note(f"{len(lost):,} numbers that JSON cannot hold (NaN, infinity) are null")
+    sys.stdout.write((json.dumps(found) if lost else text) + "\n")
 
 
 @contextmanager

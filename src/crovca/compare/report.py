@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from crovca.compare.results import CODE_SCORES, OWN_SCORE, Comparison, Row, failures, percent
+from crovca.compare.results import Comparison, Row, failures, percent, score_cells, score_titles
 from crovca.compare.verdict import RECALL, verdict
 from crovca.evaluation import figures
 from crovca.evaluation.page import figure
@@ -38,23 +38,20 @@ def write_comparison(folder: Path, state: Comparison, *, force: bool = False) ->
 
 
 def _table(rows: list[Row]) -> str:
-    names = ("method", "bits", "bytes", "seeds", "Hamming", "asymmetric or own", "BCE", "min(k, R) form",
+    names = ("method", "bits", "bytes", "seeds", *score_titles(), "min(k, R) form",
              "tie-aware Hamming", "1@10", "10@10", RECALL, "100@1000", "fit, s", "items/s")  # fmt: skip
     lines = []
     for row in rows:
         if not row.cells:
             continue
-        hamming, _, bce = CODE_SCORES
         shown = [
             html.escape(row.method.title),
             f"{row.bits:,}" if row.method.size != "float" else "",
             f"{row.measured('bytes') or 0:,.0f}",
             str(len(row.cells)),
-            percent(row, hamming, "map"),
-            percent(row, row.main_score, "map"),
-            percent(row, bce, "map"),
+            *score_cells(row, "map"),
             percent(row, row.main_score, "map_min_k_r"),
-            percent(row, hamming, "expected_map"),
+            percent(row, "hamming", "expected_map"),
             *(percent(row, row.main_score, name) for name in ("1@10", "10@10", RECALL, "100@1000")),
             f"{row.measured('fit_seconds') or 0:.1f}",
             f"{row.measured('encode_rate') or 0:,.0f}",
@@ -67,7 +64,7 @@ def _table(rows: list[Row]) -> str:
 def _figure(rows: list[Row], name: str, caption: str) -> str:
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        value = row.value(row.main_score if row.method.binary else OWN_SCORE, name)
+        value = row.value(row.main_score, name)
         if value is not None:
             lines.setdefault(row.method.title, []).append((row.measured("bytes") or 0, value[0]))
     return figure(figures.methods_figure(lines, caption.split(" against")[0]), caption)

@@ -17,10 +17,9 @@ import crovca
 from crovca.compare.methods import METHODS, Method
 from crovca.errors import FileFormatError
 from crovca.files import read_json
-from crovca.index.scoring import Metric
+from crovca.metrics import METRICS, REPORTED, of_codes
 
 __all__ = [
-    "CODE_SCORES",
     "FORMAT",
     "OWN_SCORE",
     "Cell",
@@ -29,9 +28,10 @@ __all__ = [
     "failures",
     "percent",
     "read_kept",
+    "score_cells",
+    "score_titles",
 ]
 
-CODE_SCORES: tuple[Metric, ...] = ("hamming", "asymmetric_hamming", "bce")
 OWN_SCORE = "own"
 FORMAT = 3
 """Of the kept results."""
@@ -66,8 +66,8 @@ class Row:
 
     @property
     def main_score(self) -> str:
-        """The score with a float query: asymmetric Hamming, or the method's own."""
-        return "asymmetric_hamming" if self.method.binary else OWN_SCORE
+        """The score with a float query: that of reports, or the method's own."""
+        return REPORTED if self.method.binary else OWN_SCORE
 
     def value(self, score: str, name: str) -> tuple[float, float] | None:
         """Mean and sample standard deviation over seeds of "map" and its like, or of a neighbor recall ("10@100")."""
@@ -167,6 +167,21 @@ class Comparison:
         """Read what ``to_dict`` gave."""
         names = [entry.name for entry in fields(cls) if entry.name in values]
         return cls(**{**{name: values[name] for name in names}, "lengths": tuple(values["lengths"])})
+
+
+def score_titles() -> list[str]:
+    """Of the columns of ``score_cells``."""
+    return [f"{METRICS[name].title}{' or own' * (name == REPORTED)}" for name in of_codes()]
+
+
+def score_cells(row: Row, name: str) -> list[str]:
+    """``percent`` by every score of codes; a method with a score of its own has that one alone."""
+    return [
+        percent(row, score if row.method.binary else OWN_SCORE, name)
+        if row.method.binary or score == REPORTED
+        else ""
+        for score in of_codes()
+    ]
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

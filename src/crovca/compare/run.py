@@ -17,17 +17,27 @@ import crovca
 from crovca.baselines.base import BinaryBaseline, Float32, ScoreBaseline, as_matrix
 from crovca.codes import Codes, check_bits
 from crovca.compare.methods import OUR_LENGTHS, Method, choose_methods
-from crovca.compare.results import CODE_SCORES, FORMAT, OWN_SCORE, Cell, Comparison
+from crovca.compare.results import FORMAT, OWN_SCORE, Cell, Comparison
 from crovca.data.embeddings import Embeddings, mean_embedding
 from crovca.errors import ConfigError, CrovcaError, InvalidInputError
 from crovca.evaluation import metrics
 from crovca.evaluation.evaluate import NEIGHBOR_RECALLS, Measure, Ranked
 from crovca.hasher import Hasher
 from crovca.index.scoring import BitScorer, CosineScorer
+from crovca.metrics import of_codes
 
 __all__ = ["compare", "fingerprint"]
 
-_SOURCES = ("codes.py", "config.py", "evaluation", "hasher", "hashing", "baselines", "search/metric.py")
+_SOURCES = (
+    "codes.py",
+    "ids.py",
+    "metrics.py",
+    "evaluation",
+    "hasher",
+    "hashing",
+    "baselines",
+    "index/scoring.py",
+)
 """What makes codes, ranks and measures: where one of these changes, kept results are of other code."""
 
 
@@ -236,7 +246,7 @@ class _Bench:
 
     def _by_code(self, logits: Float32, codes: Codes) -> dict[str, Any]:
         return {
-            score: self._measured(self.measure(BitScorer.of(score, logits, codes))) for score in CODE_SCORES
+            score: self._measured(self.measure(BitScorer.of(score, logits, codes))) for score in of_codes()
         }
 
     def _measured(self, ranked: Ranked) -> dict[str, Any]:

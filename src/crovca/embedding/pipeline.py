@@ -41,7 +41,7 @@ from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import EncoderError, InvalidInputError, OutputExistsError, StorageError
 from crovca.files import atomic_directory, remove
-from crovca.index.scoring import id_hashes
+from crovca.ids import id_hashes
 from crovca.sources.decode import UnreadableItem, decode
 from crovca.sources.source import Source
 

@@ -17,16 +17,9 @@ from crovca.data.labels import share_a_label
 from crovca.errors import CrovcaWarning, InvalidInputError
 from crovca.evaluation import metrics
 from crovca.evaluation.diagnostics import diagnose
-from crovca.index.scoring import (
-    METRICS,
-    BitScorer,
-    CosineScorer,
-    Metric,
-    Ranking,
-    Scorer,
-    rank,
-    tie_order,
-)
+from crovca.ids import tie_order
+from crovca.index.scoring import BitScorer, CosineScorer, Ranking, Scorer, rank
+from crovca.metrics import METRICS, REPORTED, get_metric
 
 __all__ = ["NEIGHBOR_RECALLS", "Evaluation", "Items", "LengthResult", "Measure", "Ranked", "evaluate"]
 
@@ -74,11 +67,11 @@ class LengthResult:
     """Results at one code length. ``scores`` has None where a score needs logits that are not there."""
 
     bits: int
-    scores: dict[Metric, Ranked | None]
+    scores: dict[str, Ranked | None]
     float_neighbour_recall: dict[str, float | None] | None
     codes: dict[str, float | int]
 
-    def map_of(self, metric: Metric) -> float | None:
+    def map_of(self, metric: str) -> float | None:
         """mAP@k (hits) by a score, or None where it was not measured."""
         ranked = self.scores.get(metric)
         return None if ranked is None else ranked.map
@@ -153,7 +146,7 @@ def evaluate(
     *,
     k: int | None = 1000,
     lengths: Sequence[int] | None = None,
-    metrics_: Sequence[Metric] = METRICS,
+    metrics_: Sequence[str] | None = None,
     query_embeddings: Rows | None = None,
     database_embeddings: Rows | None = None,
     advance: Advance = lambda what: None,
@@ -165,10 +158,10 @@ def evaluate(
 
     Args:
         query: with logits.
-        database: with codes; its logits are needed for symmetric BCE only.
+        database: with codes; its logits are needed for symmetric BCE and its like only.
         k: cut-off rank; None: all.
         lengths: prefixes of the codes to measure; None: the whole codes.
-        metrics_: which scores.
+        metrics_: which scores of ``crovca.metrics``; None: all.
         query_embeddings: (q, d), for the float baseline and the recall of float neighbors; None: leave it out.
         database_embeddings: (n, d), likewise.
         advance: is told what is ranked next.
@@ -196,16 +189,16 @@ def evaluate(
     results = []
     for bits in (database.codes.bits,) if lengths is None else lengths:
         ours, theirs = query.prefix(bits), database.prefix(bits)
-        scores: dict[Metric, Ranked | None] = {}
-        for metric in metrics_:
-            if metric == "symmetric_bce" and theirs.logits is None:
+        scores: dict[str, Ranked | None] = {}
+        for metric in METRICS if metrics_ is None else metrics_:
+            if get_metric(metric).needs_item_logits and theirs.logits is None:
                 scores[metric] = None
                 continue
             advance(f"{bits} bits, {metric}")
             assert ours.logits is not None
             scores[metric] = measure(BitScorer.of(metric, ours.logits, theirs.codes, theirs.logits))
         recalls = None
-        found = scores.get("asymmetric_hamming")
+        found = scores.get(REPORTED)
         if floats and found is not None:
             true = floats["cosine_centred"].rows
             recalls = {

@@ -19,7 +19,7 @@ from crovca.evaluation.diagnostics import bit_balance
 from crovca.evaluation.evaluate import Evaluation, LengthResult, Ranked
 from crovca.evaluation.page import THUMBNAIL, as_page, figure, grid, line, picture
 from crovca.files import atomic_directory, check_output, write_json
-from crovca.index.scoring import METRICS
+from crovca.metrics import METRICS, REPORTED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,7 +107,7 @@ def write_report(folder: Path, subjects: Sequence[Subject], *, force: bool = Fal
 def _section(subject: Subject) -> str:
     result = subject.evaluation
     parts = [f"<h2>{html.escape(subject.title)}</h2>", _summary(result), _table(subject)]
-    ranked = {length.bits: length.scores.get("asymmetric_hamming") for length in result.lengths}
+    ranked = {length.bits: length.scores.get(REPORTED) for length in result.lengths}
     measured = {bits: score for bits, score in ranked.items() if score is not None and score.map is not None}
     if measured and result.chance_map is not None:
         curves = {f"{bits} bits": _curve(score) for bits, score in measured.items()}
@@ -115,7 +115,7 @@ def _section(subject: Subject) -> str:
         parts.append(
             figure(
                 figures.map_curves_figure(curves, result.chance_map),
-                f"mAP@k for every k up to {result.k:,}; codes by asymmetric Hamming distance",
+                f"mAP@k for every k up to {result.k:,}; codes by the {METRICS[REPORTED].title} score",
             )
         )
         width = _float_bytes(subject)
@@ -157,15 +157,15 @@ def _summary(result: Evaluation) -> str:
 
 def _table(subject: Subject) -> str:
     result = subject.evaluation
+    titles = "".join(f"<th>{html.escape(metric.title)}</th>" for metric in METRICS.values())
     head = (
-        "<tr><th></th><th>bytes</th><th>Hamming</th><th>asymmetric</th><th>BCE</th><th>sym. BCE</th>"
-        "<th>float top 10<br>in top 100</th><th>distinct codes</th></tr>"
+        f"<tr><th></th><th>bytes</th>{titles}<th>float top 10<br>in top 100</th><th>distinct codes</th></tr>"
     )
     rows = []
     for name, score in result.floats.items():
         rows.append(
             f"<tr><td>float, {name.replace('_', ' ')}</td><td>{_float_bytes(subject):,}</td>"
-            f"<td colspan=4 class=wide>{_percent(score.map)}</td><td></td><td></td></tr>"
+            f"<td colspan={len(METRICS)} class=wide>{_percent(score.map)}</td><td></td><td></td></tr>"
         )
     for length in result.lengths:
         maps = "".join(f"<td>{_percent(length.map_of(metric))}</td>" for metric in METRICS)
@@ -211,7 +211,7 @@ def _grids(subject: Subject) -> str:
         -1:
     ]
     rankings += [(f"{length.bits} bits", s) for length in _ends(subject.evaluation.lengths, shortest)
-                 if (s := length.scores.get("asymmetric_hamming")) is not None]  # fmt: skip
+                 if (s := length.scores.get(REPORTED)) is not None]  # fmt: skip
     parts = ["<h3>Nearest neighbors</h3><p>Frames: green shares a label with the query, red does not.</p>"]
     for query in queries.tolist():
         lines = [_grid_line(subject, image_of, query, name, ranked) for name, ranked in rankings]
