@@ -158,8 +158,9 @@ def open_embedded(
         OutputExistsError: the store holds embeddings of something else, and is not to be begun anew.
         InvalidInputError: what ``target.check`` raises, before anything is embedded.
     """
+    from crovca.embedding.blocks import counted
     from crovca.embedding.job import Origin, begin_job
-    from crovca.embedding.pipeline import counted, finish, make_worker, missing_shards, plan_job, summarize
+    from crovca.embedding.pipeline import finish, make_worker, missing_shards, plan_job, summarize
     from crovca.embedding.runners import run_here
     from crovca.encoders.encoder import Encoder
 

@@ -101,14 +101,6 @@ class Reporter:
             f"diversity {state.diversity:.2f}  bits {state.balance_min:.2f}-{state.balance_max:.2f}",
         )
 
-    def embedded(self, done: int, total: int, rate: float, what: str) -> None:
-        """So many items of all were embedded, at so many a second."""
-        self._bar.update(
-            self._task("embedding"),
-            completed=done / total,
-            state=f"{done:,} of {total:,} {what}  {rate:,.0f} a second",
-        )
-
     def message(self, text: str) -> None:
         """Something a person should know."""
         self.notes.append(text)

@@ -115,7 +115,7 @@ def search(
             _as_json(names, found, rows, metric or ("hamming" if id else "bce"), (encoding, seconds), engines)
         )
         return
-    for name, ids, scores, metadata in zip(names, found.ids, found.scores, rows, strict=True):
+    for name, ids, scores, metadata in zip(names, found.ids, found.distances, rows, strict=True):
         _print_results(name, ids, scores, metadata)
     queries = "1 query" if len(names) == 1 else f"{len(names):,} queries"
     encoded = "" if id else f"encoded in {encoding:.1f} s, "
@@ -230,7 +230,7 @@ def _as_json(
     engines: list[dict[str, Any]],
 ) -> dict[str, Any]:
     results = []
-    for name, ids, scores, metadata in zip(names, found.ids, found.scores, rows, strict=True):
+    for name, ids, scores, metadata in zip(names, found.ids, found.distances, rows, strict=True):
         columns = [{}] * len(ids) if metadata is None else metadata.to_pylist()
         hits = [
             {"id": one, "distance": float(score), **({"metadata": row} if row else {})}

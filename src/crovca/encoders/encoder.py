@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from crovca.encoders.hub import ModelFiles, locate, weight_files, weights_sha256
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError, CrovcaError, EncoderError, FileFormatError, InvalidInputError
 
-__all__ = ["DTYPES", "Encoder", "TextEncoder", "choose_device", "choose_dtype"]
+__all__ = ["DTYPES", "Encoder", "TextEncoder", "choose_device", "choose_dtype", "load_once"]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -240,6 +242,45 @@ class TextEncoder(_Tower):
         hidden = output.last_hidden_state.float()
         weight = mask.unsqueeze(-1).float()
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+Tower = TypeVar("Tower", Encoder, TextEncoder)
+
+
+def load_once(
+    kind: type[Tower],
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Tower:
+    """As ``kind.load``, but what was loaded last of each kind is kept for who asks for the same again.
+
+    It is shared: who wants another preprocessing takes a copy (``dataclasses.replace``, which copies no weights), and
+    who adapts the weights loads an encoder of his own. A local folder whose files changed is loaded anew.
+    """
+    folder = Path(source).expanduser()
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    where = choose_device(device)
+    computed = _name(choose_dtype(dtype, where))
+    with _LOADING:  # two threads that ask at once would load it twice
+        kept = _load_images if kind is Encoder else _load_texts
+        return kept(source, revision, str(where), computed, stamps)  # type: ignore[return-value]
+
+
+_LOADING = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _load_images(source: str | Path, revision: str | None, device: str, dtype: str, _: Any) -> Encoder:
+    return Encoder.load(source, revision=revision, device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=1)
+def _load_texts(source: str | Path, revision: str | None, device: str, dtype: str, _: Any) -> TextEncoder:
+    return TextEncoder.load(source, revision=revision, device=device, dtype=dtype)
 
 
 def choose_device(name: str) -> torch.device:

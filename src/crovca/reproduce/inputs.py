@@ -24,8 +24,9 @@ from crovca.datasets.cifar10 import export_cifar10
 from crovca.datasets.registry import PROTOCOLS, open_dataset
 from crovca.datasets.splits import write_split
 from crovca.datasets.structure import Dataset, Protocol, Split
+from crovca.embedding.blocks import counted
 from crovca.embedding.job import Job, Origin, begin_job, read_job
-from crovca.embedding.pipeline import counted, finish, make_worker, missing_shards, plan_job
+from crovca.embedding.pipeline import finish, make_worker, missing_shards, plan_job
 from crovca.embedding.runners import run_here
 from crovca.encoders.encoder import Encoder, TextEncoder, choose_device, choose_dtype
 from crovca.encoders.families import ALIASES
