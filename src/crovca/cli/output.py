@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def emit_json(content: dict[str, Any]) -> None:
 
 @contextmanager
 def notes_for_warnings() -> Iterator[None]:
-    """Print each CrovcaWarning as a line ``note: ...`` on standard error."""
+    """Print each CrovcaWarning, and what the library logs for a person, as a line ``note: ...`` on standard error."""
 
     def show(
         message: Warning | str,
@@ -50,11 +51,26 @@ def notes_for_warnings() -> Iterator[None]:
         else:
             default(message, category, filename, lineno, file, line)
 
-    with warnings.catch_warnings():
-        default = warnings.showwarning
-        warnings.simplefilter("always", CrovcaWarning)
-        warnings.showwarning = show
-        yield
+    logger, handler = logging.getLogger("crovca"), _Notes()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            default = warnings.showwarning
+            warnings.simplefilter("always", CrovcaWarning)
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    """Prints what is logged as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
 
 
 def note(text: str) -> None:

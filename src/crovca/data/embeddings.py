@@ -6,6 +6,7 @@ the others are loaded.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ __all__ = [
     "mean_embedding",
     "root_mean_square",
 ]
+
+_logger = logging.getLogger("crovca.data")
 
 _CHUNK_BYTES = 64 << 20
 
@@ -224,6 +227,13 @@ def load_embeddings(path: str | Path, *, with_ids: bool = True) -> Embeddings:
         if path.stat().st_size == 0:
             raise FileFormatError(f"{path} is empty")
         opened = reader(path)
+        if reader is not _read_npy:
+            size = path.stat().st_size / 2**20
+            _logger.info(
+                "%s is loaded into memory (%s MiB); .npy files and stores are memory-mapped",
+                path.name,
+                f"{size:,.1f}",
+            )
     try:
         return as_embeddings(*opened)
     except InvalidInputError as error:

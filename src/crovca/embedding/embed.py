@@ -252,10 +252,9 @@ def _tower(
         tower = encoder
         if isinstance(tower, TextEncoder) != (modality == "texts"):
             raise ConfigError(f"these are {modality}, and the encoder is a {type(tower).__name__}")
-    elif modality == "texts":
-        tower = load_once(TextEncoder, encoder, revision=revision, device=str(device), dtype=dtype)
     else:
-        tower = load_once(Encoder, encoder, revision=revision, device=str(device), dtype=dtype)
+        kind: Any = TextEncoder if modality == "texts" else Encoder
+        tower = load_once(kind, encoder, revision=revision, device=str(device), dtype=dtype)
     if rounding is not None and isinstance(tower, Encoder):
         return replace(tower, preprocessing=replace(tower.preprocessing, resize_rounding=rounding))
     return tower

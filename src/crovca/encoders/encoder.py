@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -262,25 +261,19 @@ def load_once(
     """
     folder = Path(source).expanduser()
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     where = choose_device(device)
     computed = _name(choose_dtype(dtype, where))
+    key = (str(source), revision, str(where), computed, tuple(stamps))
     with _LOADING:  # two threads that ask at once would load it twice
-        kept = _load_images if kind is Encoder else _load_texts
-        return kept(source, revision, str(where), computed, stamps)  # type: ignore[return-value]
+        if kind not in _KEPT or _KEPT[kind][0] != key:
+            _KEPT.pop(kind, None)  # two at once may not fit into the memory of a GPU
+            _KEPT[kind] = key, kind.load(source, revision=revision, device=str(where), dtype=computed)
+        return _KEPT[kind][1]
 
 
 _LOADING = threading.Lock()
-
-
-@lru_cache(maxsize=1)
-def _load_images(source: str | Path, revision: str | None, device: str, dtype: str, _: Any) -> Encoder:
-    return Encoder.load(source, revision=revision, device=device, dtype=dtype)
-
-
-@lru_cache(maxsize=1)
-def _load_texts(source: str | Path, revision: str | None, device: str, dtype: str, _: Any) -> TextEncoder:
-    return TextEncoder.load(source, revision=revision, device=device, dtype=dtype)
+_KEPT: dict[type, tuple[Any, Any]] = {}
 
 
 def choose_device(name: str) -> torch.device:
