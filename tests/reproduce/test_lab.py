@@ -90,7 +90,7 @@ def test_embeddings_are_those_of_the_encoder_and_made_once(make, dino, monkeypat
 
 
 def test_an_embedding_that_was_killed_goes_on(make, monkeypatch):
-    from crovca.encoders import pipeline
+    from crovca.embedding import pipeline
 
     monkeypatch.setitem(pipeline._SHARD_SIZES, "cpu", 4)
     whole = make(weights=make().weights)

@@ -40,10 +40,8 @@ __all__ = [
     "build_index",
     "check_distinct",
     "check_new",
-    "copy_model",
     "encoder_of",
     "fill",
-    "of_codes",
     "of_embeddings",
     "of_encoded",
     "open_items",
@@ -89,11 +87,6 @@ def source_kind(path: Path, encoder: str | None) -> str:
     ):
         return "embeddings"
     return "images"
-
-
-def of_codes(path: Path, extra: pa.Table | None) -> NewItems:
-    """Codes that ``crovca encode`` wrote."""
-    return of_encoded(Encoded.load(path), extra)
 
 
 def of_encoded(found: Encoded, extra: pa.Table | None) -> NewItems:
@@ -177,12 +170,12 @@ def open_items(
         CrovcaError: what reading, embedding and encoding raise.
     """
     kind = source_kind(source, encoder)
+    keep: Callable[[Path], object] = partial(shutil.copytree, model) if model else lambda folder: None
     if kind == "codes":
         if bits is not None:
             raise ConfigError("--bits goes with embeddings and images: codes are taken as they are")
-        return replace(of_codes(source, extra), keep=partial(copy_model, model))
+        return replace(of_encoded(Encoded.load(source), extra), keep=keep)
     hasher: Any = None if model is None else load_hasher(model, device=device)
-    keep: Callable[[Path], object] = partial(copy_model, model)
     if isinstance(hasher, ImageHasher | ImageTextHasher):  # its encoder is its own
         encoded = encode_path(hasher, source, None, observer=observer, bits=bits).encoded
         return replace(of_encoded(encoded, extra), keep=keep)
@@ -191,19 +184,10 @@ def open_items(
             raise ConfigError(
                 f"{source} holds images: give --encoder, the folder of a model or its id on the hub"
             )
-        found = embed(
-            str(source),
-            encoder,
-            store,
-            revision=revision,
-            device=device,
-            force=force,
-            check=check,
-            observer=observer,
-        )
-        if found.summary.broken:
-            left = f"{sum(found.summary.broken.values()):,} images left out: {counted(found.summary.broken)}"
-            observer.message(left)
+        options: Any = {"force": force, "check": check, "observer": observer}
+        found = embed(source, encoder, store, revision=revision, device=device, **options)
+        if broken := found.summary.broken:
+            observer.message(f"{sum(broken.values()):,} images left out: {counted(broken)}")
         data, source = found.embeddings, store
     else:
         data = load_embeddings(source)
@@ -397,17 +381,9 @@ def read_metadata(path: Path | None) -> pa.Table | None:
 
 
 def encoder_of(path: Path) -> dict[str, Any] | None:
-    """What a store says of its encoder."""
-    if not path.is_dir():
-        return None
-    job = read_json(path / MANIFEST, "embedding store").get("job")
+    """What a store says of the encoder of its images."""
+    job = read_json(path / MANIFEST, "embedding store").get("job") if path.is_dir() else None
     return describe_encoder(job) if isinstance(job, dict) and job["origin"]["modality"] == "images" else None
-
-
-def copy_model(model: Path | None, folder: Path) -> None:
-    """Put a model into an index, where there is one."""
-    if model is not None:
-        shutil.copytree(model, folder)
 
 
 def _labels(labels: Any) -> dict[str, Any]:
@@ -446,11 +422,8 @@ def _blocks(
     if missing == len(ids) and missing:
         _logger.info("none of these items is in the metadata: are its ids written in the same way?")
     elif missing:
-        _logger.info(
-            "%s of %s items are not in the metadata: their columns from it are empty",
-            f"{missing:,}",
-            f"{len(ids):,}",
-        )
+        what = f"{missing:,} of {len(ids):,} items"
+        _logger.info("%s are not in the metadata: their columns from it are empty", what)
 
 
 def _metadata(

@@ -113,24 +113,12 @@ def _json(cells: Sequence[Cell], seeds: int, models: int) -> dict[str, Any]:
 def _facts(measurement: Measurement | None) -> dict[str, Any] | None:
     if measurement is None:
         return None
-    training = measurement.training
-    return {
-        "key": measurement.key,
-        "encoder": measurement.encoder,
-        "task": measurement.task,
-        "score": measurement.score,
-        "metric": measurement.metric,
-        "k": measurement.k,
-        "training": None
-        if training is None
-        else {
-            "dataset": training.dataset,
-            "setting": training.setting,
-            "fitting": training.fitting,
-            "bits": training.bits,
-            "preset": training.preset,
-        },
-    }
+    names = ("key", "encoder", "task", "score", "metric", "k")
+    one = measurement.training
+    training = None if one is None else {**asdict(one), "preset": one.preset}
+    if training is not None:
+        training.pop("encoder")  # the measurement's
+    return {**{name: getattr(measurement, name) for name in names}, "training": training}
 
 
 def _needs(cell: Cell) -> tuple[str, ...]:

@@ -228,12 +228,8 @@ def load_embeddings(path: str | Path, *, with_ids: bool = True) -> Embeddings:
             raise FileFormatError(f"{path} is empty")
         opened = reader(path)
         if reader is not _read_npy:
-            size = path.stat().st_size / 2**20
-            _logger.info(
-                "%s is loaded into memory (%s MiB); .npy files and stores are memory-mapped",
-                path.name,
-                f"{size:,.1f}",
-            )
+            what = f"{path.name} is loaded into memory ({path.stat().st_size / 2**20:,.1f} MiB)"
+            _logger.info("%s; .npy files and stores are memory-mapped", what)
     try:
         return as_embeddings(*opened)
     except InvalidInputError as error:

@@ -26,15 +26,8 @@ from crovca.embedding.job import (
     read_job,
     refuse_another,
 )
-from crovca.embedding.pipeline import (
-    Summary,
-    finish,
-    make_worker,
-    missing_shards,
-    plan_job,
-    summarize,
-    versions,
-)
+from crovca.embedding import pipeline
+from crovca.embedding.pipeline import Summary, make_worker, missing_shards, versions
 from crovca.embedding.runners import Rank, Runner, find_rank, run_here, run_processes, run_ray
 from crovca.encoders.encoder import Encoder, TextEncoder, choose_device, choose_dtype, load_once
 from crovca.errors import ConfigError, FileFormatError, OutputExistsError
@@ -158,14 +151,8 @@ def embed(
     """
     observer, store = observer or _Log(), Path(store)
     origin, opened = _origin(source, modality)
-    settings: dict[str, Any] = {
-        "v": views,
-        "seed": seed,
-        "stored": stored,
-        "batch_size": batch_size,
-        "shard_size": shard_size,
-        "threads": threads,
-    }
+    settings: dict[str, Any] = {"v": views, "seed": seed, "stored": stored}
+    settings |= {"batch_size": batch_size, "shard_size": shard_size, "threads": threads}
     check_settings(origin.modality, **settings)
     rank = _rank(runner, workers, force, in_memory=opened is not None)
     if resize_rounding is not None and origin.modality == "texts":
@@ -181,9 +168,11 @@ def embed(
     where = choose_device(begun.device if begun is not None and device == "auto" else device)
     computed = begun.dtype if begun is not None and dtype == "auto" else dtype
     choose_dtype(computed, where)
-    tower = _tower(encoder, origin.modality, revision, _of_rank(where, rank), computed, resize_rounding)
+    if rank is not None and where.type == "cuda":  # those of one machine take its GPUs in turn
+        where = torch.device("cuda", rank.local % torch.cuda.device_count())
+    tower = _tower(encoder, origin.modality, revision, where, computed, resize_rounding)
     name = str(encoder) if isinstance(encoder, str | Path) else str(tower.identity["source"])
-    plan = partial(plan_job, origin, items, tower, name, revision, settings)
+    plan = partial(pipeline.plan_job, origin, items, tower, name, revision, settings)
     job = plan(begun)
     if begun is not None and force:
         begun = _same(store, begun, job, force, observer)
@@ -211,8 +200,8 @@ def embed(
     elif mine:
         run_here(make_worker(job, items, tower), store, mine, advance)
     seconds = time.perf_counter() - started
-    finish(store, job)
-    return Embedded(store, job, summarize(store, job), done - before, seconds)
+    pipeline.finish(store, job)
+    return Embedded(store, job, pipeline.summarize(store, job), done - before, seconds)
 
 
 def _rank(runner: Runner, workers: int, force: bool, *, in_memory: bool) -> Rank | None:
@@ -229,13 +218,6 @@ def _rank(runner: Runner, workers: int, force: bool, *, in_memory: bool) -> Rank
             "--force and --workers do not go with --runner rank: remove the store first; start more ranks"
         )
     return rank
-
-
-def _of_rank(device: torch.device, rank: Rank | None) -> torch.device:
-    """Ranks of one machine take its GPUs in turn."""
-    if rank is None or device.type != "cuda":
-        return device
-    return torch.device("cuda", rank.local % torch.cuda.device_count())
 
 
 def _tower(
@@ -320,10 +302,7 @@ def _same(store: Path, begun: Job, job: Job, force: bool, observer: Listener) ->
 
 def _note_versions(job: Job, observer: Listener) -> None:
     now = versions()
-    changed = [
-        f"{name} {old} (now {now.get(name)})" for name, old in job.versions.items() if now.get(name) != old
-    ]
-    if changed:
-        observer.message(
-            f"the store was begun with {', '.join(changed)}: its last bits may differ between parts"
-        )
+    others = [(name, old) for name, old in job.versions.items() if now.get(name) != old]
+    if others:
+        changed = ", ".join(f"{name} {old} (now {now.get(name)})" for name, old in others)
+        observer.message(f"the store was begun with {changed}: its last bits may differ between parts")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from crovca.data.store import (
     write_manifest,
     write_part,
 )
-from crovca.embedding.blocks import Block, cores, counted, embed_blocks
+from crovca.embedding.blocks import cores, counted, embed_blocks
 from crovca.embedding.job import Job, Origin
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.preprocessing import Preprocessing
@@ -155,13 +155,10 @@ def open_worker(job: Job, *, device: str | None = None, share: int = 1) -> Worke
     source = job.origin.open()
     if (source.fingerprint, len(source)) != (job.fingerprint, job.items):
         raise OutputExistsError(f"{job.origin.path} changed since the job began; --force begins anew")
-    encoder: Encoder | TextEncoder
-    where = device or job.device
-    if job.origin.modality == "images":
-        encoder = Encoder.load(job.encoder, revision=job.revision, device=where, dtype=job.dtype)
+    kind = Encoder if job.origin.modality == "images" else TextEncoder
+    encoder = kind.load(job.encoder, revision=job.revision, device=device or job.device, dtype=job.dtype)
+    if isinstance(encoder, Encoder):
         encoder.preprocessing = Preprocessing.from_dict(job.preprocessing)
-    else:
-        encoder = TextEncoder.load(job.encoder, revision=job.revision, device=where, dtype=job.dtype)
     theirs, ours = ({**one, "source": None} for one in (job.identity, encoder.identity))
     if theirs != ours:
         raise OutputExistsError(
@@ -196,33 +193,29 @@ def embed_shard(worker: Worker, store: Path, shard: int, advance: Advance = lamb
         InvalidInputError: numbers beyond float16 where that is stored.
     """
     job, source = worker.job, worker.source
-    found = _Part()
-    with _threads(job.threads):
-        blocks = embed_blocks(
-            source,
-            worker.encoder,
-            job.rows(shard),
-            batch_size=job.batch_size,
-            views=job.v,
-            seed=job.seed,
-            lanes=worker.lanes,
-            decoders=worker.decoders,
-            threads=job.threads,
-        )
-        for block in blocks:
-            found.add(block)
-            advance(len(block.rows) + len(block.faults))
+    how: Any = {"batch_size": job.batch_size, "views": job.v, "seed": job.seed, "threads": job.threads}
+    how |= {"lanes": worker.lanes, "decoders": worker.decoders}
     shape = (0, job.d) if job.v == 1 else (0, job.v, job.d)
-    values = np.concatenate([np.zeros(shape, np.float32), *found.values])
-    values = _stored(values, job.stored, source.ids, found.rows)
+    rows: list[int] = []
+    notes: list[str | None] = []
+    faults: dict[int, Fault] = {}
+    parts = [np.zeros(shape, np.float32)]
+    with _threads(job.threads):
+        for block in embed_blocks(source, worker.encoder, job.rows(shard), **how):
+            rows += block.rows
+            notes += block.notes
+            faults |= block.faults
+            parts.append(block.embeddings.cpu().numpy())
+            advance(len(block.rows) + len(block.faults))
+    values = _stored(np.concatenate(parts), job.stored, source.ids, rows)
     errors = [
         ItemError(_plain(source.ids[row]), None if source.paths is None else source.paths[row], *fault)
-        for row, fault in sorted(found.faults.items())
+        for row, fault in sorted(faults.items())
     ]
     part = store / part_name(shard)
     try:
         with atomic_directory(part) as folder:
-            write_part(folder, values, _columns(source, found), errors)
+            write_part(folder, values, _columns(source, rows, notes), errors)
     except StorageError:
         if part_rows(part) is None:  # another worker has not written the same in the meantime
             raise
@@ -311,20 +304,6 @@ def summarize(store: Path, job: Job) -> Summary:
     )
 
 
-@dataclass
-class _Part:
-    rows: list[int] = field(default_factory=list)
-    values: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    notes: list[str | None] = field(default_factory=list)
-    faults: dict[int, Fault] = field(default_factory=dict)
-
-    def add(self, block: Block) -> None:
-        self.rows += block.rows
-        self.values.append(block.embeddings.cpu().numpy())
-        self.notes += block.notes
-        self.faults.update(block.faults)
-
-
 def _stored(
     values: npt.NDArray[np.float32], dtype: str, ids: npt.NDArray[Any], rows: Sequence[int]
 ) -> npt.NDArray[Any]:
@@ -339,15 +318,15 @@ def _stored(
     return values.astype(dtype)
 
 
-def _columns(source: Source[Any], part: _Part) -> dict[str, Any]:
-    columns: dict[str, Any] = {"id": source.ids[part.rows]}
+def _columns(source: Source[Any], rows: list[int], notes: list[str | None]) -> dict[str, Any]:
+    columns: dict[str, Any] = {"id": source.ids[rows]}
     if source.labels is not None:
-        columns["labels"] = source.labels[part.rows]
+        columns["labels"] = source.labels[rows]
     if source.paths is not None:
-        columns["path"] = [source.paths[row] for row in part.rows]
+        columns["path"] = [source.paths[row] for row in rows]
     if source.captions is not None:
-        columns["caption"] = [source.captions[row] for row in part.rows]
-    columns["note"] = part.notes
+        columns["caption"] = [source.captions[row] for row in rows]
+    columns["note"] = notes
     return columns
 
 
