@@ -24,7 +24,7 @@ FILES = [path for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__in
         "crovca.evaluation.metrics, crovca.evaluation.evaluate, crovca.evaluation.report",
         "crovca.data.embeddings, crovca.data.store, crovca.data.encoded",
         "crovca.datasets, crovca.cli.datasets",
-        "crovca.reproduce.paper, crovca.reproduce.cost, crovca.cli.reproduce_list",
+        "crovca.reproduce.paper, crovca.cli.reproduce_list",
         "crovca.cli.main",
     ],
 )

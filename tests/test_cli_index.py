@@ -141,7 +141,7 @@ def test_force_embeds_anew_what_has_changed(photos, album, tmp_path, capsys):
     shutil.rmtree(tmp_path / "index")
     shutil.copy(photos / "images" / "red" / "18.png", album)
     error = fails(capsys, *command)
-    assert "index.embeddings was begun with something else" in error and "--force embeds anew" in error
+    assert "index.embeddings was begun with another" in error and "--force to begin anew" in error
     assert store.exists() and not (tmp_path / "index").exists()
     (store / "job.json").write_text("{")
     assert run_json(capsys, *command, "--force")["items"] == 18
@@ -192,7 +192,7 @@ def test_images_whose_ids_are_known_are_refused_before_they_are_embedded(
 def test_an_interrupted_add_goes_on_from_its_store(photos, album, tmp_path, capsys, monkeypatch):
     import shutil
 
-    from crovca.cli import items
+    from crovca.archive import ingest
     from crovca.cli.main import main
 
     def interrupted(*_):
@@ -202,7 +202,7 @@ def test_an_interrupted_add_goes_on_from_its_store(photos, album, tmp_path, caps
         file.unlink()
     shutil.copy(photos / "images" / "blue" / "17.png", album)
     with monkeypatch.context() as patch:
-        patch.setattr(items, "of_embeddings", interrupted)
+        patch.setattr(ingest, "of_embeddings", interrupted)
         with pytest.raises(SystemExit) as exit_:
             main(["index", "add", str(tmp_path / "index"), str(album)])
     assert exit_.value.code == 130
@@ -429,7 +429,7 @@ def test_an_index_is_built_anew_when_its_photographs_change(photos, tmp_path, ca
         assert len(index) == 25
     shutil.rmtree(tmp_path / "index")
     shutil.copy(images / "red" / "2.png", images / "red" / "101.png")
-    assert "remove it" in fails(capsys, *build)
+    assert "--force to begin anew" in fails(capsys, *build)
 
 
 def test_two_writers_get_a_clear_line(folder, index, capsys):
@@ -462,9 +462,9 @@ def test_a_killed_build_leaves_no_index_and_is_repeated(folder, tmp_path):
 
 
 def test_nothing_is_added_where_an_id_of_a_later_block_is_known(folder, index, tmp_path, capsys, monkeypatch):
-    from crovca.cli import items
+    from crovca.archive import ingest
 
-    monkeypatch.setattr(items, "_BLOCK", 8)
+    monkeypatch.setattr(ingest, "_BLOCK", 8)
     codes = Codes.from_bits(np.random.default_rng(0).integers(0, 2, (40, 32)))
     for last, message in (("ant/0.jpg", "1 of 40 ids are in the index already"), ("0", "'0' occurs twice")):
         ids = np.array([*map(str, range(39)), last])
@@ -477,9 +477,9 @@ def test_nothing_is_added_where_an_id_of_a_later_block_is_known(folder, index, t
 
 
 def test_metadata_that_lacks_some_items_is_noted_once(folder, tmp_path, capsys, monkeypatch):
-    from crovca.cli import items
+    from crovca.archive import ingest
 
-    monkeypatch.setattr(items, "_BLOCK", 64)
+    monkeypatch.setattr(ingest, "_BLOCK", 64)
     run(
         "index",
         "build",
@@ -548,9 +548,9 @@ def test_what_encodes_does_not_go_with_ids(folder, capsys, option):
 
 
 def test_too_many_bits_are_refused_before_anything_is_read(folder, tmp_path, capsys, monkeypatch):
-    from crovca.cli import items
+    from crovca.archive import ingest
 
-    monkeypatch.setattr(items, "source_kind", lambda *_: pytest.fail("the source was read"))
+    monkeypatch.setattr(ingest, "source_kind", lambda *_: pytest.fail("the source was read"))
     assert "between 1 and 4,096, got 5000" in fails(
         capsys, "index", "build", folder / "database.npz", "--bits", "5000", "-o", tmp_path / "x"
     )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from crovca.codes import Codes
     from crovca.data.embeddings import Embeddings, load_embeddings
     from crovca.data.encoded import Encoded
+    from crovca.embedding.embed import Embedded, embed
+    from crovca.encoders.encoder import Encoder
     from crovca.errors import CrovcaError, CrovcaWarning
     from crovca.evaluation.evaluate import Evaluation, evaluate
     from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
@@ -27,8 +29,10 @@ _HOMES = {
     "CrossModalHasher": "crovca.hasher",
     "CrovcaError": "crovca.errors",
     "CrovcaWarning": "crovca.errors",
+    "Embedded": "crovca.embedding.embed",
     "Embeddings": "crovca.data.embeddings",
     "Encoded": "crovca.data.encoded",
+    "Encoder": "crovca.encoders.encoder",
     "HashIndex": "crovca.index.index",
     "Hasher": "crovca.hasher",
     "ImageHasher": "crovca.hasher",
@@ -36,6 +40,7 @@ _HOMES = {
     "Neighbors": "crovca.index.results",
     "RangeNeighbors": "crovca.index.results",
     "ShardedIndex": "crovca.index.shards",
+    "embed": "crovca.embedding.embed",
     "evaluate": "crovca.evaluation.evaluate",
     "load_embeddings": "crovca.data.embeddings",
     "load_hasher": "crovca.hasher",
@@ -46,8 +51,10 @@ __all__ = [
     "CrossModalHasher",
     "CrovcaError",
     "CrovcaWarning",
+    "Embedded",
     "Embeddings",
     "Encoded",
+    "Encoder",
     "Evaluation",
     "HashIndex",
     "Hasher",
@@ -56,6 +63,7 @@ __all__ = [
     "Neighbors",
     "RangeNeighbors",
     "ShardedIndex",
+    "embed",
     "evaluate",
     "load_embeddings",
     "load_hasher",

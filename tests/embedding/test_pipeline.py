@@ -19,7 +19,7 @@ import torch
 from crovca.cli.main import main
 from crovca.data.embeddings import load_embeddings
 from crovca.data.store import read_errors
-from crovca.embedding import pipeline, runners
+from crovca.embedding import blocks, runners
 from crovca.embedding.job import Job, Origin, begin_job
 from crovca.embedding.pipeline import embed_shard, finish, make_worker, missing_shards, plan_job, summarize
 from crovca.embedding.runners import Rank, find_rank, run_processes, run_ray
@@ -381,7 +381,9 @@ def test_an_encoder_that_gives_nan_for_some(photos, vit, tmp_path, monkeypatch):
     from crovca.errors import EncoderError
 
     whole = Encoder.embed
-    first = worker.encoder.preprocessing.normalize(torch.from_numpy(pipeline._prepare(worker, 5)[0])[None])
+    first = worker.encoder.preprocessing.normalize(
+        torch.from_numpy(blocks._prepare(worker.source, worker.encoder, 1, 5)[0])[None]
+    )
 
     def embed(self, pixels):
         if (pixels == first).flatten(1).all(dim=1).any():
@@ -471,7 +473,6 @@ def test_ctrl_c_says_how_to_go_on(photos, folders, tmp_path, capsys, monkeypatch
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "embed_shard", interrupt)
     monkeypatch.setattr(runners, "embed_shard", interrupt)
     refuses(capsys, "embed", photos, "--encoder", folders["ViT"][0], "-o", tmp_path / "store",
             match="interrupted; the same command without --force goes on", status=130)  # fmt: skip

@@ -108,12 +108,12 @@ def precision_sum(order, right, k):
 
 @pytest.mark.parametrize("training", [ADAPTED, replace(ADAPTED, fitting="probing")], ids=["lora", "probing"])
 def test_codes_of_texts_are_not_mixed_with_other_weights(make, clip, tmp_path, training):
-    pairs.encoded_texts(make(), training, 0, "flickr25k-ddbh", "query")
+    make().encoded_texts(training, 0, "flickr25k-ddbh", "query")
     other = copies.with_other_weights(clip, tmp_path / "other")
     workspace = make(weights={"dfn-b": str(other)})
     for split in ("query", "database"):
         with pytest.raises(ConfigError, match="was begun with other weights of dfn-b"):
-            pairs.encoded_texts(workspace, training, 0, "flickr25k-ddbh", split)
+            workspace.encoded_texts(training, 0, "flickr25k-ddbh", split)
         with pytest.raises(ConfigError, match="was begun with other weights of dfn-b"):
             workspace.encoded(training, 0, "flickr25k-ddbh", split)
 
@@ -170,7 +170,7 @@ def test_pairs_stay_pairs_when_images_are_broken(make, tmp_path, towers, monkeyp
         return self
 
     monkeypatch.setattr(CrossModalHasher, "fit", fit)
-    pairs.fit_pairs(workspace, PROBED, 0, None)
+    pairs.fit_pairs(workspace, PROBED, workspace.parameters("dfn-l", 16, 0), None)
     kept = [number for number in range(9) if number != 3]
     assert given["shapes"] == ((8, 8), (8, 1, 8))
     words = towers[1].embed([pair_copies.words(number) for number in kept]).numpy()
@@ -192,7 +192,8 @@ def test_an_image_with_fewer_captions_repeats_them(make, monkeypatch):
     monkeypatch.setattr(
         CrossModalHasher, "fit", lambda self, images, texts, **_: given.update(texts=texts) or self
     )
-    pairs.fit_pairs(workspace, Training("dfn-l", "coco-text", "pairs", "probing", 16), 0, None)
+    training = Training("dfn-l", "coco-text", "pairs", "probing", 16)
+    pairs.fit_pairs(workspace, training, workspace.parameters("dfn-l", 16, 0), None)
     assert given["texts"].shape == (12, 3, 8)
     once, twice = given["texts"][np.array([0, 1])]
     assert (once[0] == once[1]).all() and (once[1] == once[2]).all()
@@ -273,7 +274,7 @@ def test_table_6_equals_evaluation_by_hand(make, towers, monkeypatch):
 
 
 def test_texts_are_encoded_in_parts_that_go_on(make, monkeypatch):
-    whole = pairs.encoded_texts(make(), ADAPTED, 0, "flickr25k-ddbh", "database")
+    whole = make().encoded_texts(ADAPTED, 0, "flickr25k-ddbh", "database")
     (file,) = (make().work / "codes").rglob("*.texts.npz")
     file.unlink()
     monkeypatch.setattr(labs, "_PART", 5)
@@ -287,8 +288,8 @@ def test_texts_are_encoded_in_parts_that_go_on(make, monkeypatch):
 
     monkeypatch.setattr(ImageTextHasher, "encode_texts", stopping)
     with pytest.raises(KeyboardInterrupt):
-        pairs.encoded_texts(make(), ADAPTED, 0, "flickr25k-ddbh", "database")
-    again = pairs.encoded_texts(make(), ADAPTED, 0, "flickr25k-ddbh", "database")
+        make().encoded_texts(ADAPTED, 0, "flickr25k-ddbh", "database")
+    again = make().encoded_texts(ADAPTED, 0, "flickr25k-ddbh", "database")
     assert calls == [5, 5, 5, 5, 5, 2]  # the third a second time
     np.testing.assert_array_equal(again.ids, whole.ids)
     np.testing.assert_allclose(again.logits, whole.logits, atol=1e-5)
@@ -393,8 +394,8 @@ def test_another_copy_of_the_texts_does_not_pass_for_the_first(make, tmp_path):
 def test_nested_models_serve_shorter_codes(make):
     workspace = make(nested=True)
     short = Training("dfn-l", "cc3m", "pairs", "probing", 32)
-    found = pairs.encoded_texts(workspace, short, 0, "coco-text", "query")
-    whole = pairs.encoded_texts(workspace, PROBED, 0, "coco-text", "query")
+    found = workspace.encoded_texts(short, 0, "coco-text", "query")
+    whole = workspace.encoded_texts(PROBED, 0, "coco-text", "query")
     assert (found.codes.bits, whole.codes.bits) == (32, 256)
     np.testing.assert_array_equal(found.codes.packed, whole.prefix(32).codes.packed)
     assert len(list((workspace.work / "models").iterdir())) == 1

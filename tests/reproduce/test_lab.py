@@ -90,7 +90,7 @@ def test_embeddings_are_those_of_the_encoder_and_made_once(make, dino, monkeypat
 
 
 def test_an_embedding_that_was_killed_goes_on(make, monkeypatch):
-    from crovca.encoders import pipeline
+    from crovca.embedding import pipeline
 
     monkeypatch.setitem(pipeline._SHARD_SIZES, "cpu", 4)
     whole = make(weights=make().weights)
@@ -338,39 +338,6 @@ def test_weights_that_could_not_be_loaded_bind_nothing(make, dino, tmp_path):
             ask(make(weights=weights))
     (folder / "model.safetensors").write_bytes(whole)
     assert len(make(weights=weights).encoded(Training(), 0, "coco", "query")) == 2
-
-
-@pytest.mark.parametrize("fitting", ["lora", "probing"])
-def test_work_of_an_earlier_crovca_is_told_by_what_lies_in_it(make, other_dino, fitting):
-    workspace, training = make(), Training(fitting=fitting)
-    before = workspace.encoded(training, 0, "coco", "query")
-    (workspace.work / materials.WEIGHTS).unlink()
-    with pytest.raises(ConfigError, match=REFUSED):
-        make(weights={"dinov2": str(other_dino)}).encoded(training, 0, "coco", "query")
-    again = make().encoded(training, 0, "coco", "query")
-    np.testing.assert_array_equal(again.logits, before.logits)
-    for folder in ("models", "embeddings", materials.WEIGHTS):
-        shutil.rmtree(workspace.work / folder, ignore_errors=True)
-    (workspace.work / materials.WEIGHTS).unlink(missing_ok=True)
-    with pytest.raises(
-        ConfigError, match=r"codes of dinov2 .*, and nothing says of which weights; give another"
-    ):
-        make().encoded(training, 0, "coco", "query")
-
-
-def test_work_that_an_earlier_crovca_mixed_is_refused(make, other_dino):
-    workspace = make()
-    workspace.embeddings("dinov2", "coco", "query")
-    (workspace.work / materials.WEIGHTS).unlink()
-    kept = workspace.work / "embeddings" / "dinov2"
-    (kept / "coco").rename(workspace.work / "coco")
-    make(weights={"dinov2": str(other_dino)}).embeddings("dinov2", "cifar10", "query")
-    (workspace.work / materials.WEIGHTS).unlink()
-    (workspace.work / "coco").rename(kept / "coco")
-    with pytest.raises(
-        ConfigError, match=r"holds work of 2 different weights of dinov2 .*; give another --work"
-    ):
-        make().embeddings("dinov2", "coco", "query")
 
 
 def test_a_damaged_note_of_the_weights_is_refused(make):

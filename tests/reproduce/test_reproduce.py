@@ -345,19 +345,6 @@ def test_results_of_other_weights_are_refused(make, dino, other_dino, tmp_path, 
         assert not runs.reproduce(make(weights={"dinov2": str(place)}), cells, kept=kept).failed
 
 
-def test_results_that_an_earlier_crovca_took_for_those_of_other_weights_are_not_shown(make, other_dino):
-    cells = paper.cells("table1", dataset="coco", encoder="dinov2", bits=16)
-    workspace = make()
-    kept = runs.reproduce(workspace, cells).kept
-    (workspace.work / "weights.json").unlink()
-    (entry,) = (entries["0"] for entries in kept.values())
-    del entry["weights_sha256"]
-    assert not runs.reproduce(make(), cells, kept=kept).failed
-    entry["encoder"] = str(other_dino)  # labeled so, of codes of the first
-    (row,) = runs.reproduce(make(weights={"dinov2": str(other_dino)}), cells, kept=kept).rows()
-    assert "was begun with other weights of dinov2" in row.failed
-
-
 def test_results_of_a_folder_whose_weights_changed_are_refused(make, dino, tmp_path):
     folder = tmp_path / "encoder"
     shutil.copytree(dino, folder)

@@ -1,23 +1,27 @@
 """From what people search with to logits: images, texts and embeddings, through an index's model and encoder.
 
 An index remembers what made its codes: a copy of the hasher (``INDEX/model``), and the name, revision,
-checksum and preprocessing of the encoder. A query takes the same way.
+checksum and preprocessing of the encoder. A query takes the same way; encoders are loaded when the first query needs
+them, and kept (``load_once``).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from crovca.embedding.blocks import embed_blocks
+from crovca.embedding.items import as_images
+from crovca.encoders.encoder import Encoder, TextEncoder, load_once
+from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
-
-if TYPE_CHECKING:
-    from crovca.encoders.encoder import Encoder, TextEncoder
 
 __all__ = ["MODEL_FOLDER", "QueryModel", "describe_encoder"]
 
@@ -56,6 +60,7 @@ class QueryModel:
         self._described = encoder
         self._text_encoder = text_encoder
         self._device = device
+        self._images: Encoder | None = None  # once it was found to be the index's
 
     @classmethod
     def of_index(
@@ -98,21 +103,13 @@ class QueryModel:
             return self.hasher.logits(list(files))
         if isinstance(self.hasher, ImageTextHasher):
             return self.hasher.logits(images=list(files))
-        import torch
-
-        from crovca.sources.decode import UnreadableItem, decode
-        from crovca.sources.source import read_file
-
-        encoder = self._image_encoder()
-        pixels = []
-        for file in files:
-            try:
-                decoded = decode(read_file(file), smallest=encoder.preprocessing.smallest_decode)
-            except UnreadableItem as fault:
-                raise FileFormatError(f"{file}: {fault}") from fault
-            pixels.append(encoder.preprocessing.crop_image(decoded.image, decoded.size))
-        batch = encoder.preprocessing.normalize(torch.from_numpy(np.stack(pixels)))
-        return self.of_embeddings(encoder.embed(batch).cpu().numpy())
+        encoder, source = self._image_encoder(), as_images([os.fspath(file) for file in files])
+        found = []
+        for block in embed_blocks(source, encoder):
+            for row, (reason, detail) in block.faults.items():
+                raise FileFormatError(f"{files[row]}: {reason}: {detail}")
+            found.append(block.embeddings.cpu().numpy())
+        return self.of_embeddings(np.concatenate(found))
 
     def of_texts(self, texts: Sequence[str]) -> Logits:
         """Logits of texts."""
@@ -120,42 +117,40 @@ class QueryModel:
             return self.hasher.logits(texts=list(texts))
         if isinstance(self.hasher, ImageHasher):
             raise ConfigError("this index's model takes images only, so it cannot be searched by text")
-        return self.of_embeddings(self._texts().embed(list(texts)).cpu().numpy(), texts=True)
+        return self.of_embeddings(self._text_tower().embed(list(texts)).cpu().numpy(), texts=True)
 
     def _image_encoder(self) -> Encoder:
-        from crovca.encoders.encoder import Encoder
-        from crovca.encoders.preprocessing import Preprocessing
-
+        if self._images is not None:
+            return self._images
         if self._described is None:
             raise ConfigError(
                 "this index does not know which encoder made its embeddings; "
                 "embed the query yourself and give --embeddings"
             )
         described = self._described
-        encoder = Encoder.load(
+        encoder = load_once(
+            Encoder,
             described["encoder"],
             revision=described["revision"],
             device=self._device,
             dtype=described["dtype"],
         )
-        encoder.preprocessing = Preprocessing.from_dict(self._described["preprocessing"])
-        before, now = self._described["identity"]["weights_sha256"], encoder.identity["weights_sha256"]
+        before, now = described["identity"]["weights_sha256"], encoder.identity["weights_sha256"]
         if before != now:
             raise FileFormatError(
-                f"the encoder {self._described['encoder']} has other weights now than when the index was built; "
+                f"the encoder {described['encoder']} has other weights now than when the index was built; "
                 "search with the old ones, or build the index anew"
             )
-        return encoder
+        self._images = replace(encoder, preprocessing=Preprocessing.from_dict(described["preprocessing"]))
+        return self._images
 
-    def _texts(self) -> TextEncoder:
-        from crovca.encoders.encoder import TextEncoder
-
+    def _text_tower(self) -> TextEncoder:
         source = self._text_encoder
         if source is None and self._described is not None:
             source = self._described["encoder"]
         if source is None:
             raise ConfigError("it is not known which encoder makes embeddings of texts; give --text-encoder")
-        encoder = TextEncoder.load(source, device=self._device, dtype="float32")
+        encoder = load_once(TextEncoder, source, device=self._device, dtype="float32")
         expected = self._width_of_texts()
         if encoder.width != expected:
             raise InvalidInputError(

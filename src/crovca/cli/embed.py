@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crovca.cli.options import Json
+from crovca.cli.options import Json, Modality
 from crovca.cli.output import Reporter, emit_json, stdout
-from crovca.data.store import MANIFEST
-from crovca.errors import ConfigError, OutputExistsError
-from crovca.files import check_output, remove
+from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
-    from crovca.embedding.job import Job, Origin
-    from crovca.embedding.pipeline import Summary
-    from crovca.embedding.runners import Rank
-    from crovca.encoders.encoder import Encoder, TextEncoder
+    from crovca.embedding.embed import Embedded
 
 __all__ = ["embed"]
 
@@ -94,143 +87,38 @@ def embed(
     The store is written part by part. A run that was interrupted goes on when the same command is given again, and
     gives the same bytes as one that was not. What cannot be read is counted, and listed in STORE/part-*/errors.parquet.
     """
-    from crovca.embedding.job import Origin, begin_job, read_job
-    from crovca.embedding.pipeline import finish, make_worker, missing_shards, plan_job, summarize
-    from crovca.embedding.runners import find_rank
+    from crovca.embedding.embed import embed as embed_items
+    from crovca.embedding.job import Origin
 
-    if (images is None) == (texts is None):
+    path = images or texts
+    if path is None or (images is not None and texts is not None):
         raise ConfigError("give either IMAGES or --texts FILE")
     if not encoder:
         raise ConfigError("give --encoder: the folder of a model, or its id on the hub")
-    if workers < 1:
-        raise ConfigError(f"--workers must be at least 1, got {workers}")
-    rank = find_rank() if runner == "rank" else None
-    if rank is not None and (force or workers > 1):
-        raise ConfigError(
-            "--force and --workers do not go with --runner rank: remove the store first; start more ranks"
-        )
-    path = images or texts
-    assert path is not None
-    _check_store(path, output, force)
-    origin = Origin(
-        "images" if texts is None else "texts",
-        str(path),
-        None if root is None else str(root),
-        image_column,
-        caption_column,
-    )
-    begun = None if force else read_job(output)
+    modality: Modality = "images" if texts is None else "texts"
+    place = None if root is None else str(root)
     with Reporter() as reporter:
-        source = origin.open()
-        for text in source.notes:
-            reporter.message(text)
-        asked = {"dtype": dtype, "device": device}
-        if begun is not None:  # what is chosen is chosen once
-            asked = {
-                name: getattr(begun, name) if value == "auto" else value for name, value in asked.items()
-            }
-        tower = _load(origin, encoder, revision, asked, rank)
-        if resize_rounding is not None:
-            _set_rounding(tower, resize_rounding)
-        chosen = {"v": views, "seed": seed, "stored": stored, "shard_size": shard_size, "threads": threads}
-        chosen["batch_size"] = _parse_batch_size(batch_size)
-        job = plan_job(origin, source, tower, encoder, revision, chosen, begun)
-        if force:
-            remove(output)  # not before everything else was found to be in order
-        job = begin_job(output, job)
-        _note_versions(job, reporter)
-        missing = missing_shards(output, job)
-        mine = missing if rank is None else rank.shards(missing)
-        before = job.items - sum(len(job.rows(shard)) for shard in mine)
-        if before and rank is None:
-            reporter.message(
-                f"{output}: {job.shards - len(missing):,} of {job.shards:,} parts are done already"
-            )
-        started = time.perf_counter()
-        advance = _Meter(reporter, before, job.items, origin.modality)
-        if mine:
-            _run(runner, workers, job, output, mine, advance, lambda: make_worker(job, source, tower))
-        seconds = time.perf_counter() - started
-        finish(output, job)
-    _report(output, job, summarize(output, job), advance.items, seconds, reporter.notes, json)
-
-
-class _Meter:
-    """Counts items, and shows them."""
-
-    def __init__(self, reporter: Reporter, before: int, total: int, what: str) -> None:
-        self.items = 0
-        self._reporter, self._before, self._total, self._what = reporter, before, total, what
-        self._started = time.perf_counter()
-
-    def __call__(self, items: int) -> None:
-        self.items += items
-        rate = self.items / max(time.perf_counter() - self._started, 1e-9)
-        self._reporter.embedded(self._before + self.items, self._total, rate, self._what)
-
-
-def _check_store(path: Path, output: Path, force: bool) -> None:
-    """Refuse an output that is none of ours, before any work is done."""
-    from crovca.data.store import JOB
-
-    if output.is_dir() and (output / JOB).exists() and not force:
-        return
-    if output.is_dir() and not any(output.iterdir()):
-        return
-    marker = JOB if (output / JOB).exists() else MANIFEST
-    if output.exists() and not force and (output / marker).exists():
-        raise OutputExistsError(
-            f"{output} is a store of something else; give another output, or --force to replace it"
+        found = embed_items(
+            Origin(modality, str(path), place, image_column, caption_column),
+            encoder,
+            output,
+            revision=revision,
+            views=views,
+            seed=seed,
+            stored=stored,
+            batch_size=_parse_batch_size(batch_size),
+            shard_size=shard_size,
+            threads=threads,
+            resize_rounding=resize_rounding,
+            device=device,
+            dtype=dtype,
+            runner=runner,
+            workers=workers,
+            resume=not force,
+            force=force,
+            observer=reporter,
         )
-    check_output(output, force=force, inputs=[path], marker=marker)
-
-
-def _load(
-    origin: Origin, encoder: str, revision: str | None, asked: dict[str, str], rank: Rank | None
-) -> Encoder | TextEncoder:
-    from crovca.encoders.encoder import Encoder, TextEncoder, choose_device
-
-    where = str(choose_device(asked["device"]))
-    if rank is not None and where == "cuda":
-        import torch
-
-        where = f"cuda:{rank.local % torch.cuda.device_count()}"
-    kind = Encoder if origin.modality == "images" else TextEncoder
-    return kind.load(encoder, revision=revision, device=where, dtype=asked["dtype"])
-
-
-def _set_rounding(tower: Encoder | TextEncoder, rounding: Literal["down", "nearest"]) -> None:
-    from crovca.encoders.encoder import Encoder
-
-    if not isinstance(tower, Encoder):
-        raise ConfigError("--resize-rounding goes with images")
-    tower.preprocessing = replace(tower.preprocessing, resize_rounding=rounding)
-
-
-def _run(
-    runner: str, workers: int, job: Job, output: Path, shards: list[int], advance: _Meter, worker: Any
-) -> None:
-    from crovca.embedding import runners
-
-    if runner == "ray":
-        runners.run_ray(job, output, shards, advance, workers)
-    elif runner == "local" and workers > 1:
-        runners.run_processes(job, output, shards, advance, workers)
-    else:
-        runners.run_here(worker(), output, shards, advance)
-
-
-def _note_versions(job: Job, reporter: Reporter) -> None:
-    from crovca.embedding.pipeline import versions
-
-    now = versions()
-    changed = [
-        f"{name} {old} (now {now.get(name)})" for name, old in job.versions.items() if now.get(name) != old
-    ]
-    if changed:
-        reporter.message(
-            f"the store was begun with {', '.join(changed)}: its last bits may differ between parts"
-        )
+    _report(found, reporter.notes, json)
 
 
 def _parse_batch_size(text: str) -> int | None:
@@ -241,12 +129,11 @@ def _parse_batch_size(text: str) -> int | None:
     raise ConfigError(f"--batch-size must be a whole number of at least 1, or auto; got {text!r}")
 
 
-def _report(
-    output: Path, job: Job, found: Summary, items: int, seconds: float, notes: list[str], json: bool
-) -> None:
-    from crovca.embedding.pipeline import counted
+def _report(result: Embedded, notes: list[str], json: bool) -> None:
+    from crovca.embedding.blocks import counted
 
-    what = job.origin.modality
+    output, job, found = result.store, result.job, result.summary
+    items, seconds, what = result.items_now, result.seconds, job.origin.modality
     if json:
         emit_json(
             {

@@ -44,16 +44,14 @@ def encode(
 
     A model of images (crovca finetune) takes images, and texts with --modality texts.
     """
-    from crovca.cli.modality import encode_path
+    from crovca.archive.encoding import encode_path
     from crovca.hasher import load_hasher
 
     check_output(output, force=force, inputs=[model, data])
     hasher = load_hasher(model, device=device, encoder=encoder)
     started = time.perf_counter()
     with Reporter() as reporter:
-        found = encode_path(
-            hasher, data, modality, "--modality", reporter, bits=bits, logits=logits, root=root
-        )
+        found = encode_path(hasher, data, modality, observer=reporter, bits=bits, logits=logits, root=root)
     encoded = found.encoded
     seconds = time.perf_counter() - started
     encoded.save(output)

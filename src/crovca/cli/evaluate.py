@@ -76,7 +76,7 @@ def evaluate(
     and how the bits are used. Items are relevant to a query if they share a label; without labels only the recall
     of float neighbors is measured. A database item with the query's own id is left out.
     """
-    from crovca.cli.modality import encode_path
+    from crovca.archive.encoding import encode_path
     from crovca.codes import check_bits
     from crovca.errors import ConfigError, InvalidInputError
     from crovca.evaluation import evaluate as evaluation
@@ -103,10 +103,16 @@ def evaluate(
         check_bits(length, at_most=longest)
     with Reporter() as reporter:
         found_database = encode_path(
-            hasher, database, database_modality, "--database-modality", reporter, logits=True, root=root
+            hasher,
+            database,
+            database_modality,
+            "--database-modality",
+            observer=reporter,
+            logits=True,
+            root=root,
         )
         found_query = encode_path(
-            hasher, query, query_modality, "--query-modality", reporter, logits=True, root=root
+            hasher, query, query_modality, "--query-modality", observer=reporter, logits=True, root=root
         )
         theirs, ours = found_database.encoded, found_query.encoded
         if (

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crovca.cli.options import Force, Json, open_embeddings
+from crovca.cli.options import Force, Json
 from crovca.cli.output import Reporter, emit_json, stdout
-from crovca.codes import check_bits
-from crovca.errors import ConfigError, CrovcaError
-from crovca.files import atomic_directory, check_output, read_lines, remove
+from crovca.errors import ConfigError
+from crovca.files import read_lines
 
 if TYPE_CHECKING:
-    from crovca.cli.items import NewItems, Target
-    from crovca.index.index import HashIndex
     from crovca.index.reader import Reader
 
 __all__ = ["index"]
@@ -78,48 +71,44 @@ def build(
     embedded by --encoder into OUTPUT.embeddings, which stays: a run that was interrupted goes on from it, and with
     --force it is replaced where the images or the encoder are others than before.
     """
-    from crovca.cli import items
+    from crovca.archive.ingest import build_index
     from crovca.hashing.state import model_kind
-    from crovca.index.index import HashIndex
-    from crovca.index.manifest import WriterLock
 
-    inputs = [path for path in (source, model, metadata) if path is not None]
-    check_output(output, force=force, inputs=inputs, marker="manifest.json")
-    if bits is not None:
-        check_bits(bits)
-    extra = items.read_metadata(metadata)
     started = time.perf_counter()
-    # Whoever writes to the index that is replaced is kept out, or keeps us out.
-    lock = WriterLock(output) if (output / "manifest.json").exists() else nullcontext()
-    with Reporter() as reporter, lock, atomic_directory(output) as folder:
-        target = items.Target(output.with_name(f"{output.name}.embeddings"), anew=force, inputs=tuple(inputs))
-        found, described, keep = _open(
-            source, model, encoder, revision, bits, extra, device, target, reporter
+    with Reporter() as reporter:
+        made = build_index(
+            source,
+            output,
+            model=model,
+            bits=bits,
+            encoder=encoder,
+            revision=revision,
+            metadata=metadata,
+            device=device,
+            force=force,
+            observer=reporter,
         )
-        with HashIndex.create(folder, found.bits, encoder=described) as made:
-            keep(folder / "model")
-            _fill(made, found, reporter, upsert=False)
-            count, size = len(made), made.stats()["disk_bytes"]
+    size = made.disk_bytes
     seconds = time.perf_counter() - started
     if json:
         emit_json(
             {
                 "index": str(output),
-                "items": count,
-                "bits": found.bits,
+                "items": made.items,
+                "bits": made.bits,
                 "disk_bytes": size,
                 "seconds": round(seconds, 3),
             }
         )
         return
     _say(
-        f"{output}: {_items(count)}, codes of {found.bits} bits ({_size(size['codes'])}; ids "
+        f"{output}: {_items(made.items)}, codes of {made.bits} bits ({_size(size['codes'])}; ids "
         f"{_size(size['ids'])}, metadata {_size(size['metadata'])}), in {seconds:.1f} s"
     )
     if not (output / "model").is_dir():
         how = "--id ID"
     else:
-        images = described is not None or (model_kind(output / "model") or "").startswith("image")
+        images = made.encoder is not None or (model_kind(output / "model") or "").startswith("image")
         how = "--image FILE" if images else "--embeddings FILE"
     _say(f"next: crovca search {output} {how}")
 
@@ -143,49 +132,36 @@ def add(
     All ids are checked before anything is added. Items are then added durably, up to 262,144 at a time: should a later
     step fail, those of the earlier ones are in the index, and --replace goes over them.
     """
-    from crovca.cli import items
-    from crovca.index.index import HashIndex
+    from crovca.archive.ingest import add_items
 
-    extra = items.read_metadata(metadata)
     started = time.perf_counter()
-    with Reporter() as reporter, HashIndex.open(path, writable=True) as opened:
-        if model is None and (path / "model").is_dir():
-            model = path / "model"
-        if encoder is None and opened.encoder is not None:
-            encoder, revision = opened.encoder["encoder"], opened.encoder["revision"]
-        kind = items.source_kind(source, encoder)
-        if kind != "codes" and model is None:
-            raise ConfigError(f"{path} holds no model: give --model, or codes made by 'crovca encode'")
-        # Only as long as it takes; a run that was interrupted goes on from it.
-        store = path.with_name(f"{path.name}.adding-{sha256(str(source.resolve()).encode()).hexdigest()[:8]}")
-        inputs = tuple(given for given in (path, source, model, metadata) if given is not None)
-        check = _anything if replace else partial(items.check_new, opened)
-        target = items.Target(store, anew=True, check=check, inputs=inputs)
-        length = None if kind == "codes" else opened.bits
-        before = len(opened)
-        try:
-            found, _, _ = _open(source, model, encoder, revision, length, extra, device, target, reporter)
-            items.check_distinct(found.ids)
-            check(found.ids)
-            replaced = _fill(opened, found, reporter, upsert=replace)
-        except CrovcaError:
-            remove(store)
-            raise
-        after = len(opened)
-        remove(store)
+    with Reporter() as reporter:
+        made = add_items(
+            path,
+            source,
+            model=model,
+            encoder=encoder,
+            revision=revision,
+            metadata=metadata,
+            upsert=replace,
+            device=device,
+            observer=reporter,
+        )
     seconds = round(time.perf_counter() - started, 3)
     if json:
         emit_json(
             {
                 "index": str(path),
-                "added": after - before,
-                "replaced": replaced,
-                "items": after,
+                "added": made.added,
+                "replaced": made.replaced,
+                "items": made.items,
                 "seconds": seconds,
             }
         )
         return
-    _say(f"{path}: {_items(after - before)} added, {replaced:,} replaced; {after:,} now ({seconds:.1f} s)")
+    _say(
+        f"{path}: {_items(made.added)} added, {made.replaced:,} replaced; {made.items:,} now ({seconds:.1f} s)"
+    )
 
 
 @index.command("delete")
@@ -356,69 +332,6 @@ def parse_ids(texts: list[str], opened: Reader) -> Any:
             raise ConfigError(f"the ids of this index are whole numbers of 64 bits, got {text!r}")
         numbers.append(number)
     return numbers
-
-
-def _anything(ids: Any) -> None:
-    """No id is refused."""
-
-
-def _open(
-    source: Path,
-    model: Path | None,
-    encoder: str | None,
-    revision: str | None,
-    bits: int | None,
-    extra: Any,
-    device: str,
-    target: Target,
-    reporter: Reporter,
-) -> tuple[NewItems, dict[str, Any] | None, Callable[[Path], object]]:
-    """The items of a source, what is known of their encoder, and what puts their model into a folder.
-
-    Images are embedded into ``target.store``.
-    """
-    from crovca.cli import items
-    from crovca.cli.modality import encode_path
-    from crovca.hasher import Hasher, ImageHasher, ImageTextHasher, load_hasher
-
-    kind = items.source_kind(source, encoder)
-    if kind == "codes":
-        if bits is not None:
-            raise ConfigError("--bits goes with embeddings and images: codes are taken as they are")
-        return items.of_codes(source, extra), None, partial(items.copy_model, model)
-    hasher: Any = None if model is None else load_hasher(model, device=device)
-    keep: Callable[[Path], object] = partial(items.copy_model, model)
-    if isinstance(hasher, ImageHasher | ImageTextHasher):  # its encoder is its own
-        found = encode_path(hasher, source, None, "--modality", reporter, bits=bits)
-        return items.of_encoded(found.encoded, extra), None, keep
-    if kind == "images":
-        if encoder is None:
-            raise ConfigError(
-                f"{source} holds images: give --encoder, the folder of a model or its id on the hub"
-            )
-        data = items.open_embedded(source, encoder, revision, device, target, reporter)
-        source = target.store
-    else:
-        data = open_embeddings(source)
-    if hasher is None:
-        reporter.message(
-            f"no --model: learning codes of {bits or 64} bits from these {len(data):,} embeddings, without labels"
-        )
-        hasher = Hasher(bits=bits or 64, device=device).fit(data, observer=reporter)
-        keep = hasher.save
-    return items.of_embeddings(data, source, hasher, bits, extra), items.encoder_of(source), keep
-
-
-def _fill(opened: HashIndex, found: NewItems, reporter: Reporter, *, upsert: bool) -> int:
-    replaced = done = 0
-    for ids, codes, table in found.blocks:
-        if upsert:
-            replaced += opened.upsert(ids, codes, table)
-        else:
-            opened.add(ids, codes, table)
-        done += len(codes)
-        reporter.advance("indexing", done / len(found.ids))
-    return replaced
 
 
 def _lines(path: Path) -> list[str]:

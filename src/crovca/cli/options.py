@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crovca.cli.output import note
 from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,14 +46,10 @@ Root = Annotated[
 
 
 def open_embeddings(path: Path, *, with_ids: bool = True) -> Embeddings:
-    """``load_embeddings``, saying so where the file had to be loaded into memory."""
+    """``load_embeddings``, imported when it is used: the help texts do not wait for it."""
     from crovca.data.embeddings import load_embeddings
 
-    found = load_embeddings(path, with_ids=with_ids)
-    if path.is_file() and path.suffix.lower() != ".npy":
-        size = path.stat().st_size / 2**20
-        note(f"{path.name} is loaded into memory ({size:,.1f} MiB); .npy files and stores are memory-mapped")
-    return found
+    return load_embeddings(path, with_ids=with_ids)
 
 
 def parse_lengths(text: str, option: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -61,7 +62,7 @@ def emit_json(content: dict[str, Any], *, default: Callable[[Any], Any] | None =
 
 @contextmanager
 def notes_for_warnings() -> Iterator[None]:
-    """Print each CrovcaWarning as a line ``note: ...`` on standard error."""
+    """Print each CrovcaWarning, and what the library logs for a person, as a line ``note: ...`` on standard error."""
 
     def show(
         message: Warning | str,
@@ -76,11 +77,26 @@ def notes_for_warnings() -> Iterator[None]:
         else:
             default(message, category, filename, lineno, file, line)
 
-    with warnings.catch_warnings():
-        default = warnings.showwarning
-        warnings.simplefilter("always", CrovcaWarning)
-        warnings.showwarning = show
-        yield
+    logger, handler = logging.getLogger("crovca"), _Notes()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            default = warnings.showwarning
+            warnings.simplefilter("always", CrovcaWarning)
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    """Prints what is logged as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
 
 
 def note(text: str) -> None:
@@ -125,14 +141,6 @@ class Reporter:
             completed=state.step / state.steps,
             state=f"epoch {state.epoch}  loss {state.loss:.3f}  alignment {state.alignment:.3f}  "
             f"diversity {state.diversity:.2f}  bits {state.balance_min:.2f}-{state.balance_max:.2f}",
-        )
-
-    def embedded(self, done: int, total: int, rate: float, what: str) -> None:
-        """So many items of all were embedded, at so many a second."""
-        self._bar.update(
-            self._task("embedding"),
-            completed=done / total,
-            state=f"{done:,} of {total:,} {printable(what)}  {rate:,.0f} a second",
         )
 
     def message(self, text: str) -> None:

@@ -71,9 +71,7 @@ def reproduce(
         str, typer.Option(help="Encoders compute in: auto, float32, bfloat16 or float16.")
     ] = "auto",
     json: Json = False,
-    listed: Annotated[
-        bool, typer.Option("--list", help="Only list the cells: what each needs, and minutes (estimated).")
-    ] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Only list the cells, and what each needs.")] = False,
 ) -> None:
     """Measure the numbers of a table or figure of the paper again, beside the paper's own.
 
@@ -98,7 +96,7 @@ def reproduce(
     )
     training = _training(epochs, batch_size)
     if listed:
-        reproduce_list.print_cells(cells, seeds, json, nested=nested, epochs=epochs)
+        reproduce_list.print_cells(cells, seeds, json, nested=nested)
         return
     if data is None:
         raise ConfigError(

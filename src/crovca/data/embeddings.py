@@ -6,6 +6,7 @@ the others are loaded.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ __all__ = [
     "mean_embedding",
     "root_mean_square",
 ]
+
+_logger = logging.getLogger("crovca.data")
 
 _CHUNK_BYTES = 64 << 20
 
@@ -233,6 +236,9 @@ def load_embeddings(path: str | Path, *, with_ids: bool = True) -> Embeddings:
         if path.stat().st_size == 0:
             raise FileFormatError(f"{path} is empty")
         opened = reader(path)
+        if reader is not _read_npy:
+            what = f"{path.name} is loaded into memory ({path.stat().st_size / 2**20:,.1f} MiB)"
+            _logger.info("%s; .npy files and stores are memory-mapped", what)
     try:
         return as_embeddings(*opened)
     except InvalidInputError as error:

@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,20 @@ from crovca.encoders.augmentation import side_for_views
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import InvalidInputError
 from crovca.sources.decode import Decoded, Smallest, UnreadableItem, decode
-from crovca.sources.opening import open_images
+from crovca.sources.opening import open_images, open_texts
 from crovca.sources.source import Source, read_file
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-__all__ = ["Prepare", "as_images", "name_of", "plain", "to_rgb", "uncropped"]
+__all__ = [
+    "Prepare",
+    "as_images",
+    "as_texts",
+    "name_of",
+    "plain",
+    "read_cropped",
+    "read_whole",
+    "to_rgb",
+    "uncropped",
+]
 
 Prepare = Callable[[Any], npt.NDArray[np.uint8]]
 """From an item of a source to uint8 (H, W, 3)."""
@@ -76,6 +83,25 @@ def as_images(images: Any, what: str = "images") -> Source[Any]:
     return Source("list", np.arange(len(items)), fetch, _fingerprint(items), paths=names)
 
 
+def as_texts(texts: Any) -> Source[str]:
+    """Texts as a source: one, the path of one (``sources.opening``), or a sequence of strings.
+
+    Raises:
+        InvalidInputError: something else.
+    """
+    if isinstance(texts, Source):
+        return texts
+    if isinstance(texts, str | os.PathLike):
+        return open_texts(Path(texts))
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise InvalidInputError(f"texts must be a list of strings; got {texts!r:.80}")
+    items = list(texts)
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(item.encode("utf-8", "surrogatepass") + b"\0")
+    return Source("list", np.arange(len(items)), items.__getitem__, digest.hexdigest())
+
+
 def to_rgb(item: Any, smallest: Smallest | None = None) -> Decoded:
     """Decode an item of a source: bytes, a Pillow image, or uint8 (H, W, 3).
 
@@ -101,25 +127,35 @@ def to_rgb(item: Any, smallest: Smallest | None = None) -> Decoded:
     return Decoded(image, image.size)
 
 
+def read_cropped(item: Any, preprocessing: Preprocessing) -> tuple[npt.NDArray[np.uint8], str | None]:
+    """An item as the encoder takes it, uint8 (H, W, 3), resized and cropped; and the decoder's note, if any.
+
+    Raises:
+        UnreadableItem: it cannot be decoded.
+    """
+    decoded = to_rgb(item, preprocessing.smallest_decode)
+    return preprocessing.crop_image(decoded.image, decoded.size), decoded.note
+
+
+def read_whole(item: Any, size: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], str | None]:
+    """An item of which random crops of ``size`` are to be made: whole, and no larger than those need.
+
+    Gives and raises what ``read_cropped`` does.
+    """
+    side = side_for_views(size)
+    decoded = to_rgb(item, lambda whole: _shrunk(whole, side))
+    resized = decoded.image.resize(_shrunk(decoded.image.size, side) or decoded.image.size, 2)  # 2: bilinear
+    return np.array(resized), decoded.note
+
+
 def plain(preprocessing: Preprocessing) -> Prepare:
-    """Items as the encoder takes them: resized and cropped."""
-
-    def prepare(item: Any) -> npt.NDArray[np.uint8]:
-        decoded = to_rgb(item, preprocessing.smallest_decode)
-        return preprocessing.crop_image(decoded.image, decoded.size)
-
-    return prepare
+    """``read_cropped`` without the notes."""
+    return lambda item: read_cropped(item, preprocessing)[0]
 
 
 def uncropped(size: tuple[int, int]) -> Prepare:
-    """Items of which random crops of ``size`` are to be made: whole, and no larger than those need."""
-    side = side_for_views(size)
-
-    def prepare(item: Any) -> npt.NDArray[np.uint8]:
-        image: Image = to_rgb(item, lambda whole: _shrunk(whole, side)).image
-        return np.array(image.resize(_shrunk(image.size, side) or image.size, 2))  # 2: bilinear
-
-    return prepare
+    """``read_whole`` without the notes."""
+    return lambda item: read_whole(item, size)[0]
 
 
 def name_of(source: Source[Any], row: int) -> str:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from crovca.data.store import JOB
 from crovca.errors import ConfigError, FileFormatError, OutputExistsError, StorageError
@@ -16,11 +16,24 @@ from crovca.files import read_json
 from crovca.sources.opening import open_images, open_texts
 from crovca.sources.source import Source
 
-__all__ = ["JOB_VERSION", "STORED", "Job", "Origin", "begin_job", "read_job"]
+__all__ = [
+    "JOB_VERSION",
+    "STORED",
+    "Job",
+    "Modality",
+    "Origin",
+    "Stored",
+    "begin_job",
+    "check_settings",
+    "read_job",
+    "refuse_another",
+]
 
 JOB_VERSION = 1
 """Of the recipe: raised whenever the same job would give other bytes."""
-STORED = ("float16", "float32")
+Modality = Literal["images", "texts"]
+Stored = Literal["float16", "float32"]
+STORED: tuple[Stored, ...] = get_args(Stored)
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class Origin:
         image_column, caption_column: names of columns; None: those that are recognized.
     """
 
-    modality: Literal["images", "texts"]
+    modality: Modality
     path: str
     root: str | None = None
     image_column: str | None = None
@@ -50,6 +63,24 @@ class Origin:
             image_column=self.image_column,
             caption_column=self.caption_column,
         )
+
+
+_LEAST = {"v": 1, "shard_size": 1, "batch_size": 1, "threads": 1, "seed": 0}
+
+
+def check_settings(modality: str, *, stored: str, v: int, **given: int | None) -> None:
+    """Refuse settings of a job that are out of range, before anything is loaded; None: not chosen yet.
+
+    Raises:
+        ConfigError: which, and what is expected.
+    """
+    for name, value in {"v": v, **given}.items():
+        if value is not None and value < _LEAST[name]:
+            raise ConfigError(f"{_OPTIONS.get(name, name)} must be at least {_LEAST[name]}, got {value}")
+    if stored not in STORED:
+        raise ConfigError(f"--stored must be one of {', '.join(STORED)}, got {stored!r}")
+    if modality == "texts" and v > 1:
+        raise ConfigError("--views goes with images; a text has one view")
 
 
 @dataclass(frozen=True)
@@ -94,15 +125,7 @@ class Job:
     job_version: int = JOB_VERSION
 
     def __post_init__(self) -> None:
-        for name, least in (("v", 1), ("shard_size", 1), ("batch_size", 1), ("threads", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"{_OPTIONS.get(name, name)} must be at least {least}, got {getattr(self, name)}"
-                )
-        if self.stored not in STORED:
-            raise ConfigError(f"--stored must be one of {', '.join(STORED)}, got {self.stored!r}")
-        if self.origin.modality == "texts" and self.v > 1:
-            raise ConfigError("--views goes with images; a text has one view")
+        check_settings(self.origin.modality, **{name: getattr(self, name) for name in (*_LEAST, "stored")})
 
     @property
     def shards(self) -> int:
@@ -196,6 +219,16 @@ def begin_job(store: Path, job: Job) -> Job:
         raise StorageError(f"cannot write {store}: {error.strerror or error}") from error
     begun = read_job(store)
     assert begun is not None
+    refuse_another(store, begun, job)
+    return begun
+
+
+def refuse_another(store: Path, begun: Job, job: Job) -> None:
+    """Refuse to go on with a store that was begun with something else.
+
+    Raises:
+        OutputExistsError: something that decides the result differs, which is named.
+    """
     differences = begun.differences(job)
     if differences:
         what, theirs, ours = differences[0]
@@ -204,7 +237,6 @@ def begin_job(store: Path, job: Job) -> Job:
             f"{store} was begun with another {what}: {_short(theirs)}, now {_short(ours)}{more}; "
             "give the same again, another output, or --force to begin anew"
         )
-    return begun
 
 
 def _place(temporary: Path, path: Path) -> None:

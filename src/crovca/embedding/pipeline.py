@@ -11,12 +11,10 @@ one batch with many threads, and the result does not depend on their number.
 
 from __future__ import annotations
 
-import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from crovca.data.store import (
     MANIFEST,
@@ -35,22 +32,19 @@ from crovca.data.store import (
     write_manifest,
     write_part,
 )
+from crovca.embedding.blocks import cores, counted, embed_blocks
 from crovca.embedding.job import Job, Origin
-from crovca.encoders.augmentation import augment, side_for_views
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.preprocessing import Preprocessing
-from crovca.errors import EncoderError, InvalidInputError, OutputExistsError, StorageError
+from crovca.errors import InvalidInputError, OutputExistsError, StorageError
 from crovca.files import atomic_directory, remove
-from crovca.ids import id_hashes
-from crovca.sources.decode import UnreadableItem, decode
-from crovca.sources.source import Source
+from crovca.sources.source import Fault, Source
 
 __all__ = [
     "Advance",
     "Summary",
     "Worker",
     "choose_batch_size",
-    "counted",
     "embed_shard",
     "finish",
     "make_worker",
@@ -66,7 +60,6 @@ Advance = Callable[[int], None]
 
 _LIBRARIES = ("crovca", "torch", "transformers", "pillow", "kornia", "tokenizers")
 _SHARD_SIZES = {"cpu": 4096, "cuda": 32768}  # so that the pause between two shards does not show
-_LANES_AHEAD = 2  # batches that are decoded while every lane is busy
 
 
 @dataclass
@@ -120,7 +113,7 @@ def plan_job(
         elif setting == "batch_size":
             asked[setting] = choose_batch_size(encoder)
         else:
-            asked[setting] = _SHARD_SIZES[device] if setting == "shard_size" else _cores() if texts else 1
+            asked[setting] = _SHARD_SIZES[device] if setting == "shard_size" else cores() if texts else 1
     return Job(
         origin=origin,
         fingerprint=source.fingerprint,
@@ -162,13 +155,10 @@ def open_worker(job: Job, *, device: str | None = None, share: int = 1) -> Worke
     source = job.origin.open()
     if (source.fingerprint, len(source)) != (job.fingerprint, job.items):
         raise OutputExistsError(f"{job.origin.path} changed since the job began; --force begins anew")
-    encoder: Encoder | TextEncoder
-    where = device or job.device
-    if job.origin.modality == "images":
-        encoder = Encoder.load(job.encoder, revision=job.revision, device=where, dtype=job.dtype)
+    kind = Encoder if job.origin.modality == "images" else TextEncoder
+    encoder = kind.load(job.encoder, revision=job.revision, device=device or job.device, dtype=job.dtype)
+    if isinstance(encoder, Encoder):
         encoder.preprocessing = Preprocessing.from_dict(job.preprocessing)
-    else:
-        encoder = TextEncoder.load(job.encoder, revision=job.revision, device=where, dtype=job.dtype)
     theirs, ours = ({**one, "source": None} for one in (job.identity, encoder.identity))
     if theirs != ours:
         raise OutputExistsError(
@@ -179,11 +169,11 @@ def open_worker(job: Job, *, device: str | None = None, share: int = 1) -> Worke
 
 def make_worker(job: Job, source: Source[Any], encoder: Encoder | TextEncoder, *, share: int = 1) -> Worker:
     """A worker of things that are open already."""
-    cores = max(1, _cores() // share)
-    lanes = 2 if job.device == "cuda" else max(1, cores // job.threads)
+    own = max(1, cores() // share)
+    lanes = 2 if job.device == "cuda" else max(1, own // job.threads)
     if job.origin.modality == "texts":
         lanes = 1  # tokenizers may not be used by two threads at once
-    return Worker(job, source, encoder, decoders=cores, lanes=lanes)
+    return Worker(job, source, encoder, decoders=own, lanes=lanes)
 
 
 def embed_shard(worker: Worker, store: Path, shard: int, advance: Advance = lambda _: None) -> int:
@@ -203,24 +193,29 @@ def embed_shard(worker: Worker, store: Path, shard: int, advance: Advance = lamb
         InvalidInputError: numbers beyond float16 where that is stored.
     """
     job, source = worker.job, worker.source
-    rows = job.rows(shard)
-    batches = [rows[start : start + job.batch_size] for start in range(0, len(rows), job.batch_size)]
-    found = _Part()
-    with _threads(job.threads):
-        for batch, result in zip(batches, _run_batches(worker, batches), strict=True):
-            found.add(result)
-            advance(len(batch))
+    how: Any = {"batch_size": job.batch_size, "views": job.v, "seed": job.seed, "threads": job.threads}
+    how |= {"lanes": worker.lanes, "decoders": worker.decoders}
     shape = (0, job.d) if job.v == 1 else (0, job.v, job.d)
-    values = np.concatenate([np.zeros(shape, np.float32), *found.values])
-    values = _stored(values, job.stored, source.ids, found.rows)
+    rows: list[int] = []
+    notes: list[str | None] = []
+    faults: dict[int, Fault] = {}
+    parts = [np.zeros(shape, np.float32)]
+    with _threads(job.threads):
+        for block in embed_blocks(source, worker.encoder, job.rows(shard), **how):
+            rows += block.rows
+            notes += block.notes
+            faults |= block.faults
+            parts.append(block.embeddings.cpu().numpy())
+            advance(len(block.rows) + len(block.faults))
+    values = _stored(np.concatenate(parts), job.stored, source.ids, rows)
     errors = [
         ItemError(_plain(source.ids[row]), None if source.paths is None else source.paths[row], *fault)
-        for row, fault in found.faults
+        for row, fault in sorted(faults.items())
     ]
     part = store / part_name(shard)
     try:
         with atomic_directory(part) as folder:
-            write_part(folder, values, _columns(source, found), errors)
+            write_part(folder, values, _columns(source, rows, notes), errors)
     except StorageError:
         if part_rows(part) is None:  # another worker has not written the same in the meantime
             raise
@@ -309,145 +304,6 @@ def summarize(store: Path, job: Job) -> Summary:
     )
 
 
-def counted(reasons: dict[str, int]) -> str:
-    """ "3 truncated, 2 empty"."""
-    ordered = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
-    return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
-
-
-# --- within a shard ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Batch:
-    """What became of a batch: the rows that were embedded, their embeddings and notes, and the faults of the others."""
-
-    rows: list[int]
-    values: npt.NDArray[np.float32]
-    notes: list[str | None]
-    faults: list[tuple[int, tuple[str, str]]]
-
-
-@dataclass
-class _Part:
-    rows: list[int] = field(default_factory=list)
-    values: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    notes: list[str | None] = field(default_factory=list)
-    faults: list[tuple[int, tuple[str, str]]] = field(default_factory=list)
-
-    def add(self, batch: _Batch) -> None:
-        self.rows += batch.rows
-        self.values.append(batch.values)
-        self.notes += batch.notes
-        self.faults += batch.faults
-
-
-def _run_batches(worker: Worker, batches: Sequence[range]) -> Iterator[_Batch]:
-    """Embed batches, some at once, and give their results in order; never more than a few are in memory."""
-    waiting: deque[Future[_Batch]] = deque()
-    decoders = ThreadPoolExecutor(worker.decoders, "crovca-decode")
-    lanes = ThreadPoolExecutor(worker.lanes, "crovca-lane", torch.set_num_threads, (worker.job.threads,))
-    try:
-        for batch in batches:
-            items = [decoders.submit(_prepare, worker, row) for row in batch]
-            waiting.append(lanes.submit(_embed_batch, worker, batch, items))
-            if len(waiting) >= worker.lanes + _LANES_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for pool in (lanes, decoders):
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_Prepared = tuple[Any, str | None] | UnreadableItem  # what the model takes, and a note
-
-
-def _prepare(worker: Worker, row: int) -> _Prepared:
-    """Read an item and make of it what a batch is made of."""
-    try:
-        content = worker.source.read(row)
-        if isinstance(worker.encoder, TextEncoder):
-            return content, None
-        preprocessing = worker.encoder.preprocessing
-        if worker.job.v == 1:
-            decoded = decode(content, smallest=preprocessing.smallest_decode)
-            return preprocessing.crop_image(decoded.image, decoded.size), decoded.note
-        side = side_for_views(preprocessing.size)
-        decoded = decode(content, smallest=lambda size: _shrunk(size, side))
-        width, height = _shrunk(decoded.image.size, side) or decoded.image.size
-        return np.array(decoded.image.resize((width, height), 2)), decoded.note  # 2: bilinear
-    except UnreadableItem as fault:
-        return fault
-    except MemoryError:
-        return UnreadableItem("no memory", "not enough memory to resize it")
-
-
-def _shrunk(size: tuple[int, int], side: int) -> tuple[int, int] | None:
-    """The size whose shorter side is ``side``; None where the image is no larger."""
-    scale = side / min(size)
-    return None if scale >= 1 else (max(side, round(size[0] * scale)), max(side, round(size[1] * scale)))
-
-
-def _embed_batch(worker: Worker, batch: range, items: Sequence[Future[_Prepared]]) -> _Batch:
-    good: list[tuple[int, Any, str | None]] = []
-    faults: list[tuple[int, tuple[str, str]]] = []
-    for row, item in zip(batch, items, strict=True):
-        result = item.result()
-        if isinstance(result, UnreadableItem):
-            faults.append((row, (result.reason, result.detail)))
-        else:
-            good.append((row, *result))
-    if good:
-        try:
-            values = _model(worker, [row for row, _, _ in good], [content for _, content, _ in good])
-        except EncoderError:  # not finite: find the items that it is about
-            good, values = _one_by_one(worker, good, faults)
-        except torch.OutOfMemoryError:
-            raise InvalidInputError(
-                f"the device has not enough memory for batches of {worker.job.batch_size}; "
-                "begin anew with a smaller --batch-size and --force"
-            ) from None
-    if not good:
-        shape = (0, worker.job.d) if worker.job.v == 1 else (0, worker.job.v, worker.job.d)
-        values = np.zeros(shape, np.float32)
-    return _Batch([row for row, _, _ in good], values, [note for _, _, note in good], sorted(faults))
-
-
-def _one_by_one(
-    worker: Worker, items: list[tuple[int, Any, str | None]], faults: list[tuple[int, tuple[str, str]]]
-) -> tuple[list[tuple[int, Any, str | None]], npt.NDArray[np.float32]]:
-    good, values = [], []
-    for item in items:
-        try:
-            values.append(_model(worker, [item[0]], [item[1]]))
-            good.append(item)
-        except EncoderError:
-            faults.append((item[0], ("not finite", f"the encoder's output in {worker.job.dtype}")))
-    return good, np.concatenate(values) if values else np.zeros(0, np.float32)
-
-
-def _model(worker: Worker, rows: list[int], contents: list[Any]) -> npt.NDArray[np.float32]:
-    """Embeddings (B, d) or (B, v, d) of items."""
-    encoder, job = worker.encoder, worker.job
-    if isinstance(encoder, TextEncoder):
-        return _on_cpu(encoder.embed(contents))
-    if job.v == 1:
-        pixels = torch.from_numpy(np.stack(contents)).to(encoder.device)
-        return _on_cpu(encoder.embed(encoder.preprocessing.normalize(pixels)))
-    images = [torch.from_numpy(content).to(encoder.device) for content in contents]
-    keys = id_hashes(worker.source.ids[rows], 0)
-    views = []
-    for view in range(job.v):
-        pixels = augment(images, encoder.preprocessing.size, keys=keys, view=view, seed=job.seed)
-        views.append(encoder.embed(encoder.preprocessing.normalize(pixels)))
-    return _on_cpu(torch.stack(views, dim=1))
-
-
-def _on_cpu(values: Tensor) -> npt.NDArray[np.float32]:
-    return values.float().cpu().numpy()
-
-
 def _stored(
     values: npt.NDArray[np.float32], dtype: str, ids: npt.NDArray[Any], rows: Sequence[int]
 ) -> npt.NDArray[Any]:
@@ -462,20 +318,16 @@ def _stored(
     return values.astype(dtype)
 
 
-def _columns(source: Source[Any], part: _Part) -> dict[str, Any]:
-    columns: dict[str, Any] = {"id": source.ids[part.rows]}
+def _columns(source: Source[Any], rows: list[int], notes: list[str | None]) -> dict[str, Any]:
+    columns: dict[str, Any] = {"id": source.ids[rows]}
     if source.labels is not None:
-        columns["labels"] = source.labels[part.rows]
+        columns["labels"] = source.labels[rows]
     if source.paths is not None:
-        columns["path"] = [source.paths[row] for row in part.rows]
+        columns["path"] = [source.paths[row] for row in rows]
     if source.captions is not None:
-        columns["caption"] = [source.captions[row] for row in part.rows]
-    columns["note"] = part.notes
+        columns["caption"] = [source.captions[row] for row in rows]
+    columns["note"] = notes
     return columns
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plain(name: Any) -> str | int:

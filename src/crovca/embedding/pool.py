@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from crovca.embedding import blocks
 from crovca.embedding.items import Prepare, name_of
 from crovca.errors import InvalidInputError
 from crovca.sources.decode import UnreadableItem
@@ -50,7 +50,7 @@ class ImagePool:
         self._places = tuple(place for place, _ in places)
         self._room = [room for _, room in places]
         self._kept: dict[int, Tensor] = {}
-        self._threads = ThreadPoolExecutor(threads or _cores(), "crovca-decode")
+        self._threads = ThreadPoolExecutor(threads or blocks.cores(), "crovca-decode")
 
     def __enter__(self) -> Self:
         return self
@@ -156,13 +156,7 @@ def memory_places(device: torch.device, *, share: int = 1, limit: int | None = N
 
 def counted(faults: dict[int, Fault]) -> str:
     """ "3 truncated, 2 empty"."""
-    return ", ".join(
-        f"{count:,} {reason}" for reason, count in Counter(r for r, _ in faults.values()).most_common()
-    )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return blocks.counted(Counter(reason for reason, _ in faults.values()))
 
 
 def _free_memory() -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from crovca.encoders.hub import ModelFiles, locate, weight_files, weights_sha256
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError, CrovcaError, EncoderError, FileFormatError, InvalidInputError
 
-__all__ = ["DTYPES", "Encoder", "TextEncoder", "choose_device", "choose_dtype"]
+__all__ = ["DTYPES", "Encoder", "TextEncoder", "choose_device", "choose_dtype", "load_once"]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -240,6 +241,39 @@ class TextEncoder(_Tower):
         hidden = output.last_hidden_state.float()
         weight = mask.unsqueeze(-1).float()
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+Tower = TypeVar("Tower", Encoder, TextEncoder)
+
+
+def load_once(
+    kind: type[Tower],
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Tower:
+    """As ``kind.load``, but what was loaded last of each kind is kept for who asks for the same again.
+
+    It is shared: who wants another preprocessing takes a copy (``dataclasses.replace``, which copies no weights), and
+    who adapts the weights loads an encoder of his own. A local folder whose files changed is loaded anew.
+    """
+    folder = Path(source).expanduser()
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    where = choose_device(device)
+    computed = _name(choose_dtype(dtype, where))
+    key = (str(source), revision, str(where), computed, tuple(stamps))
+    with _LOADING:  # two threads that ask at once would load it twice
+        if kind not in _KEPT or _KEPT[kind][0] != key:
+            _KEPT.pop(kind, None)  # two at once may not fit into the memory of a GPU
+            _KEPT[kind] = key, kind.load(source, revision=revision, device=str(where), dtype=computed)
+        return _KEPT[kind][1]
+
+
+_LOADING = threading.Lock()
+_KEPT: dict[type, tuple[Any, Any]] = {}
 
 
 def choose_device(name: str) -> torch.device:

@@ -18,7 +18,7 @@ from crovca.evaluation.evaluate import Measure, Ranked
 from crovca.evaluation.figures import curves_figure
 from crovca.files import atomic_file, write_json
 from crovca.index.scoring import BitScorer, CosineScorer, Scorer
-from crovca.reproduce.pairs import encoded_texts, image_labels, labels_of, text_embeddings
+from crovca.reproduce.pairs import image_labels, labels_of, text_embeddings
 from crovca.reproduce.paper import Measurement, Score, Training, all_cells
 from crovca.reproduce.workspace import Workspace
 
@@ -166,7 +166,7 @@ def _side(workspace: Workspace, wanted: Measurement, seed: int, split: str, moda
     if modality == "texts":
         if training is None:
             return text_embeddings(workspace, wanted.encoder, name, split)
-        return encoded_texts(workspace, training, seed, name, split)
+        return workspace.encoded_texts(training, seed, name, split)
     items = _images(workspace, wanted.encoder, training, seed, name, split)
     paths = workspace.dataset(name).splits[split].paths
     assert items.ids is not None

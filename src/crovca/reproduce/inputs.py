@@ -24,20 +24,22 @@ from crovca.datasets.cifar10 import export_cifar10
 from crovca.datasets.registry import PROTOCOLS, open_dataset
 from crovca.datasets.splits import write_split
 from crovca.datasets.structure import Dataset, Protocol, Split
-from crovca.embedding.job import Job, Origin, begin_job, read_job
-from crovca.embedding.pipeline import counted, finish, make_worker, missing_shards, plan_job
-from crovca.embedding.runners import run_here
-from crovca.encoders.encoder import Encoder, TextEncoder, choose_device, choose_dtype
+from crovca.embedding.blocks import counted
+from crovca.embedding.embed import embed
+from crovca.embedding.job import Origin, read_job
+from crovca.encoders.encoder import Encoder, TextEncoder, choose_device, choose_dtype, load_once
 from crovca.encoders.families import ALIASES
 from crovca.encoders.hub import locate, weight_files, weights_sha256
-from crovca.errors import ConfigError, CrovcaError, FileFormatError
+from crovca.errors import ConfigError, CrovcaError, FileFormatError, OutputExistsError
 from crovca.files import atomic_file, read_json, write_json
 from crovca.hashing.train import Observer, Silent
 from crovca.sources.opening import open_images
 from crovca.sources.source import Source
 
-__all__ = ["STATISTICS", "WEIGHTS", "Inputs", "slice_source"]
+__all__ = ["NESTED_LENGTHS", "STATISTICS", "WEIGHTS", "Inputs", "slice_source"]
 
+NESTED_LENGTHS = (16, 32, 64, 128, 256)
+"""Lengths of the one model that ``nested`` trains instead of a model for each."""
 STATISTICS = "train-sample"
 """A split beside those of the dataset: at most 65,536 evenly spaced items of "train"."""
 _SAMPLE = 65_536
@@ -88,7 +90,6 @@ class Inputs:
         self._datasets: dict[str, Dataset] = {}
         self._sources: dict[tuple[str, str], Source[bytes]] = {}
         self._not_there: dict[str, CrovcaError] = {}
-        self._encoder: tuple[tuple[str, str], Encoder | TextEncoder] | None = None
         self._weights: dict[str, dict[str, Any]] | None = None
         self._checksums: dict[str, str] = {}
         unknown = [name for name in self.weights if name not in ALIASES]
@@ -215,7 +216,6 @@ class Inputs:
         """SHA-256 of the weights that ``work`` has of an encoder; None where nothing was made with it yet.
 
         Raises:
-            ConfigError: an earlier crovca, which did not note them, left what cannot be told or is of several.
             FileFormatError: the note is damaged.
         """
         noted = self._noted(name)
@@ -228,7 +228,7 @@ class Inputs:
         is gone, is the same if it has the same name.
 
         Raises:
-            ConfigError: they are others, or as ``weights_of_work``.
+            ConfigError: they are others.
             CrovcaError: they lie elsewhere than those that work was begun with, and cannot be had.
         """
         noted, place = self._noted(name), self.encoder(name)
@@ -266,8 +266,6 @@ class Inputs:
         path = self.work / WEIGHTS
         if self._weights is None:
             self._weights = _read_weights(path) if path.exists() else {}
-        if name not in self._weights and (found := self._recorded(name)) is not None:
-            self._write_note(name, found)
         return self._weights.get(name)
 
     def _write_note(self, name: str, note: dict[str, Any]) -> None:
@@ -275,35 +273,6 @@ class Inputs:
         self._weights[name] = note
         self.work.mkdir(parents=True, exist_ok=True)
         write_json(self.work / WEIGHTS, {"format_version": _WEIGHTS_FORMAT, "encoders": self._weights})
-
-    def _recorded(self, name: str) -> dict[str, Any] | None:
-        """What stores and models say of their weights, where an earlier crovca made them and noted nothing."""
-        recorded = [
-            read_json(path, "embedding job").get("identity")
-            for path in (self.work / "embeddings" / name).glob("*/*/job.json")
-        ]
-        for folder in self._named_after(name, "models"):
-            for path in folder.glob("seed-*/config.json"):
-                recorded += read_json(path, "model").get("fitted", {}).get("encoders", [])
-        found = {entry["weights_sha256"]: entry for entry in recorded if entry}
-        if len(found) > 1:
-            raise ConfigError(
-                f"{self.work} holds work of {len(found)} different weights of {name} (an earlier crovca did not tell "
-                "them apart); give another --work"
-            )
-        for entry in found.values():
-            return {key: entry.get(key) for key in ("source", "revision", "weights_sha256")}
-        if any(any(folder.glob("seed-*/*.npz")) for folder in self._named_after(name, "codes")):
-            raise ConfigError(
-                f"{self.work} holds codes of {name} that an earlier crovca made, and nothing says of which weights; "
-                "give another --work"
-            )
-        return None
-
-    def _named_after(self, encoder: str, kind: str) -> list[Path]:
-        """Folders of an encoder's models or codes."""
-        found = [(self.work / kind).glob(f"{encoder}-{dataset}-*") for dataset in self.protocols]
-        return [path for paths in found for path in paths]
 
     def embeddings(self, encoder: str, dataset: str, split: str) -> Embeddings:
         """Embeddings of a split's images by an encoder as it is; items that cannot be read are left out.
@@ -337,46 +306,26 @@ class Inputs:
         self.require_same_weights(encoder)
         place, source, begun = self.encoder(encoder), origin.open(), read_job(folder)
         same = begun is not None and (begun.encoder, begun.fingerprint) == (place, source.fingerprint)
-        if not (same and (folder / MANIFEST).exists()):
-            self.fetched(encoder)
-            self._embed(folder, origin, source, encoder, begun)
-        return load_embeddings(folder)
-
-    def _embed(self, store: Path, origin: Origin, source: Source[Any], name: str, begun: Job | None) -> None:
-        place = self.encoder(name)
-        tower = self._load(origin.modality, place, begun)
-        self.note_weights(name, tower.identity)
-        asked = {"v": 1, "seed": 0, "stored": "float32"}  # float16 is too small for some encoders
-        job = plan_job(origin, source, tower, place, None, asked, begun)
-        if begun is not None and (differences := begun.differences(job)):
-            what, theirs, ours = differences[0]
-            raise ConfigError(
-                f"{store} was begun with another {what} ({str(theirs)[:20]}, now {str(ours)[:20]}); give the same "
-                "again or another --work"
+        if same and (folder / MANIFEST).exists():
+            return load_embeddings(folder)
+        self.fetched(encoder)
+        kind: Any = Encoder if origin.modality == "images" else TextEncoder
+        self.note_weights(encoder, load_once(kind, place, device=self.device, dtype=self.dtype).identity)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # float16 is too small for some encoders
+            found = embed(
+                origin,
+                place,
+                folder,
+                stored="float32",
+                device=self.device,
+                dtype=self.dtype,
+                observer=self.observer,
             )
-        store.parent.mkdir(parents=True, exist_ok=True)
-        job = begin_job(store, job)
-        missing = missing_shards(store, job)
-        done = job.items - sum(len(job.rows(shard)) for shard in missing)
-
-        def advance(items: int) -> None:
-            nonlocal done
-            done += items
-            self.observer.advance(f"embedding {store.parent.name}/{store.name}", done / job.items)
-
-        if missing:
-            run_here(make_worker(job, source, tower), store, missing, advance)
-        finish(store, job)
-
-    def _load(self, modality: str, place: str, begun: Job | None) -> Encoder | TextEncoder:
-        """An encoder; the last one is kept, as recipes go through one dataset after the other."""
-        if self._encoder is None or self._encoder[0] != (modality, place):
-            asked = {"device": self.device, "dtype": self.dtype}
-            if begun is not None:  # what is chosen is chosen once
-                asked = {name: getattr(begun, name) if v == "auto" else v for name, v in asked.items()}
-            kind = Encoder if modality == "images" else TextEncoder
-            self._encoder = (modality, place), kind.load(place, **asked)
-        return self._encoder[1]
+        except OutputExistsError as error:
+            raise ConfigError(f"{error}; here: another --work") from error
+        return found.embeddings
 
     def note_left_out(self, where: str, reasons: Mapping[str, int]) -> None:
         """Say once how many images of "DATASET/SPLIT" could not be read."""

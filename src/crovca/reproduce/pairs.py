@@ -1,10 +1,9 @@
-"""Image and text: the texts of a split, their embeddings and codes, and models that learn from pairs.
+"""Image and text: the texts of a split, their embeddings, and models that learn from pairs.
 
 ::
 
     WORK/texts/DATASET-SPLIT.csv                       the texts, as 'crovca embed --texts' takes them
     WORK/embeddings/ENCODER/DATASET/SPLIT.texts/       stores of their embeddings
-    WORK/codes/MODEL/seed-0/DATASET-SPLIT.texts.npz    their codes and logits
 """
 
 from __future__ import annotations
@@ -17,21 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.codes import Codes
 from crovca.data.embeddings import Embeddings, Rows
-from crovca.data.encoded import Encoded
 from crovca.datasets.structure import Dataset
 from crovca.embedding.job import Origin
 from crovca.errors import ConfigError, InvalidInputError
-from crovca.files import atomic_file, remove
+from crovca.files import atomic_file
 from crovca.hasher import CrossModalHasher, ImageTextHasher
-from crovca.reproduce.workspace import NESTED_LENGTHS, Workspace
-from crovca.sources.opening import open_texts
+from crovca.reproduce.inputs import Inputs
 
 if TYPE_CHECKING:
     from crovca.reproduce.paper import Training
 
-__all__ = ["Texts", "encoded_texts", "fit_pairs", "image_labels", "labels_of", "text_embeddings", "texts_of"]
+__all__ = ["Texts", "fit_pairs", "image_labels", "labels_of", "listed_texts", "text_embeddings", "texts_of"]
 
 _SAMPLE = 65_536  # pairs that a random HashCoder sees
 
@@ -108,54 +104,22 @@ def labels_of(wanted: npt.NDArray[Any], ids: npt.NDArray[Any], labels: Labels) -
     return labels[rows]
 
 
-def text_embeddings(workspace: Workspace, encoder: str, dataset: str, split: str) -> Embeddings:
+def text_embeddings(inputs: Inputs, encoder: str, dataset: str, split: str) -> Embeddings:
     """Embeddings of the texts of a split by the text tower of an encoder as it is.
 
     Raises:
         CrovcaError: dataset or encoder are not there, or there are no texts.
     """
-    listed = _listed(workspace, dataset, split)
-    folder = workspace.work / "embeddings" / encoder / dataset / f"{split}.texts"
-    found = workspace.embed(encoder, Origin("texts", str(listed.resolve())), folder)
-    texts = texts_of(workspace.dataset(dataset), split)
+    listed = listed_texts(inputs, dataset, split)
+    folder = inputs.work / "embeddings" / encoder / dataset / f"{split}.texts"
+    found = inputs.embed(encoder, Origin("texts", str(listed.resolve())), folder)
+    texts = texts_of(inputs.dataset(dataset), split)
     assert found.ids is not None
     return replace(found, labels=labels_of(found.ids, texts.ids, texts.labels))
 
 
-def encoded_texts(workspace: Workspace, training: Training, seed: int, dataset: str, split: str) -> Encoded:
-    """Codes and logits of the texts of a split, of ``training.bits`` bits.
-
-    Raises:
-        CrovcaError: as ``workspace.model`` and ``text_embeddings``.
-    """
-    workspace.require_same_weights(training.encoder)
-    texts = texts_of(workspace.dataset(dataset), split)
-    path = (
-        workspace.work
-        / "codes"
-        / workspace.name_of(training)
-        / f"seed-{seed}"
-        / f"{dataset}-{split}.texts.npz"
-    )
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        hasher = workspace.model(training, seed)
-        if training.fitting == "probing":
-            found = text_embeddings(workspace, training.encoder, dataset, split)
-            logits = hasher.logits(texts=found)
-            encoded = Encoded(Codes.from_logits(logits), found.ids, None, logits)
-        else:
-            source, partial = open_texts(_listed(workspace, dataset, split)), path.with_suffix(".partial")
-            encoded = workspace.encode_parts(hasher.encode_texts, source, partial, f"{dataset}/{split}.texts")
-        encoded.save(path)
-        remove(path.with_suffix(".partial"))
-    kept = Encoded.load(path).prefix(training.bits)
-    assert kept.ids is not None
-    return replace(kept, labels=labels_of(kept.ids, texts.ids, texts.labels))
-
-
 def fit_pairs(
-    workspace: Workspace, training: Training, seed: int, checkpoint: Path | None
+    inputs: Inputs, training: Training, parameters: dict[str, Any], checkpoint: Path | None
 ) -> ImageTextHasher | CrossModalHasher:
     """Train a model on the pairs of image and text of a dataset; a random one is only put together.
 
@@ -163,43 +127,42 @@ def fit_pairs(
     common: drawn each for itself they would have nothing to do with each other, and rank at chance.
 
     Args:
-        workspace: gives images and embeddings.
+        inputs: gives images and embeddings.
         training: "lora" adapts both towers, "probing" leaves them as they are.
-        seed: of everything random.
+        parameters: what the hasher is made with, besides its preset.
         checkpoint: folder for the state of the run.
 
     Raises:
         CrovcaError: dataset or encoder are not there, or there are too few pairs.
     """
-    bits = NESTED_LENGTHS[-1] if workspace.nested else training.bits
-    parameters = workspace.parameters(training.encoder, bits, seed)
-    saving: dict[str, Any] = {"checkpoint": checkpoint, "observer": workspace.observer}
+    saving: dict[str, Any] = {"checkpoint": checkpoint, "observer": inputs.observer}
     if training.fitting == "lora":
-        texts = texts_of(workspace.dataset(training.dataset), "train")
-        source = workspace.source(training.dataset, "train")
+        texts = texts_of(inputs.dataset(training.dataset), "train")
+        source = inputs.source(training.dataset, "train")
         captions: list[list[str]] = [[] for _ in range(len(source))]
         for text, item in zip(texts.texts, texts.items.tolist(), strict=True):
             captions[item].append(text)
         adapted = ImageTextHasher.from_preset(training.preset, **parameters)
         return adapted.fit(source, captions, **saving)
-    images, words = _paired(workspace, training)
+    images, words = _paired(inputs, training)
     if training.setting == "random":
-        drawn = {"bits": training.bits, "seed": seed, "device": workspace.device, "shared": True}
+        drawn = {name: parameters[name] for name in ("seed", "device")}
+        drawn |= {"bits": training.bits, "shared": True}
         return CrossModalHasher.from_preset(training.preset, **drawn).initialize(images, words)
-    for name in ("encoder", "dtype"):  # of the towers, which stand aside
-        parameters.pop(name)
+    # of the towers, which stand aside
+    parameters = {name: value for name, value in parameters.items() if name not in ("encoder", "dtype")}
     return CrossModalHasher.from_preset(training.preset, **parameters).fit(images, words, **saving)
 
 
-def _paired(workspace: Workspace, training: Training) -> tuple[Rows, Rows]:
+def _paired(inputs: Inputs, training: Training) -> tuple[Rows, Rows]:
     """Embeddings (n, d) of the images that have an embedding and a text, and (n, w, e) of their texts.
 
     An image with fewer texts than another has them more than once.
     """
-    dataset = workspace.dataset(training.dataset)
+    dataset = inputs.dataset(training.dataset)
     texts, paths = texts_of(dataset, "train"), dataset.splits["train"].paths
-    images = workspace.embeddings(training.encoder, training.dataset, "train")
-    words = text_embeddings(workspace, training.encoder, training.dataset, "train")
+    images = inputs.embeddings(training.encoder, training.dataset, "train")
+    words = text_embeddings(inputs, training.encoder, training.dataset, "train")
     assert paths is not None
     assert images.ids is not None
     assert words.ids is not None
@@ -251,10 +214,10 @@ class _Chosen:
         return np.asarray(self._values[chosen.reshape(-1)]).reshape(*chosen.shape, self.shape[-1])
 
 
-def _listed(workspace: Workspace, dataset: str, split: str) -> Path:
-    """The texts of a split as a CSV; every field is quoted, so that a text may hold any character."""
-    texts = texts_of(workspace.dataset(dataset), split)
-    path = workspace.work / "texts" / f"{dataset}-{split}.csv"
+def listed_texts(inputs: Inputs, dataset: str, split: str) -> Path:
+    """The file of the texts of a split, a CSV; every field is quoted, so that a text may hold any character."""
+    texts = texts_of(inputs.dataset(dataset), split)
+    path = inputs.work / "texts" / f"{dataset}-{split}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")

@@ -293,14 +293,9 @@ def _is_kept(
     if not Path(place).is_dir():
         return same_place
     try:
-        if entry.get("weights_sha256") is not None:
-            return bool(entry["weights_sha256"] == workspace.checksum(of.encoder))
-        workspace.require_same_weights(
-            of.encoder
-        )  # an earlier crovca took codes of others for those of this place
+        return bool(entry.get("weights_sha256") == workspace.checksum(of.encoder))
     except CrovcaError:  # measuring says why
         return False
-    return same_place
 
 
 def _measure(workspace: Workspace, group: list[Measurement], seed: int) -> dict[Measurement, dict[str, Any]]:

@@ -4,15 +4,17 @@
 
     WORK/models/MODEL/seed-0/                      models; seed-0.partial while one is trained
     WORK/codes/MODEL/seed-0/DATASET-SPLIT.npz      codes and logits; DATASET-SPLIT.partial/ while they are made
+    WORK/codes/MODEL/seed-0/DATASET-SPLIT.texts.npz   likewise of texts
 
-and what ``materials`` keeps. What stands there whole is never made again. A model's name says all that it was trained
-with, so that shortened runs never pass for the paper's.
+and what ``inputs`` and ``pairs`` keep. What stands there whole is never made again. A model's name says all that it was
+trained with, so that shortened runs never pass for the paper's.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +32,16 @@ from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, load_hasher
 from crovca.hasher.finetuned import EncodedImages
 from crovca.hashing.config import PRESETS, TrainingConfig
 from crovca.hashing.train import Observer
-from crovca.reproduce.inputs import STATISTICS, Inputs, slice_source
+from crovca.reproduce.inputs import NESTED_LENGTHS, STATISTICS, Inputs, slice_source
+from crovca.reproduce.pairs import fit_pairs, labels_of, listed_texts, text_embeddings, texts_of
+from crovca.sources.opening import open_texts
 from crovca.sources.source import Source
 
 if TYPE_CHECKING:
     from crovca.reproduce.paper import Training
 
-__all__ = ["CHANGES", "NESTED_LENGTHS", "Workspace"]
+__all__ = ["CHANGES", "Workspace"]
 
-NESTED_LENGTHS = (16, 32, 64, 128, 256)
-"""Lengths of the one model that ``nested`` trains instead of a model for each."""
 CHANGES = ("epochs", "batch_size", "learning_rate", "weight_decay", "diversity_weight")
 """Settings of the paper's Table 8 that a run may change."""
 _PART = 8192  # images whose codes are written at once
@@ -103,14 +105,14 @@ class Workspace(Inputs):
         Raises:
             CrovcaError: dataset or encoder are not there, or training failed.
         """
+        bits = NESTED_LENGTHS[-1] if self.nested else training.bits
         if "text" in self.protocols[training.dataset].task:
-            from crovca.reproduce.pairs import fit_pairs  # which is built on this module
 
-            if training.setting == "random":
-                return fit_pairs(self, training, seed, None)
-            return self.keep(
-                training, seed, lambda checkpoint, **_: fit_pairs(self, training, seed, checkpoint)
-            )
+            def pair(checkpoint: Path | None = None, **_: Any) -> Any:
+                parameters = self.parameters(training.encoder, bits, seed)
+                return fit_pairs(self, training, parameters, checkpoint)
+
+            return pair() if training.setting == "random" else self.keep(training, seed, pair)
         if training.setting == "random":
             values = self.embeddings(training.encoder, training.dataset, STATISTICS)
             size = PRESETS[training.preset].hashcoder
@@ -118,7 +120,6 @@ class Workspace(Inputs):
                 training.bits, nested=False, hashcoder=size, epochs=1, device=self.device, seed=seed
             )
             return hasher.initialize(values)
-        bits = NESTED_LENGTHS[-1] if self.nested else training.bits
 
         def fit(**saving: Any) -> ImageHasher:
             frozen = {"lora_rank": None} if training.fitting == "probing" else {}
@@ -206,6 +207,31 @@ class Workspace(Inputs):
         if len(found) < len(source):
             self.left_out.setdefault(f"{dataset}/{name}", {"unreadable": len(source) - len(found)})
         return found.prefix(training.bits)
+
+    def encoded_texts(self, training: Training, seed: int, dataset: str, split: str) -> Encoded:
+        """Codes and logits of the texts of a split, of ``training.bits`` bits.
+
+        Raises:
+            CrovcaError: as ``model`` and ``text_embeddings``.
+        """
+        self.require_same_weights(training.encoder)
+        texts = texts_of(self.dataset(dataset), split)
+        path = self.work / "codes" / self.name_of(training) / f"seed-{seed}" / f"{dataset}-{split}.texts.npz"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            hasher = self.model(training, seed)
+            if training.fitting == "probing":
+                found = text_embeddings(self, training.encoder, dataset, split)
+                logits = hasher.logits(texts=found)
+                encoded = Encoded(Codes.from_logits(logits), found.ids, None, logits)
+            else:
+                source, partial = open_texts(listed_texts(self, dataset, split)), path.with_suffix(".partial")
+                encoded = self.encode_parts(hasher.encode_texts, source, partial, f"{dataset}/{split}.texts")
+            encoded.save(path)
+            remove(path.with_suffix(".partial"))
+        kept = Encoded.load(path).prefix(training.bits)
+        assert kept.ids is not None
+        return replace(kept, labels=labels_of(kept.ids, texts.ids, texts.labels))
 
     def encode_parts(
         self, encode: Callable[[Source[Any]], EncodedImages], source: Source[Any], partial: Path, where: str

@@ -1,24 +1,27 @@
-"""Which tower of a model some embeddings go through."""
+"""From a path to codes: the embeddings, images or texts that it holds, through the tower of a model that takes them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from crovca.cli.options import Modality, open_embeddings
-from crovca.cli.output import Reporter
+import numpy as np
+
 from crovca.codes import Codes, check_bits
+from crovca.data.embeddings import Embeddings, Rows, load_embeddings
 from crovca.data.encoded import Encoded
+from crovca.embedding.blocks import counted
 from crovca.errors import ConfigError, InvalidInputError
-
-if TYPE_CHECKING:
-    from crovca.data.embeddings import Embeddings, Rows
-    from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher
-    from crovca.sources.source import Source
+from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher
+from crovca.hashing.train import Observer
+from crovca.sources.opening import open_images, open_texts
+from crovca.sources.source import Source
 
 __all__ = ["EncodedPath", "encode_path", "encode_with"]
+
+Modality = Literal["images", "texts"]
 
 
 @dataclass(frozen=True)
@@ -47,27 +50,35 @@ def encode_path(
     hasher: Hasher | CrossModalHasher,
     path: Path,
     modality: Modality | None,
-    option: str,
-    reporter: Reporter,
+    option: str = "--modality",
     *,
+    observer: Observer,
     bits: int | None = None,
     logits: bool = False,
     root: Path | None = None,
 ) -> EncodedPath:
     """Encode whatever the model takes: the embeddings of a file, or images and texts themselves.
 
+    Args:
+        hasher: the model.
+        path: the items.
+        modality: which of a model's two towers; None: as the items' kind or width decides.
+        option: what messages call ``modality``.
+        observer: is told how it goes, and what is left out.
+        bits: length of the codes; None: the model's.
+        logits: whether they are kept beside the codes.
+        root: split files: the folder that their paths are relative to.
+
     Raises:
         CrovcaError: as ``encode_with``, ``open_images`` and ``open_texts``; or not one item can be read.
     """
-    from crovca.hasher import ImageHasher, ImageTextHasher
-
     if isinstance(hasher, ImageHasher | ImageTextHasher):
         if isinstance(hasher, ImageHasher) and modality is not None:
             raise ConfigError(f"{option} is for models of two modalities; this model takes images")
-        return _encode_items(hasher, path, modality or _kind(path), reporter, bits, logits, root)
+        return _encode_items(hasher, path, modality or _kind(path), observer, bits, logits, root)
     if root is not None:
         raise ConfigError(f"--root goes with models of images; {path} holds embeddings")
-    data = open_embeddings(path)
+    data = load_embeddings(path)
     encoded = encode_with(hasher, data, path, modality, option, bits=bits, logits=logits)
     return EncodedPath(encoded, data.values, data.width * data.values.dtype.itemsize, {})
 
@@ -81,36 +92,30 @@ def _encode_items(
     hasher: ImageHasher | ImageTextHasher,
     path: Path,
     modality: Modality,
-    reporter: Reporter,
+    observer: Observer,
     bits: int | None,
     logits: bool,
     root: Path | None,
 ) -> EncodedPath:
-    import numpy as np
-
-    from crovca.hasher import ImageTextHasher
-    from crovca.sources.opening import open_images, open_texts
-
     length = hasher.lengths_[-1] if bits is None else check_bits(bits, at_most=hasher.lengths_[-1])
     source: Source[Any]
     if modality == "images":
         source = open_images(path, root=root)
         found = hasher.encode_source(
-            source, embeddings=True, advance=lambda share: reporter.advance("embedding", share)
+            source, embeddings=True, advance=lambda share: observer.advance("embedding", share)
         )
     else:
         source = open_texts(path)
         assert isinstance(hasher, ImageTextHasher)
         found = hasher.encode_texts(source)
     for text in source.notes:
-        reporter.message(text)
+        observer.message(text)
     left_out = dict(Counter(reason for reason, _ in found.faults.values()))
     if found.faults:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
         row = min(found.faults)
-        reporter.message(
-            f"{path}: {len(found.faults):,} of {len(source):,} {modality} are left out ({reasons}), the first is "
-            f"{source.ids[row]}: {found.faults[row][1]}"
+        observer.message(
+            f"{path}: {len(found.faults):,} of {len(source):,} {modality} are left out ({counted(left_out)}), the "
+            f"first is {source.ids[row]}: {found.faults[row][1]}"
         )
     if not len(found.rows):
         raise InvalidInputError(f"{path}: none of the {len(source):,} {modality} could be read")
@@ -148,8 +153,6 @@ def encode_with(
         codes = Codes.from_logits(found)
         result = Encoded(codes, data.ids, data.labels, found)
         return result if bits is None else result.prefix(bits)
-    from crovca.hasher import Hasher
-
     codes = (
         hasher.encode(data.values, bits) if isinstance(hasher, Hasher) else hasher.encode(**values, bits=bits)
     )
@@ -157,16 +160,12 @@ def encode_with(
 
 
 def _logits(hasher: Hasher | CrossModalHasher, values: Any) -> Any:
-    from crovca.hasher import Hasher
-
     return hasher.logits(*values.values()) if isinstance(hasher, Hasher) else hasher.logits(**values)
 
 
 def _given(
     hasher: Hasher | CrossModalHasher, data: Embeddings, path: Path, modality: Modality | None, option: str
 ) -> tuple[str]:
-    from crovca.hasher import Hasher
-
     if isinstance(hasher, Hasher):
         if modality is not None:
             raise ConfigError(f"{option} is for models of two modalities; this model has one")

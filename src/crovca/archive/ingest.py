@@ -1,0 +1,455 @@
+"""What goes into an index, from wherever it comes: codes, embeddings, or images."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crovca.archive.encoding import encode_path
+from crovca.archive.queries import MODEL_FOLDER, describe_encoder
+from crovca.codes import Codes, check_bits
+from crovca.data.columns import read_table
+from crovca.data.embeddings import Embeddings, load_embeddings
+from crovca.data.encoded import Encoded
+from crovca.data.store import JOB, MANIFEST, store_parts
+from crovca.embedding.blocks import counted
+from crovca.embedding.embed import embed
+from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
+from crovca.files import atomic_directory, check_output, read_json, remove
+from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
+from crovca.hashing.train import Observer
+from crovca.index.index import HashIndex
+from crovca.index.manifest import WriterLock
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "Changed",
+    "NewItems",
+    "add_items",
+    "build_index",
+    "check_distinct",
+    "check_new",
+    "encoder_of",
+    "fill",
+    "of_embeddings",
+    "of_encoded",
+    "open_items",
+    "read_metadata",
+    "source_kind",
+]
+
+_logger = logging.getLogger("crovca.archive")
+
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """Items on their way into an index.
+
+    Attributes:
+        ids: all of them.
+        bits: of a code.
+        blocks: (ids, codes, metadata), block by block.
+        encoder: what the index keeps of the encoder of images (``queries.describe_encoder``), or None.
+        keep: puts the model that made the codes into a folder, where there is one.
+    """
+
+    ids: Any
+    bits: int
+    blocks: Iterator[tuple[Any, Codes, pa.Table | None]]
+    encoder: dict[str, Any] | None = None
+    keep: Callable[[Path], object] = lambda folder: None
+
+
+def source_kind(path: Path, encoder: str | None) -> str:
+    """Whether a path holds "codes", "embeddings" or "images"."""
+    if not path.exists():
+        raise FileFormatError(f"{path} does not exist")
+    if path.suffix.lower() == ".npz" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return "codes" if "packed.npy" in archive.namelist() else "embeddings"
+    if path.is_dir() and ((path / MANIFEST).exists() or (path / JOB).exists()):
+        return "embeddings"
+    if path.suffix.lower() in (".npz", ".npy", ".safetensors") or (
+        path.suffix == ".parquet" and encoder is None
+    ):
+        return "embeddings"
+    return "images"
+
+
+def of_encoded(found: Encoded, extra: pa.Table | None) -> NewItems:
+    """Codes with their ids and labels."""
+    ids = np.arange(len(found)) if found.ids is None else found.ids
+    codes = found.codes
+    return NewItems(ids, codes.bits, _blocks(ids, codes.__getitem__, _labels(found.labels), extra))
+
+
+def of_embeddings(
+    data: Embeddings, path: Path, hasher: Hasher | CrossModalHasher, bits: int | None, extra: pa.Table | None
+) -> NewItems:
+    """Embeddings of a file or store, encoded block by block."""
+    if data.views > 1:
+        raise InvalidInputError(f"{path} holds {data.views} views of each item; give embeddings of one view")
+    bits = hasher.bits if bits is None else bits
+    ids = np.arange(len(data)) if data.ids is None else data.ids
+
+    def encode(part: slice) -> Codes:
+        values = data.values[part]
+        if isinstance(hasher, Hasher):
+            return hasher.encode(values, bits)
+        return hasher.encode(images=values, bits=bits)
+
+    return NewItems(ids, bits, _blocks(ids, encode, {**_labels(data.labels), **_captions(path)}, extra))
+
+
+def check_new(opened: HashIndex, ids: Any) -> None:
+    """Refuse ids of which the index holds some already.
+
+    Raises:
+        InvalidInputError: it does, or the ids are of another kind than the index's.
+    """
+    known = ids[opened.contains(ids)].tolist()
+    if known:
+        raise InvalidInputError(
+            f"{len(known):,} of {len(ids):,} ids are in the index already, for example {known[0]!r}; "
+            "--replace puts these in their place"
+        )
+
+
+def check_distinct(ids: Any) -> None:
+    """Refuse ids that occur twice in different blocks; within one, the index itself sees it."""
+    if len(ids) <= _BLOCK:
+        return
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        raise InvalidInputError(f"the id {values[counts > 1][0].item()!r} occurs twice among those given")
+
+
+def open_items(
+    source: Path,
+    *,
+    model: Path | None = None,
+    encoder: str | None = None,
+    revision: str | None = None,
+    bits: int | None = None,
+    extra: pa.Table | None = None,
+    device: str = "auto",
+    store: Path,
+    force: bool = False,
+    check: Callable[[Any], object] = lambda ids: None,
+    observer: Observer,
+) -> NewItems:
+    """The items of a source, on their way into an index.
+
+    Args:
+        source: codes, embeddings, or images.
+        model: folder of the hasher; None: one is learned from the embeddings, without labels.
+        encoder, revision: of images.
+        bits: length of the codes; None: the model's.
+        extra: more metadata, as ``read_metadata`` gives it.
+        device: "auto", "cpu" or "cuda".
+        store: where images are embedded, going on where an earlier run stopped.
+        force: whether a store that was begun with something else is replaced.
+        check: sees the ids of images before they are embedded, and raises where they cannot be added.
+        observer: is told how it goes.
+
+    Raises:
+        ConfigError: an option does not go with what the source holds, or one is missing.
+        CrovcaError: what reading, embedding and encoding raise.
+    """
+    kind = source_kind(source, encoder)
+    keep: Callable[[Path], object] = partial(shutil.copytree, model) if model else lambda folder: None
+    if kind == "codes":
+        if bits is not None:
+            raise ConfigError("--bits goes with embeddings and images: codes are taken as they are")
+        return replace(of_encoded(Encoded.load(source), extra), keep=keep)
+    hasher: Any = None if model is None else load_hasher(model, device=device)
+    if isinstance(hasher, ImageHasher | ImageTextHasher):  # its encoder is its own
+        encoded = encode_path(hasher, source, None, observer=observer, bits=bits).encoded
+        return replace(of_encoded(encoded, extra), keep=keep)
+    if kind == "images":
+        if encoder is None:
+            raise ConfigError(
+                f"{source} holds images: give --encoder, the folder of a model or its id on the hub"
+            )
+        options: Any = {"force": force, "check": check, "observer": observer}
+        found = embed(source, encoder, store, revision=revision, device=device, **options)
+        if broken := found.summary.broken:
+            observer.message(f"{sum(broken.values()):,} images left out: {counted(broken)}")
+        data, source = found.embeddings, store
+    else:
+        data = load_embeddings(source)
+    if hasher is None:
+        observer.message(
+            f"no --model: learning codes of {bits or 64} bits from these {len(data):,} embeddings, without labels"
+        )
+        hasher = Hasher(bits=bits or 64, device=device).fit(data, observer=observer)
+        keep = hasher.save
+    items = of_embeddings(data, source, hasher, bits, extra)
+    return replace(items, encoder=encoder_of(source), keep=keep)
+
+
+def fill(index: HashIndex, items: NewItems, observer: Observer, *, upsert: bool = False) -> int:
+    """Put items into an index, block by block; how many took the place of others."""
+    replaced = done = 0
+    for ids, codes, table in items.blocks:
+        if upsert:
+            replaced += index.upsert(ids, codes, table)
+        else:
+            index.add(ids, codes, table)
+        done += len(codes)
+        observer.advance("indexing", done / len(items.ids))
+    return replaced
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What became of an index.
+
+    Attributes:
+        items: that it holds now.
+        added, replaced: by this call.
+        bits: of a code.
+        disk_bytes: by what they hold, as ``stats`` has them.
+        encoder: what is known of the encoder of its images, or None.
+    """
+
+    items: int
+    added: int
+    replaced: int
+    bits: int
+    disk_bytes: dict[str, int]
+    encoder: Mapping[str, Any] | None
+
+
+def build_index(
+    source: Path,
+    output: Path,
+    *,
+    model: Path | None = None,
+    bits: int | None = None,
+    encoder: str | None = None,
+    revision: str | None = None,
+    metadata: Path | None = None,
+    device: str = "auto",
+    force: bool = False,
+    observer: Observer,
+) -> Changed:
+    """Build an index from codes, from embeddings, or straight from images.
+
+    Embeddings are encoded by ``model``; without one, a model is learned from them and kept in the index. Images are
+    embedded into OUTPUT.embeddings, which stays: a run that was interrupted goes on from it.
+
+    Args:
+        source, model, bits, encoder, revision, device, observer: as for ``open_items``.
+        output: folder of the index.
+        metadata: more columns, by a column "id": .parquet or .csv.
+        force: whether an index that exists is replaced; and embeddings of other images or of another encoder.
+
+    Raises:
+        OutputExistsError: ``output`` exists.
+        CrovcaError: as ``open_items``.
+    """
+    inputs = [path for path in (source, model, metadata) if path is not None]
+    check_output(output, force=force, inputs=inputs, marker="manifest.json")
+    if bits is not None:
+        check_bits(bits)
+    extra = read_metadata(metadata)
+    # Whoever writes to the index that is replaced is kept out, or keeps us out.
+    lock = WriterLock(output) if (output / "manifest.json").exists() else nullcontext()
+    with lock, atomic_directory(output) as folder:
+        items = open_items(
+            source,
+            model=model,
+            encoder=encoder,
+            revision=revision,
+            bits=bits,
+            extra=extra,
+            device=device,
+            store=output.with_name(f"{output.name}.embeddings"),
+            force=force,
+            observer=observer,
+        )
+        with HashIndex.create(folder, items.bits, encoder=items.encoder) as made:
+            items.keep(folder / MODEL_FOLDER)
+            fill(made, items, observer)
+            return _changed(made, len(made), 0)
+
+
+def add_items(
+    index: Path,
+    source: Path,
+    *,
+    model: Path | None = None,
+    encoder: str | None = None,
+    revision: str | None = None,
+    metadata: Path | None = None,
+    upsert: bool = False,
+    device: str = "auto",
+    observer: Observer,
+) -> Changed:
+    """Add items to an index; with ``upsert`` in the place of those with the same ids.
+
+    All ids are checked before anything is added. Items are then added durably, up to 262,144 at a time: should a later
+    step fail, those of the earlier ones are in the index.
+
+    Args:
+        index: its folder.
+        source, revision, metadata, device, observer: as for ``build_index``.
+        model, encoder: None: the index's.
+        upsert: whether ids may be in the index already.
+
+    Raises:
+        InvalidInputError: ids are in the index already, or twice among those given.
+        CrovcaError: as ``open_items``.
+    """
+    extra = read_metadata(metadata)
+    with HashIndex.open(index, writable=True) as opened:
+        if model is None and (index / MODEL_FOLDER).is_dir():
+            model = index / MODEL_FOLDER
+        if encoder is None and opened.encoder is not None:
+            encoder, revision = opened.encoder["encoder"], opened.encoder["revision"]
+        kind = source_kind(source, encoder)
+        if kind != "codes" and model is None:
+            raise ConfigError(f"{index} holds no model: give --model, or codes made by 'crovca encode'")
+        # Only as long as it takes; a run that was interrupted goes on from it.
+        name = f"{index.name}.adding-{sha256(str(source.resolve()).encode()).hexdigest()[:8]}"
+        store = index.with_name(name)
+        check: Callable[[Any], object] = (lambda ids: None) if upsert else partial(check_new, opened)
+        before = len(opened)
+        try:
+            items = open_items(
+                source,
+                model=model,
+                encoder=encoder,
+                revision=revision,
+                bits=None if kind == "codes" else opened.bits,
+                extra=extra,
+                device=device,
+                store=store,
+                force=True,
+                check=check,
+                observer=observer,
+            )
+            check_distinct(items.ids)
+            check(items.ids)
+            replaced = fill(opened, items, observer, upsert=upsert)
+        except CrovcaError:
+            remove(store)
+            raise
+        remove(store)
+        return _changed(opened, len(opened) - before, replaced)
+
+
+def _changed(index: HashIndex, added: int, replaced: int) -> Changed:
+    size = index.stats()["disk_bytes"]
+    return Changed(len(index), added, replaced, index.bits, size, index.encoder)
+
+
+def read_metadata(path: Path | None) -> pa.Table | None:
+    """A table with a column ``id``, from .parquet or .csv."""
+    if path is None:
+        return None
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        raise FileFormatError(f"{path} does not exist")
+    try:
+        table = pq.read_table(path) if path.suffix.lower() == ".parquet" else pyarrow.csv.read_csv(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise FileFormatError(f"{path} is not readable as metadata (.parquet or .csv): {error}") from error
+    if "id" not in table.column_names:
+        raise FileFormatError(f"{path} has no column 'id'; it has {', '.join(table.column_names)}")
+    ids = table.column("id")
+    if len(ids.unique()) != len(ids):
+        raise FileFormatError(f"{path}: an id occurs twice in its column 'id'")
+    return table
+
+
+def encoder_of(path: Path) -> dict[str, Any] | None:
+    """What a store says of the encoder of its images."""
+    job = read_json(path / MANIFEST, "embedding store").get("job") if path.is_dir() else None
+    return describe_encoder(job) if isinstance(job, dict) and job["origin"]["modality"] == "images" else None
+
+
+def _labels(labels: Any) -> dict[str, Any]:
+    if labels is None:
+        return {}
+    if labels.ndim == 2:
+        return {"labels": [np.flatnonzero(row).tolist() for row in labels]}
+    return {"label": labels}
+
+
+def _captions(path: Path) -> dict[str, Any]:
+    """Captions of a store, where there are any."""
+    if not path.is_dir():
+        return {}
+    captions = []
+    for part in store_parts(path):
+        table = read_table(part.folder / "items.parquet", ["caption"])
+        if "caption" not in table.column_names:
+            return {}
+        captions += table.column(0).to_pylist()
+    return {"caption": captions}
+
+
+def _blocks(
+    ids: Any, encode: Callable[[slice], Codes], known: dict[str, Any], extra: pa.Table | None
+) -> Iterator[tuple[Any, Codes, pa.Table | None]]:
+    """The items block by block; says at the end how many of them a table of metadata does not know."""
+    missing = 0
+    for start in range(0, len(ids), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        table, absent = _metadata(ids[part], known, part, extra)
+        missing += absent
+        yield ids[part], encode(part), table
+    if missing == len(ids) and missing:
+        _logger.info("none of these items is in the metadata: are its ids written in the same way?")
+    elif missing:
+        what = f"{missing:,} of {len(ids):,} items"
+        _logger.info("%s are not in the metadata: their columns from it are empty", what)
+
+
+def _metadata(
+    ids: Any, known: dict[str, Any], part: slice, extra: pa.Table | None
+) -> tuple[pa.Table | None, int]:
+    """Columns of one block: what the source knows, and what a table of metadata has for these ids.
+
+    Also returns how many of the ids are not in the table.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = pa.table({name: pa.array(values[part]) for name, values in known.items()}) if known else None
+    if extra is None:
+        return table, 0
+    keys = extra.column("id")
+    wanted = pa.array(ids)
+    try:
+        place = pc.index_in(wanted.cast(keys.type), keys.combine_chunks())
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"the metadata's ids are {keys.type}, those of the items {wanted.type}") from error
+    found = extra.drop_columns("id").take(place)
+    for name in found.column_names if table is not None else ():
+        if name in known:
+            raise ConfigError(f"the metadata's column {name!r} is known from the source already; rename it")
+    if table is None:
+        return found, place.null_count
+    for name in found.column_names:
+        table = table.append_column(name, found.column(name))
+    return table, place.null_count
