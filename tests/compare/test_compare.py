@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crovca.baselines.itq import ITQ
-from crovca.baselines.pca import PCA
+from crovca.baselines.linear import ITQ, PCA
 from crovca.cli.main import main
 from crovca.compare import run as module
 from crovca.compare.methods import METHODS, choose_methods

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.baselines.hashing_baseline import HashingBaseline
+from crovca.baselines.linear import HashingBaseline
 from crovca.data.embeddings import as_embeddings
 from crovca.data.encoded import Encoded
 from crovca.data.labels import share_a_label
