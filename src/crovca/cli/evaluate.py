@@ -27,8 +27,9 @@ from crovca.index.scoring import METRICS
 if TYPE_CHECKING:
     from crovca.evaluation.evaluate import Evaluation
     from crovca.evaluation.report import ImageOf
+    from crovca.evaluation.situations import FiveMeasures
 
-__all__ = ["evaluate", "print_evaluation"]
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -64,23 +65,35 @@ def evaluate(
     database_modality: Annotated[
         Modality | None, typer.Option(help="Two modalities: what the database is.", show_default=False)
     ] = None,
+    hold_out_classes: Annotated[
+        float | None,
+        typer.Option(
+            help="Also measure things that were not learned: a model with the same parameters is learned without this "
+            "share of the classes (without labels: of k-means cells), and asked for them. Try 0.5.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Which classes are held out.")] = 0,
     encoder: EncoderPlace = None,
     root: Root = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Measure how well codes retrieve, beside the float embeddings they come from.
+    """Measure how well codes retrieve, beside ITQ and the float embeddings they come from.
 
-    Prints mAP@k of every score at every length, chance level, the share of float neighbors that codes keep, ties,
-    and how the bits are used. Items are relevant to a query if they share a label; without labels only the recall
-    of float neighbors is measured. A database item with the query's own id is left out.
+    Prints five measures at every length: seen, new and mixed (with --hold-out-classes), the order of the floats that
+    codes keep, and how many codes are distinct; then mAP@k by every score, the chance level, and how the bits are used.
+    Items are relevant to a query if they share a label; without labels only the floats' order is measured. A database
+    item with the query's own id is left out.
     """
     from crovca.cli.modality import encode_path
     from crovca.codes import check_bits
     from crovca.errors import ConfigError, InvalidInputError
+    from crovca.compare.beside import learn_like, measure_beside
+    from crovca.data.embeddings import Embeddings
     from crovca.evaluation import evaluate as evaluation
-    from crovca.hasher import load_hasher
+    from crovca.hasher import Hasher, load_hasher
 
     k = parse_top_k(top_k)
     image_of: ImageOf | None = None
@@ -96,6 +109,8 @@ def evaluate(
             image_of = image_folder(images)
     elif images is not None:
         raise ConfigError("--images goes with --report")
+    if hold_out_classes is not None and not 0 < hold_out_classes < 1:
+        raise ConfigError(f"--hold-out-classes is a share between 0 and 1, got {hold_out_classes}; try 0.5")
     hasher = load_hasher(model, device=device, encoder=encoder)
     longest = hasher.lengths_[-1]
     lengths = hasher.lengths_ if bits is None else parse_lengths(bits, "--bits")
@@ -136,6 +151,27 @@ def evaluate(
             database_embeddings=found_database.embeddings if comparable else None,
             advance=reporter.stage,
         )
+        assert ours.logits is not None
+        assert theirs.logits is not None
+        relearn = None
+        if hold_out_classes is not None:
+            if type(hasher) is not Hasher:
+                raise ConfigError(
+                    "--hold-out-classes learns anew from embeddings, and this model takes images or two modalities; "
+                    "train a model on embeddings of them (crovca embed, crovca train)"
+                )
+            relearn = learn_like(hasher, lengths)
+        five = measure_beside(
+            Embeddings(found_database.embeddings, theirs.labels, theirs.ids, np.empty(0, np.int64)),
+            Embeddings(found_query.embeddings, ours.labels, ours.ids, np.empty(0, np.int64)),
+            (ours.logits, theirs.logits),
+            lengths,
+            relearn=relearn,
+            hold_out=hold_out_classes,
+            seed=seed,
+            k=k or len(theirs),
+            advance=reporter.stage,
+        )
         if report is not None:
             from crovca.evaluation.report import Subject, write_report
 
@@ -143,6 +179,7 @@ def evaluate(
             subject = Subject(
                 title=f"{model.name}: {database.name}, queries {query.name}",
                 evaluation=result,
+                five=five,
                 query=ours,
                 database=theirs,
                 database_embeddings=found_database.embeddings,
@@ -150,11 +187,34 @@ def evaluate(
             )
             write_report(report, [subject], force=force)
     if json:
-        emit_json(result.to_dict())
+        emit_json({**result.to_dict(), "five_measures": five.to_dict()})
         return
+    print_five_measures(five, k=result.k)
     print_evaluation(result, float_bytes=found_database.width * 4)
     if report is not None:
         stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
+
+
+def print_five_measures(five: FiveMeasures, *, k: int) -> None:
+    """Print the five measures of a model, of ITQ and of the floats, and what the columns mean."""
+    from crovca.evaluation.situations import COLUMNS, SITUATIONS, column_value
+
+    what = f"mAP@{k}" if five.labeled else "the floats' top 10 in the codes' top 100"
+    asked = [name for name in SITUATIONS if name in five.counts]
+    columns = [column for column in COLUMNS if column.name not in SITUATIONS or column.name in asked]
+    table = Table(title=f"five measures in %; {', '.join(asked)}: {what}", title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column.title, justify="right")
+    for name, bits, measured in five.lines():
+        shown = name if bits is None else f"{name}, {bits} bits"
+        values = (column_value(measured, column.name, labeled=five.labeled) for column in columns)
+        table.add_row(shown, *map(_percent, values))
+    stdout.print(table)
+    for column in columns:
+        stdout.print(f"{column.title}: {column.meaning}", highlight=False, soft_wrap=True)
+    if len(asked) == 1:
+        stdout.print("new and mixed: give --hold-out-classes 0.5", highlight=False)
 
 
 def print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
@@ -175,7 +235,7 @@ def print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
     ):
         table.add_column(name, justify="left" if not name else "right")
     for name, ranked in result.floats.items():
-        shown = "float, centered" if name.endswith("centered") else "float"
+        shown = "float, centered" if name.endswith("centred") else "float"
         table.add_row(shown, f"{float_bytes:,}", "", "", "", "", _percent(ranked.map), "")
     for length in result.lengths:
         maps = [length.map_of(metric) for metric in METRICS]

@@ -387,14 +387,13 @@ def five_measures(
 
     Args:
         situations: of ``make_situations``.
-        methods: by name. A method may leave out lengths, and raise InvalidInputError where it cannot learn at all: it
-            then has no numbers there.
+        methods: by name; a method may leave out lengths.
         k: cut-off rank of mAP@k.
         floats: as for ``Judge``.
         advance: is told what comes next.
     """
     found = FiveMeasures(situations[0].asked.labels is not None)
-    models: dict[tuple[str, int], Encode | None] = {}
+    models: dict[tuple[str, int], Encode] = {}
     for situation in situations:
         advance(f"{situation.name}: embeddings")
         judge = Judge(situation, k, floats=floats)
@@ -407,13 +406,8 @@ def five_measures(
             advance(f"{situation.name}: {name}")
             key = (name, id(situation.learned))
             if key not in models:
-                try:
-                    models[key] = learn(situation.learned)
-                except InvalidInputError:
-                    models[key] = None
+                models[key] = learn(situation.learned)
             encode = models[key]
-            if encode is None:
-                continue
             queries, items = encode(situation.asked.values), encode(situation.searched.values)
             for bits, logits in items.items():
                 measured = judge.of_codes(queries[bits], Codes.from_logits(logits))
