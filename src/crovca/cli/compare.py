@@ -53,8 +53,8 @@ def compare(
     hold_out_classes: Annotated[
         float,
         typer.Option(
-            help="Share of the classes (without labels: of k-means cells) that is not learned, for the measures new and "
-            "mixed; 0: do not measure these. With --train they are not measured either."
+            help="Share of the classes (without labels: of k-means cells) that is not learned, for the measures new "
+            "and mixed; 0: do not measure these. With --train they are not measured either."
         ),
     ] = 0.5,
     output: Annotated[
@@ -195,8 +195,7 @@ def _print(state: Comparison) -> None:
     seeds = "one seed" if state.seeds == 1 else f"mean ± sample standard deviation of {state.seeds} seeds"
     lines = [
         f"{state.described()}; {seeds} (Hashing-Baseline: 10 rotations; a method without chance is run once)",
-        f"{BEST} best, {LEVEL} not told from it by the spread of seeds, among methods that learn alike (with or without "
-        "labels)",
+        f"{BEST} best, {LEVEL} not told from it by the spread of seeds, of those that learn with labels or without",
         *(f"{column.title}: {column.meaning}" for column in columns_of(state)),
         *(f"failed: {sentence}" for sentence in failures(rows)),
         conclusion(state),

@@ -25,9 +25,13 @@ from crovca.files import check_output
 from crovca.index.scoring import METRICS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crovca.cli.modality import EncodedPath
     from crovca.evaluation.evaluate import Evaluation
     from crovca.evaluation.report import ImageOf
     from crovca.evaluation.situations import FiveMeasures
+    from crovca.hasher import CrossModalHasher, Hasher
 
 __all__ = ["evaluate"]
 
@@ -90,10 +94,8 @@ def evaluate(
     from crovca.cli.modality import encode_path
     from crovca.codes import check_bits
     from crovca.errors import ConfigError, InvalidInputError
-    from crovca.compare.beside import learn_like, measure_beside
-    from crovca.data.embeddings import Embeddings
     from crovca.evaluation import evaluate as evaluation
-    from crovca.hasher import Hasher, load_hasher
+    from crovca.hasher import load_hasher
 
     k = parse_top_k(top_k)
     image_of: ImageOf | None = None
@@ -109,9 +111,8 @@ def evaluate(
             image_of = image_folder(images)
     elif images is not None:
         raise ConfigError("--images goes with --report")
-    if hold_out_classes is not None and not 0 < hold_out_classes < 1:
-        raise ConfigError(f"--hold-out-classes is a share between 0 and 1, got {hold_out_classes}; try 0.5")
     hasher = load_hasher(model, device=device, encoder=encoder)
+    _check_hold_out(hasher, hold_out_classes)
     longest = hasher.lengths_[-1]
     lengths = hasher.lengths_ if bits is None else parse_lengths(bits, "--bits")
     for length in lengths:
@@ -151,27 +152,10 @@ def evaluate(
             database_embeddings=found_database.embeddings if comparable else None,
             advance=reporter.stage,
         )
-        assert ours.logits is not None
-        assert theirs.logits is not None
-        relearn = None
-        if hold_out_classes is not None:
-            if type(hasher) is not Hasher:
-                raise ConfigError(
-                    "--hold-out-classes learns anew from embeddings, and this model takes images or two modalities; "
-                    "train a model on embeddings of them (crovca embed, crovca train)"
-                )
-            relearn = learn_like(hasher, lengths)
-        five = measure_beside(
-            Embeddings(found_database.embeddings, theirs.labels, theirs.ids, np.empty(0, np.int64)),
-            Embeddings(found_query.embeddings, ours.labels, ours.ids, np.empty(0, np.int64)),
-            (ours.logits, theirs.logits),
-            lengths,
-            relearn=relearn,
-            hold_out=hold_out_classes,
-            seed=seed,
-            k=k or len(theirs),
-            advance=reporter.stage,
-        )
+        five = _measure_beside(
+            hasher, replace(found_query, encoded=ours), replace(found_database, encoded=theirs), lengths,
+            hold_out=hold_out_classes, seed=seed, k=k or len(theirs), reporter=reporter,
+        )  # fmt: skip
         if report is not None:
             from crovca.evaluation.report import Subject, write_report
 
@@ -189,13 +173,58 @@ def evaluate(
     if json:
         emit_json({**result.to_dict(), "five_measures": five.to_dict()})
         return
-    print_five_measures(five, k=result.k)
-    print_evaluation(result, float_bytes=found_database.width * 4)
+    _print_five_measures(five, k=result.k)
+    _print_evaluation(result, float_bytes=found_database.width * 4)
     if report is not None:
         stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
 
 
-def print_five_measures(five: FiveMeasures, *, k: int) -> None:
+def _check_hold_out(hasher: Hasher | CrossModalHasher, hold_out: float | None) -> None:
+    from crovca.errors import ConfigError
+    from crovca.hasher import Hasher
+
+    if hold_out is None:
+        return
+    if not 0 < hold_out < 1:
+        raise ConfigError(f"--hold-out-classes is a share between 0 and 1, got {hold_out}; try 0.5")
+    if type(hasher) is not Hasher:
+        raise ConfigError(
+            "--hold-out-classes learns anew from embeddings, and this model takes images or two modalities; embed "
+            "the items (crovca embed) and train a model on that"
+        )
+
+
+def _measure_beside(
+    hasher: Hasher | CrossModalHasher,
+    query: EncodedPath,
+    database: EncodedPath,
+    lengths: Sequence[int],
+    *,
+    hold_out: float | None,
+    seed: int,
+    k: int,
+    reporter: Reporter,
+) -> FiveMeasures:
+    from crovca.compare.beside import learn_like, measure_beside
+    from crovca.data.embeddings import Embeddings
+    from crovca.hasher import Hasher
+
+    theirs, ours = (
+        Embeddings(side.embeddings, side.encoded.labels, side.encoded.ids, np.empty(0, np.int64))
+        for side in (database, query)
+    )
+    assert query.encoded.logits is not None
+    assert database.encoded.logits is not None
+    relearn = None
+    if hold_out is not None and isinstance(hasher, Hasher):
+        relearn = learn_like(hasher, lengths)
+    return measure_beside(
+        theirs, ours, (query.encoded.logits, database.encoded.logits), lengths,
+        relearn=relearn, hold_out=hold_out, seed=seed, k=k, advance=reporter.stage,
+    )  # fmt: skip
+
+
+def _print_five_measures(five: FiveMeasures, *, k: int) -> None:
     """Print the five measures of a model, of ITQ and of the floats, and what the columns mean."""
     from crovca.evaluation.situations import COLUMNS, SITUATIONS, column_value
 
@@ -217,7 +246,7 @@ def print_five_measures(five: FiveMeasures, *, k: int) -> None:
         stdout.print("new and mixed: give --hold-out-classes 0.5", highlight=False)
 
 
-def print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
+def _print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
     """Print an evaluation as a table, and what it means in words."""
     table = Table(
         title=f"mAP@{result.k} in %, {result.queries:,} queries on {result.database:,} items",

@@ -252,6 +252,8 @@ def failures(rows: Sequence[Row]) -> list[str]:
         if row.failed is not None:
             seeds = f" ({row.missing} of {row.missing + len(row.cells)} seeds)" if row.cells else ""
             found.setdefault((row.method.title, row.failed), []).append(f"{row.bits}{seeds}")
+        for reason in {cell["held_out_failed"] for cell in row.cells if "held_out_failed" in cell}:
+            found.setdefault((f"{row.method.title} (new, mixed)", reason), []).append(str(row.bits))
     return [f"{title}, {', '.join(sizes)} bits: {reason}" for (title, reason), sizes in found.items()]
 
 

@@ -109,13 +109,14 @@ def make_situations(
         if learned_classes is not None:
             raise ConfigError("classes to learn were named, but there are no labels on both sides")
         held, asked_held = _hold_out(*_cells(database, query, seed), hold_out or 0.5, seed, None)
-        labels = [None, None]
+        labels: list[npt.NDArray[Any] | None] = [None, None]
     else:
         held, asked_held = _hold_out(database.labels, query.labels, hold_out or 0.5, seed, learned_classes)
         labels = [database.labels, query.labels]
         if database.labels.ndim == 2:  # what was learned makes nothing relevant
-            labels = [database.labels & held, query.labels & asked_held]
-            held, asked_held = (side.any(axis=1) for side in labels)
+            kept = database.labels & held, query.labels & asked_held
+            labels = [*kept]
+            held, asked_held = (side.any(axis=1) for side in kept)
     if not asked_held.any() or not held.any() or held.all():
         raise InvalidInputError(
             f"of {len(database):,} items {int(held.sum()):,} are of classes that are held out, and of {len(query):,} "
@@ -242,14 +243,14 @@ class Judge:
         self._true: npt.NDArray[np.int64] | None = None
         self.floats: Measures | None = None
         if floats:
-            sides = [
+            ours, theirs = (
                 np.concatenate([_one_view(part) for _, part in chunks(side.values)])
                 for side in (asked, searched)
-            ]
-            scorer = CosineScorer(*sides, mean_embedding(searched.values))
+            )
+            scorer = CosineScorer(ours, theirs, mean_embedding(searched.values))
             top = min(_TOP, len(searched))
             self._true = np.concatenate([ranking.rows for _, ranking in self._rank(scorer, top)])
-            digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in sides[1])
+            digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in theirs)
             self.floats = self(scorer, np.frombuffer(digests, np.uint8).reshape(-1, 16))
 
     def of_codes(self, logits: Float32, codes: Codes) -> Measures:
