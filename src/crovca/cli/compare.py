@@ -207,12 +207,14 @@ def _print(state: Comparison) -> None:
 def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
     from crovca.compare.results import columns_of, marks
     from crovca.compare.results import shown as text_of
+    from crovca.evaluation.situations import SITUATIONS
 
     size = "sizes of their own" if bits is None else f"{bits} bits"
     judged = f"mAP@{state.k}" if state.labeled else "the floats' top 10 in the codes' top 100"
-    table = Table(title=f"{size}: five measures in %; seen, new, mixed: {judged}", title_justify="left")
-    table.add_column("", justify="left")
     columns = columns_of(state)
+    situations = ", ".join(column.title for column in columns if column.name in SITUATIONS)
+    table = Table(title=f"{size}: five measures in %; {situations}: {judged}", title_justify="left")
+    table.add_column("", justify="left")
     for name in ("bytes", *(column.title for column in columns), "fit, s", "items/s"):
         table.add_column(name, justify="right")
     marked = {column.name: marks(rows, column, labeled=state.labeled) for column in columns}

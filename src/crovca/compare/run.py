@@ -51,9 +51,10 @@ def fingerprint(
     train: Embeddings | None = None,
     epochs: int | None = None,
     hold_out: float | None = None,
+    learned_classes: Sequence[Any] | None = None,
 ) -> str:
     """SHA-256 of all that a result hangs on: numbers, labels and ids of all sides, settings, and crovca's own code."""
-    digest = hashlib.sha256(f"{FORMAT} {_code()} {k} {epochs} {hold_out}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {_code()} {k} {epochs} {hold_out} {learned_classes}".encode())
     for side in (database, query) if train is None else (database, query, train):
         for array in (side.values[:], side.labels, side.ids):
             content = None if array is None else np.ascontiguousarray(array)
@@ -85,6 +86,7 @@ def compare(
     k: int = 1000,
     epochs: int | None = None,
     hold_out: float | None = 0.5,
+    learned_classes: Sequence[Any] | None = None,
     kept: Mapping[str, Any] | None = None,
     save: Callable[[Comparison], None] = lambda state: None,
     advance: Callable[[str], None] = lambda what: None,
@@ -108,6 +110,7 @@ def compare(
             many as each takes by default.
         hold_out: share of the classes that is held out for new and mixed; None, or where there are other items to learn
             from: these are not measured.
+        learned_classes: for new and mixed these are learned, instead of a share that is drawn; needs labels.
         kept: what an earlier call's ``to_dict`` gave: its cells are not run again, except those that failed.
         save: is given the state after every method, length and seed.
         advance: is told what is run next.
@@ -132,10 +135,10 @@ def compare(
         database, query = replace(database, labels=None), replace(query, labels=None)
     learned = database if train is None else train
     chosen = choose_methods(methods, labeled=labeled and learned.labels is not None)
-    hold_out = None if train is not None else hold_out
-    bench = _Bench(database, query, learned, min(k, len(database)), epochs, hold_out)
+    situations, hold_out = _situations(database, query, train, hold_out, learned_classes)
+    bench = _Bench(situations, learned, min(k, len(database)), epochs)
     state = Comparison(
-        fingerprint=fingerprint(database, query, k, train, epochs, hold_out),
+        fingerprint=fingerprint(database, query, k, train, epochs, hold_out, learned_classes),
         k=bench.measure.k,
         queries=len(query),
         database=len(database),
@@ -165,6 +168,24 @@ def compare(
                     state.cells[_key(method, cell["bits"], seed)] = cell
                 save(state)
     return state
+
+
+def _situations(
+    database: Embeddings,
+    query: Embeddings,
+    train: Embeddings | None,
+    hold_out: float | None,
+    learned_classes: Sequence[Any] | None,
+) -> tuple[tuple[Situation, ...], float | None]:
+    """The situations to measure, and the share of the classes that is held out; None: seen alone."""
+    if train is not None:
+        return make_situations(database, query, hold_out=None), None
+    if learned_classes is not None and database.labels is not None:
+        labels = database.labels
+        count = labels.shape[1] if labels.ndim == 2 else len(np.unique(labels))
+        hold_out = 1 - len(set(learned_classes)) / count
+    found = make_situations(database, query, hold_out=hold_out, learned_classes=learned_classes)
+    return found, hold_out if len(found) > 1 else None
 
 
 def _groups(method: Method, lengths: Sequence[int]) -> list[list[int]]:
@@ -214,21 +235,14 @@ class _Bench:
     """The data in every situation, and the float ranking that all are measured against."""
 
     def __init__(
-        self,
-        database: Embeddings,
-        query: Embeddings,
-        train: Embeddings,
-        k: int,
-        epochs: int | None,
-        hold_out: float | None,
+        self, situations: Sequence[Situation], train: Embeddings, k: int, epochs: int | None
     ) -> None:
         if k < 1:
             raise InvalidInputError(f"k must be at least 1, got {k}")
         self.epochs = epochs
-        self.measure = Measure(query, database, k)
-        self.situations = make_situations(database, query, hold_out=hold_out)
-        seen = replace(self.situations[0], learned=train)
-        self.places = {found.name: _Place(found, k) for found in (seen, *self.situations[1:])}
+        seen = replace(situations[0], learned=train)
+        self.measure = Measure(seen.asked, seen.searched, k)
+        self.places = {found.name: _Place(found, k) for found in (seen, *situations[1:])}
         place = self.places["seen"]
         true = self.measure(CosineScorer(place.asked, place.searched, mean_embedding(place.searched)))
         self.true_rows = true.rows
