@@ -116,7 +116,7 @@ def make_situations(
         if database.labels.ndim == 2:  # what was learned makes nothing relevant
             kept = database.labels & held, query.labels & asked_held
             labels = [*kept]
-            held, asked_held = kept[0].any(axis=1), kept[1].any(axis=1)
+            held, asked_held = (np.asarray(side.any(axis=1), np.bool_) for side in kept)
     if not asked_held.any() or not held.any() or held.all():
         raise InvalidInputError(
             f"of {len(database):,} items {int(held.sum()):,} are of classes that are held out, and of {len(query):,} "
