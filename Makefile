@@ -3,29 +3,62 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
+# Two processes of one thread each: as fast as two threads, and steadier.
+TEST := OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadgroup
 
-.PHONY: setup demo servers test bench
+.PHONY: setup demo servers lint check test ci torture wheel lowest bench
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crovca needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,images,augment,onnx,ray,pg,milvus,dev]'
+	$(RUN)/python -m pip install --quiet 'pip>=25.1'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[report,images,augment,heic,onnx,serve,ray,pg,milvus]'
 	touch $@
 
 demo: $(READY)
 	$(RUN)/crovca demo --report demo-report --force
 
-# Servers that tests of clusters start; where one cannot be installed its tests skip, and say so.
-servers: $(READY)
-	$(RUN)/python tests/servers/setup.py
-
-test: servers
+lint: $(READY)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/pytest
+	$(RUN)/lint-imports
+
+# Under a minute on two cores.
+check: lint
+	$(TEST) -m 'not slow and not servers and not ray and not torture'
+
+# Everything but the long runs; a server that is not installed is skipped, and named.
+test: lint
+	$(TEST) -m 'not torture' --cov --cov-report=term
+
+# PostgreSQL, pgvector and Milvus, for their tests (Debian, root).
+servers: $(READY)
+	$(RUN)/python tests/servers/setup.py
+
+# As .ci/run does it: every server must be there, and the wheel must work where nothing else is installed.
+ci: servers
+	CROVCA_SERVERS=required $(MAKE) test
+	$(MAKE) wheel
+
+torture: $(READY)
+	OMP_NUM_THREADS=1 timeout 1200 $(RUN)/pytest -m torture tests/torture
+
+# Built, installed alone, and used once.
+wheel: $(READY)
+	rm -rf build/wheel && $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	rm -rf build/bare && $(PYTHON) -m venv build/bare
+	build/bare/bin/python -m pip install --quiet --constraint constraints.txt build/wheel/*.whl
+	cd build && bare/bin/crovca demo --json > bare/demo.json && bare/bin/crovca --version
+
+# The oldest versions that pyproject.toml allows, as far as they install on this Python.
+lowest: $(READY)
+	rm -rf build/lowest && $(PYTHON) -m venv build/lowest
+	$(RUN)/python tools/lowest.py > build/lowest.txt
+	build/lowest/bin/python -m pip install --quiet --constraint build/lowest.txt pytest hypothesis --editable .
+	cd build && OMP_NUM_THREADS=2 lowest/bin/python -m pytest ../tests/test_codes.py ../tests/index ../tests/hashing ../tests/evaluation -m 'not slow and not torture' -c ../pyproject.toml --rootdir .. -W default
 
 # DATA: embeddings (.npz) to make real codes of; without it codes are random.
 bench: servers

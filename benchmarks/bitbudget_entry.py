@@ -28,6 +28,7 @@ from crovca.baselines.base import ScoreBaseline
 from crovca.codes import Codes
 from crovca.compare.methods import METHODS, Method
 from crovca.index.scoring import BitScorer
+from crovca.metrics import REPORTED
 
 Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], float]
 
@@ -45,7 +46,7 @@ def plug_in(method: Method, bits: int, documents: Any, queries: Any) -> Scores:
         return model.scores(queries, documents), float(model.bytes_per_item)
     codes = Codes.from_logits(np.ascontiguousarray(model.logits(documents)[:, :bits]))
     logits = np.ascontiguousarray(model.logits(queries)[:, :bits])
-    distances = BitScorer.of("asymmetric_hamming", logits, codes).distances(slice(None))
+    distances = BitScorer.of(REPORTED, logits, codes).distances(slice(None))
     return -distances, float(codes.bytes_per_item)
 
 

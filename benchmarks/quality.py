@@ -24,7 +24,6 @@ from typing import Any
 from crovca import Embeddings, load_embeddings
 from crovca.compare.methods import METHODS
 from crovca.compare.results import (
-    CODE_SCORES,
     Comparison,
     columns_of,
     conclusion,
@@ -36,6 +35,7 @@ from crovca.compare.results import (
 from crovca.compare.run import compare
 from crovca.evaluation.report import class_names
 from crovca.files import write_json
+from crovca.metrics import METRICS, REPORTED, of_codes
 
 LENGTHS = (16, 32, 64, 128)
 METHOD_NAMES = [method.name for method in METHODS]
@@ -185,8 +185,9 @@ def page(name: str, found: dict[str, Comparison], command: str, seconds: dict[st
             ]
         lines += ["", *(f"* Failed: {sentence}" for sentence in failures(state.rows()))]
     lines += ["\n## The same codes by other scores (seen)"]
-    for score, what in ((CODE_SCORES[0], "Hamming"), (CODE_SCORES[2], "BCE")):
-        lines += ["", f"By {what}:", "", *score_table(main, score, "map", LENGTHS)]
+    for score in of_codes():
+        if score != REPORTED:
+            lines += ["", f"By {METRICS[score].title}:", "", *score_table(main, score, "map", LENGTHS)]
     lines += [
         "",
         "mAP divided by min(k, relevant items):",

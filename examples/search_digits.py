@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from crovca import Encoded, Hasher, evaluate
-from crovca.index.scoring import BitScorer, tie_order, top_k
+from crovca.ids import tie_order
+from crovca.index.scoring import BitScorer, top_k
 
 pixels, digits = load_digits(return_X_y=True)
 pixels = pixels.astype(np.float32)

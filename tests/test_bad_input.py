@@ -346,14 +346,14 @@ def test_object_arrays_in_npz_are_never_unpickled(folder, refuses, key):
     match = f"bad.npz: '{key}' is an object array, which is never unpickled"
     refuses("train", "bad.npz", "-o", "m", *QUICK, match=match)
     with pytest.raises(FileFormatError, match="never unpickled"):
-        load_arrays(Path("bad.npz"), required=())
+        load_arrays(Path("bad.npz"), required=(key,))
     assert not Path("exploded").exists()
 
 
 def test_object_arrays_in_npy_are_never_unpickled(folder, refuses):
     np.save("bad.npy", np.array([Bomb()] * 40))
     refuses(
-        "train", "bad.npy", "-o", "m", *QUICK, match="bad.npy holds an object array, which is never unpickled"
+        "train", "bad.npy", "-o", "m", *QUICK, match="bad.npy is an object array, which is never unpickled"
     )
     Path("bad.npy").write_bytes(pickle.dumps(Bomb()))
     refuses("train", "bad.npy", "-o", "m", *QUICK, match="bad.npy is not a readable .npy")
@@ -372,7 +372,7 @@ def test_object_arrays_are_refused_in_python():
 
 
 BAD_PARQUET: dict[str, tuple[dict[str, Any], str]] = {
-    "ragged": ({"embeddings": [[1.0, 2.0], [3.0]]}, "the lists in column 'embeddings' have different lengths"),
+    "ragged": ({"embeddings": [[1.0, 2.0], [3.0]]}, "column 'embeddings': its lists have different lengths"),
     "ragged on average equal": ({"embeddings": [[1.0], [2.0, 3.0, 4.0]]}, "have different lengths"),
     "null in a list": ({"embeddings": [[1.0, None], [3.0, 4.0]]}, "column 'embeddings' has 1 missing values"),
     "null list": ({"embeddings": [[1.0, 2.0], None]}, "column 'embeddings' has 1 missing values"),
@@ -421,9 +421,14 @@ def edit_json(path, **changes):
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 MANIFEST, PART = Path("store/manifest.json"), Path("store/part-00001")
 BAD_STORES = {
-    "no manifest": (lambda: MANIFEST.unlink(), "manifest.json does not exist"),
+    "no manifest": (lambda: MANIFEST.unlink(), "no store of embeddings: it has no manifest.json"),
     "truncated manifest": (lambda: os.truncate(MANIFEST, 50), "not valid JSON .*may be truncated"),
     "not an object": (lambda: MANIFEST.write_text("[1]"), "holds a list, expected a JSON object"),
     "newer": (lambda: edit_json(MANIFEST, format_version=2), "store of format version 2, .*upgrade crovca"),
@@ -431,10 +436,37 @@ BAD_STORES = {
     "no parts": (lambda: edit_json(MANIFEST, parts=[]), "the manifest lists no parts"),
     "odd part": (lambda: edit_json(MANIFEST, parts=["part-00000"]), "a part without 'name' and 'rows'"),
     "wrong rows": (
-        lambda: edit_json(MANIFEST, parts=[{"name": "part-00000", "rows": 19}]),
+        lambda: edit_json(MANIFEST, parts=[{"name": "part-00000", "rows": 19}], sha256=None),
         "part-00000: 20 embeddings and 20 items, the manifest says 19",
     ),
     "fewer embeddings": (lambda: np.save(PART / "embeddings.npy", X[:7]), "7 embeddings and 20 items"),
+    "some checksums": (
+        lambda: edit_json(MANIFEST, parts=[{"name": "part-00000", "rows": 20}]),
+        "some checksums are missing",
+    ),
+    "changed manifest": (lambda: edit_json(MANIFEST, seed=7), "does not have the checksum it says"),
+    "a part elsewhere": (
+        lambda: edit_json(MANIFEST, parts=[{"name": "../part-00000", "rows": 20}], sha256=None),
+        "a part named '../part-00000', expected",
+    ),
+    "rows that are none": (
+        lambda: edit_json(MANIFEST, parts=[{"name": "part-00000", "rows": 1e300}], sha256=None),
+        "has '1e.300' rows",
+    ),
+    "a part twice": (
+        lambda: edit_json(MANIFEST, parts=[{"name": "part-00000", "rows": 20}] * 2, sha256=None),
+        "lists a part twice",
+    ),
+    "deep manifest": (lambda: MANIFEST.write_text("[" * 200_000), "nested too deeply"),
+    "huge manifest": (lambda: os.truncate(MANIFEST, 1 << 30), "has 1,073,741,824 bytes, expected at most"),
+    "a pipe": (
+        lambda: as_pipe(PART / "embeddings.npy"),
+        "embeddings.npy is a pipe or a device",
+    ),
+    "a pipe of items": (
+        lambda: as_pipe(PART / "items.parquet"),
+        "items.parquet is a pipe or a device",
+    ),
     "no folder": (lambda: shutil.rmtree(PART), "part-00001/embeddings.npy does not exist"),
     "no items": (lambda: (PART / "items.parquet").unlink(), "part-00001/items.parquet does not exist"),
     "ids in one part": (
@@ -446,7 +478,7 @@ BAD_STORES = {
     "a number": (lambda: np.save(PART / "embeddings.npy", np.float32(1)), r"must have shape .*got \(\)"),
     "another width": (
         lambda: np.save(PART / "embeddings.npy", TEXTS[:20]),
-        "the parts do not fit together: .*must agree in width and dtype",
+        "part-00001: d is 6, the manifest says 8",
     ),
     "labels of two kinds": (
         lambda: write_parquet(PART / "items.parquet", labels=[[0, 1]] * 20),
@@ -577,7 +609,7 @@ BAD_MODELS = {
     "no config": (lambda: CONFIG.unlink(), "config.json does not exist"),
     "truncated config": (lambda: os.truncate(CONFIG, 200), "config.json is not valid JSON .*truncated"),
     "empty config": (lambda: os.truncate(CONFIG, 0), "config.json is not valid JSON"),
-    "binary config": (lambda: CONFIG.write_bytes(b"\xff\xfe"), "config.json is not valid JSON"),
+    "binary config": (lambda: CONFIG.write_bytes(b"\xff\xfe"), "config.json is not UTF-8 text"),
     "list": (lambda: CONFIG.write_text("[]"), "holds a list, expected a JSON object"),
     "newer": (lambda: edit_json(CONFIG, format_version=99), "format version 99, .*upgrade crovca"),
     "no version": (lambda: edit_json(CONFIG, format_version=None), "format version None"),

@@ -15,7 +15,7 @@ from crovca.data.embeddings import load_embeddings
 from crovca.data.encoded import Encoded
 from crovca.evaluation.situations import Judge, make_situations
 from crovca.hasher import CrossModalHasher, Hasher
-from crovca.index.scoring import METRICS
+from crovca.metrics import METRICS
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 

@@ -71,7 +71,7 @@ def test_a_folder_of_images_is_searched_after_one_command(photos, tmp_path, caps
     assert built["items"] == 24 and built["bits"] == 16
     query = photos / "images" / "red" / "2.png"
     found = run_json(capsys, "search", tmp_path / "index", "--image", query, "-k", "24")
-    assert found["exact"] and found["metric"] == "bce"
+    assert found["exact"] and found["scoring"] == "bce"
     (result,) = found["results"]
     distance = {hit["id"]: hit["distance"] for hit in result["hits"]}
     # Its own code has the sign of every logit, but for those that float16 made another in the store.
@@ -266,7 +266,7 @@ def test_search_by_embeddings_gives_what_python_gives(folder, capsys):
 def test_search_by_id_and_condition(folder, capsys):
     found = run_json(capsys, "search", folder / "index", "--id", "cat/2.jpg", "--id", "dog/3.jpg", "-k", "3",
                      "--where", "year < 1950", "--bits", "16")  # fmt: skip
-    assert found["metric"] == "hamming"
+    assert found["scoring"] == "hamming"
     for result in found["results"]:
         assert result["query"] not in [hit["id"] for hit in result["hits"]]
         assert all(
@@ -494,16 +494,16 @@ def test_metadata_that_lacks_some_items_is_noted_once(folder, tmp_path, capsys, 
 
 
 def test_the_metadata_of_all_results_is_read_at_once(folder, capsys, monkeypatch):
-    from crovca.index.reader import Reader
+    from crovca.index.view import View
 
     calls = []
-    get = Reader.get
-    monkeypatch.setattr(Reader, "get", lambda self, ids: calls.append(len(ids)) or get(self, ids))
+    read = View.metadata
+    monkeypatch.setattr(View, "metadata", lambda self, rows: calls.append(len(rows)) or read(self, rows))
     found = run_json(capsys, "search", folder / "index", "--embeddings", folder / "more.npz", "-k", "9")
     assert len(calls) == 1
     with HashIndex.open(folder / "index") as opened:
         for result in found["results"]:
-            expected = get(opened, [hit["id"] for hit in result["hits"]]).metadata.to_pylist()
+            expected = opened.get([hit["id"] for hit in result["hits"]]).metadata.to_pylist()
             assert [hit["metadata"] for hit in result["hits"]] == expected
     assert found["encode_seconds"] > 0
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from crovca._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from crovca.codes import Codes
     from crovca.data.embeddings import Embeddings, load_embeddings
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from crovca.index.index import HashIndex
     from crovca.index.results import Neighbors, RangeNeighbors
     from crovca.index.shards import ShardedIndex
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Codes": "crovca.codes",

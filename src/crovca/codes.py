@@ -38,7 +38,8 @@ class Codes:
     """``n`` binary codes of ``bits`` bits each, immutable.
 
     Args:
-        packed: uint8 array (n, ceil(bits / 8)), packed as described above. Not copied.
+        packed: uint8 array (n, ceil(bits / 8)), packed as described above. Copied where it can be written to (a
+            buffer may be filled again for the next batch); a read-only array or map is not.
         bits: length of every code, 1 to 4,096.
 
     Raises:
@@ -76,17 +77,26 @@ class Codes:
                 f"the last {padding} bits of each row pad {bits} bits to {width} bytes and must be 0; "
                 "were these codes packed least significant bit first, or for another length?"
             )
-        view = packed.view()
-        view.flags.writeable = False
-        object.__setattr__(self, "packed", view)
+        object.__setattr__(self, "packed", _frozen(packed.copy()) if packed.flags.writeable else packed)
         object.__setattr__(self, "bits", bits)
 
     @classmethod
     def from_logits(cls, logits: npt.ArrayLike) -> Codes:
-        """Threshold logits (n, bits) at 0: bit ``j`` is 1 where logit ``j > 0`` (paper, Eq. 4)."""
+        """Threshold logits (n, bits) at 0: bit ``j`` is 1 where logit ``j > 0`` (paper, Eq. 4).
+
+        Raises:
+            InvalidInputError: another shape, no real numbers, or NaN, which has no sign.
+        """
         values = np.asarray(logits)
         if values.ndim != 2:
             raise InvalidInputError(f"logits must have shape (n, bits), got {values.shape}")
+        if values.dtype.kind not in "fiub":
+            raise InvalidInputError(f"logits must be real numbers, got {values.dtype}")
+        if values.dtype.kind == "f" and np.isnan(values.min(initial=0)):  # NaN spreads through min
+            rows = np.flatnonzero(np.isnan(values).any(axis=1))
+            raise InvalidInputError(
+                f"logits are NaN in {len(rows):,} of {len(values):,} rows, the first {rows[0]}; NaN has no sign"
+            )
         return cls.from_bits(values > 0)
 
     @classmethod
@@ -100,7 +110,7 @@ class Codes:
             if values.size and not np.isin(values, (0, 1)).all():
                 raise InvalidInputError("bits must be 0 or 1; use Codes.from_logits for real numbers")
             values = values.astype(np.bool_)
-        return cls(np.packbits(values, axis=1), values.shape[1])
+        return cls(_frozen(np.packbits(values, axis=1)), values.shape[1])
 
     @classmethod
     def concatenate(cls, parts: Sequence[Codes]) -> Codes:
@@ -110,7 +120,7 @@ class Codes:
         lengths = sorted({part.bits for part in parts})
         if len(lengths) > 1:
             raise InvalidInputError(f"codes of different lengths cannot be joined: {lengths} bits")
-        return cls(np.concatenate([part.packed for part in parts]), parts[0].bits)
+        return cls(_frozen(np.concatenate([part.packed for part in parts])), parts[0].bits)
 
     def __len__(self) -> int:
         return int(self.packed.shape[0])
@@ -123,7 +133,7 @@ class Codes:
         """The codes of these rows (an int, a slice, row numbers or a mask); always a ``Codes``."""
         if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray):
             return Codes(self.packed[int(rows)][None, :], self.bits)
-        return Codes(self.packed[rows], self.bits)
+        return Codes(_frozen(self.packed[rows]), self.bits)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Codes):
@@ -163,7 +173,7 @@ class Codes:
         if padding:
             packed = packed.copy()
             packed[:, -1] &= (0xFF << padding) & 0xFF
-        return Codes(np.ascontiguousarray(packed), bits)
+        return Codes(_frozen(np.ascontiguousarray(packed)), bits)
 
     def hamming(self, other: Codes) -> npt.NDArray[np.uint16]:
         """Numbers of differing bits between all pairs: uint16 (len(self), len(other))."""
@@ -197,6 +207,12 @@ class Codes:
             return cls(arrays["packed"], int(bits.reshape(())))
         except InvalidInputError as error:
             raise FileFormatError(f"{path}: {error}") from error
+
+
+def _frozen(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The array, or a view of one that is already read-only, which nobody can write to any more."""
+    array.flags.writeable = False
+    return array
 
 
 def _byte_width(bits: int) -> int:

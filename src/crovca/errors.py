@@ -21,6 +21,7 @@ line and leaves with ``exit_status``: 2 where the user can mend it, 1 where some
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 __all__ = [
@@ -37,7 +38,22 @@ __all__ = [
     "StorageError",
     "TrainingError",
     "WorkerError",
+    "printable",
 ]
+
+# Controls (but tab and line feed), what turns the direction of text, and surrogates.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Text from elsewhere, so that no terminal takes a part of it for a command: ``\x1b[2J`` is shown as it is here.
+
+    >>> print(printable("a\x1b[31mb\u202ec"))
+    a\x1b[31mb\u202ec
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class CrovcaError(Exception):

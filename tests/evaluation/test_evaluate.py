@@ -11,7 +11,8 @@ from crovca.errors import InvalidInputError, StorageError
 from crovca.evaluation import metrics, page
 from crovca.evaluation.evaluate import Measure, evaluate
 from crovca.evaluation.report import Subject, class_names, image_folder, write_report
-from crovca.index.scoring import METRICS, BitScorer
+from crovca.index.scoring import BitScorer
+from crovca.metrics import METRICS
 
 
 def items(count, bits=12, classes=3, seed=0, prefix="i"):

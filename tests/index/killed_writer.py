@@ -121,7 +121,7 @@ def main(path, rounds, seed):
         undone += not acknowledged and found == state and after != state
         state = found
     with HashIndex.open(path, writable=True) as index:
-        listed = {segment.name for segment in index._segments}
+        listed = {segment.name for segment in index.view().segments}
         assert set(os.listdir(os.path.join(path, "segments"))) == listed, "killed writers' leftovers stay"  # noqa: PTH118, PTH208
         index.compact()
     assert contents(path) == state

@@ -15,6 +15,7 @@ import pytest
 
 from crovca import Codes, HashIndex
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
+from crovca.index.manifest import Manifest
 
 
 def codes_of(count, seed=0):
@@ -147,14 +148,13 @@ def test_reading_and_writing_at_once(tmp_path):
     """Readers that open and refresh as fast as they can, while a writer merges and compacts away their files."""
     path = tmp_path / "index"
     reader = (
-        "import sys, time, numpy as np; from crovca import HashIndex\n"
-        "index = HashIndex.open(sys.argv[1]); opened = 0; last = 0; stop = time.monotonic() + 2.5\n"
-        "while time.monotonic() < stop:\n"
-        "    index.refresh(); assert len(index) >= last; last = len(index); opened += 1\n"
+        "import sys, numpy as np; from crovca import HashIndex\n"
+        "index = HashIndex.open(sys.argv[1]); last = 0\n"
+        "for _ in range(15):\n"
+        "    index.refresh(); assert len(index) >= last; last = len(index)\n"
         "    found = index.search(np.ones((1, 64)), 10, where='n >= 0'); assert found.ids.shape == (1, min(10, last))\n"
         "    other = HashIndex.open(sys.argv[1], skip_damaged=True); assert len(other) >= last\n"
         "    assert other.damaged == [] and other.verify() == []; other.close()\n"
-        "print(opened, last)\n"
     )
     with HashIndex.create(path, 64) as index:
         index.add([0], codes_of(1), {"n": [0]})
@@ -175,9 +175,8 @@ def test_reading_and_writing_at_once(tmp_path):
                 index.compact()
             time.sleep(0.001)
     for process in running:
-        out, error = process.communicate()
+        _, error = process.communicate()
         assert process.returncode == 0, error
-        assert int(out.split()[0]) >= 2
 
 
 def test_opening_ten_million_codes_takes_milliseconds(tmp_path):
@@ -195,10 +194,15 @@ def test_opening_ten_million_codes_takes_milliseconds(tmp_path):
     ):
         array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         array.flush()
-        files.append({"name": f"{name}.npy", "bytes": (folder / f"{name}.npy").stat().st_size, "sha256": ""})
+        files.append(
+            {"name": f"{name}.npy", "bytes": (folder / f"{name}.npy").stat().st_size, "sha256": "0" * 64}
+        )
     manifest = json.loads((path / "manifest.json").read_text())
+    (folder / "metadata.parquet").write_bytes(b"-")
+    files.append({"name": "metadata.parquet", "bytes": 1, "sha256": "0" * 64})
     entry = {"name": "00000001", "rows": count, "files": files, "deleted": 0, "deletions": None}
     manifest.update(generation=1, written=1, id_type="int64", segments=[entry])
+    del manifest["sha256"]
     (path / "manifest.json").write_text(json.dumps(manifest))
     seconds = []
     for _ in range(5):
@@ -268,7 +272,7 @@ def test_a_segment_that_is_removed_while_it_is_opened_is_missing(path, monkeypat
     from crovca.index import segment as module
 
     victim = path / "segments" / "00000002"
-    entry = next(one for one in HashIndex.open(path)._manifest.segments if one.name == victim.name)
+    entry = next(one for one in Manifest.load(path).segments if one.name == victim.name)
     lock = module.fcntl.flock
     monkeypatch.setattr(
         module.fcntl, "flock", lambda *_: (shutil.rmtree(victim, ignore_errors=True), lock(*_))

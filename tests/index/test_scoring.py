@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from crovca.codes import Codes
 from crovca.errors import InvalidInputError
+from crovca.ids import tie_order
 from crovca.index.scoring import (
-    METRICS,
     BitScorer,
     CosineScorer,
     asymmetric_hamming_distance,
@@ -17,9 +17,9 @@ from crovca.index.scoring import (
     hamming_distance,
     rank,
     symmetric_bce_distance,
-    tie_order,
     top_k,
 )
+from crovca.metrics import METRICS
 
 
 def naive(metric, z, y, z_item):
@@ -190,7 +190,7 @@ def test_strings_hash_by_their_bytes_not_by_their_storage():
 
 def test_misuse_is_refused():
     queries, codes, logits = sample(2, 3, 8)
-    with pytest.raises(InvalidInputError, match="unknown metric 'dot'"):
+    with pytest.raises(InvalidInputError, match="the metric 'dot' is not known"):
         BitScorer.of("dot", queries, codes)
     with pytest.raises(InvalidInputError, match=r"\(q, 8\) for codes of 8 bits, got \(2, 7\)"):
         BitScorer.of("bce", queries[:, :7], codes)

@@ -13,13 +13,13 @@ from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.evaluation.evaluate import evaluate
 from crovca.hasher import CrossModalHasher, ImageTextHasher, load_hasher
+from crovca.ids import tie_order
 from crovca.index.scoring import (
     asymmetric_hamming_distance,
     bce_distance,
     cosine_distance,
     hamming_distance,
     symmetric_bce_distance,
-    tie_order,
 )
 from crovca.reproduce import pairs
 from crovca.reproduce import workspace as labs

@@ -8,7 +8,8 @@ import pytest
 
 from crovca.baselines.linear import HashingBaseline
 from crovca.errors import ConfigError, InvalidInputError
-from crovca.index.scoring import asymmetric_hamming_distance, cosine_distance, tie_order
+from crovca.ids import tie_order
+from crovca.index.scoring import asymmetric_hamming_distance, cosine_distance
 from crovca.reproduce import pictures
 from crovca.reproduce.paper import all_cells, cells
 from crovca.reproduce.workspace import Workspace

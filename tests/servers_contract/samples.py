@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from crovca.codes import Codes
+from crovca.ids import tie_order
 from crovca.index.results import StoredItems
-from crovca.index.scoring import BitScorer, tie_order, top_k
+from crovca.index.scoring import BitScorer, top_k
 
 ODD_IDS = [
     "",

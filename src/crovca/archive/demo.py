@@ -18,6 +18,7 @@ from crovca.data.encoded import Encoded
 from crovca.evaluation.evaluate import Evaluation, evaluate
 from crovca.evaluation.report import Subject
 from crovca.hasher import CrossModalHasher, Hasher
+from crovca.metrics import REPORTED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -163,7 +164,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 def _asymmetric(result: Evaluation, bits: int) -> float:
     for length in result.lengths:
-        ranked = length.scores.get("asymmetric_hamming")
+        ranked = length.scores.get(REPORTED)
         if length.bits == bits and ranked is not None:
             return _value(ranked.map)
     raise KeyError(bits)

@@ -22,7 +22,7 @@ from crovca.cli.options import (
 )
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.files import check_output
-from crovca.index.scoring import METRICS
+from crovca.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -255,17 +255,14 @@ def _print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
     for name in (
         "",
         "bytes",
-        "Hamming",
-        "asymmetric",
-        "BCE",
-        "sym. BCE",
+        *(metric.title for metric in METRICS.values()),
         "cosine",
         "float top-10 in top-100",
     ):
         table.add_column(name, justify="left" if not name else "right")
     for name, ranked in result.floats.items():
-        shown = "float, centered" if name.endswith("centred") else "float"
-        table.add_row(shown, f"{float_bytes:,}", "", "", "", "", _percent(ranked.map), "")
+        shown = "float, centered" if name == "cosine_centred" else "float"
+        table.add_row(shown, f"{float_bytes:,}", *[""] * len(METRICS), _percent(ranked.map), "")
     for length in result.lengths:
         maps = [length.map_of(metric) for metric in METRICS]
         recall = (length.float_neighbour_recall or {}).get("10@100")

@@ -16,8 +16,8 @@ import typer
 from crovca.cli.options import Force, Json, open_embeddings
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.codes import check_bits
-from crovca.errors import ConfigError, CrovcaError, FileFormatError
-from crovca.files import atomic_directory, check_output, remove
+from crovca.errors import ConfigError, CrovcaError
+from crovca.files import atomic_directory, check_output, read_lines, remove
 
 if TYPE_CHECKING:
     from crovca.cli.items import NewItems, Target
@@ -422,10 +422,7 @@ def _fill(opened: HashIndex, found: NewItems, reporter: Reporter, *, upsert: boo
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"cannot read ids from {path}: {error}") from error
+    return [line for line in read_lines(path, "ids") if line]
 
 
 def _items(count: int, what: str = "item") -> str:

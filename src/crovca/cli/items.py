@@ -266,15 +266,16 @@ def _captions(path: Path) -> dict[str, Any]:
     """Captions of a store, where there are any."""
     if not path.is_dir():
         return {}
-    import pyarrow.parquet as pq
+    from crovca.data.columns import read_table
+    from crovca.data.store import store_parts
 
-    tables = []
-    for part in read_json(path / MANIFEST, "embedding store")["parts"]:
-        file = path / str(part["name"]) / "items.parquet"
-        if "caption" not in pq.read_schema(file).names:
+    captions = []
+    for part in store_parts(path):
+        table = read_table(part.folder / "items.parquet", ["caption"])
+        if "caption" not in table.column_names:
             return {}
-        tables += pq.read_table(file, columns=["caption"]).column(0).to_pylist()
-    return {"caption": tables}
+        captions += table.column(0).to_pylist()
+    return {"caption": captions}
 
 
 def _blocks(

@@ -22,6 +22,8 @@ from crovca.cli import (
     index,
     reproduce,
     search,
+    serve,
+    store,
     train,
 )
 from crovca.cli.output import notes_for_warnings, stderr
@@ -49,8 +51,10 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.add_typer(index.index, name="index")
+app.add_typer(store.store, name="store")
 app.command("search")(search.search)
 app.command("dedup")(search.dedup)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("datasets")(datasets.datasets)
 

@@ -5,22 +5,38 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from rich.console import Console
+from rich.console import Console as _Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from crovca.errors import CrovcaWarning
+from crovca.errors import CrovcaWarning, printable
 
 if TYPE_CHECKING:
     from crovca.hashing.train import Progress as TrainingProgress
 
-__all__ = ["Reporter", "emit_json", "notes_for_warnings", "stderr", "stdout"]
+__all__ = ["Console", "Reporter", "emit_json", "notes_for_warnings", "stderr", "stdout"]
 
 _WIDTH_OF_FILES = 120
+
+
+class Console(_Console):
+    """Prints text as it stands, in tables too: no markup, and what a terminal would obey is shown instead.
+
+    Ids, labels and messages of errors come from anybody's files.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every string goes through here, alone or in a table's cell."""
+        return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
+
 
 stdout = Console()
 if not stdout.is_terminal:
@@ -28,9 +44,19 @@ if not stdout.is_terminal:
 stderr = Console(stderr=True, highlight=False)
 
 
-def emit_json(content: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+def emit_json(content: dict[str, Any], *, default: Callable[[Any], Any] | None = None) -> None:
+    """One JSON object on standard output; NaN and infinity are null in it, which a note says.
+
+    Args:
+        content: the object.
+        default: makes of a value that JSON does not know one that it does; None: there is none such.
+    """
+    text = json.dumps(content, default=default)
+    lost: list[str] = []
+    found = json.loads(text, parse_constant=lost.append)  # which returns None
+    if lost:
+        note(f"{len(lost):,} numbers that JSON cannot hold (NaN, infinity) are null")
+    sys.stdout.write((json.dumps(found) if lost else text) + "\n")
 
 
 @contextmanager
@@ -68,9 +94,9 @@ class Reporter:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeRemainingColumn(),
             console=stderr,
             transient=True,
@@ -106,7 +132,7 @@ class Reporter:
         self._bar.update(
             self._task("embedding"),
             completed=done / total,
-            state=f"{done:,} of {total:,} {what}  {rate:,.0f} a second",
+            state=f"{done:,} of {total:,} {printable(what)}  {rate:,.0f} a second",
         )
 
     def message(self, text: str) -> None:
@@ -116,9 +142,9 @@ class Reporter:
 
     def stage(self, what: str) -> None:
         """Name what is being done, without a measure."""
-        self._bar.update(self._task("evaluating"), state=what)
+        self._bar.update(self._task("evaluating"), state=printable(what))
 
     def _task(self, name: str) -> TaskID:
         if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=1.0, state="")
+            self._tasks[name] = self._bar.add_task(printable(name), total=1.0, state="")
         return self._tasks[name]

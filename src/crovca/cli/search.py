@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import json as json_module
 import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from crovca.cli.options import Force, Json, open_embeddings
-from crovca.cli.output import emit_json, stdout
-from crovca.errors import ConfigError
+from crovca.cli.output import Console, emit_json, stdout
+from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
+from crovca.metrics import get_metric, of_codes
 
 if TYPE_CHECKING:
     from crovca.archive.queries import QueryModel
-    from crovca.index.reader import Reader
+    from crovca.index.results import Neighbors
 
 __all__ = ["dedup", "search"]
 
 _NO_LIMIT = 1 << 20
 
-_Metric = Literal["bce", "asymmetric_hamming", "hamming"]
 _Engine = Literal["auto", "exact", "scan", "buckets", "inverted", "accelerator"]
+
+
+def _checked_metric(metric: str | None) -> str | None:
+    """A score that codes are enough for."""
+    if metric is not None:
+        get_metric(metric, stored=True)
+    return metric
 
 
 def search(
@@ -53,8 +57,14 @@ def search(
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Results for each query.")] = 10,
     metric: Annotated[
-        _Metric | None,
-        typer.Option("--scoring", help="[default: bce; for --id, hamming].", show_default=False),
+        str | None,
+        typer.Option(
+            "--scoring",
+            metavar="|".join(of_codes()),
+            callback=_checked_metric,
+            help="[default: bce; for --id, hamming].",
+            show_default=False,
+        ),
     ] = None,
     where: Annotated[
         str | None,
@@ -102,21 +112,25 @@ def search(
                 index[0], first.encoder, model=model, text_encoder=text_encoder, device=device
             )
             names, logits = _encode(query, image, text, embeddings)
+            logits = logits[:, : first.bits]  # the index may hold the first bits of its model's codes
             encoding = time.perf_counter() - started
             started = time.perf_counter()
             found = opened.search(
                 logits, top_k, metric=metric or "bce", where=where, bits=bits, engine=engine
             )
         seconds = time.perf_counter() - started
-        rows = _metadata(opened, found.ids)
+        rows = _metadata(found)
         engines, count = opened.engines(), len(opened)
     if json:
         emit_json(
-            _as_json(names, found, rows, metric or ("hamming" if id else "bce"), (encoding, seconds), engines)
+            _as_json(
+                names, found, rows, metric or ("hamming" if id else "bce"), (encoding, seconds), engines
+            ),
+            default=str,  # dates and the like
         )
         return
-    for name, ids, scores, metadata in zip(names, found.ids, found.scores, rows, strict=True):
-        _print_results(name, ids, scores, metadata)
+    for name, ids, distances, metadata in zip(names, found.ids, found.distances, rows, strict=True):
+        _print_results(name, ids, distances, metadata)
     queries = "1 query" if len(names) == 1 else f"{len(names):,} queries"
     encoded = "" if id else f"encoded in {encoding:.1f} s, "
     stdout.print(
@@ -206,15 +220,12 @@ def _encode(
     return names, query.of_embeddings(data.values[:])
 
 
-def _metadata(opened: Reader, ids: Any) -> list[Any]:
-    """A table for each query's results (q, k), or None: each item is read once, however often it was found."""
-    if not ids.size:
-        return [None] * len(ids)
-    distinct, place = np.unique(ids, return_inverse=True)
-    table = opened.get(distinct).metadata
+def _metadata(found: Neighbors) -> list[Any]:
+    """A table for each query's results, or None."""
+    table, width = found.metadata(), found.ids.shape[1]
     if table is None:
-        return [None] * len(ids)
-    return [table.take(row) for row in place.reshape(ids.shape)]
+        return [None] * len(found)
+    return [table.slice(query * width, width) for query in range(len(found))]
 
 
 def _count(count: int, what: str) -> str:
@@ -230,14 +241,14 @@ def _as_json(
     engines: list[dict[str, Any]],
 ) -> dict[str, Any]:
     results = []
-    for name, ids, scores, metadata in zip(names, found.ids, found.scores, rows, strict=True):
+    for name, ids, distances, metadata in zip(names, found.ids, found.distances, rows, strict=True):
         columns = [{}] * len(ids) if metadata is None else metadata.to_pylist()
         hits = [
-            {"id": one, "distance": float(score), **({"metadata": row} if row else {})}
-            for one, score, row in zip(ids.tolist(), scores, columns, strict=True)
+            {"id": one, "distance": float(distance), **({"metadata": row} if row else {})}
+            for one, distance, row in zip(ids.tolist(), distances, columns, strict=True)
         ]
         results.append({"query": name, "hits": hits})
-    content = {
+    return {
         "scoring": metric,
         "exact": all(engine["exact"] for engine in engines),
         "engines": sorted({engine["engine"] for engine in engines}),
@@ -245,12 +256,11 @@ def _as_json(
         "seconds": round(seconds[1], 6),
         "results": results,
     }
-    return json_module.loads(json_module.dumps(content, default=str))  # dates and the like as text
 
 
-def _print_results(name: str, ids: Any, scores: Any, metadata: Any) -> None:
+def _print_results(name: str, ids: Any, distances: Any, metadata: Any) -> None:
     texts = [str(one) for one in ids.tolist()]
-    table = Table(title=Text(name), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(printable(name)), title_justify="left", box=None, pad_edge=False)
     table.add_column("distance", justify="right", no_wrap=True)
     # An id is wanted whole: on a narrow terminal the other columns give way first, then it goes on in a second line.
     longest = max(map(len, texts), default=0)
@@ -259,9 +269,9 @@ def _print_results(name: str, ids: Any, scores: Any, metadata: Any) -> None:
     for column in columns:
         table.add_column(column)
     rows = [{}] * len(ids) if metadata is None else metadata.to_pylist()
-    for one, score, row in zip(texts, scores, rows, strict=True):
+    for one, distance, row in zip(texts, distances, rows, strict=True):
         table.add_row(
-            f"{score:.4g}", one, *("" if row[column] is None else str(row[column]) for column in columns)
+            f"{distance:.4g}", one, *("" if row[column] is None else str(row[column]) for column in columns)
         )
     # What is read by another program has lines as long as they need to be.
     console = stdout if stdout.is_terminal else Console(width=_NO_LIMIT)

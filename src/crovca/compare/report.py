@@ -7,7 +7,6 @@ from pathlib import Path
 
 from crovca.compare.results import (
     BEST,
-    CODE_SCORES,
     Comparison,
     Row,
     columns_of,
@@ -15,6 +14,8 @@ from crovca.compare.results import (
     failures,
     marks,
     percent,
+    score_cells,
+    score_titles,
     shown,
 )
 from crovca.evaluation import figures
@@ -31,6 +32,7 @@ from crovca.evaluation.page import (
     as_page,
 )
 from crovca.files import atomic_directory, check_output, write_json
+from crovca.metrics import METRICS
 
 __all__ = ["write_comparison"]
 
@@ -44,9 +46,8 @@ _GLOSSARY = (
         "mAP@k",
         "mean over queries of the average precision among the first k, divided by the relevant items found there",
     ),
-    ("Hamming", "how many bits of query and item differ"),
-    ("asymmetric or own", "a float query: asymmetric Hamming distance, or the method's own score"),
-    ("BCE", "binary cross-entropy of the query's probabilities and the item's bits"),
+    *((metric.title, metric.formula) for metric in METRICS.values() if not metric.needs_item_logits),
+    ("own", "the method's score between a float query and what it stores"),
     ("min(k, R) form", "average precision divided by min(k, relevant items) instead"),
     ("tie-aware Hamming", "expected over all orders of items at one distance"),
     ("m@k", "the float ranking's top m found in the top k"),
@@ -106,24 +107,21 @@ def _five_table(state: Comparison, rows: list[Row], caption: str) -> Table:
 
 
 def _table(rows: list[Row]) -> Table:
-    hamming, _, bce = CODE_SCORES
     recalls = ("1@10", "10@10", "10@100", "100@1000")
     lines = [
         [
             row.method.title,
             str(len(row.cells)),
-            percent(row, hamming, "map"),
-            percent(row, row.main_score, "map"),
-            percent(row, bce, "map"),
+            *score_cells(row, "map"),
             percent(row, row.main_score, "map_min_k_r"),
-            percent(row, hamming, "expected_map"),
+            percent(row, "hamming", "expected_map"),
             *(percent(row, row.main_score, name) for name in recalls),
             f"{row.measured('fit_seconds') or 0:.1f}",
             f"{row.measured('encode_rate') or 0:,.0f}",
         ]
         for row in rows
     ]
-    head = ("method", "seeds", "Hamming", "asymmetric or own", "BCE", "min(k, R) form", "tie-aware Hamming", *recalls,
+    head = ("method", "seeds", *score_titles(), "min(k, R) form", "tie-aware Hamming", *recalls,
             "fit, s", "items/s")  # fmt: skip
     return Table("Learned from what is searched: mAP by every score, float neighbors, times", head, lines)
 

@@ -19,11 +19,10 @@ from crovca.compare.methods import METHODS, Method
 from crovca.errors import FileFormatError
 from crovca.evaluation.situations import COLUMNS, Column, column_value
 from crovca.files import read_json
-from crovca.index.scoring import Metric
+from crovca.metrics import METRICS, REPORTED, of_codes
 
 __all__ = [
     "BEST",
-    "CODE_SCORES",
     "FORMAT",
     "LEVEL",
     "OWN_SCORE",
@@ -36,10 +35,11 @@ __all__ = [
     "marks",
     "percent",
     "read_kept",
+    "score_cells",
+    "score_titles",
     "shown",
 ]
 
-CODE_SCORES: tuple[Metric, ...] = ("hamming", "asymmetric_hamming", "bce")
 OWN_SCORE = "own"
 BEST, LEVEL = "*", "~"
 """Marks: the best, and what the spread of seeds does not tell from it."""
@@ -76,8 +76,8 @@ class Row:
 
     @property
     def main_score(self) -> str:
-        """The score with a float query: asymmetric Hamming, or the method's own."""
-        return "asymmetric_hamming" if self.method.binary else OWN_SCORE
+        """The score with a float query: that of reports, or the method's own."""
+        return REPORTED if self.method.binary else OWN_SCORE
 
     def value(self, score: str, name: str) -> tuple[float, float] | None:
         """Mean and sample standard deviation over seeds of "map" and its like, or of a neighbor recall ("10@100")."""
@@ -243,6 +243,21 @@ def shown(value: tuple[float, float] | None, seeds: int, mark: str = "") -> str:
         return "-"
     text = f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}" if seeds > 1 else f"{100 * value[0]:.1f}"
     return f"{text} {mark}".rstrip()
+
+
+def score_titles() -> list[str]:
+    """Of the columns of ``score_cells``."""
+    return [f"{METRICS[name].title}{' or own' * (name == REPORTED)}" for name in of_codes()]
+
+
+def score_cells(row: Row, name: str) -> list[str]:
+    """``percent`` by every score of codes; a method with a score of its own has that one alone."""
+    return [
+        percent(row, score if row.method.binary else OWN_SCORE, name)
+        if row.method.binary or score == REPORTED
+        else ""
+        for score in of_codes()
+    ]
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

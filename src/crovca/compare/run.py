@@ -17,7 +17,7 @@ import crovca
 from crovca.baselines.base import BinaryBaseline, Float32, ScoreBaseline, as_matrix
 from crovca.codes import Codes, check_bits
 from crovca.compare.methods import OUR_LENGTHS, Method, choose_methods
-from crovca.compare.results import CODE_SCORES, FORMAT, OWN_SCORE, Cell, Comparison
+from crovca.compare.results import FORMAT, OWN_SCORE, Cell, Comparison
 from crovca.data.embeddings import Embeddings, mean_embedding
 from crovca.errors import ConfigError, CrovcaError, InvalidInputError
 from crovca.evaluation import metrics
@@ -25,6 +25,7 @@ from crovca.evaluation.evaluate import NEIGHBOR_RECALLS, Measure, Ranked
 from crovca.evaluation.situations import Judge, Situation, make_situations
 from crovca.hasher import Hasher
 from crovca.index.scoring import BitScorer, CosineScorer
+from crovca.metrics import of_codes
 
 __all__ = ["compare", "fingerprint"]
 
@@ -309,7 +310,7 @@ class _Bench:
         assert stored.codes is not None
         return {
             score: self._measured(self.measure(BitScorer.of(score, stored.logits, stored.codes)))
-            for score in CODE_SCORES
+            for score in of_codes()
         }
 
     def _measured(self, ranked: Ranked) -> dict[str, Any]:

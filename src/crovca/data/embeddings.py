@@ -15,14 +15,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from crovca.data.labels import check_labels
-from crovca.errors import CrovcaWarning, FileFormatError, InvalidInputError, StorageError
-from crovca.files import load_arrays
+from crovca.data.columns import ID_NAMES, LABEL_NAMES, class_names, column, name_among, open_table, read_table
+from crovca.data.labels import check_labels, check_text, check_whole, from_class_lists
+from crovca.data.store import open_store
+from crovca.errors import CrovcaWarning, FileFormatError, InvalidInputError
+from crovca.files import array_names, load_arrays, open_npy, open_regular
 
 __all__ = [
     "Embeddings",
     "Rows",
     "as_embeddings",
+    "check_ids",
     "check_values",
     "chunks",
     "evenly_spaced",
@@ -123,10 +126,16 @@ def as_embeddings(
     if isinstance(values, Embeddings):
         if labels is not None:
             values = replace(values, labels=check_labels(labels, len(values)))
-        return values if ids is None else replace(values, ids=_check_ids(np.asarray(ids), len(values), what))
+        return values if ids is None else replace(values, ids=check_ids(np.asarray(ids), len(values), what))
     if hasattr(values, "detach"):  # a torch tensor, without importing torch for it
         values = values.detach().cpu()
-        values = (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
+        known = ("torch.float16", "torch.float32", "torch.float64")  # numpy has no others
+        narrow = values.dtype.is_floating_point and str(values.dtype) not in known
+        values = (values.float() if narrow else values).numpy()
+    if np.ma.is_masked(values):
+        raise InvalidInputError(f"{what} is a masked array with missing numbers; fill or remove them")
+    if hasattr(values, "toarray"):
+        raise InvalidInputError(f"{what} is a sparse matrix; give it dense: {what}.toarray()")
     if not (hasattr(values, "shape") and hasattr(values, "dtype") and hasattr(values, "__getitem__")):
         try:
             values = np.asarray(values)
@@ -137,7 +146,7 @@ def as_embeddings(
     if labels is not None:
         labels = check_labels(labels, items)
     if ids is not None:
-        ids = _check_ids(np.asarray(ids), items, what)
+        ids = check_ids(np.asarray(ids), items, what)
     return Embeddings(checked, labels, ids, degenerate)
 
 
@@ -152,6 +161,8 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
         InvalidInputError: not numbers, not two- or three-dimensional, empty, or not finite (which rows).
     """
     kind = values.dtype.kind
+    if kind == "V" and np.can_cast(values.dtype, np.float32):  # bfloat16 and float8 of ml_dtypes
+        kind = "f"
     if kind == "O":
         raise InvalidInputError(f"{what} is an array of objects; expected numbers (float16, float32)")
     if kind not in "fiub":
@@ -212,8 +223,6 @@ def load_embeddings(path: str | Path, *, with_ids: bool = True) -> Embeddings:
     if not path.exists():
         raise FileFormatError(f"{path} does not exist")
     if path.is_dir():
-        from crovca.data.store import open_store
-
         opened: _Parts = open_store(path, with_ids=with_ids)
     else:
         reader = _READERS.get(path.suffix.lower())
@@ -234,122 +243,86 @@ _Parts = tuple[Rows, npt.NDArray[Any] | None, npt.NDArray[Any] | None]
 
 
 def _read_npz(path: Path) -> _Parts:
-    arrays = load_arrays(path, required=("embeddings",))
-    return arrays["embeddings"], arrays.get("labels"), arrays.get("ids")
+    names = array_names(path)
+    ids, labels = _described(names, path)
+    arrays = load_arrays(path, required=["embeddings", *(name for name in (ids, labels) if name is not None)])
+    return arrays["embeddings"], arrays.get(labels or ""), arrays.get(ids or "")
 
 
 def _read_npy(path: Path) -> _Parts:
     return open_npy(path), *_read_items(path)
 
 
-def open_npy(path: Path) -> npt.NDArray[Any]:
-    """Memory-map an ``.npy`` file."""
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise FileFormatError(f"{path} does not exist") from None
-    except PermissionError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # a damaged header: whatever Python's own parser says of it
-        if "Python objects" in str(error):
-            raise FileFormatError(
-                f"{path} holds an object array, which is never unpickled; save plain numbers"
-            ) from error
-        raise FileFormatError(f"{path} is not a readable .npy ({error}); it may be truncated") from error
-
-
 def _read_safetensors(path: Path) -> _Parts:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import safe_open
 
+    with open_regular(path):
+        pass
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        with safe_open(path, framework="np") as file:
+            shapes = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if "embeddings" not in shapes:
+                raise FileFormatError(f"{path} has no tensor 'embeddings'; found {sorted(shapes)}")
+            _, labels = _described([*shapes], path, known=("embeddings",))
+            kind = shapes["embeddings"].get_dtype()
+            values = None if kind == "BF16" or kind.startswith("F8") else file.get_tensor("embeddings")
+            beside = None if labels is None else file.get_tensor(labels)
+        if values is None:  # of which numpy has none: exact in float32
+            with safe_open(path, framework="pt") as file:
+                values = file.get_tensor("embeddings").float().numpy()
+    except FileFormatError:
+        raise
+    except Exception as error:  # SafetensorError, and what numpy and torch say of a dtype they do not have
         raise FileFormatError(
             f"{path} is not a readable .safetensors ({error}); it may be truncated"
         ) from error
-    if "embeddings" not in tensors:
-        raise FileFormatError(f"{path} has no tensor 'embeddings'; found {sorted(tensors)}")
-    labels, ids = _read_items(path)
-    return tensors["embeddings"], tensors.get("labels", labels), ids
+    from_table, ids = _read_items(path)
+    return values, from_table if beside is None else beside, ids
 
 
 def _read_parquet(path: Path) -> _Parts:
-    table = read_table(path)
-    if "embeddings" not in table.column_names:
-        raise FileFormatError(f"{path} has no column 'embeddings'; found {table.column_names}")
+    names = open_table(path).schema_arrow.names
+    if "embeddings" not in names:
+        raise FileFormatError(f"{path} has no column 'embeddings'; found {names}")
+    table = read_table(path, [name for name in ("embeddings", *_described(names, path)) if name is not None])
     return column(table, "embeddings", path), *_labels_and_ids(table, path)
 
 
 def _read_items(path: Path) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
     """Labels and ids from ``NAME.items.parquet`` beside ``NAME.npy`` or ``NAME.safetensors``, if it is there."""
     items = path.with_name(f"{path.stem}.items.parquet")
-    return _labels_and_ids(read_table(items), items) if items.exists() else (None, None)
+    if not items.exists():
+        return None, None
+    found = _described(open_table(items).schema_arrow.names, items)
+    return _labels_and_ids(read_table(items, [name for name in found if name is not None]), items)
+
+
+def _described(
+    names: list[str], path: Path, known: tuple[str, ...] | None = None
+) -> tuple[str | None, str | None]:
+    """The names of ids and labels among those in a file; says which labels are taken, and what nobody reads."""
+    ids, labels = name_among(names, ID_NAMES, path), name_among(names, LABEL_NAMES, path)
+    if labels == "label":
+        warnings.warn(f"{path.name}: labels are taken from 'label'", CrovcaWarning, stacklevel=4)
+    if path.suffix.lower() in (".npz", ".safetensors"):
+        left = sorted(set(names) - {"embeddings", labels, *((ids,) if known is None else ())})
+        if left:
+            warnings.warn(
+                f"{path.name}: {', '.join(map(repr, left[:8]))} not read; embeddings, labels and ids are",
+                CrovcaWarning,
+                stacklevel=4,
+            )
+    return ids, labels
 
 
 def _labels_and_ids(table: Any, path: Path) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-    names = table.column_names
-    labels = column(table, "labels", path) if "labels" in names else None
-    for name in ("ids", "id"):
-        if name in names:
-            return labels, column(table, name, path)
-    return labels, None
-
-
-def read_table(path: Path) -> Any:
-    """Read a Parquet file, checking page checksums where it has them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        table.validate(full=True)
-        return table.select(table.column_names)  # names that are not UTF-8 are noticed here
-    except FileNotFoundError:
-        raise FileFormatError(f"{path} does not exist") from None
-    except PermissionError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileFormatError(f"{path} is not a readable .parquet ({reason}); it may be truncated") from error
-
-
-def column(table: Any, name: str, path: Path) -> npt.NDArray[Any]:
-    """One column of a table as an array: numbers and strings (n,), lists of one length (n, m), nested (n, v, d)."""
-    import pyarrow as pa
-
-    if table.column_names.count(name) != 1:
-        raise FileFormatError(f"{path}: expected one column {name!r}, found {table.column_names}")
-    data = table.column(name).combine_chunks()
-    if isinstance(data, pa.ChunkedArray):
-        data = pa.concat_arrays(data.chunks) if data.num_chunks else pa.array([], data.type)
-    shape = [len(data)]
-    while (
-        pa.types.is_list(data.type)
-        or pa.types.is_large_list(data.type)
-        or pa.types.is_fixed_size_list(data.type)
-    ):
-        if data.null_count:
-            raise FileFormatError(f"{path}: column {name!r} has {data.null_count} missing values")
-        flat = data.flatten()
-        length, rest = divmod(len(flat), max(len(data), 1))
-        lengths = data.value_lengths() if hasattr(data, "value_lengths") else None
-        if rest or (lengths is not None and len(data) and set(lengths.unique().to_pylist()) != {length}):
-            raise FileFormatError(f"{path}: the lists in column {name!r} have different lengths")
-        shape.append(length)
-        data = flat
-    if data.null_count:
-        raise FileFormatError(f"{path}: column {name!r} has {data.null_count} missing values")
-    if pa.types.is_dictionary(data.type):
-        data = data.dictionary_decode()
-    if pa.types.is_string(data.type) or pa.types.is_large_string(data.type):
-        return np.asarray(data.to_pylist(), np.str_).reshape(shape)
-    values = data.to_numpy(zero_copy_only=False)
-    if values.dtype.kind not in "fiub":
-        raise FileFormatError(
-            f"{path}: column {name!r} has the type {data.type}; expected numbers or strings"
-        )
-    return np.asarray(values).reshape(shape)
+    ids, labels = (name_among(table.column_names, usual, path) for usual in (ID_NAMES, LABEL_NAMES))
+    found = None
+    if labels is not None:
+        classes = class_names(table.schema, labels)
+        lists = from_class_lists(table.column(labels), classes, path) if classes else None
+        found = column(table, labels, path) if lists is None else lists
+    return found, None if ids is None else column(table, ids, path)
 
 
 _READERS = {
@@ -360,14 +333,19 @@ _READERS = {
 }
 
 
-def _check_ids(ids: npt.NDArray[Any], items: int, what: str) -> npt.NDArray[Any]:
+def check_ids(ids: npt.NDArray[Any], items: int, what: str) -> npt.NDArray[Any]:
+    """Return ids as an array (n,) of int64 or str.
+
+    Raises:
+        InvalidInputError: another length or type, numbers beyond 2^63 - 1, text that is none, an id that occurs twice.
+    """
     if ids.shape != (items,):
         raise InvalidInputError(f"{what}: expected {items} ids in one dimension, got shape {ids.shape}")
     if ids.dtype.kind in "iu":
-        ids = ids.astype(np.int64)
-    elif ids.dtype.kind == "O" and all(isinstance(item, str) for item in ids):
-        ids = ids.astype(np.str_)
-    elif ids.dtype.kind != "U":
+        ids = check_whole(ids, f"{what}: ids")
+    elif ids.dtype.kind in "OTU":
+        ids = check_text(ids, f"{what}: ids must be whole numbers or strings")
+    else:
         raise InvalidInputError(f"{what}: ids must be whole numbers or strings, got {ids.dtype}")
     names, counts = np.unique(ids, return_counts=True)
     if len(names) < items:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crovca.codes import Codes
-from crovca.data.labels import check_labels
+from crovca.data.labels import check_labels, check_text, check_whole
 from crovca.errors import FileFormatError, InvalidInputError
-from crovca.files import load_arrays, save_arrays
+from crovca.files import array_names, load_arrays, save_arrays
 
 __all__ = ["Encoded"]
 
@@ -38,8 +38,12 @@ class Encoded:
             raise InvalidInputError(
                 f"logits must have shape {(len(self.codes), self.codes.bits)}, got {self.logits.shape}"
             )
-        if self.ids is not None and self.ids.dtype.kind not in "iuU":
-            raise InvalidInputError(f"ids must be whole numbers or strings, got {self.ids.dtype}")
+        if self.ids is not None and (self.ids.dtype.kind not in "iuU" or self.ids.ndim != 1):
+            raise InvalidInputError(
+                f"ids must be whole numbers or strings in one dimension, got {self.ids.dtype} {self.ids.shape}"
+            )
+        if self.ids is not None and self.ids.dtype.kind == "u":
+            object.__setattr__(self, "ids", check_whole(self.ids, "ids"))
         for name, values in (("ids", self.ids), ("labels", self.labels)):
             if values is not None and len(values) != len(self.codes):
                 raise InvalidInputError(f"there are {len(values)} {name} for {len(self.codes)} codes")
@@ -66,15 +70,22 @@ class Encoded:
     def load(cls, path: str | Path) -> Encoded:
         """Read what ``save`` wrote; a file of ``Codes.save`` has no ids, labels or logits."""
         path = Path(path)
-        arrays = load_arrays(path, required=("packed", "bits"))
+        unknown = sorted(set(array_names(path)) - {"packed", "bits", "ids", "labels", "logits"})
+        if unknown:  # perhaps one of those, whose name was damaged
+            raise FileFormatError(f"{path} holds {unknown[0][:80]!r}, which no file of codes has")
+        arrays = load_arrays(path, required=("packed", "bits"), optional=("ids", "labels", "logits"))
         codes = Codes.from_arrays(arrays, path)
+        ids, labels, logits = (arrays.get(name) for name in ("ids", "labels", "logits"))
         try:
-            labels = arrays.get("labels")
-            return cls(
-                codes,
-                arrays.get("ids"),
-                None if labels is None else check_labels(labels, len(codes)),
-                arrays.get("logits"),
-            )
+            if ids is not None and ids.dtype.kind == "U":
+                ids = check_text(ids, "ids must be whole numbers or strings")
+            if logits is not None and (logits.dtype != np.float32 or not np.isfinite(logits).all()):
+                raise InvalidInputError(f"logits must be finite numbers of float32, got {logits.dtype}")
+            found = cls(codes, ids, None if labels is None else check_labels(labels, len(codes)), logits)
+            if logits is not None and Codes.from_logits(logits) != codes:
+                raise InvalidInputError(
+                    "the codes are not the signs of the logits beside them; it was changed"
+                )
+            return found
         except InvalidInputError as error:
             raise FileFormatError(f"{path}: {error}") from error

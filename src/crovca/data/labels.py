@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crovca.errors import InvalidInputError
+from crovca.errors import FileFormatError, InvalidInputError
 
-__all__ = ["ClassMembership", "check_labels", "share_a_label", "to_membership"]
+__all__ = [
+    "ClassMembership",
+    "check_labels",
+    "check_text",
+    "check_whole",
+    "from_class_lists",
+    "share_a_label",
+    "to_membership",
+]
 
 _CHUNK = 65536
 
@@ -41,11 +50,15 @@ class ClassMembership:
 def check_labels(labels: npt.ArrayLike, items: int) -> npt.NDArray[Any]:
     """Return labels as an array (n,) of int64 or str, or (n, C) of bool.
 
+    A single column (n, 1), as tables give it, is one class each: it tells two classes apart by 0 and 1, not one.
+
     Raises:
-        InvalidInputError: another length or rank, real numbers, objects, or values that are not 0 and 1
-            in a two-dimensional array.
+        InvalidInputError: another length or rank, real numbers, numbers beyond 2^63 - 1, objects, or values that are
+            not 0 and 1 in several columns.
     """
     values = np.asarray(labels)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
     if values.ndim not in (1, 2):
         raise InvalidInputError(
             f"labels must have shape (n,) for one class each or (n, C) multi-hot, got {values.shape}"
@@ -58,15 +71,65 @@ def check_labels(labels: npt.ArrayLike, items: int) -> npt.NDArray[Any]:
         if values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
             raise InvalidInputError(f"multi-hot labels must be 0 or 1, got {values.dtype} {values.shape}")
         return values.astype(np.bool_)
-    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.rint(values)).all():
-        values = values.astype(np.int64)
-    if values.dtype.kind in "biu":
+    if values.dtype.kind == "f" and (np.abs(values) < 2**53).all() and (values == np.rint(values)).all():
         return values.astype(np.int64)
-    if values.dtype.kind == "O" and all(isinstance(value, str) for value in values):
-        return values.astype(np.str_)
-    if values.dtype.kind == "U":
-        return values
+    if values.dtype.kind in "biu":
+        return check_whole(values, "labels")
+    if values.dtype.kind in "OTU":
+        return check_text(values, "labels must be whole numbers or strings")
     raise InvalidInputError(f"labels must be whole numbers or strings, got {values.dtype}")
+
+
+def check_whole(values: npt.NDArray[Any], what: str) -> npt.NDArray[np.int64]:
+    """Whole numbers as int64; raises InvalidInputError where one is beyond it, instead of turning it negative."""
+    if values.dtype.kind == "u" and len(values) and values.max() > np.iinfo(np.int64).max:
+        raise InvalidInputError(
+            f"{what} must be at most 2^63 - 1, got {values.max()}; give larger numbers as strings"
+        )
+    return values.astype(np.int64)
+
+
+def check_text(values: npt.NDArray[Any], expected: str) -> npt.NDArray[np.str_]:
+    """Strings as numpy's own; raises InvalidInputError where one is none, or holds what is no character."""
+    if values.dtype.kind == "O" and not all(isinstance(value, str) for value in values):
+        other = next(type(value).__name__ for value in values if not isinstance(value, str))
+        raise InvalidInputError(f"{expected}, got objects, among them {other}")
+    try:
+        plain = values if values.dtype.kind == "U" else values.tolist()
+        texts = np.ascontiguousarray(plain, np.str_)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"{expected}, got {values.dtype} ({error})") from error
+    points: npt.NDArray[Any] = (
+        texts.view(f"{texts.dtype.byteorder}u4".replace("|", "=")) if texts.dtype.itemsize else texts[:0]
+    )
+    if len(points) and (((points >= 0xD800) & (points < 0xE000)) | (points > 0x10FFFF)).any():
+        raise InvalidInputError(
+            f"{expected}, got text with code points that are no characters (damaged Unicode)"
+        )
+    return texts
+
+
+def from_class_lists(lists: Any, names: list[str], where: Path) -> npt.NDArray[np.bool_] | None:
+    """Multi-hot labels (n, C) from an Arrow column of lists of class numbers, C the classes that a schema names.
+
+    Returns:
+        None where the column holds no lists.
+
+    Raises:
+        FileFormatError: a number that is none of the classes, or a missing value.
+    """
+    import pyarrow as pa
+
+    if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
+        return None
+    labels = np.zeros((len(lists), len(names)), np.bool_)
+    for row, numbers in enumerate(lists.to_pylist()):
+        if numbers is None or any(number is None or not 0 <= number < len(names) for number in numbers):
+            raise FileFormatError(
+                f"{where}: row {row} has the classes {numbers}, expected 0 to {len(names) - 1}"
+            )
+        labels[row, numbers] = True
+    return labels
 
 
 def to_membership(labels: npt.NDArray[Any]) -> ClassMembership:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from crovca.datasets.inert_pickle import as_bytes, as_uint8_array, read_inert_pickle
+from crovca.datasets.plain_pickle import as_bytes, as_uint8_array, read_plain_pickle
 from crovca.datasets.png import encode_png
 from crovca.datasets.splits import FILES, write_split
 from crovca.datasets.structure import Dataset, Fetched, Protocol, Split, check_splits
@@ -101,7 +101,7 @@ def open_cifar10(tree: Tree) -> Dataset:
 
 
 def read_batches(tree: Tree) -> Iterator[CifarFile]:
-    """Read the archive in the folder, batch by batch; nothing in it is unpickled (see ``inert_pickle``).
+    """Read the archive in the folder, batch by batch; nothing in it is run (see ``plain_pickle``).
 
     Raises:
         FileFormatError: there is none, or it is damaged.
@@ -175,6 +175,7 @@ def export_cifar10(
 
 
 _DONE = ".done"
+_MAX_BATCH = 64 << 20  # bytes; a batch of 10,000 images has half of that
 
 
 def _write_batch(output: Path, batch: CifarFile, first: int) -> None:
@@ -247,7 +248,11 @@ def _members(archive: Path, folder: str, suffix: str) -> Iterator[tuple[str, byt
                 name = wanted.get(member.name.removeprefix("./"))
                 file = tar.extractfile(member) if name is not None and member.isfile() else None
                 if name is not None and file is not None:
-                    contents[name] = file.read()
+                    contents[name] = file.read(_MAX_BATCH + 1)
+                    if len(contents[name]) > _MAX_BATCH:
+                        raise FileFormatError(
+                            f"{archive}: {member.name} has more bytes than a batch of CIFAR-10"
+                        )
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise FileFormatError(
             f"{archive} is not a readable archive ({error}); it may be truncated"
@@ -273,9 +278,11 @@ def _parse_binary(content: bytes, where: str) -> _Parsed:
 
 
 def _parse_python(content: bytes, where: str) -> _Parsed:
-    found = read_inert_pickle(content, where)
+    found = read_plain_pickle(content, where)
     try:
         named = {as_bytes(key): value for key, value in found.items()}
+        if not all(type(label) is int for label in named[b"labels"]):  # lists of lists may have no end
+            raise ValueError("labels that are no numbers")
         labels = np.array(named[b"labels"], np.int64)
         pixels = as_uint8_array(named[b"data"])
         if labels.shape != (len(pixels),) or pixels.shape[1:] != (_PIXELS,):

@@ -14,6 +14,7 @@ from crovca.datasets.splits import FILES, open_split_files, parse_split, to_clas
 from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, check_splits
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
+from crovca.files import split_lines
 
 __all__ = [
     "PROTOCOL_1K",
@@ -174,7 +175,7 @@ def open_imagenet1k(tree: Tree) -> Dataset:
 def open_imagenet1k_text(tree: Tree) -> Dataset:
     """A prompt for each class; the whole validation set."""
     names: dict[str, str] = {}
-    for line in tree.text("LOC_synset_mapping.txt").splitlines():
+    for line in split_lines(tree.text("LOC_synset_mapping.txt")):
         synset, _, synonyms = line.partition(" ")
         names[synset] = synonyms.partition(",")[0].strip()
     synsets = sorted(names)
@@ -247,7 +248,7 @@ def _validation(tree: Tree, synsets: list[str]) -> list[list[str]]:
         ["LOC_val_solution.csv"], {"LOC_val_solution.csv": f", or sort {folder} into folders by synset"}
     )
     solution = tree.text("LOC_val_solution.csv")
-    for line, row in enumerate(csv.reader(solution.splitlines()), start=1):
+    for line, row in enumerate(csv.reader(split_lines(solution)), start=1):
         if row[:1] == ["ImageId"]:
             continue
         synset = row[1].partition(" ")[0] if len(row) == 2 else ""

@@ -9,6 +9,7 @@ from crovca.datasets.splits import FILES, open_split_files, parse_split
 from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, check_splits
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
+from crovca.files import split_lines
 
 __all__ = ["PROTOCOL", "database_of_nuswide21", "open_nuswide21"]
 
@@ -91,7 +92,7 @@ def database_of_nuswide21(tree: Tree) -> list[str]:
     for split in ("train", "query"):
         text = tree.text(FILES[split])
         paths, _ = parse_split(text, tree.protocol.classes, str(tree.root / FILES[split]))
-        for path, line in zip(paths, text.splitlines(), strict=True):
+        for path, line in zip(paths, split_lines(text), strict=True):
             if known.get(path) != " ".join(line.split()[-tree.protocol.classes :]):
                 raise FileFormatError(
                     f"{tree.protocol.name}: {path} of {FILES[split]} has other labels in the tarball's lists, or is "

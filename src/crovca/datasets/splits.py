@@ -14,7 +14,7 @@ import numpy.typing as npt
 from crovca.datasets.structure import Dataset, Split
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError, InvalidInputError
-from crovca.files import atomic_directory, check_output, write_json
+from crovca.files import atomic_directory, check_output, split_lines, write_json
 
 __all__ = ["FILES", "export_splits", "open_split_files", "parse_split", "to_classes", "write_split"]
 
@@ -36,7 +36,7 @@ def parse_split(text: str, classes: int, where: str) -> tuple[list[str], npt.NDA
         FileFormatError: a line with more or fewer columns, another label than 0 or 1, a path that is absolute or
             leaves the folder, or the same path twice; with the number of the line.
     """
-    lines = text.splitlines()
+    lines = split_lines(text)
     first: dict[str, int] = {}
     columns: list[str] = []
     for number, line in enumerate(lines, start=1):

@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 from crovca.datasets.structure import Protocol
 from crovca.errors import FileFormatError, StorageError
-from crovca.files import read_json, sha256
+from crovca.files import read_json, read_text, sha256
 
 __all__ = ["IMAGE_SUFFIXES", "PINS", "Tree"]
+
+_MAX_JSON = 2 << 30  # bytes; COCO's instances take half a GiB
 
 PINS = "crovca-checksums.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -121,19 +123,11 @@ class Tree:
 
     def text(self, path: str) -> str:
         """Content of a UTF-8 text file, without a byte order mark."""
-        full = self.file(path)
-        try:
-            return full.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise FileFormatError(
-                f"{full} is not UTF-8 text (byte {error.start}); it may be damaged"
-            ) from None
-        except OSError as error:
-            raise StorageError(f"cannot read {full}: {error.strerror}") from error
+        return read_text(self.file(path), self.protocol.name)
 
     def json(self, path: str) -> dict[str, Any]:
         """A JSON object."""
-        return read_json(self.file(path), self.protocol.name)
+        return read_json(self.file(path), self.protocol.name, most=_MAX_JSON)
 
     def locate(
         self,

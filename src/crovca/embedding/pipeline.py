@@ -41,7 +41,7 @@ from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import EncoderError, InvalidInputError, OutputExistsError, StorageError
 from crovca.files import atomic_directory, remove
-from crovca.index.scoring import id_hashes
+from crovca.ids import id_hashes
 from crovca.sources.decode import UnreadableItem, decode
 from crovca.sources.source import Source
 
@@ -288,13 +288,13 @@ class Summary:
 
 def summarize(store: Path, job: Job) -> Summary:
     """Count what the parts of a store hold."""
-    from crovca.data.embeddings import read_table
+    from crovca.data.columns import read_table
 
     rows = [part_rows(store / part_name(shard)) for shard in range(job.shards)]
     notes: Counter[str] = Counter()
     for shard, count in enumerate(rows):
         if count:
-            table = read_table(store / part_name(shard) / "items.parquet")
+            table = read_table(store / part_name(shard) / "items.parquet", ["note"])
             if "note" in table.column_names:
                 notes.update(note for note in table.column("note").to_pylist() if note is not None)
     broken = Counter(error.reason for error in read_errors(store))

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crovca.errors import MissingDependencyError
-from crovca.index.scoring import splitmix64
+from crovca.ids import splitmix64
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -287,7 +287,7 @@ def _read_config(found: ModelFiles) -> Any:
     auto = library.transformers_class("AutoConfig")
     try:
         with library.quiet():
-            return auto.from_pretrained(found.folder, local_files_only=True)
+            return auto.from_pretrained(found.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # strict dataclasses, KeyErrors, whatever a damaged file brings about
         known = library.transformers().__version__
         raise EncoderError(
@@ -330,6 +330,7 @@ def _load_model(name: str, found: ModelFiles, config: Any, options: dict[str, An
                 found.folder,
                 config=config,
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 dtype=torch.float32,
                 weights_only=True,
@@ -372,7 +373,7 @@ def _load_tokenizer(found: ModelFiles) -> Any:
     auto = library.transformers_class("AutoTokenizer")
     try:
         with library.quiet():
-            tokenizer = auto.from_pretrained(found.folder, local_files_only=True)
+            tokenizer = auto.from_pretrained(found.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise FileFormatError(
             f"{found.name}: its tokenizer cannot be loaded ({_line(error)}); a text encoder's folder has "

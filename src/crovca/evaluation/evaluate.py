@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,19 +14,12 @@ import numpy.typing as npt
 from crovca.data.embeddings import Rows, mean_embedding
 from crovca.data.encoded import Encoded
 from crovca.data.labels import share_a_label
-from crovca.errors import InvalidInputError
+from crovca.errors import CrovcaWarning, InvalidInputError
 from crovca.evaluation import metrics
 from crovca.evaluation.diagnostics import diagnose
-from crovca.index.scoring import (
-    METRICS,
-    BitScorer,
-    CosineScorer,
-    Metric,
-    Ranking,
-    Scorer,
-    rank,
-    tie_order,
-)
+from crovca.ids import tie_order
+from crovca.index.scoring import BitScorer, CosineScorer, Ranking, Scorer, rank
+from crovca.metrics import METRICS, REPORTED, get_metric
 
 __all__ = ["NEIGHBOR_RECALLS", "Evaluation", "Items", "LengthResult", "Measure", "Ranked", "evaluate"]
 
@@ -73,11 +67,11 @@ class LengthResult:
     """Results at one code length. ``scores`` has None where a score needs logits that are not there."""
 
     bits: int
-    scores: dict[Metric, Ranked | None]
+    scores: dict[str, Ranked | None]
     float_neighbour_recall: dict[str, float | None] | None
     codes: dict[str, float | int]
 
-    def map_of(self, metric: Metric) -> float | None:
+    def map_of(self, metric: str) -> float | None:
         """mAP@k (hits) by a score, or None where it was not measured."""
         ranked = self.scores.get(metric)
         return None if ranked is None else ranked.map
@@ -152,7 +146,7 @@ def evaluate(
     *,
     k: int | None = 1000,
     lengths: Sequence[int] | None = None,
-    metrics_: Sequence[Metric] = METRICS,
+    metrics_: Sequence[str] | None = None,
     query_embeddings: Rows | None = None,
     database_embeddings: Rows | None = None,
     advance: Advance = lambda what: None,
@@ -164,10 +158,10 @@ def evaluate(
 
     Args:
         query: with logits.
-        database: with codes; its logits are needed for symmetric BCE only.
+        database: with codes; its logits are needed for symmetric BCE and its like only.
         k: cut-off rank; None: all.
         lengths: prefixes of the codes to measure; None: the whole codes.
-        metrics_: which scores.
+        metrics_: which scores of ``crovca.metrics``; None: all.
         query_embeddings: (q, d), for the float baseline and the recall of float neighbors; None: leave it out.
         database_embeddings: (n, d), likewise.
         advance: is told what is ranked next.
@@ -195,16 +189,16 @@ def evaluate(
     results = []
     for bits in (database.codes.bits,) if lengths is None else lengths:
         ours, theirs = query.prefix(bits), database.prefix(bits)
-        scores: dict[Metric, Ranked | None] = {}
-        for metric in metrics_:
-            if metric == "symmetric_bce" and theirs.logits is None:
+        scores: dict[str, Ranked | None] = {}
+        for metric in METRICS if metrics_ is None else metrics_:
+            if get_metric(metric).needs_item_logits and theirs.logits is None:
                 scores[metric] = None
                 continue
             advance(f"{bits} bits, {metric}")
             assert ours.logits is not None
             scores[metric] = measure(BitScorer.of(metric, ours.logits, theirs.codes, theirs.logits))
         recalls = None
-        found = scores.get("asymmetric_hamming")
+        found = scores.get(REPORTED)
         if floats and found is not None:
             true = floats["cosine_centred"].rows
             recalls = {
@@ -259,13 +253,30 @@ class Measure:
         if query.labels is not None and database.labels is not None:
             self.labels = (query.labels, database.labels)
             self.total = self._count_relevant()
+            if not self.total.any():
+                warnings.warn(
+                    f"no query has a label that occurs in the database (queries: {_examples(query.labels)}; database: "
+                    f"{_examples(database.labels)}), so that nothing is relevant; are they written alike in both?",
+                    CrovcaWarning,
+                    stacklevel=2,
+                )
 
-    def chance(self) -> float | None:
-        """Expected mAP@k (hits) of a random order; None without labels."""
+    def chance(
+        self,
+        of: Callable[[Int64, int, int], Float64] = metrics.chance_average_precision,
+        k: int | None = None,
+    ) -> float | None:
+        """Expected mAP@k (hits), or another of ``metrics``, of a random order; None without labels."""
+        k = self.k if k is None else k
         if self.labels is None:
             return None
-        items = len(self.ties)
-        return float(metrics.chance_average_precision(self.total, items, self.k).mean())
+        found = np.zeros(len(self.total))
+        for left_out in (False, True):  # a query that stands in the database is ranked among one item less
+            rows = np.flatnonzero((self.own_row >= 0) == left_out)
+            items = len(self.ties) - left_out
+            if len(rows) and items:
+                found[rows] = of(self.total[rows], items, min(k, items))
+        return float(found.mean())
 
     def __call__(self, scorer: Scorer) -> Ranked:
         """Rank the database for every query by ``scorer``, and measure."""
@@ -312,7 +323,7 @@ class Measure:
         columns = (
             metrics.average_precision_hits(top),
             metrics.average_precision_min_k_r(top, total),
-            metrics.precision(top),
+            top.sum(axis=1) / np.minimum(self.k, len(self.ties) - (self.own_row[part] >= 0)).clip(1),
             metrics.recall(top, total),
             metrics.hit(top[:, :1]),
             expected[:, 0],
@@ -353,6 +364,12 @@ class Measure:
             relevant[local, own[local]] = False
             total[part] = relevant.sum(axis=1)
         return total
+
+
+def _examples(labels: npt.NDArray[Any]) -> str:
+    if labels.ndim == 2:
+        return f"multi-hot, {int(labels.any(axis=1).sum()):,} of {len(labels):,} rows have a class"
+    return ", ".join(map(repr, np.unique(labels)[:3].tolist()))
 
 
 class _Part:

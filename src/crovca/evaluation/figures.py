@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crovca.errors import MissingDependencyError
+from crovca.errors import MissingDependencyError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +60,12 @@ def map_curves_figure(curves: Mapping[str, npt.NDArray[np.float64]], chance: flo
     for number, (name, curve) in enumerate(curves.items()):
         style = "--" if name.startswith("float") else "-"
         axes.plot(
-            np.arange(1, len(curve) + 1), 100 * curve, style, color=_COLORS[number % 10], label=name, lw=1.8
+            np.arange(1, len(curve) + 1),
+            100 * curve,
+            style,
+            color=_COLORS[number % 10],
+            label=_plain(name),
+            lw=1.8,
         )
     axes.axhline(100 * chance, color=_MUTED, lw=1, ls=":")
     axes.text(1, 100 * chance, " chance", color=_MUTED, va="bottom", fontsize=8)
@@ -78,7 +84,9 @@ def curves_figure(lines: Mapping[str, Sequence[float] | npt.NDArray[np.float64]]
     for number, (name, shares) in enumerate(lines.items()):
         style = ("-", "--", ":")[number // 10 % 3]
         places = np.arange(1, len(shares) + 1)
-        axes.plot(places, 100 * np.asarray(shares), style, color=_COLORS[number % 10], label=name, lw=1.8)
+        axes.plot(
+            places, 100 * np.asarray(shares), style, color=_COLORS[number % 10], label=_plain(name), lw=1.8
+        )
     axes.set_xlim(left=1)
     axes.set_xlabel("k")
     axes.set_ylabel(f"{what}, %")
@@ -118,7 +126,7 @@ def methods_figure(lines: Mapping[str, Sequence[tuple[float, float]]], what: str
         sizes, scores = zip(*sorted(points), strict=True)
         style = "s" if len(sizes) == 1 else ("o-", "o--", "o:")[number // 10 % 3]
         shares = [100 * score for score in scores]
-        axes.plot(sizes, shares, style, color=_COLORS[number % 10], label=name, lw=1.4, ms=4)
+        axes.plot(sizes, shares, style, color=_COLORS[number % 10], label=_plain(name), lw=1.4, ms=4)
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 105)
     axes.set_xlabel("bytes an item (log scale)")
@@ -156,7 +164,7 @@ def map_of_items_figure(panels: Mapping[str, Points], labels: npt.NDArray[Any] |
             color = _MUTED if shown[number] is None else _COLORS[number % 10]
             alpha = 0.3 if shown[number] is None else 0.85
             axes.scatter(*points[group].T, s=9, color=color, alpha=alpha, lw=0, label=shown[number])
-        axes.set_title(name, fontsize=10, color=_INK)
+        axes.set_title(_plain(name), fontsize=10, color=_INK)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color("#d5dae1")
@@ -173,8 +181,6 @@ def project(values: npt.NDArray[np.float32], metric: str) -> Points:
         values: (n, d).
         metric: "cosine", "euclidean", "hamming".
     """
-    import warnings
-
     from openTSNE import TSNE
 
     perplexity = min(30.0, max(1.0, (len(values) - 1) / 3))
@@ -198,9 +204,15 @@ def _classes(
     common = sorted(np.argsort(-counts, kind="stable")[:MAP_CLASSES])
     rest = np.flatnonzero(~np.isin(inverse, common))
     groups = [np.flatnonzero(inverse == number) for number in common]
-    shown: list[str | None] = [str(names[number]) for number in common]
+    shown: list[str | None] = [_plain(str(names[number])) for number in common]
     # the rest first, so that it lies behind
     return ([*shown, None], [*groups, rest]) if len(rest) else (shown, groups)
+
+
+def _plain(text: str) -> str:
+    """Text that is drawn as it stands: no formula between dollars, nothing left out for its underscore, no controls."""
+    text = printable(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _axes() -> tuple[Figure, Any]:
@@ -216,5 +228,7 @@ def _axes() -> tuple[Figure, Any]:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    with warnings.catch_warnings():  # of characters that its font does not have
+        warnings.simplefilter("ignore")
+        figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

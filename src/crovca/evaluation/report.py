@@ -32,7 +32,7 @@ from crovca.evaluation.page import (
 )
 from crovca.evaluation.situations import COLUMNS, SITUATIONS, FiveMeasures, Measures, column_value
 from crovca.files import atomic_directory, check_output, write_json
-from crovca.index.scoring import METRICS
+from crovca.metrics import METRICS, REPORTED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,6 +84,8 @@ def image_folder(folder: Path) -> ImageOf:
     def image_of(item: Any) -> Image | None:
         from PIL import Image, UnidentifiedImageError
 
+        if "\0" in str(item):
+            return None
         path = (root / str(item)).resolve()
         if not path.is_relative_to(root) or not path.is_file():
             return None
@@ -128,12 +130,7 @@ _GLOSSARY = (
         "mean over queries of the average precision among the first k, divided by the relevant items found there",
     ),
     ("relevant", "has a label in common with the query"),
-    ("Hamming", "how many bits of query and item differ"),
-    ("asymmetric", "the query as probabilities of its bits, against the item's bits"),
-    (
-        "BCE",
-        "binary cross-entropy of the query's probabilities and the item's bits; sym. BCE adds the reverse",
-    ),
+    *((metric.title, metric.formula) for metric in METRICS.values()),
     ("float, centered", "cosine of the embeddings after subtracting the mean of the searched items"),
     ("ITQ", "iterative quantization, learned from the same items: what a learned code has to beat"),
 )
@@ -147,14 +144,14 @@ def _section(subject: Subject) -> Iterator[Block]:
     if subject.five is not None:
         yield _five_table(subject.five, result.k)
     yield _table(subject)
-    ranked = {length.bits: length.scores.get("asymmetric_hamming") for length in result.lengths}
+    ranked = {length.bits: length.scores.get(REPORTED) for length in result.lengths}
     measured = {bits: score for bits, score in ranked.items() if score is not None and score.map is not None}
     if measured and result.chance_map is not None:
         curves = {f"{bits} bits": _curve(score) for bits, score in measured.items()}
         curves |= {_float_title(name): _curve(score) for name, score in result.floats.items()}
         yield Figure(
             figures.map_curves_figure(curves, result.chance_map),
-            f"mAP@k for every k up to {result.k:,}; codes by asymmetric Hamming distance",
+            f"mAP@k for every k up to {result.k:,}; codes by the {METRICS[REPORTED].title} score",
         )
         width = _float_bytes(subject)
         floats = {
@@ -185,7 +182,7 @@ def _conclusion(subject: Subject) -> str:
     length = max(subject.evaluation.lengths, key=lambda found: found.bits)
     floats, five = subject.evaluation.floats.get("cosine_centred"), subject.five
     code_map, recall = (
-        length.map_of("asymmetric_hamming"),
+        length.map_of(REPORTED),
         (length.float_neighbour_recall or {}).get("10@100"),
     )
     known = {"model": (code_map, recall), "floats": (None if floats is None else floats.map, None)}
@@ -307,7 +304,7 @@ def _grids(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
     shortest = min(subject.evaluation.lengths, key=lambda length: length.bits)
     rankings = [(_float_title(name), found) for name, found in subject.evaluation.floats.items()][-1:]
     rankings += [(f"{length.bits} bits", s) for length in _ends(subject.evaluation.lengths, shortest)
-                 if (s := length.scores.get("asymmetric_hamming")) is not None]  # fmt: skip
+                 if (s := length.scores.get(REPORTED)) is not None]  # fmt: skip
     yield Heading("Nearest neighbors")
     yield Text("Frames: green shares a label with the query, red does not.")
     for query in queries.tolist():

@@ -29,6 +29,7 @@ from crovca.errors import ConfigError, InvalidInputError
 from crovca.evaluation import metrics
 from crovca.evaluation.evaluate import Measure
 from crovca.index.scoring import BitScorer, CosineScorer, Ranking, Scorer, rank
+from crovca.metrics import REPORTED
 
 __all__ = [
     "COLUMNS",
@@ -254,8 +255,8 @@ class Judge:
             self.floats = self(scorer, np.frombuffer(digests, np.uint8).reshape(-1, 16))
 
     def of_codes(self, logits: Float32, codes: Codes) -> Measures:
-        """Of query logits (q, bits) against codes, by asymmetric Hamming distance."""
-        return self(BitScorer.of("asymmetric_hamming", logits, codes), codes.packed)
+        """Of query logits (q, bits) against codes, by the score of reports (asymmetric Hamming)."""
+        return self(BitScorer.of(REPORTED, logits, codes), codes.packed)
 
     def __call__(self, scorer: Scorer, stored: npt.NDArray[Any] | None = None) -> Measures:
         """Of any scorer; ``stored`` (n, m) is what is kept of the items, to tell whether they differ."""

@@ -15,7 +15,7 @@ from crovca.embedding.pool import ImagePool
 from crovca.encoders.augmentation import RECIPE, Recipe, augment
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError
-from crovca.index.scoring import id_hashes
+from crovca.ids import id_hashes
 
 __all__ = ["ImageViews", "ImagesAndTexts", "recipe_of"]
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from crovca.codes import Codes
 from crovca.errors import InvalidInputError
 from crovca.index.engines.base import Groups
+from crovca.index.memo import imported
 from crovca.index.scoring import Int64
 
 __all__ = ["Duplicates", "close_pairs", "find_duplicates"]
@@ -60,9 +61,6 @@ class Duplicates:
 
 def find_duplicates(codes: Codes, radius: int, ids: Callable[[Int64], npt.NDArray[Any]]) -> Duplicates:
     """Group the rows of ``codes`` (see ``Duplicates``); ``ids`` tells the ids of some rows."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or not 0 <= radius <= codes.bits:
         raise InvalidInputError(
             f"the radius must be a whole number of bits from 0 to {codes.bits}, got {radius!r}"
@@ -72,8 +70,10 @@ def find_duplicates(codes: Codes, radius: int, ids: Callable[[Int64], npt.NDArra
     distinct = Groups.of(codes)
     count = len(distinct.codes)
     first, second = close_pairs(distinct.codes, int(radius))
-    graph = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
+    graph = imported("scipy.sparse").coo_array(
+        (np.ones(len(first), np.bool_), (first, second)), shape=(count, count)
+    )
+    _, component = imported("scipy.sparse.csgraph").connected_components(graph, directed=False)
     member = np.empty(len(codes), np.int64)  # the component of each row
     member[distinct.rows] = np.repeat(component, np.diff(distinct.starts))
     order = np.argsort(member, kind="stable")

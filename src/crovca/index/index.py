@@ -12,24 +12,36 @@ array([['b', 'a']], dtype='<U1')
 from __future__ import annotations
 
 import time
-from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from errno import EMFILE
 from pathlib import Path
+from threading import RLock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
 from crovca.codes import Codes
-from crovca.errors import FileFormatError, InvalidInputError, OutputExistsError, StorageError
+from crovca.errors import CrovcaError, FileFormatError, InvalidInputError, OutputExistsError, StorageError
 from crovca.files import atomic_directory, remove
-from crovca.index.manifest import IdType, Manifest, SegmentEntry, WriterLock
+from crovca.index.manifest import (
+    DELETIONS_NAME,
+    MAX_ROWS,
+    SEGMENT_NAME,
+    IdType,
+    Manifest,
+    SegmentEntry,
+    WriterLock,
+)
+from crovca.index.memo import after_fork
 from crovca.index.metadata import Metadata, as_table, conform
 from crovca.index.reader import Reader
 from crovca.index.scoring import Int64
 from crovca.index.segment import Segment, SegmentRows, try_remove, write_deletions, write_segment
+from crovca.index.view import View
 
 __all__ = ["HashIndex"]
 
@@ -38,27 +50,40 @@ _MAX_ROWS = 1 << 28  # of one segment
 _ATTEMPTS = 20  # to open a generation before a writer has replaced it
 
 
+class _State(NamedTuple):
+    """What is open: one generation."""
+
+    manifest: Manifest
+    view: View | None  # None: closed
+    damaged: tuple[str, ...] = ()
+
+
 class HashIndex(Reader):
     """Codes of one length, with ids (strings or int64) and metadata, in a folder.
 
     One process writes at a time; any number read beside it, each seeing the generation that it opened until it
-    calls ``refresh``. A write that returned is on disk; one that was cut short has not happened.
+    calls ``refresh``. A write that returned is on disk; one that was cut short has not happened. Threads may share one
+    ``HashIndex`` for reading and for writing; a forked process may go on reading (docs/reliability.md).
 
     Build with ``create`` or ``open``; use as a context manager, or call ``close``.
     """
 
     def __init__(self, path: Path, lock: WriterLock | None, *, skip_damaged: bool = False) -> None:
-        super().__init__()
         self.path = path
-        self._closed = False
         self._lock = lock
         self._skip_damaged = skip_damaged
-        self._open_segments: list[Segment] = []
-        self.damaged: list[str] = []
-        self._manifest = self._load()
-        self.bits = self._manifest.bits
+        self._turn = (
+            RLock()
+        )  # held by the thread that changes ``_state``; whoever reads takes that once, without it
+        after_fork(self)
+        self._state = self._load(None)
+        self.bits = self._state.manifest.bits
         if lock is not None:
             self._sweep()
+
+    def forked(self) -> None:
+        """See ``memo.Forked``."""
+        self._turn = RLock()
 
     @classmethod
     def create(
@@ -87,10 +112,17 @@ class HashIndex(Reader):
                 f"{path} exists already; open it with HashIndex.open, or give another folder"
             )
         manifest = Manifest.new(bits, id_type, encoder)
-        with atomic_directory(path) as folder:
-            (folder / "segments").mkdir()
-            manifest.save(folder)
-        return cls.open(path, writable=True)
+        lock = None
+        try:
+            with atomic_directory(path.resolve(), new=True) as folder:  # of two who create, the second fails
+                (folder / "segments").mkdir()
+                manifest.save(folder)
+                lock = WriterLock(folder)  # before anybody else can have it
+            return cls(path, lock)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool = False, skip_damaged: bool = False) -> HashIndex:
@@ -111,23 +143,26 @@ class HashIndex(Reader):
             raise InvalidInputError(
                 "a damaged index cannot be written: open it with skip_damaged to copy what is left"
             )
-        Manifest.load(path)  # an error about the index comes before one about its lock
-        lock = WriterLock(path) if writable else None
+        manifest = Manifest.load(path)  # an error about the index comes before one about its lock
+        if not writable:
+            return cls(path, None, skip_damaged=skip_damaged)
+        _refuse_links(path, manifest)
+        lock = WriterLock(path)
         try:
-            return cls(path, lock, skip_damaged=skip_damaged)
+            return cls(path, lock)
         except BaseException:
-            if lock is not None:
-                lock.release()
+            lock.release()
             raise
 
     def close(self) -> None:
-        """Let go of files and of the writer's place. The index can be opened again, not used any longer."""
-        self._closed = True
-        for segment in self._open_segments:
-            segment.close()
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Let go of files and of the writer's place, once calls that run and results that were kept let go of them.
+
+        The index can be opened again, not used any longer.
+        """
+        with self._turn:
+            self._state = self._state._replace(view=None)
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -143,28 +178,37 @@ class HashIndex(Reader):
     @property
     def id_type(self) -> IdType | None:
         """See ``Reader``."""
-        return self._manifest.id_type
+        return self._state.manifest.id_type
 
     @property
     def generation(self) -> int:
         """Counts the writes; changes with every one."""
-        return self._manifest.generation
+        return self._state.manifest.generation
 
     @property
     def uuid(self) -> str:
         """Names this index for ever, wherever its folder goes."""
-        return self._manifest.uuid
+        return self._state.manifest.uuid
 
     @property
     def encoder(self) -> dict[str, Any] | None:
         """What makes embeddings of queries, if it was told."""
-        return self._manifest.encoder
+        return self._state.manifest.encoder
 
     @property
-    def _segments(self) -> Sequence[Segment]:
-        if self._closed:
+    def damaged(self) -> list[str]:
+        """Segments that are missing or cut short, a line each (``open`` with ``skip_damaged``)."""
+        return list(self._state.damaged)
+
+    def view(self) -> View:
+        """See ``Reader``."""
+        return self._opened_state()[1]
+
+    def _opened_state(self) -> tuple[Manifest, View]:
+        manifest, view, _ = self._state
+        if view is None:
             raise StorageError(f"{self.path} is closed; open it again")
-        return self._open_segments
+        return manifest, view
 
     def refresh(self) -> bool:
         """See what has been written since; True if anything has.
@@ -172,14 +216,15 @@ class HashIndex(Reader):
         Raises:
             FileFormatError: another index stands there now.
         """
-        newest = Manifest.load(self.path)
-        if newest.uuid != self.uuid:
-            raise FileFormatError(f"{self.path} was built anew; open it again")
-        if newest.generation == self.generation:
-            return False
-        with self._guard:
-            self._manifest = self._load()
-        return True
+        with self._turn:
+            manifest, view = self._opened_state()
+            newest = Manifest.load(self.path)
+            if newest.uuid != manifest.uuid:
+                raise FileFormatError(f"{self.path} was built anew; open it again")
+            if newest == manifest:
+                return False
+            self._state = self._load(view)
+            return True
 
     # --- writing ---
 
@@ -203,13 +248,14 @@ class HashIndex(Reader):
 
     def delete(self, ids: Any) -> int:
         """Delete items, durably. Ids that are not in the index are passed over. Returns how many were deleted."""
-        self._check_writable()
-        rows = self._find(self._as_ids(ids))
-        rows = np.unique(rows[rows >= 0])
-        if len(rows):
-            entries = self._with_deleted(rows)
-            self._commit(self._manifest.next(segments=tuple(entries)))
-        return len(rows)
+        with self._writing() as (manifest, view):
+            rows = view.find(view.as_ids(ids))
+            rows = np.unique(rows[rows >= 0])
+            if len(rows):
+                with self._nothing_changes():
+                    entries = self._with_deleted(manifest, view, rows)
+                self._commit(manifest.next(segments=tuple(entries)), view)
+            return len(rows)
 
     def compact(self) -> int:
         """Write everything that is not deleted into one segment, all of it in memory meanwhile.
@@ -217,46 +263,49 @@ class HashIndex(Reader):
         Returns:
             How many deleted items were dropped.
         """
-        self._check_writable()
-        dropped = sum(segment.entry.deleted for segment in self._segments)
-        if len(self._segments) < 2 and not dropped:
-            return 0
-        entries: list[SegmentEntry] = []
-        rows = SegmentRows.concatenate([segment.live_rows() for segment in self._segments])
-        for start in range(0, len(rows.codes), _MAX_ROWS):
-            entries.append(self._write_segment(rows[start : start + _MAX_ROWS], len(entries)))
-        written = self._manifest.written + len(entries)
-        self._commit(self._manifest.next(segments=tuple(entries), written=written))
-        return dropped
+        with self._writing() as (manifest, view):
+            dropped = sum(segment.entry.deleted for segment in view.segments)
+            if len(view.segments) < 2 and not dropped:
+                return 0
+            rows = SegmentRows.concatenate([segment.live_rows() for segment in view.segments])
+            with self._nothing_changes():
+                entries = [
+                    self._write_segment(rows[start : start + _MAX_ROWS])
+                    for start in range(0, len(rows.codes), _MAX_ROWS)
+                ]
+            self._commit(manifest.next(segments=tuple(entries), written=int(entries[-1].name)), view)
+            return dropped
 
     def verify(self) -> list[str]:
-        """Read everything and compare it with its checksums; what is wrong, a line each.
-
-        Beside a writer that retires files meanwhile, the newest state is looked at.
-        """
-        while True:
-            found = [*self.damaged, *(line for segment in self._segments for line in segment.problems())]
-            if not found or not self.refresh():
-                return found
+        """Read everything and compare it with its checksums and with each other; what is wrong, a line each."""
+        _, view = self._opened_state()
+        found = self.damaged
+        for segment in view.segments:
+            found += segment.problems() or segment.contradictions()
+        try:
+            Manifest.load(self.path)
+        except CrovcaError as error:
+            found.append(str(error))
+        return found
 
     def stats(self) -> dict[str, Any]:
         """Sizes on disk and in memory, and the engines that were built so far."""
-        engines = self.engines()
+        manifest, view = self._opened_state()
         return {
-            "items": len(self),
-            "deleted": sum(segment.entry.deleted for segment in self._segments),
-            "bits": self.bits,
-            "id_type": self.id_type,
-            "generation": self.generation,
-            "metadata": self._manifest.columns,
+            "items": view.items,
+            "deleted": sum(segment.entry.deleted for segment in view.segments),
+            "bits": manifest.bits,
+            "id_type": manifest.id_type,
+            "generation": manifest.generation,
+            "metadata": manifest.columns,
             "segments": [
                 {"name": segment.name, "rows": len(segment), "deleted": segment.entry.deleted}
-                for segment in self._segments
+                for segment in view.segments
             ],
             "disk_bytes": {
                 name: sum(
                     file.bytes
-                    for segment in self._segments
+                    for segment in view.segments
                     for file in segment.entry.files
                     if file.name in files
                 )
@@ -266,63 +315,93 @@ class HashIndex(Reader):
                     "metadata": ["metadata.parquet"],
                 }.items()
             },
-            "memory_bytes": self._memory,
-            "engines": engines,
+            "memory_bytes": view.nbytes,
+            "engines": view.engines(),
             "damaged": self.damaged,
         }
 
     # --- inside ---
 
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Manifest, View]]:
+        """This thread's turn to write, from reading the state to committing the next one."""
+        with self._turn:
+            self._check_writable()
+            manifest, view = self._opened_state()
+            if (
+                Manifest.load(self.path) != manifest
+            ):  # an earlier write of ours broke off, and nobody knew how
+                self._state = self._load(view)
+            yield self._opened_state()
+
+    def _check_writable(self) -> None:
+        self._opened_state()
+        if self._lock is None:
+            raise StorageError(f"{self.path} is open for reading only; open it with writable=True")
+        if self._lock.inherited:
+            raise StorageError(
+                f"{self.path} was opened for writing by the process that this one was forked from, which alone may "
+                "write; this one may read, or open it for writing once that one has closed it"
+            )
+        if not self._lock.holds(self.path):
+            raise StorageError(
+                f"{self.path} was moved or built anew while it was open for writing; nothing was written"
+            )
+
+    @contextmanager
+    def _nothing_changes(self) -> Iterator[None]:
+        """Whatever fails before the commit, the index is as it was."""
+        try:
+            yield
+        except StorageError as error:
+            raise StorageError(f"{self.path} is as it was: {error}") from error
+
     def _write(self, ids: Any, codes: Codes, metadata: Metadata | None, *, replacing: bool) -> int:
-        self._check_writable()
-        keys = self._as_ids(ids)
         if not isinstance(codes, Codes) or codes.bits != self.bits:
             got = f"{codes.bits} bits" if isinstance(codes, Codes) else type(codes).__name__
             raise InvalidInputError(f"the index holds codes of {self.bits} bits, got {got}")
-        if len(keys) != len(codes):
-            raise InvalidInputError(f"there are {len(keys)} ids for {len(codes)} codes")
-        table = as_table(metadata, len(keys))
-        if not len(keys):
-            return 0
-        known = self._schema()
-        if table is not None:
-            table = conform(table, known)
-        rows = SegmentRows.of(keys, codes, table)
-        twice = rows.duplicate()
-        if twice is not None:
-            raise InvalidInputError(f"the id {twice!r} occurs twice among those given")
-        present = self._find(keys)
-        if not replacing and (present >= 0).any():
-            known = keys[present >= 0]
-            raise InvalidInputError(
-                f"{len(known)} of {len(keys)} ids are in the index already, for example {known[0].item()!r}; "
-                "use upsert (--replace) to put these in their place"
-            )
-        replaced = present[present >= 0]
-        entries = self._with_deleted(replaced) if len(replaced) else [one.entry for one in self._segments]
-        entries, rows = self._take_along(entries, rows)
-        entry = self._write_segment(rows, 0)
-        if table is not None:
-            known = pa.unify_schemas([known, table.schema.remove_metadata()])
-        self._commit(
-            self._manifest.next(
+        with self._writing() as (manifest, view):
+            keys = view.as_ids(ids)
+            if len(keys) != len(codes):
+                raise InvalidInputError(f"there are {len(keys)} ids for {len(codes)} codes")
+            if len(keys) > MAX_ROWS - _MERGE_ROWS:
+                raise InvalidInputError(f"{len(keys):,} items are too many for one write; add them in parts")
+            table = as_table(metadata, len(keys))
+            if not len(keys):
+                return 0
+            known = manifest.arrow_schema()
+            if table is not None:
+                table = conform(table, known)
+            rows = SegmentRows.of(keys, codes, table)
+            twice = rows.duplicate()
+            if twice is not None:
+                raise InvalidInputError(f"the id {twice!r} occurs twice among those given")
+            present = view.find(keys)
+            if not replacing and (present >= 0).any():
+                taken = keys[present >= 0].tolist()
+                raise InvalidInputError(
+                    f"{len(taken)} of {len(keys)} ids are in the index already, for example {taken[0]!r}; "
+                    "use upsert (--replace) to put these in their place"
+                )
+            replaced = present[present >= 0]
+            with self._nothing_changes():
+                entries = self._with_deleted(manifest, view, replaced)
+                entries, rows = self._take_along(manifest, view, entries, rows)
+                entry = self._write_segment(rows)
+            if table is not None:
+                known = pa.unify_schemas([known, table.schema.remove_metadata()])
+            changed = manifest.next(
                 segments=(*entries, entry),
-                written=self._manifest.written + 1,
+                written=int(entry.name),
                 columns={field.name: str(field.type).removeprefix("large_") for field in known},
                 schema=b64encode(known.serialize()).decode(),
                 id_type="int64" if keys.dtype.kind == "i" else "string",
             )
-        )
-        return len(replaced)
-
-    def _schema(self) -> pa.Schema:
-        """The types of the metadata's columns."""
-        if not self._manifest.schema:
-            return pa.schema([])
-        return pa.ipc.read_schema(pa.py_buffer(b64decode(self._manifest.schema)))
+            self._commit(changed, view)
+            return len(replaced)
 
     def _take_along(
-        self, entries: list[SegmentEntry], rows: SegmentRows
+        self, manifest: Manifest, view: View, entries: list[SegmentEntry], rows: SegmentRows
     ) -> tuple[list[SegmentEntry], SegmentRows]:
         """Merge the last segments into new rows while they are less than twice as many.
 
@@ -337,44 +416,48 @@ class HashIndex(Reader):
             kept, total = kept - 1, total + live
         if kept == len(entries):
             return entries, rows
-        taken = [self._opened(entry).live_rows() for entry in entries[kept:] if entry.rows > entry.deleted]
+        taken = [self._segment(entry, manifest, view).live_rows() for entry in entries[kept:]]
         return entries[:kept], SegmentRows.concatenate([*taken, rows])
 
-    def _with_deleted(self, rows: Int64) -> list[SegmentEntry]:
-        """The segments' entries, after these rows (counted through all) are deleted as well."""
+    def _with_deleted(self, manifest: Manifest, view: View, rows: Int64) -> list[SegmentEntry]:
+        """The segments' entries, after these rows are deleted as well."""
         entries = []
-        for start, segment in zip(self._starts(), self._segments, strict=False):
+        for start, segment in zip(view.starts, view.segments, strict=False):
             own = rows[(rows >= start) & (rows < start + len(segment))] - start
             if not len(own):
                 entries.append(segment.entry)
                 continue
             deleted = np.zeros(len(segment), np.bool_) if segment.alive is None else ~segment.alive
             deleted[own] = True
-            entries.append(write_deletions(segment.folder, segment.entry, deleted, self.generation + 1))
+            entries.append(write_deletions(segment.folder, segment.entry, deleted, manifest.generation + 1))
         return [entry for entry in entries if entry.rows > entry.deleted]
 
-    def _write_segment(self, rows: SegmentRows, number: int) -> SegmentEntry:
-        name = f"{self._manifest.written + number + 1:08d}"
-        return write_segment(self.path / "segments" / name, rows)
+    def _write_segment(self, rows: SegmentRows) -> SegmentEntry:
+        """Write a segment under a name that nothing has: what stands, listed or left, is never replaced."""
+        segments = self.path / "segments"
+        standing = [int(one.name) for one in segments.iterdir() if SEGMENT_NAME.fullmatch(one.name)]
+        number = max([self._state.manifest.written, *standing]) + 1
+        return write_segment(segments / f"{number:08d}", rows)
 
-    def _commit(self, manifest: Manifest) -> None:
+    def _commit(self, manifest: Manifest, view: View) -> None:
         self._check_writable()  # nobody has built another index here in the meantime
-        with self._guard:
-            try:
-                manifest.save(self.path)
-            except BaseException:
-                self._manifest = self._load()  # which of the two stands there now
-                raise
-            self._manifest = manifest
-            self._adopt(manifest)
+        state = self._open_all(manifest, view)  # what cannot be opened is not committed
+        try:
+            manifest.save(self.path)
+        except BaseException:
+            with suppress(CrovcaError, OSError):  # the next write looks again
+                self._state = self._load(view)  # which of the two stands there now
+            raise
+        self._state = state
+        del view, state
         self._sweep()
 
-    def _load(self) -> Manifest:
+    def _load(self, view: View | None) -> _State:
         """Open what the newest manifest lists. A writer may replace it meanwhile: then the next one is taken."""
         for _ in range(_ATTEMPTS):
             manifest = Manifest.load(self.path)
             try:
-                self._adopt(manifest)
+                state = self._open_all(manifest, view)
             except (FileFormatError, FileNotFoundError) as error:
                 if Manifest.load(self.path).generation != manifest.generation:
                     time.sleep(0.01)
@@ -384,62 +467,69 @@ class HashIndex(Reader):
                         f"{self.path} changes faster than it can be opened; try again"
                     ) from error
                 raise
-            except OSError as error:
-                if error.errno == EMFILE:
-                    raise StorageError(
-                        f"{self.path}: too many open files for its {len(manifest.segments):,} segments; allow more "
-                        "(ulimit -n), and merge them with 'crovca index compact'"
-                    ) from error
-                raise
-            if self.damaged and Manifest.load(self.path).generation != manifest.generation:
+            if state.damaged and Manifest.load(self.path).generation != manifest.generation:
                 continue  # retired, not damaged
-            return manifest
+            return state
         raise StorageError(f"{self.path} changes faster than it can be opened; try again")
 
-    def _adopt(self, manifest: Manifest) -> None:
-        known = {segment.name: segment for segment in self._open_segments}
+    def _open_all(self, manifest: Manifest, view: View | None) -> _State:
+        """The segments that a manifest lists, those of a view where they are the same."""
         opened, damaged = [], []
         for entry in manifest.segments:
-            segment = known.get(entry.name)
-            if segment is not None and segment.entry == entry:
-                opened.append(segment)
-                continue
             try:
-                opened.append(self._opened(entry, manifest))
+                opened.append(self._segment(entry, manifest, view))
             except FileFormatError as error:
                 if not self._skip_damaged:
                     raise FileFormatError(
                         f"{self.path}: {error}; restore it from a copy, or open what is left with skip_damaged=True"
                     ) from error
                 damaged.append(str(error))
-        self._open_segments, self.damaged = opened, damaged
+            except OSError as error:
+                if error.errno == EMFILE:
+                    raise StorageError(
+                        f"{self.path}: too many open files for its {len(manifest.segments):,} segments; allow more "
+                        "(ulimit -n), and merge them with 'crovca index compact'"
+                    ) from error
+                if isinstance(error, FileNotFoundError):
+                    raise
+                raise StorageError(f"cannot read {self.path}: {error.strerror or error}") from error
+        return _State(manifest, View(opened, manifest.bits, manifest.id_type), tuple(damaged))
 
-    def _opened(self, entry: SegmentEntry, manifest: Manifest | None = None) -> Segment:
-        manifest = manifest or self._manifest
-        assert manifest.id_type is not None  # there is a segment, so there were ids
+    def _segment(self, entry: SegmentEntry, manifest: Manifest, view: View | None) -> Segment:
+        for segment in () if view is None else view.segments:
+            if segment.name == entry.name:
+                same = segment if segment.entry == entry else segment.with_deletions(entry)
+                if same is not None:
+                    return same
+        assert manifest.id_type is not None  # a manifest without it lists no segments
         return Segment(self.path / "segments" / entry.name, entry, manifest.bits, manifest.id_type)
-
-    def _check_writable(self) -> None:
-        if self._closed:
-            raise StorageError(f"{self.path} is closed; open it again")
-        if self._lock is None:
-            raise StorageError(f"{self.path} is open for reading only; open it with writable=True")
-        if not self._lock.holds(self.path):
-            raise StorageError(
-                f"{self.path} was moved or built anew while it was open for writing; nothing was written"
-            )
 
     def _sweep(self) -> None:
         """Remove what no manifest lists any more and no reader holds; the rest is left for a later write."""
-        for left in self.path.glob(".manifest.json.*.tmp"):  # of writers that were killed
-            remove(left)
-        listed = {entry.name: entry for entry in self._manifest.segments}
-        for folder in (self.path / "segments").iterdir():
-            entry = listed.get(folder.name)
-            if entry is None:
-                try_remove(folder)
-                continue
-            current = entry.deletions.name if entry.deletions else ""
-            for file in folder.iterdir():
-                if file.name != current and file.name not in {one.name for one in entry.files}:
-                    remove(file)
+        listed = {entry.name: entry for entry in self._state.manifest.segments}
+        with suppress(OSError):  # what cannot be removed does no harm
+            for left in self.path.glob(".manifest.json.*.tmp"):  # of writers that were killed
+                remove(left)
+            for folder in (self.path / "segments").iterdir():
+                entry = listed.get(folder.name)
+                if entry is not None:
+                    current = entry.deletions.name if entry.deletions else ""
+                    for file in folder.iterdir():
+                        own = DELETIONS_NAME.fullmatch(file.name) or file.name.startswith(".deleted-")
+                        if own and file.name != current:
+                            remove(file)
+                elif SEGMENT_NAME.fullmatch(folder.name):
+                    try_remove(folder)
+                elif folder.name.startswith(".") and ".tmp" in folder.name:
+                    remove(folder)
+
+
+def _refuse_links(path: Path, manifest: Manifest) -> None:
+    """Nothing is written or removed through a link that came with an index."""
+    folders = [path / "segments", *(path / "segments" / entry.name for entry in manifest.segments)]
+    for folder in folders:
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise StorageError(
+                f"cannot write to the index {path}: {folder} is a link, or no folder; copy the index with what it "
+                "points to, or open it for reading"
+            )

@@ -8,66 +8,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
 from crovca.index.scoring import Int64
 
-__all__ = ["Metadata", "as_ids", "as_table", "conform", "matching_rows", "read_all", "read_rows"]
+__all__ = ["Metadata", "as_table", "conform", "matching_rows", "read_all", "read_rows"]
 
 Metadata: TypeAlias = pa.Table | Mapping[str, Any]
 
 ROW_GROUP = 1 << 16
-MAX_ID_LENGTH = 4096
 _FILE, _ROW = "crovca file", "file_row_number"
 _RESERVED = {"id", _FILE, _ROW}
-
-
-def as_ids(ids: Any) -> npt.NDArray[Any]:
-    """Ids as an int64 or str array (n,).
-
-    Raises:
-        InvalidInputError: another type, another rank, or whole numbers beyond int64.
-    """
-    if isinstance(ids, pa.Array | pa.ChunkedArray):
-        ids = ids.to_pylist()
-    if isinstance(ids, list | tuple) or getattr(ids, "dtype", None) == np.dtype(object):
-        ids = _checked(list(ids))
-    found = np.asarray(ids)
-    if found.ndim != 1:
-        raise InvalidInputError(f"ids must have one dimension, got shape {found.shape}")
-    if found.dtype.kind == "U":
-        if found.dtype.itemsize > 4 * MAX_ID_LENGTH and len(found):
-            raise InvalidInputError(f"ids may have {MAX_ID_LENGTH:,} characters at most")
-        return found
-    if found.dtype.kind not in "iu" or (found.dtype == np.uint64 and (found > np.iinfo(np.int64).max).any()):
-        if found.size == 0:
-            return found.astype(np.int64)
-        raise InvalidInputError(f"ids must be strings or 64-bit whole numbers, got {found.dtype}")
-    return found.astype(np.int64)
-
-
-def _checked(ids: list[Any]) -> list[Any]:
-    """Python ids, all of one kind; numpy would make strings of a mixture, and cut zeros off."""
-    if all(isinstance(item, str) for item in ids):
-        for item in ids:
-            if len(item) > MAX_ID_LENGTH or item.endswith("\0"):
-                raise InvalidInputError(
-                    f"ids may have {MAX_ID_LENGTH:,} characters at most, and not end in a zero character; "
-                    f"got {item[:40]!r}"
-                )
-        return ids
-    if all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in ids):
-        return ids
-    odd = next((item for item in ids if not isinstance(item, str | int)), ids[0])
-    found = (
-        "a mixture"
-        if isinstance(odd, str) or (isinstance(odd, int) and not isinstance(odd, bool))
-        else repr(odd)
-    )
-    raise InvalidInputError(f"ids must all be strings or all 64-bit whole numbers, got {found}")
 
 
 def as_table(metadata: Metadata | None, count: int) -> pa.Table | None:
@@ -228,10 +181,10 @@ def read_rows(file: Path, rows: Int64) -> pa.Table:
         return table.take(starts[place] + rows - (ends[owner] - np.asarray(sizes)[owner]))
 
 
-def read_all(file: Path) -> pa.Table:
-    """A whole Parquet file, its checksums compared."""
+def read_all(file: Path, columns: list[str] | None = None) -> pa.Table:
+    """A whole Parquet file, or some of its columns, the checksums compared."""
     with _parquet(file) as parquet:
-        return parquet.read()
+        return parquet.read(columns)
 
 
 @contextmanager

@@ -1,30 +1,21 @@
-"""The scores of the paper and exact top-k over them: what every faster engine must equal.
+"""Distances between queries and codes, and exact top-k over them: what every faster engine must equal.
 
-Every score is a distance (smaller is better) and, but for constants of the query and of the item, one
-inner product of a float query weight with the item's bits. With query logits z and item bits y in {0, 1}:
+A score is a row of ``crovca.metrics``: float query weights w and an offset.
 
-====================  =========================================  ==============  ==================
-metric               distance                                   weight w_j      offset of the query
-====================  =========================================  ==============  ==================
-hamming               sum_j [z_j > 0] != y_j                     +1 or -1        sum_j [z_j > 0]
-asymmetric_hamming    sum_j |sigmoid(z_j) - y_j|                 tanh(z_j / 2)   sum_j sigmoid(z_j)
-bce                   BCE(y, sigmoid(z)), paper section 3.3      z_j             sum_j softplus(z_j)
-symmetric_bce         bce + BCE([z > 0], sigmoid(z_item))        (both logits)
-====================  =========================================  ==============  ==================
+    distance = offset - sum over {j: y_j = 1} of w_j
 
-distance = offset - sum_{j: y_j = 1} w_j, the sum taken in float64 over float32 weights in bit order, and
-rounded to float32. Equal codes therefore have equal distances, whatever the block size or the machine.
-Ties are put in order by a seeded hash of the item's id, then by the id (``tie_order``), so an
-answer does not depend on how items are stored.
+The sum is taken in float64 over float32 weights in bit order, and rounded to float32. Equal codes therefore have
+equal distances, whatever the block size or the machine. Ties are put in order by a seeded hash of the item's id,
+then by the id (``ids.tie_order``), so an answer does not depend on how items are stored.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +23,11 @@ from threadpoolctl import threadpool_limits
 
 from crovca.codes import Codes
 from crovca.errors import InvalidInputError
+from crovca.metrics import Metric, get_metric
 
 __all__ = [
-    "METRICS",
     "BitScorer",
     "CosineScorer",
-    "Metric",
     "Ranking",
     "Scorer",
     "Vectors",
@@ -45,18 +35,11 @@ __all__ = [
     "bce_distance",
     "cosine_distance",
     "hamming_distance",
-    "id_hashes",
-    "order_by_hash",
     "rank",
     "sortable",
-    "splitmix64",
     "symmetric_bce_distance",
-    "tie_order",
     "top_k",
 ]
-
-Metric = Literal["hamming", "asymmetric_hamming", "bce", "symmetric_bce"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -115,33 +98,39 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class BitScorer:
-    """Distances between query weights and packed codes; see the table above.
+    """Distances between query weights and packed codes; see above.
 
-    Built by ``BitScorer.of``. ``database_logits`` is None but for symmetric BCE.
+    Built by ``BitScorer.of``. ``database_logits`` is None but for a metric that needs them.
     """
 
+    metric: Metric
+    logits: Float32  # (q, b) of the queries
     weights: Float32  # (q, b), against the item's bits
     offsets: Float64  # (q,)
     codes: Codes
-    database_logits: Float32 | None = None  # (n, b), against the query's bits
-    whole: bool = False  # all distances are whole numbers, so no order of adding matters: Hamming's
+    database_logits: Float32 | None = None  # (n, b)
 
     @classmethod
     def of(
         cls,
-        metric: Metric,
+        metric: str,
         query_logits: npt.ArrayLike,
         database: Codes,
         database_logits: npt.ArrayLike | None = None,
     ) -> BitScorer:
         """Check the shapes and compute each query's weights and offset.
 
+        Args:
+            metric: a name of ``crovca.metrics``.
+            query_logits: (q, b), finite.
+            database: n codes of b bits.
+            database_logits: (n, b), where the metric needs them; else passed over.
+
         Raises:
-            InvalidInputError: unknown metric, shapes that do not fit, logits that are not finite, or
-                symmetric BCE without the items' logits.
+            InvalidInputError: unknown metric, shapes that do not fit, logits that are not finite, or missing
+                logits of the items.
         """
-        if metric not in METRICS:
-            raise InvalidInputError(f"unknown metric {metric!r}; expected one of {list(METRICS)}")
+        chosen = get_metric(metric)
         logits = np.asarray(query_logits, np.float32)
         if logits.ndim != 2 or logits.shape[1] != database.bits:
             raise InvalidInputError(
@@ -150,19 +139,12 @@ class BitScorer:
             )
         if not np.isfinite(logits).all():
             raise InvalidInputError("query logits must be finite, got NaN or infinity")
-        wide = logits.astype(np.float64)
-        if metric == "hamming":
-            bits = logits > 0
-            weights = np.where(bits, np.float32(1), np.float32(-1))
-            return cls(weights, bits.sum(1, dtype=np.float64), database, whole=True)
-        if metric == "asymmetric_hamming":
-            weights = np.tanh(wide / 2).astype(np.float32)
-            return cls(weights, ((1 + weights.astype(np.float64)) / 2).sum(1), database)
-        offsets = np.logaddexp(0, wide).sum(1)
-        if metric == "bce":
-            return cls(logits, offsets, database)
+        weights, offsets = chosen.weights(logits.astype(np.float64))
+        scorer = cls(chosen, logits, weights.astype(np.float32), offsets, database)
+        if not chosen.needs_item_logits:
+            return scorer
         if database_logits is None:
-            raise InvalidInputError("symmetric BCE needs the logits of the database items as well")
+            raise InvalidInputError(f"the metric {metric!r} needs the logits of the database items as well")
         theirs = np.asarray(database_logits, np.float32)
         if theirs.shape != (len(database), database.bits):
             raise InvalidInputError(
@@ -170,7 +152,7 @@ class BitScorer:
             )
         if not np.isfinite(theirs).all():
             raise InvalidInputError("database logits must be finite, got NaN or infinity")
-        return cls(logits, offsets, database, theirs)
+        return replace(scorer, database_logits=theirs)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -179,16 +161,18 @@ class BitScorer:
 
     def against(self, database: Codes) -> BitScorer:
         """The same queries against other codes of the same length."""
-        return BitScorer(self.weights, self.offsets, database, whole=self.whole)
+        return replace(self, codes=database)
 
     def only(self, queries: Int64) -> BitScorer:
         """Some of the queries."""
-        return BitScorer(self.weights[queries], self.offsets[queries], self.codes, whole=self.whole)
+        return replace(
+            self, logits=self.logits[queries], weights=self.weights[queries], offsets=self.offsets[queries]
+        )
 
     def distances_to(self, query: int, rows: Int64) -> Float32:
         """Distances float32 (len(rows),) from one query to these items: what ``distances`` gives for them.
 
-        Not for symmetric BCE. For a few items: it adds bit after bit, all items at once.
+        Not for a metric that needs the items' logits. For a few items: it adds bit after bit, all items at once.
         """
         weights = self.weights[query].astype(np.float64)[:, None]
         most = _PAIRS // self.codes.bits
@@ -204,18 +188,22 @@ class BitScorer:
         """See ``Scorer``; exact."""
         weights = self.weights[queries].astype(np.float64)
         offsets = self.offsets[queries]
-        if self.database_logits is not None:  # [z, query bits] against [item bits, item logits]
-            weights = np.hstack([weights, weights > 0])
+        term = self.metric.item_term
+        if term is not None:  # [weights, weights of the term] against [item bits, item logits]
+            weights = np.hstack([weights, term.weights(self.logits[queries].astype(np.float64))])
         result = np.empty((len(weights), len(self.codes)), np.float32)
         for start in range(0, len(self.codes), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             features = self.codes[chunk].unpack().astype(np.float64)
             item_offsets = np.zeros(len(features))
-            if self.database_logits is not None:
+            if term is not None:
+                assert self.database_logits is not None  # see ``of``
                 logits = self.database_logits[chunk].astype(np.float64)
                 features = np.hstack([features, logits])
-                item_offsets = np.logaddexp(0, logits).sum(1)
-            result[:, chunk] = _ordered_distances(weights, offsets, features, item_offsets, exact=self.whole)
+                item_offsets = term.offsets(logits)
+            result[:, chunk] = _ordered_distances(
+                weights, offsets, features, item_offsets, exact=self.metric.whole
+            )
         return result
 
 
@@ -400,68 +388,3 @@ def sortable(values: Float32) -> npt.NDArray[np.uint32]:
     """Unsigned integers in the order of the floats (no NaN)."""
     bits = values.view(np.uint32)
     return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(0x80000000))
-
-
-# --- the tie rule -----------------------------------------------------------------------------------
-
-
-def tie_order(ids: npt.NDArray[Any] | None, count: int, *, seed: int = 0) -> npt.NDArray[np.uint32]:
-    """Each item's place among equals: by a seeded 64-bit hash of its id, then by the id.
-
-    Args:
-        ids: (count,) int64 or strings; None: the row number is the id.
-        count: how many items there are, below 2^32.
-        seed: of the hash; another one gives another fixed order.
-
-    Returns:
-        uint32 (count,), a permutation.
-    """
-    keys = np.arange(count, dtype=np.int64) if ids is None else np.asarray(ids)
-    if keys.shape != (count,):
-        raise InvalidInputError(f"expected {count} ids in one dimension, got shape {keys.shape}")
-    places = np.empty(count, np.uint32)
-    order = order_by_hash(id_hashes(keys, seed), lambda rows: keys[rows])
-    places[order] = np.arange(count, dtype=np.uint32)
-    return places
-
-
-def order_by_hash(hashes: npt.NDArray[np.uint64], ids: Callable[[Int64], npt.NDArray[Any]]) -> Int64:
-    """The permutation that sorts by (hash, id). Comparing ids is slow: only those of equal hashes are asked for."""
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    equal = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(equal):
-        inside = np.union1d(equal, equal + 1)
-        order[inside] = order[inside][np.lexsort((ids(order[inside]), ordered[inside]))]
-    return order
-
-
-def id_hashes(ids: npt.NDArray[Any], seed: int = 0) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of each id (n,): splitmix64 chained over its canonical bytes in 8-byte words (int64
-    little-endian, strings UTF-8). The same on every machine, for ever: indexes on disk rely on it."""
-    if ids.dtype.kind in "iu":
-        words = ids.astype("<i8").view("<u8")[:, None]
-        lengths = np.full(len(ids), 8, np.uint64)
-    elif ids.dtype.kind in "UO":
-        try:
-            encoded = [str(item).encode() for item in ids]
-        except UnicodeEncodeError as error:
-            raise InvalidInputError(f"ids must be text that UTF-8 can hold, got {error.object!r}") from error
-        lengths = np.array([len(item) for item in encoded], np.uint64)
-        width = max(8, -(-int(lengths.max(initial=0)) // 8) * 8)
-        words = np.array(encoded, f"S{width}").view("<u8").reshape(len(ids), width // 8)
-    else:
-        raise InvalidInputError(f"ids must be whole numbers or strings, got {ids.dtype}")
-    state = np.full(len(ids), seed, np.uint64)
-    for column in range(words.shape[1]):
-        used = lengths > np.uint64(8 * column)
-        state[used] = splitmix64(state[used] ^ words[used, column])
-    return splitmix64(state ^ lengths)
-
-
-def splitmix64(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The next number of the generator of that name, from each state."""
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))

@@ -3,7 +3,7 @@
 ::
 
     segments/00000001/codes.npy              uint8 (n, bytes)
-    segments/00000001/hashes.npy             uint64 (n,), ascending: the hash of each id (``metric.id_hashes``)
+    segments/00000001/hashes.npy             uint64 (n,), ascending: the hash of each id (``ids.id_hashes``)
     segments/00000001/ids.npy                int64 (n,); or, for strings,
     segments/00000001/id_offsets.npy, id_bytes.npy    int64 (n + 1,) and the UTF-8 bytes, one id after the other
     segments/00000001/metadata.parquet       column id, and the metadata
@@ -15,9 +15,14 @@ found by bisection, without any index of ids in memory.
 
 from __future__ import annotations
 
+import copy
 import fcntl
+import hashlib
 import os
-from collections.abc import Sequence
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,15 +33,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crovca.codes import Codes
-from crovca.errors import FileFormatError
+from crovca.errors import CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, atomic_file, remove, sha256
+from crovca.ids import id_hashes, order_by_hash
 from crovca.index.manifest import FileEntry, IdType, SegmentEntry
+from crovca.index.memo import Memo
 from crovca.index.metadata import ROW_GROUP, read_all
-from crovca.index.scoring import Int64, id_hashes, order_by_hash
+from crovca.index.scoring import Int64
 
 __all__ = ["Segment", "SegmentRows", "try_remove", "write_deletions", "write_segment"]
 
 Hashes = npt.NDArray[np.uint64]
+
+_ENGINES_KEPT = 4  # of the last lengths
+_PADDED = 4  # text is an array of equal lengths where that takes at most so many times its own characters,
+_FEW_CHARACTERS = 1 << 20  # or no more than this
+_CHECKED = 1 << 16  # rows that are compared at a time
+
+# What numpy.save writes of arrays such as these, and nothing else.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(..)(\{'descr': '([<|][ui][148])', 'fortran_order': False, 'shape': \(([0-9]{1,15}),"
+    rb"( [0-9]{1,5})?\), \} *\n)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +107,8 @@ class SegmentRows:
 
 
 def write_segment(folder: Path, rows: SegmentRows) -> SegmentEntry:
-    """Write a segment, atomically, and return its entry for the manifest."""
-    with atomic_directory(folder) as temporary:
+    """Write a segment, atomically, and return its entry for the manifest. What stands there is never replaced."""
+    with atomic_directory(folder, new=True) as temporary:
         np.save(temporary / "codes.npy", rows.codes.packed, allow_pickle=False)
         np.save(temporary / "hashes.npy", rows.hashes, allow_pickle=False)
         ids = rows.table.column("id").combine_chunks()
@@ -122,72 +141,79 @@ def write_deletions(
 
 def try_remove(folder: Path) -> None:
     """Remove a segment that is no longer listed, unless a reader holds it (``Segment``)."""
-    codes = folder / "codes.npy"
-    if codes.exists():
-        hold = os.open(codes, os.O_RDONLY)
-        try:
-            fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        with _opened(folder / "codes.npy", follow=False) as codes:
+            fcntl.flock(codes, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove(folder)  # locked as long as it takes
-        except OSError:
-            return
-        finally:
-            os.close(hold)
-    else:
+    except (FileNotFoundError, NotADirectoryError, FileFormatError):  # no segment, so nobody reads it
         remove(folder)
+    except OSError:
+        return
+
+
+class _Hold:
+    """A shared lock on a segment's codes: while it is held, no writer removes the files (``try_remove``)."""
+
+    def __init__(self, file: int) -> None:
+        self._file = os.dup(file)
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
 
 
 class Segment:
-    """A segment, memory-mapped.
+    """A segment, memory-mapped; its files are held as long as anything refers to it.
 
     Attributes:
         name, folder, entry: where it is and what the manifest says of it.
-        identity, state: differ where anything that is stored differs; state, where deletions differ as well.
         codes: (n,) as stored.
         hashes: uint64 (n,), ascending.
         alive: bool (n,), or None where nothing is deleted.
+        engines: what was built to search it, whatever is deleted (``view``).
 
     Raises:
         FileFormatError: a file is missing, of another size, or not what it should be.
+        FileNotFoundError: a writer removes it at this moment.
     """
 
     def __init__(self, folder: Path, entry: SegmentEntry, bits: int, id_type: IdType) -> None:
         self.folder, self.entry, self.name = folder, entry, entry.name
-        checksums = "".join(file.sha256 for file in entry.files)
-        self.identity = f"{folder}:{checksums}"  # of what is stored
-        self.state = f"{self.identity}:{entry.deleted}:{entry.deletions and entry.deletions.name}"
-        for file in (*entry.files, *([entry.deletions] if entry.deletions else ())):
-            path = folder / file.name
-            size = path.stat().st_size if path.exists() else None
-            if size != file.bytes:
-                found = "is missing" if size is None else f"has {size:,} bytes, expected {file.bytes:,}"
-                raise FileFormatError(f"segment {entry.name} is damaged: {path} {found}")
-        # While this is held, no writer removes the segment's files (``try_remove``).
-        self._hold = os.open(folder / "codes.npy", os.O_RDONLY)
-        fcntl.flock(self._hold, fcntl.LOCK_SH)
-        if os.fstat(self._hold).st_nlink == 0:  # removed before it was locked
-            raise FileNotFoundError(f"{folder} was removed")
-        self.codes = Codes(_map(folder / "codes.npy", np.uint8, entry.rows), bits)
-        self.hashes: Hashes = _map(folder / "hashes.npy", np.uint64, entry.rows)
+        self._sizes = {file.name: file.bytes for file in entry.files}
+        self._check_size(folder / "metadata.parquet", self._sizes["metadata.parquet"])
+        with self._file("codes.npy") as codes:
+            self._hold = _Hold(codes)
+            if os.fstat(codes).st_nlink == 0:  # removed before it was locked
+                raise FileNotFoundError(f"{folder} was removed")
+            try:
+                self.codes = Codes(self._map("codes.npy", np.uint8, entry.rows, -(-bits // 8)), bits)
+            except InvalidInputError as error:
+                raise FileFormatError(f"{folder / 'codes.npy'} is damaged: {error}") from error
+        self.hashes: Hashes = self._map("hashes.npy", np.uint64, entry.rows)
         self._offsets: Int64 | None = None
         if id_type == "int64":
-            self._ids = _map(folder / "ids.npy", np.int64, entry.rows)
+            self._ids = self._map("ids.npy", np.int64, entry.rows)
         else:
-            self._offsets = _map(folder / "id_offsets.npy", np.int64, entry.rows + 1)
-            self._ids = _map(folder / "id_bytes.npy", np.uint8, int(self._offsets[-1]))
-        self.alive: npt.NDArray[np.bool_] | None = None
-        if entry.deletions is not None:
-            deleted = _map(folder / entry.deletions.name, np.uint8, -(-entry.rows // 8))
-            self.alive = np.unpackbits(deleted, count=entry.rows) == 0
+            self._offsets = self._map("id_offsets.npy", np.int64, entry.rows + 1)
+            self._ids = self._map("id_bytes.npy", np.uint8, None)
+            if self._offsets[0] != 0 or self._offsets[-1] != len(self._ids):
+                raise FileFormatError(f"{folder / 'id_offsets.npy'} is damaged: it does not fit id_bytes.npy")
+        self.engines: Memo[Any, Any] = Memo(_ENGINES_KEPT)
+        self._deletions_digest = ""
+        self.alive: npt.NDArray[np.bool_] | None = self._read_deletions()
 
-    def close(self) -> None:
-        """Let a writer remove the files, once they are retired. What is mapped stays readable."""
-        if self._hold >= 0:
-            os.close(self._hold)
-            self._hold = -1
-
-    def __del__(self) -> None:
-        if hasattr(self, "_hold"):
-            self.close()
+    def with_deletions(self, entry: SegmentEntry) -> Segment | None:
+        """The same files and engines with what is deleted now; None unless it is what was deleted and more."""
+        if entry.files != self.entry.files:
+            return None
+        segment = copy.copy(self)
+        segment.entry = entry
+        segment.alive = segment._read_deletions()
+        revived = self.alive is not None and (
+            segment.alive is None or bool((segment.alive & ~self.alive).any())
+        )
+        return None if revived else segment
 
     def __len__(self) -> int:
         return self.entry.rows
@@ -203,19 +229,25 @@ class Segment:
         return self.folder / "metadata.parquet"
 
     def ids(self, rows: Int64) -> npt.NDArray[Any]:
-        """The ids of some rows: int64 or str."""
+        """The ids of some rows: int64 or str, as objects where one long id would make all of them long."""
         if self._offsets is None:
             return self._ids[rows]
+        starts, stops = self._offsets[rows], self._offsets[rows + 1]
+        if not ((starts >= 0) & (starts <= stops) & (stops <= len(self._ids))).all():
+            raise FileFormatError(
+                f"segment {self.name}: id_offsets.npy is damaged; 'crovca index verify' tells what else is"
+            )
         try:
-            texts = [
-                self._ids[start:stop].tobytes().decode()
-                for start, stop in zip(self._offsets[rows], self._offsets[rows + 1], strict=True)
-            ]
+            return as_text(
+                [
+                    self._ids[start:stop].tobytes().decode()
+                    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+                ]
+            )
         except UnicodeDecodeError as error:
             raise FileFormatError(
                 f"segment {self.name}: an id is damaged ({error.reason}); 'crovca index verify' tells what else is"
             ) from error
-        return np.array(texts, np.str_)
 
     def find(self, ids: npt.NDArray[Any], hashes: Hashes) -> Int64:
         """The row of each id that is here and not deleted, else -1: int64 (len(ids),)."""
@@ -241,6 +273,10 @@ class Segment:
         for problem in self.problems():
             raise FileFormatError(f"{problem}; restore it from a copy")
         table = read_all(self.metadata)
+        if table.num_rows != len(self) or "id" not in table.column_names:
+            raise FileFormatError(
+                f"segment {self.name}: metadata.parquet is of other items; restore it from a copy"
+            )
         if self.alive is None:
             return SegmentRows(
                 np.asarray(self.hashes), Codes(np.asarray(self.codes.packed), self.codes.bits), table
@@ -251,37 +287,127 @@ class Segment:
     def problems(self) -> list[str]:
         """Compare every file with its checksum; what is wrong, a line each."""
         found = []
-        for file in (*self.entry.files, *([self.entry.deletions] if self.entry.deletions else ())):
+        for file in self.entry.files:
             try:
                 if sha256(self.folder / file.name) != file.sha256:
-                    found.append(
-                        f"segment {self.name}: {file.name} does not have the checksum that it was written with"
-                    )
-            except OSError as error:
-                found.append(f"segment {self.name}: {file.name} cannot be read: {error.strerror}")
+                    found.append(self._differs(file))
+            except (OSError, CrovcaError) as error:
+                found.append(f"segment {self.name}: {file.name} cannot be read: {error}")
+        if self.entry.deletions and self._deletions_digest != self.entry.deletions.sha256:
+            found.append(self._differs(self.entry.deletions))
         return found
+
+    def contradictions(self) -> list[str]:
+        """Compare the files with each other, as far as checksums do not tell; what is wrong, a line each."""
+        place = f"segment {self.name}: "
+        try:
+            table = read_all(self.metadata, ["id"])
+            for start in range(0, len(self), _CHECKED):
+                rows = np.arange(start, min(start + _CHECKED, len(self)))
+                ids = self.ids(rows)
+                if (id_hashes(ids) != self.hashes[rows]).any():
+                    return [f"{place}hashes.npy is not of these ids"]
+                if table.column("id").slice(start, len(rows)).to_pylist() != ids.tolist():
+                    return [f"{place}metadata.parquet is of other items"]
+        except (FileFormatError, InvalidInputError) as error:
+            return [place + str(error).removeprefix(place)]
+        ordered = (self.hashes[1:] >= self.hashes[:-1]).all() and table.num_rows == len(self)
+        return [] if ordered else [f"{place}its rows are not in the order of their hashes"]
+
+    def _differs(self, file: FileEntry) -> str:
+        return f"segment {self.name}: {file.name} does not have the checksum that it was written with"
+
+    # --- files, of which nothing is believed ---
+
+    def _check_size(self, path: Path, expected: int) -> None:
+        try:
+            status = path.stat()
+            found = (
+                None if status.st_size == expected else f"has {status.st_size:,} bytes, expected {expected:,}"
+            )
+            if not stat.S_ISREG(status.st_mode):
+                found = "is no file"
+        except OSError:
+            found = "is missing"
+        if found:
+            raise FileFormatError(f"segment {self.name} is damaged: {path} {found}")
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[int]:
+        self._check_size(self.folder / name, self._sizes[name])
+        with _opened(self.folder / name) as file:
+            yield file
+
+    def _map(self, name: str, dtype: type[np.generic], rows: int | None, width: int | None = None) -> Any:
+        """An array of a file: (rows,) or (rows, width); any number of rows where that is None."""
+        path, kind = self.folder / name, np.dtype(dtype)
+        with self._file(name) as file:
+            begin = os.pread(file, 1024, 0)
+            header = _HEADER.match(begin)
+            if header is None or int.from_bytes(header[1], "little") != len(header[2]):
+                raise FileFormatError(f"{path} is damaged: it does not begin as an array does")
+            shape = tuple(int(size) for size in (header[4], header[5]) if size is not None)
+            expected = (shape[0] if rows is None else rows, *(() if width is None else (width,)))
+            if header[3].decode() != kind.str or shape != expected:
+                raise FileFormatError(
+                    f"{path} is damaged: {header[3].decode()} {shape}, expected {kind.str} {expected}"
+                )
+            size = int(np.prod(shape)) * kind.itemsize
+            if header.end() + size != self._sizes[name]:
+                raise FileFormatError(
+                    f"{path} is damaged: an array {shape} does not take {self._sizes[name]:,} bytes"
+                )
+            if not size:
+                return np.empty(shape, kind)
+            with open(file, "rb", closefd=False) as opened:
+                mapped = np.memmap(opened, kind, "r", header.end(), shape)
+        return mapped.view(np.ndarray)  # indexing numpy's memmap class takes many times longer
+
+    def _read_deletions(self) -> npt.NDArray[np.bool_] | None:
+        """Which rows are not deleted; None: all. In memory, as a writer removes the file at the next deletion."""
+        file = self.entry.deletions
+        if file is None:
+            return None
+        path = self.folder / file.name
+        self._check_size(path, file.bytes)
+        self._sizes = {**self._sizes, file.name: file.bytes}
+        deleted = np.unpackbits(self._map(file.name, np.uint8, -(-len(self) // 8)), count=len(self))
+        if int(deleted.sum(dtype=np.int64)) != self.entry.deleted:
+            raise FileFormatError(
+                f"segment {self.name} is damaged: {path} does not mark {self.entry.deleted:,} rows"
+            )
+        with _opened(path) as opened:
+            self._deletions_digest = hashlib.sha256(os.pread(opened, file.bytes, 0)).hexdigest()
+        return deleted == 0
+
+
+@contextmanager
+def _opened(path: Path, *, follow: bool = True) -> Iterator[int]:
+    """A file that is one: never a pipe or a device, which would wait or never end."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise FileFormatError(f"{path} is no file")
+        yield file
+    finally:
+        os.close(file)
+
+
+def as_text(texts: list[str]) -> npt.NDArray[Any]:
+    """Strings as an array: of one length each, or of objects where few long ones would make all of them long."""
+    padded = len(texts) * max(map(len, texts), default=0)
+    even = padded <= max(_FEW_CHARACTERS, _PADDED * sum(map(len, texts)))
+    return np.array(texts, np.str_ if even else object)
 
 
 def _entry(file: Path) -> FileEntry:
     return FileEntry(file.name, file.stat().st_size, sha256(file))
 
 
-def _map(path: Path, dtype: type[np.generic], rows: int) -> npt.NDArray[Any]:
-    try:
-        array = (
-            np.load(path, mmap_mode="r", allow_pickle=False) if rows else np.load(path, allow_pickle=False)
-        )
-    except (ValueError, EOFError) as error:
-        raise FileFormatError(f"{path} is damaged: {error}") from error
-    if array.dtype != dtype or len(array) != rows:
-        raise FileFormatError(f"{path} is damaged: {array.dtype} {array.shape}, expected {rows} rows")
-    return array.view(np.ndarray)  # indexing numpy's memmap class takes many times longer
-
-
 def _numpy(ids: pa.ChunkedArray) -> npt.NDArray[Any]:
     if pa.types.is_integer(ids.type):
         return ids.to_numpy()
-    return np.array(ids.to_pylist(), np.str_)
+    return as_text(ids.to_pylist())
 
 
 def _string_buffers(ids: pa.Array) -> tuple[Int64, npt.NDArray[np.uint8]]:

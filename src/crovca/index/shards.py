@@ -11,7 +11,7 @@ from crovca.errors import InvalidInputError
 from crovca.index.index import HashIndex
 from crovca.index.manifest import IdType
 from crovca.index.reader import Reader
-from crovca.index.segment import Segment
+from crovca.index.view import View
 
 __all__ = ["ShardedIndex"]
 
@@ -23,7 +23,6 @@ class ShardedIndex(Reader):
     """
 
     def __init__(self, shards: Sequence[HashIndex]) -> None:
-        super().__init__()
         if not shards:
             raise InvalidInputError("give at least one index")
         lengths = sorted({shard.bits for shard in shards})
@@ -38,6 +37,7 @@ class ShardedIndex(Reader):
             raise InvalidInputError("the same index is given twice")
         self.shards = tuple(shards)
         self.bits = lengths[0]
+        self._joined: tuple[tuple[View, ...], View] | None = None
 
     @classmethod
     def open(cls, paths: Sequence[str | Path], *, skip_damaged: bool = False) -> Self:
@@ -66,6 +66,11 @@ class ShardedIndex(Reader):
         """See ``Reader``."""
         return next((shard.id_type for shard in self.shards if shard.id_type), None)
 
-    @property
-    def _segments(self) -> Sequence[Segment]:
-        return [segment for shard in self.shards for segment in shard._segments]
+    def view(self) -> View:
+        """See ``Reader``."""
+        views = tuple(shard.view() for shard in self.shards)
+        joined = self._joined
+        if joined is None or joined[0] != views:  # views are equal where they are the same
+            segments = [segment for view in views for segment in view.segments]
+            joined = self._joined = views, View(segments, self.bits, self.id_type)
+        return joined[1]

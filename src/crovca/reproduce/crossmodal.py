@@ -143,7 +143,7 @@ def _measure_group(
             "map_min_k_r": float(_curve(ranking, "map_min_k_r")[k - 1]),
             "hit": float(_curve(ranking, "recall")[k - 1]),
             "hamming": hamming,
-            "chance": _chance(measure, wanted.metric, len(database), k),
+            "chance": _chance(measure, wanted.metric, k),
             "queries": len(query),
             "database": len(database),
             "curve": curve[:k].tolist() if k <= _LONGEST_CURVE else None,
@@ -206,6 +206,5 @@ def _curve(ranking: Ranked, metric: str) -> npt.NDArray[np.float64]:
     return found
 
 
-def _chance(measure: Measure, metric: str, items: int, k: int) -> float:
-    chance = metrics.chance_hit if metric == "recall" else metrics.chance_average_precision
-    return float(chance(measure.total, items, k).mean())
+def _chance(measure: Measure, metric: str, k: int) -> float | None:
+    return measure.chance(metrics.chance_hit if metric == "recall" else metrics.chance_average_precision, k)

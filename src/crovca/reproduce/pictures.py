@@ -23,7 +23,8 @@ from crovca.errors import ConfigError, InvalidInputError
 from crovca.evaluation import figures, page
 from crovca.evaluation.evaluate import Items
 from crovca.files import atomic_file, write_json
-from crovca.index.scoring import BitScorer, CosineScorer, Scorer, tie_order, top_k
+from crovca.ids import tie_order
+from crovca.index.scoring import BitScorer, CosineScorer, Scorer, top_k
 from crovca.reproduce.paper import Cell, Training, experiment_of
 from crovca.reproduce.workspace import Workspace
 from crovca.sources.decode import UnreadableItem, decode

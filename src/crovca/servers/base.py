@@ -1,7 +1,7 @@
 """What every server can do, and the exact scores that none of them has.
 
 A server finds candidates by what it can compute and returns them with their bits; the scores of
-``search.metric`` are computed here, over those candidates (``overfetch`` of them). What was not returned is
+``crovca.metrics`` are computed here, over those candidates (``overfetch`` of them). What was not returned is
 known to be no nearer than a bound, so where the k-th score is below it, the answer is proven to be
 the exact one, and says so (``ServerNeighbors.proven``). The bounds are in ``bounds``. Where it is not
 proven, ``exact=True`` asks the server for every item that could still be among the k.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ import pyarrow as pa
 
 from crovca.codes import Codes
 from crovca.errors import InvalidInputError
+from crovca.ids import tie_order
 from crovca.index.results import Neighbors, StoredItems
-from crovca.index.scoring import BitScorer, tie_order
+from crovca.index.scoring import BitScorer
+from crovca.metrics import get_metric
 from crovca.servers.bounds import Query
 
 __all__ = [
@@ -30,7 +32,6 @@ __all__ = [
     "IdType",
     "Server",
     "ServerCandidates",
-    "ServerMetric",
     "ServerNeighbors",
     "default_overfetch",
     "missing",
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 IdType = Literal["int64", "string"]
-ServerMetric = Literal["bce", "asymmetric_hamming", "hamming"]  # symmetric BCE needs the items' logits
 Ids = npt.NDArray[Any]
 
 
@@ -81,7 +81,7 @@ class Server(Protocol):
         logits: npt.ArrayLike | Codes,
         k: int = 10,
         *,
-        metric: ServerMetric = "bce",
+        metric: str = "bce",
         where: str | None = None,
         overfetch: int | None = None,
         exact: bool = False,
@@ -91,7 +91,7 @@ class Server(Protocol):
         Args:
             logits: float (q, bits); Codes are allowed for ``metric="hamming"``.
             k: how many.
-            metric: as in ``search.metric``.
+            metric: a score of ``crovca.metrics`` that needs codes alone.
             where: a condition on the metadata in the server's own language.
             overfetch: how many candidates to rescore a query; None: ``default_overfetch(k)``.
             exact: fetch more where the answer is not proven, until it is.
@@ -152,7 +152,7 @@ def search_by_rescoring(
     engine: CandidateSource,
     logits: npt.ArrayLike | Codes,
     k: int,
-    metric: ServerMetric,
+    metric: str,
     where: str | None,
     overfetch: int | None,
     exact: bool,
@@ -214,10 +214,9 @@ def _best(ids: Ids, codes: Codes, query: Query, k: int) -> tuple[Ids, Codes, npt
     return ids[rows], codes[rows], distances[rows]
 
 
-def _query_logits(logits: npt.ArrayLike | Codes, metric: ServerMetric, bits: int) -> npt.NDArray[np.float32]:
+def _query_logits(logits: npt.ArrayLike | Codes, metric: str, bits: int) -> npt.NDArray[np.float32]:
     """Checked float32 (q, bits), q at least 1."""
-    if metric not in get_args(ServerMetric):
-        raise InvalidInputError(f"a server can score {list(get_args(ServerMetric))}, got metric {metric!r}")
+    get_metric(metric, stored=True)
     if isinstance(logits, Codes):
         if metric != "hamming":
             raise InvalidInputError(

@@ -1,6 +1,6 @@
 """How near an item can be, from what a database server can compute: numbers of differing bits.
 
-With query weights w (``search.metric``), an item whose code differs from the query's own in a set of bits is at
+With query weights w (``crovca.metrics``), an item whose code differs from the query's own in a set of bits is at
 
     distance = least + sum of |w_j| over those bits,    least = offset - sum_{w_j > 0} w_j
 
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crovca.codes import Codes
-from crovca.index.scoring import BitScorer, Metric
+from crovca.index.scoring import BitScorer
 
 __all__ = ["Levels", "Query"]
 
@@ -55,24 +55,24 @@ class Query:
     Attributes:
         logits: float32 (bits,).
         metric: the distance.
-        code: its own code, one row.
+        code: the nearest that an item can have, one row: 1 where a weight is above 0.
         costs: float64 (bits,), what differing in each bit costs: |w_j|.
         least: the smallest distance that any item can have.
         slack: more than float64 sums of these can be wrong by.
     """
 
     logits: npt.NDArray[np.float32]
-    metric: Metric
+    metric: str
     code: Codes
     costs: Float64
     least: float
     slack: float
 
     @classmethod
-    def of(cls, logits: npt.NDArray[np.float32], metric: Metric) -> Query:
+    def of(cls, logits: npt.NDArray[np.float32], metric: str) -> Query:
         """Checked logits (bits,) and their distance."""
-        code = Codes.from_logits(logits[None, :])
-        scorer = BitScorer.of(metric, logits[None, :], code)
+        scorer = BitScorer.of(metric, logits[None, :], Codes.from_logits(logits[None, :]))
+        code = Codes.from_bits(scorer.weights > 0)
         weights, offset = scorer.weights[0].astype(np.float64), float(scorer.offsets[0])
         costs = np.abs(weights)
         slack = 4 * (len(costs) + 4) * _UNIT * (float(costs.sum()) + abs(offset))

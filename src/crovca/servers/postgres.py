@@ -50,7 +50,6 @@ from crovca.servers.base import (
     Ids,
     IdType,
     ServerCandidates,
-    ServerMetric,
     ServerNeighbors,
     missing,
     search_by_rescoring,
@@ -275,7 +274,7 @@ class PostgresServer:
         logits: npt.ArrayLike | Codes,
         k: int = 10,
         *,
-        metric: ServerMetric = "bce",
+        metric: str = "bce",
         where: str | None = None,
         overfetch: int | None = None,
         exact: bool = False,
@@ -378,7 +377,7 @@ class PostgresServer:
         logits: npt.ArrayLike,
         count: int = 1000,
         *,
-        metric: ServerMetric = "bce",
+        metric: str = "bce",
         where: str | None = None,
     ) -> str:
         """The server's plan for the candidates of one query (bits,): whether shards sort for themselves, say."""

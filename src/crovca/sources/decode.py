@@ -8,12 +8,16 @@ EXIF orientation    the image is turned upright; an orientation that cannot be r
 CMYK, YCCK          converted without color profiles; in JPEG inks are inverted where Adobe's marker says so
 alpha, palettes     laid on a white background
 16-bit gray         scaled to 8 bits (divided by 257, rounded), never clipped
-32-bit, float gray  stretched from the smallest to the largest value (values within 16 bits: as 16-bit gray)
+32-bit, float gray  whole numbers up to 255 as 8-bit gray, up to 65,535 as 16-bit gray; others are stretched from the
+                    smallest to the largest value
+PNG                 texts, color profiles and other parts that no pixel depends on are passed over, however large or
+                    damaged they are, as viewers do
+HEIC                read where the extra ``crovca[heic]`` is installed
 animations, pages   the first frame, with a note
 large JPEG          decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that is no smaller than what ``smallest`` asks for
 ==================  ==========================================================================================
 
-Only formats that Pillow decodes by itself are tried: none of them starts another program.
+Only formats that Pillow (and pillow-heif) decode by themselves are tried: none of them starts another program.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -122,6 +127,11 @@ _MAGIC = re.compile(
 )
 
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Beside the critical chunks (their names begin with a capital) these change what is shown, or what is said of it.
+_PNG_CHUNKS = {b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
+
+
 class UnreadableItem(FileFormatError):
     """An item that cannot be embedded.
 
@@ -167,7 +177,7 @@ def decode(data: bytes, *, smallest: Smallest | None = None) -> Decoded:
     if not data:
         raise UnreadableItem("empty", "0 bytes")
     try:
-        with pillow.open(io.BytesIO(data), formats=FORMATS) as image:
+        with pillow.open(io.BytesIO(_png_pixels(data)), formats=_formats()) as image:
             _check_size(image.size)
             size = image.size
             turn = _orientation(image) if image.format in ("JPEG", "MPO") else 1
@@ -237,7 +247,9 @@ def _to_rgb(image: Any) -> Any:
     if image.mode.startswith("I;16"):
         return _gray(np.asarray(image))
     if image.mode in ("I", "F"):
-        return _gray(np.asarray(image, np.float64))
+        # PNG and PPM of 16 bits come as "I" in some versions of Pillow; a TIFF of 32 bits has no depth of its own.
+        narrow = image.mode == "F" or image.format == "TIFF"
+        return _gray(np.asarray(image, np.float64), narrow=narrow)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = _pillow().new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -250,18 +262,36 @@ def _to_rgb(image: Any) -> Any:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _gray(values: np.ndarray[Any, np.dtype[Any]]) -> Any:
-    """Gray values of more than 8 bits as an RGB image."""
+def _gray(values: np.ndarray[Any, np.dtype[Any]], *, narrow: bool = False) -> Any:
+    """Gray values of more than 8 bits as an RGB image; ``narrow``: whole numbers up to 255 are those of 8 bits."""
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UnreadableItem("damaged", "gray values that are NaN or infinite")
     whole = values.dtype.kind == "u" or bool((values == np.rint(values)).all())
     if whole and low >= 0 and 1 < high <= 65535:
-        low, high = 0.0, 65535.0
+        low, high = 0.0, 255.0 if narrow and high <= 255 else 65535.0
     with np.errstate(over="ignore"):
         scaled = (values.astype(np.float64) - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
     gray = np.rint(scaled).clip(0, 255).astype(np.uint8)
     return _pillow().fromarray(gray).convert("RGB")
+
+
+def _png_pixels(data: bytes) -> bytes:
+    """A PNG without the chunks that no pixel depends on: Pillow refuses the file for one that is large or damaged."""
+    if not data.startswith(_PNG):
+        return data
+    kept, start = [_PNG], len(_PNG)
+    while start + 12 <= len(data):
+        kind, end = data[start + 4 : start + 8], start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if end > len(data):
+            break
+        if kind[:1].isupper() or (
+            kind in _PNG_CHUNKS
+            and zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+        ):
+            kept.append(data[start:end])
+        start = end
+    return b"".join((*kept, data[start:]))
 
 
 def _unidentified(data: bytes) -> UnreadableItem:
@@ -270,6 +300,10 @@ def _unidentified(data: bytes) -> UnreadableItem:
         return UnreadableItem("damaged", "begins like an image, but its header cannot be read")
     for pattern, what, is_image in _OTHERS:
         if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
+            if what == "HEIC" and len(_formats()) > len(FORMATS):
+                return UnreadableItem("damaged", "begins like HEIC, but its header cannot be read")
+            if what == "HEIC":
+                what = "HEIC, which takes the package pillow-heif: pip install 'crovca[heic]'"
             return UnreadableItem("unsupported" if is_image else "not an image", what)
     if not any(head):
         return UnreadableItem("not an image", "begins with zero bytes")
@@ -292,6 +326,16 @@ def _damaged(error: Exception, data: bytes) -> UnreadableItem:
     if isinstance(error, NotImplementedError) or "conversion from" in text or "unsupported" in text.lower():
         return UnreadableItem("unsupported", text)
     return UnreadableItem("damaged", text)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    try:
+        import pillow_heif
+    except ImportError:
+        return FORMATS
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 @cache

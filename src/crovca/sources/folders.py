@@ -13,14 +13,15 @@ import numpy.typing as npt
 
 from crovca.data.store import JOB
 from crovca.errors import FileFormatError, StorageError
+from crovca.files import read_text, split_lines
 from crovca.sources.decode import IMAGE_SUFFIXES
-from crovca.sources.source import Source, build_source, read_file
+from crovca.sources.source import Source, build_source, is_clutter, numbers_or_names, read_below, read_file
 
 __all__ = ["open_folder", "open_split", "scan"]
 
 
 def scan(root: Path) -> tuple[list[tuple[str, int]], list[str]]:
-    """List the files below a folder, links followed, hidden names left out.
+    """List the files below a folder, links followed; hidden names and systems' own (@eaDir, Thumbs.db) are left out.
 
     Returns:
         Paths below ``root`` (with "/") and sizes of those named like images, and the paths of the others, both sorted.
@@ -51,7 +52,7 @@ def _scan(
     if above and any(entry.name == JOB for entry in entries):  # a store that was put among the images
         return
     for entry in entries:
-        if entry.name.startswith("."):
+        if is_clutter(entry.name):
             continue
         name = prefix + entry.name
         if entry.is_dir():
@@ -97,17 +98,11 @@ def open_split(path: Path, root: Path) -> Source[bytes]:
     Raises:
         FileFormatError: not text, no line, or lines that do not fit together (which).
     """
-    try:
-        content = path.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is not a split file: not UTF-8 text ({error.reason})") from error
+    text = read_text(path, "split file")
     names: list[str] = []
     rows: list[list[str]] = []
     columns = -1
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         if not line.strip():
             continue
         if columns < 0:
@@ -125,8 +120,8 @@ def open_split(path: Path, root: Path) -> Source[bytes]:
     return build_source(
         "split file",
         names,
-        lambda row: read_file(root / names[row]),
-        [hashlib.sha256(content).hexdigest()],
+        lambda row: read_below(root, names[row]),
+        [hashlib.sha256(text.encode()).hexdigest()],
         labels=_labels(rows, columns, path),
     )
 
@@ -134,9 +129,9 @@ def open_split(path: Path, root: Path) -> Source[bytes]:
 def _labels(rows: list[list[str]], columns: int, path: Path) -> npt.NDArray[Any] | None:
     if not columns:
         return None
-    values = np.array(rows, np.int64)
     if columns == 1:
-        return values[:, 0]
+        return numbers_or_names([value for (value,) in rows])
+    values = np.array(rows, np.int64)
     wrong = np.flatnonzero((values > 1).any(axis=1))
     if len(wrong):
         raise FileFormatError(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from crovca.errors import FileFormatError, InvalidInputError
@@ -85,16 +86,38 @@ def _open_folder(path: Path, columns: dict[str, str | None]) -> Source[bytes]:
     by_suffix = {
         suffix: [file for file in others if file.lower().endswith(suffix)] for suffix in (".parquet", ".tar")
     }
+    tables_, archives = by_suffix[".parquet"], by_suffix[".tar"]
     if files:
-        return folders.open_folder(path, files, len(others))
-    if by_suffix[".parquet"]:
+        found = folders.open_folder(path, files, len(others))
+        said = f"the images themselves are read, not the {_counted(by_suffix)} beside them"
+        return _noted(found, said) if tables_ or archives else found
+    if tables_ and archives:
+        # img2dataset writes what it knows of 00000.tar into 00000.parquet; of anything else one cannot tell.
+        if {file[: -len(".parquet")] for file in tables_} <= {file[: -len(".tar")] for file in archives}:
+            tables_ = []
+        else:
+            raise InvalidInputError(
+                f"{path} holds {_counted(by_suffix)}, which may both hold the images; give a folder of one kind"
+            )
+    if tables_:
         return tables.open_parquet_images([path / file for file in by_suffix[".parquet"]], path, **columns)
-    if by_suffix[".tar"]:
-        return tars.open_tars([path / file for file in by_suffix[".tar"]], path)
+    if archives:
+        found = tars.open_tars([path / file for file in archives], path)
+        return (
+            _noted(found, f"of {_counted(by_suffix)} the tars are read") if by_suffix[".parquet"] else found
+        )
     raise InvalidInputError(
         f"{path} holds no image, but {len(others):,} other files; expected .jpg, .png, .webp and the like, "
         ".parquet or .tar"
     )
+
+
+def _counted(by_suffix: dict[str, list[str]]) -> str:
+    return " and ".join(f"{len(files):,} {suffix}" for suffix, files in by_suffix.items() if files)
+
+
+def _noted(source: Source[bytes], note: str) -> Source[bytes]:
+    return replace(source, notes=(*source.notes, note))
 
 
 def _advice(path: Path) -> str:

@@ -16,7 +16,12 @@ import numpy.typing as npt
 
 from crovca.sources.decode import MAX_BYTES, UnreadableItem
 
-__all__ = ["Fault", "Source", "build_source", "read_file"]
+__all__ = ["Fault", "Source", "build_source", "is_clutter", "numbers_or_names", "read_below", "read_file"]
+
+_CLUTTER = {
+    "@eadir", "@recycle", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "system volume information",
+    "lost+found", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini",
+}  # fmt: skip
 
 T = TypeVar("T")
 Fault = tuple[str, str]  # a reason of ``REASONS``, and the detail
@@ -88,6 +93,32 @@ def build_source(
     whole = isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"
     array = np.asarray(ids, np.int64) if whole else np.asarray(names, np.str_)
     return Source(kind, array, fetch, digest.hexdigest(), faults=faults, **known)
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or a folder of this name is a system's own: hidden, a thumbnail, a recycle bin."""
+    return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def numbers_or_names(values: Sequence[str]) -> npt.NDArray[Any]:
+    """Labels that were read as text: int64 where each is written as a number is, else as they stand ("007")."""
+    whole = all(
+        value.isascii() and value.isdecimal() and len(value) < 19 and (value == "0" or value[0] != "0")
+        for value in values
+    )
+    return np.array(values, np.int64 if whole else np.str_)
+
+
+def read_below(root: Path, name: str) -> bytes:
+    """Read a file that a table or a list names.
+
+    Raises:
+        UnreadableItem: as ``read_file``; or the path leads out of ``root``.
+    """
+    path = os.path.normpath(root / name)
+    if "\0" in name or not Path(path).is_relative_to(os.path.normpath(root)):
+        raise UnreadableItem("missing", f"the path leads out of the folder {root}")
+    return read_file(Path(path))
 
 
 def read_file(path: Path) -> bytes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,16 +12,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.data.embeddings import column
-from crovca.errors import FileFormatError, InvalidInputError, StorageError
-from crovca.files import read_json
+from crovca.data.columns import (
+    ID_NAMES,
+    LABEL_NAMES,
+    class_names,
+    column,
+    name_among,
+    open_table,
+)
+from crovca.data.labels import from_class_lists
+from crovca.errors import CrovcaWarning, FileFormatError, InvalidInputError
+from crovca.files import open_regular, read_json
 from crovca.sources.decode import UnreadableItem
-from crovca.sources.source import Source, build_source, read_file
+from crovca.sources.source import Source, build_source, read_below
 
-__all__ = ["open_parquet", "open_parquet_images", "open_saved_dataset", "pick_column"]
+__all__ = ["open_parquet_images", "open_saved_dataset", "pick_column"]
 
-_ID_COLUMNS = ("id", "ids")
-_LABEL_COLUMNS = ("labels", "label")
+_PREFERRED = ("image", "img", "jpg", "picture", "photo")
+_PATHS = ("image", "img", "image_path", "path", "file_name")
 _WINDOW_ROWS, _WINDOWS = 64, 16  # rows read at once, and how many such blocks are kept
 
 
@@ -36,7 +44,7 @@ def open_parquet_images(
         FileFormatError: a file is damaged, or the files have different columns.
         InvalidInputError: no column of images, or not the named one.
     """
-    files = [open_parquet(path) for path in paths]
+    files = [open_table(path) for path in paths]
     schema = files[0].schema_arrow
     for path, file in zip(paths, files, strict=True):
         if file.schema_arrow.names != schema.names:
@@ -83,9 +91,17 @@ def open_saved_dataset(path: Path, *, image_column: str | None, caption_column: 
         )
     try:
         names = [str(file["filename"]) for file in state["_data_files"]]
+        wrong = next((name for name in names if Path(name).name != name), None)
+        if wrong is not None:
+            raise FileFormatError(f"{path}: state.json names {wrong!r}, expected a file of that folder")
+        for name in names:
+            open_regular(path / name).close()
         parts = [pa.ipc.open_stream(pa.memory_map(str(path / name))).read_all() for name in names]
         table = pa.concat_tables(parts)
-    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        table.validate(full=True)  # offsets are followed without a look later
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, FileFormatError):
+            raise
         raise FileFormatError(
             f"{path} is not a readable saved dataset ({str(error).splitlines()[0]})"
         ) from error
@@ -106,31 +122,10 @@ def open_saved_dataset(path: Path, *, image_column: str | None, caption_column: 
     )
 
 
-def open_parquet(path: Path) -> Any:
-    """Open a Parquet file for reading in pieces.
-
-    Raises:
-        FileFormatError: missing or damaged.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20)
-    except FileNotFoundError:
-        raise FileFormatError(f"{path} does not exist") from None
-    except PermissionError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise FileFormatError(
-            f"{path} is not a readable .parquet ({str(error).splitlines()[0]}); it may be truncated"
-        ) from error
-
-
 def pick_column(
     names: list[str], wanted: str | None, usual: tuple[str, ...], what: str, path: Path, option: str
 ) -> str:
-    """The column that was asked for, or the first of the usual names.
+    """The column that was asked for, or the first of the usual names; where there are several, that is said.
 
     Raises:
         InvalidInputError: there is none.
@@ -139,9 +134,13 @@ def pick_column(
         if names.count(wanted) != 1:
             raise InvalidInputError(f"{path} has no one column {wanted!r}; found {names}")
         return wanted
-    for name in usual:
-        if name in names:
-            return name
+    found = [name for name in usual if name in names]
+    if len(found) > 1:
+        others = ", ".join(map(repr, found[1:]))
+        text = f"{path.name}: {what} are taken from {found[0]!r}, not {others}; {option} names another"
+        warnings.warn(text, CrovcaWarning, stacklevel=2)
+    if found:
+        return found[0]
     raise InvalidInputError(f"{path}: no column of {what} was recognized in {names}; name it with {option}")
 
 
@@ -227,9 +226,19 @@ def _image_column(schema: Any, wanted: str | None, path: Path) -> str:
     def is_binary(kind: Any) -> bool:
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
-    likely = [field.name for field in schema if holds_images(field.type)]
-    likely += [field.name for field in schema if is_binary(field.type)]
-    likely += [name for name in ("image", "img", "image_path", "path", "file_name") if name in schema.names]
+    likely = [field.name for field in schema if holds_images(field.type) or is_binary(field.type)]
+    if (
+        wanted is None
+        and len(likely) > 1
+        and likely.count("image") != 1
+        and not set(likely) & set(_PREFERRED)
+    ):
+        raise InvalidInputError(
+            f"{path}: the columns {likely} may all be images; name one with --image-column"
+        )
+    likely = sorted(likely, key=lambda name: (*_PREFERRED, name).index(name)) or [
+        name for name in _PATHS if name in schema.names
+    ]
     name = pick_column(schema.names, wanted, tuple(likely), "images", path, "--image-column")
     kind = schema.field(name).type
     if not (
@@ -242,10 +251,7 @@ def _image_column(schema: Any, wanted: str | None, path: Path) -> str:
 
 
 def _described_columns(schema: Any, caption_column: str | None, path: Path) -> list[str]:
-    names = [
-        next((name for name in usual if name in schema.names), None)
-        for usual in (_ID_COLUMNS, _LABEL_COLUMNS)
-    ]
+    names = [name_among(schema.names, usual, path) for usual in (ID_NAMES, LABEL_NAMES)]
     if caption_column is not None:
         names.append(pick_column(schema.names, caption_column, (), "captions", path, "--caption-column"))
     elif "caption" in schema.names:
@@ -268,13 +274,13 @@ def _table_source(
     if not rows:
         raise InvalidInputError(f"{path} has no rows")
     names = described.column_names
-    id_column = next((name for name in _ID_COLUMNS if name in names), None)
+    id_column = next((name for name in ID_NAMES if name in names), None)
     ids: Any = np.arange(rows, dtype=np.int64)
     if id_column is not None:
         ids = column(described, id_column, path)
-        if ids.dtype.kind not in "iuU":
+        if ids.dtype.kind not in "iuU" or ids.ndim != 1:
             raise InvalidInputError(
-                f"{path}: column {id_column!r} must hold whole numbers or strings, got {ids.dtype}"
+                f"{path}: column {id_column!r} must hold whole numbers or strings, got {ids.dtype} {ids.shape}"
             )
     caption = caption_column or ("caption" if "caption" in names else None)
     captions = None
@@ -287,7 +293,7 @@ def _table_source(
             found = found.get("bytes") if found.get("bytes") is not None else found.get("path")
         if found is None:
             raise UnreadableItem("missing", f"column {name!r} is empty")
-        return read_file(root / found) if isinstance(found, str) else bytes(found)
+        return read_below(root, found) if isinstance(found, str) else bytes(found)
 
     labels, notes = _table_labels(described, path)
     return build_source(kind, ids, fetch, stamps, labels=labels, captions=captions, notes=tuple(notes))
@@ -300,25 +306,25 @@ def _first_text(value: Any) -> str:
 
 
 def _table_labels(table: Any, path: Path) -> tuple[npt.NDArray[Any] | None, list[str]]:
-    name = next((name for name in _LABEL_COLUMNS if name in table.column_names), None)
+    name = next((name for name in LABEL_NAMES if name in table.column_names), None)
     if name is None:
         return None, []
     if table.column(name).null_count:
         return None, [
             f"labels are left out: {table.column(name).null_count:,} of {table.num_rows:,} are missing"
         ]
+    named = class_names(table.schema, name)
     try:
-        labels = column(table, name, path)
+        lists = from_class_lists(table.column(name), named, path) if named else None
+        labels = column(table, name, path) if lists is None else lists
     except FileFormatError as error:
         return None, [f"labels are left out: {error}"]
-    named = _class_names(table.schema, name)
-    if (
-        named
-        and labels.ndim == 1
-        and labels.dtype.kind in "iu"
-        and len(labels)
-        and 0 <= labels.min() <= labels.max() < len(named)
-    ):
+    if named and labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels):
+        unknown = int(((labels < 0) | (labels >= len(named))).sum())
+        if unknown:  # datasets writes -1 for items of no class
+            return None, [
+                f"labels are left out: {unknown:,} of {len(labels):,} are none of the {len(named)} classes"
+            ]
         return np.array(named)[labels], []
     if labels.ndim == 2:
         return (
@@ -329,12 +335,3 @@ def _table_labels(table: Any, path: Path) -> tuple[npt.NDArray[Any] | None, list
     if labels.dtype.kind in "iub":
         return labels.astype(np.int64), []
     return (labels, []) if labels.dtype.kind == "U" else (None, ["labels are left out: real numbers"])
-
-
-def _class_names(schema: Any, name: str) -> list[str]:
-    """Names of the classes as ``datasets`` writes them into a schema's metadata."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return [str(one) for one in features[name]["names"]]
-    except (KeyError, TypeError, ValueError):
-        return []

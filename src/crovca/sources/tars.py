@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import os
 import tarfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from crovca.errors import FileFormatError, StorageError
+from crovca.files import open_regular, parse_json
 from crovca.sources.decode import IMAGE_SUFFIXES, MAX_BYTES, UnreadableItem
-from crovca.sources.source import Fault, Source, build_source
+from crovca.sources.source import Fault, Source, build_source, is_clutter
 
 __all__ = ["open_tars"]
 
 _BLOCK = 512
+_MAX_LABEL = 1000  # characters
+_DAMAGED = (tarfile.TarError, ValueError, KeyError, OverflowError, EOFError)  # of headers, from anybody
 _LABEL_KEYS = ("label", "labels", "cls", "class")
 _CAPTION_KEYS = ("caption", "text")
 
@@ -57,6 +60,9 @@ def open_tars(paths: list[Path], root: Path | None) -> Source[bytes]:
         if size > MAX_BYTES:
             raise UnreadableItem("too large", f"{size:,} bytes, the limit is {MAX_BYTES:,}")
         with sample.tar.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size - offset
+            if left < size:
+                raise UnreadableItem("truncated", f"the tar ends after {max(left, 0):,} of {size:,} bytes")
             file.seek(offset)
             data = file.read(size)
         if len(data) < size:
@@ -86,10 +92,15 @@ def _samples(path: Path, prefix: str) -> list[_Sample]:
     current: tuple[str, _Sample] | None = None
     rest: str | None = None
     try:
+        open_regular(path).close()
         with tarfile.open(path, "r:") as tar:
             try:
+                end = -1
                 for member in tar:
-                    if member.isdir() or Path(member.name).name.startswith("."):
+                    if member.size < 0 or member.offset <= end:
+                        raise tarfile.ReadError(f"the header at byte {member.offset:,} leads back")
+                    end = member.offset
+                    if member.isdir() or any(map(is_clutter, PurePosixPath(member.name).parts[-2:])):
                         continue
                     name = member.name.removeprefix("./")
                     _, dot, extension = name.rpartition("/")[2].partition(".")
@@ -98,10 +109,10 @@ def _samples(path: Path, prefix: str) -> list[_Sample]:
                         current = key, _Sample(prefix + key, path)
                         samples.append(current[1])
                     _take(current[1], tar, member, extension.lower(), prefix + name)
-            except tarfile.TarError as error:
+            except _DAMAGED as error:
                 rest = str(error)
             rest = rest or _unread(path, tar.offset)
-    except tarfile.TarError as error:
+    except _DAMAGED as error:
         rest = str(error)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
@@ -126,18 +137,19 @@ def _take(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extens
             if not member.isreg():
                 sample.fault = ("not a file", "a link or a device inside the tar")
         return
-    if extension not in ("cls", "txt", "json") or member.size > 1 << 20:
+    if extension not in ("cls", "txt", "json") or member.size > 1 << 20 or not member.isreg():
         return
     file = tar.extractfile(member)
     text = b"" if file is None else file.read()
     try:
-        content = text.decode("utf-8").strip()
+        content = text.decode("utf-8-sig").strip()
         if extension == "txt":
             sample.caption = content
         elif extension == "cls":
-            sample.label = int(content) if content.isdecimal() else content
+            plain = content.isascii() and content.isdecimal() and (content == "0" or content[0] != "0")
+            sample.label = _label(int(content) if plain and len(content) < 19 else content)
         else:
-            values = json.loads(content)
+            values = parse_json(content, "the sample")
             if isinstance(values, dict):
                 _describe(sample, values)
     except ValueError:
@@ -147,10 +159,18 @@ def _take(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extens
 def _describe(sample: _Sample, values: dict[str, Any]) -> None:
     for key in _LABEL_KEYS:
         if sample.label is None and isinstance(values.get(key), int | str | list):
-            sample.label = values[key]
+            sample.label = _label(values[key])
     for key in _CAPTION_KEYS:
         if sample.caption is None and isinstance(values.get(key), str):
             sample.caption = values[key]
+
+
+def _label(value: int | str | list[Any]) -> int | str | list[Any]:
+    if (isinstance(value, str) and len(value) > _MAX_LABEL) or (
+        isinstance(value, int) and not -(2**63) <= value < 2**63
+    ):
+        raise ValueError("a label that is too long")
+    return int(value) if isinstance(value, bool) else value
 
 
 def _labels(samples: list[_Sample], good: list[_Sample]) -> tuple[npt.NDArray[Any] | None, list[str]]:

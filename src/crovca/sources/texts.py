@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crovca.data.embeddings import column, read_table
-from crovca.errors import FileFormatError, InvalidInputError, StorageError
+from crovca.data.columns import ID_NAMES, LABEL_NAMES, column, name_among, open_table, read_table
+from crovca.data.labels import check_labels
+from crovca.data.store import store_parts
+from crovca.errors import FileFormatError, InvalidInputError
+from crovca.files import open_regular
 from crovca.sources.decode import UnreadableItem
-from crovca.sources.source import Fault, Source, build_source
+from crovca.sources.source import Fault, Source, build_source, numbers_or_names
 from crovca.sources.tables import pick_column
 
 __all__ = ["open_texts"]
 
+_OF_STORE = ("caption", *ID_NAMES, *LABEL_NAMES)
 _USUAL = ("caption", "captions", "text", "texts", "title", "sentence")
-_ID_COLUMNS = ("id", "ids")
-_LABEL_COLUMNS = ("labels", "label")
 
 
 def open_texts(path: Path, caption_column: str | None) -> Source[str]:
@@ -59,9 +62,10 @@ def _open_lines(path: Path) -> Source[str]:
 def _open_csv(path: Path, caption_column: str | None, delimiter: str) -> Source[str]:
     content = _read(path)
     try:
-        lines = content.decode("utf-8-sig").splitlines(keepends=True)
         csv.field_size_limit(1 << 24)  # captions may be longer than Python's own limit of 128 KiB
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        rows = csv.reader(
+            io.StringIO(content.decode("utf-8-sig"), newline="\n"), delimiter=delimiter, strict=True
+        )
         names = next(rows, [])
         records = [row for row in rows if row]
     except UnicodeDecodeError as error:
@@ -75,29 +79,30 @@ def _open_csv(path: Path, caption_column: str | None, delimiter: str) -> Source[
         if len(record) != len(names)
     }
 
-    def values(usual: tuple[str, ...]) -> list[str] | None:
-        name = next((name for name in usual if name in names), None)
+    def values(usual: tuple[str, str]) -> list[str] | None:
+        name = name_among(names, usual, path)
         if name is None:
             return None
         where = names.index(name)
         return [record[where] if where < len(record) else "" for record in records]
 
     texts = [record[place].strip() if row not in faults else "" for row, record in enumerate(records)]
-    ids, labels = values(_ID_COLUMNS), values(_LABEL_COLUMNS)
+    ids, labels = values(ID_NAMES), values(LABEL_NAMES)
     return _source(
         "table",
         path,
         content,
         np.arange(len(texts)) if ids is None else [name or f"row {row}" for row, name in enumerate(ids)],
         texts,
-        None if labels is None else _numbers_or_names(labels),
+        None if labels is None else numbers_or_names(labels),
         faults,
     )
 
 
 def _open_parquet(path: Path, caption_column: str | None) -> Source[str]:
-    table = read_table(path)
-    name = pick_column(table.column_names, caption_column, _USUAL, "captions", path, "--caption-column")
+    names = open_table(path).schema_arrow.names
+    name = pick_column(names, caption_column, _USUAL, "captions", path, "--caption-column")
+    table = read_table(path, [name, *ID_NAMES, *LABEL_NAMES])
     texts = [_text(value) for value in table.column(name).to_pylist()]
     return _source("table", path, _read(path), *_described(table, path, len(texts), texts), {})
 
@@ -106,11 +111,9 @@ def _open_store(path: Path, caption_column: str | None) -> Source[str]:
     """The captions in a store's parts, with its ids and labels."""
     import pyarrow as pa
 
-    from crovca.data.store import store_parts
-
     if caption_column not in (None, "caption"):
         raise InvalidInputError(f"{path}: the texts of a store are its column 'caption'")
-    tables = [read_table(folder / "items.parquet") for folder, _ in store_parts(path)]
+    tables = [read_table(part.folder / "items.parquet", _OF_STORE) for part in store_parts(path)]
     if any("caption" not in table.column_names for table in tables):
         raise InvalidInputError(f"{path} is a store without captions; give the file of the texts")
     try:
@@ -128,21 +131,12 @@ def _open_store(path: Path, caption_column: str | None) -> Source[str]:
 def _described(
     table: Any, path: Path, rows: int, texts: list[str]
 ) -> tuple[Any, list[str], npt.NDArray[Any] | None]:
-    ids: Any = np.arange(rows)
-    labels = None
-    for name in _ID_COLUMNS:
-        if name in table.column_names:
-            ids = column(table, name, path)
-            break
-    for name in _LABEL_COLUMNS:
-        if name in table.column_names:
-            labels = column(table, name, path)
-            break
-    if labels is not None:
-        from crovca.data.labels import check_labels
-
-        labels = check_labels(labels, rows)
-    return ids, texts, labels
+    ids, labels = (name_among(table.column_names, usual, path) for usual in (ID_NAMES, LABEL_NAMES))
+    return (
+        np.arange(rows) if ids is None else column(table, ids, path),
+        texts,
+        None if labels is None else check_labels(column(table, labels, path), rows),
+    )
 
 
 def _source(
@@ -167,17 +161,11 @@ def _source(
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    with open_regular(path) as file:
+        return file.read()
 
 
 def _text(value: Any) -> str:
     if isinstance(value, list):  # several captions: the first
         value = value[0] if value else None
     return "" if value is None else str(value).strip()
-
-
-def _numbers_or_names(values: list[str]) -> npt.NDArray[Any]:
-    return np.array(values, np.int64) if all(value.isdecimal() for value in values) else np.array(values)

@@ -2,7 +2,7 @@
 
 An engine holds codes and answers one question: which rows are nearest to these queries? Ids, deletions, files
 and SQL are not its business. Among equals the lower row wins: whoever builds an engine hands it the codes in
-tie order (``metric.tie_order``).
+tie order (``ids.tie_order``).
 
 Most engines only propose candidates, with a bound: no row that was left out scores better than ``beyond``.
 ``CandidateEngine`` scores the candidates exactly and takes the answer where the bound proves that nothing was
@@ -123,7 +123,7 @@ class CandidateEngine(ABC):
         scorer = scorer.against(self.entries)
         results: list[Found | None] = [None] * len(scorer.weights)
         pending, weights = list(range(len(results))), scorer.weights
-        count = self.first_count(k * self.rows // matches, whole=scorer.whole)
+        count = self.first_count(k * self.rows // matches, whole=scorer.metric.whole)
         while pending and count < len(self.entries) // 2:
             for query, candidates in zip(pending, self.best(weights, count), strict=True):
                 results[query] = self._settle(scorer, query, candidates, k, allowed)
@@ -164,7 +164,7 @@ class CandidateEngine(ABC):
             return found
         # Float32 rounding keeps order, so what is left out is at no less than this, ties included.
         beyond = candidates.beyond
-        if scorer.whole:
+        if scorer.metric.whole:
             beyond = np.floor(beyond + 1e-3)
         nearest_left_out = np.float32(scorer.offsets[query] - beyond)
         return found if found.distances[-1] < nearest_left_out else None

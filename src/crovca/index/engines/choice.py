@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Literal, get_args
 
 from crovca.codes import MAX_BITS, Codes
 from crovca.errors import ConfigError
 from crovca.index.engines.base import Engine
+from crovca.index.memo import imported
 
 __all__ = ["ENGINES", "EngineName", "build_engine", "choose_engine"]
 
@@ -56,4 +56,4 @@ def build_engine(name: EngineName, codes: Codes) -> Engine:
         raise ConfigError(
             f"the engine {name!r} takes codes of {low} to {high} bits, these have {codes.bits}; use 'auto' or 'exact'"
         )
-    return getattr(importlib.import_module(module), kind)(codes)
+    return getattr(imported(module), kind)(codes)

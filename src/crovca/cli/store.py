@@ -1,0 +1,37 @@
+"""``crovca store``: stores of embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crovca.cli.options import Json
+from crovca.cli.output import emit_json, stdout
+
+__all__ = ["store"]
+
+store = typer.Typer(help="Stores of embeddings.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@store.command("verify")
+def verify(
+    path: Annotated[
+        Path, typer.Argument(metavar="STORE", help="Folder that 'crovca embed' wrote.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Compare every file with the checksum taken when it was written; exits with 1 where one has changed."""
+    from crovca.data.store import store_parts, verify_store
+
+    parts, problems = store_parts(path), verify_store(path)
+    items = sum(part.rows for part in parts)
+    if json:
+        emit_json({"store": str(path), "parts": len(parts), "items": items, "problems": problems})
+    else:
+        whole = f"{path}: {items:,} items in {len(parts):,} parts, all whole"
+        lines = [*(f"damaged: {problem}" for problem in problems)] or [whole]
+        stdout.print("\n".join(lines), highlight=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)

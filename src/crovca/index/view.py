@@ -1,0 +1,326 @@
+"""What an index holds at one moment: the segments that one call reads, from its beginning to its end.
+
+A view never changes, so whatever is written or refreshed meanwhile, an answer's ids, distances and metadata are of the
+same items. Rows are counted through all segments. The files stay as long as a view, or a result of it, refers to them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from crovca.codes import Codes
+from crovca.errors import ConfigError, FileFormatError, InvalidInputError
+from crovca.ids import as_ids, id_hashes
+from crovca.index.engines.base import Engine, Found, Mask
+from crovca.index.engines.choice import EngineName, build_engine, choose_engine
+from crovca.index.manifest import IdType
+from crovca.index.memo import Memo, imported
+from crovca.index.metadata import matching_rows, read_rows
+from crovca.index.reader import Reader
+from crovca.index.scoring import BitScorer, Int64
+from crovca.index.segment import Segment, as_text
+
+__all__ = ["EngineChoice", "View"]
+
+EngineChoice: TypeAlias = EngineName | Literal["auto"]
+
+_FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
+_SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
+_DEAD_SHARE = 0.125  # engines are built anew without the deleted rows when these are more
+
+
+class _Part:
+    """Some rows of a segment, cut to a prefix, with the engine that searches them.
+
+    Args:
+        segment: whose rows they are.
+        rows: int64, ascending, or None for all.
+        bits: length of the prefix.
+        engine: a name, or "auto".
+    """
+
+    def __init__(self, segment: Segment, rows: Int64 | None, bits: int, engine: EngineChoice) -> None:
+        started = time.perf_counter()
+        self.name, self.rows = segment.name, rows
+        codes = segment.codes if rows is None else segment.codes[rows]
+        self._mapped = rows is None and bits == codes.bits
+        self.codes = codes if bits == codes.bits else codes.prefix(bits)
+        name = choose_engine(bits, len(codes)) if engine == "auto" else engine
+        self.engine: Engine = build_engine(name, self.codes)
+        self.seconds = time.perf_counter() - started
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held beyond the memory-mapped codes."""
+        own = 0 if self._mapped else self.codes.packed.nbytes
+        return self.engine.nbytes + own + (0 if self.rows is None else self.rows.nbytes)
+
+    def nearest(self, scorer: BitScorer, k: int, mask: Mask | None) -> list[Found]:
+        """The k nearest of the rows for which ``mask`` (over the whole segment) is true."""
+        allowed = None if mask is None else mask if self.rows is None else mask[self.rows]
+        answers = self.engine.nearest(scorer.against(self.codes), k, allowed)
+        if self.rows is None:
+            return answers
+        return [Found(self.rows[answer.rows], answer.distances) for answer in answers]
+
+    def described(self) -> dict[str, Any]:
+        """See ``Reader.engines``."""
+        return {
+            "segment": self.name,
+            "engine": self.engine.name,
+            "exact": self.engine.exact,
+            "bits": self.codes.bits,
+            "rows": len(self.codes),
+            "build_seconds": round(self.seconds, 4),
+            "bytes": self.nbytes,
+            **({"recall_at_100": self.engine.recall} if hasattr(self.engine, "recall") else {}),
+        }
+
+
+class _Selection:
+    """The live rows of each segment for which a condition holds: as rows, and as masks where they are many."""
+
+    def __init__(self, segments: Sequence[Segment], where: str) -> None:
+        imported("duckdb")  # as ``matching_rows`` would
+        found = matching_rows([segment.metadata for segment in segments], where)
+        self.rows: list[Int64] = []
+        self.masks: list[Mask | None] = []
+        for segment, rows in zip(segments, found, strict=True):
+            if len(rows) and rows[-1] >= len(segment):
+                raise FileFormatError(
+                    f"segment {segment.name}: metadata.parquet has more rows than there are items"
+                )
+            live = rows if segment.alive is None else rows[segment.alive[rows]]
+            mask = None
+            if len(live) > _SCAN_SHARE * segment.live:
+                mask = np.zeros(len(segment), np.bool_)
+                mask[live] = True
+            self.rows.append(live)
+            self.masks.append(mask)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(part.nbytes for part in (*self.rows, *self.masks) if part is not None)
+
+
+class View(Reader):
+    """See the module.
+
+    Args:
+        segments: in the order in which their rows are counted.
+        bits: length of the codes.
+        id_type: what ids are; None where there are none.
+    """
+
+    def __init__(self, segments: Sequence[Segment], bits: int, id_type: IdType | None) -> None:
+        self.segments = tuple(segments)
+        self.bits = bits
+        self._id_type = id_type
+        self.starts = list(accumulate((len(segment) for segment in self.segments[:-1]), initial=0))
+        self.items = sum(segment.live for segment in self.segments)
+        self._selections: Memo[str, _Selection] = Memo(_FILTERS_KEPT)
+        self._selected: Memo[tuple[str, int, EngineChoice], dict[int, _Part]] = Memo(_FILTERS_KEPT)
+
+    @property
+    def id_type(self) -> IdType | None:
+        """See ``Reader``."""
+        return self._id_type
+
+    def view(self) -> View:
+        """Itself."""
+        return self
+
+    # --- searching ---
+
+    def nearest(self, scorer: BitScorer, k: int, where: str | None, engine: EngineChoice) -> list[Found]:
+        """The k nearest rows of each query, of all segments."""
+        answers: list[list[Found]] = []
+        for start, part, mask in self.searched(scorer.weights.shape[1], where, engine):
+            found = part.nearest(scorer, k, mask)
+            answers.append([Found(start + one.rows, one.distances) for one in found])
+        if len(answers) == 1:
+            return answers[0]
+        return [self._merge(list(found), k) for found in zip(*answers, strict=True)] or [
+            Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(scorer.weights))
+        ]
+
+    def _merge(self, parts: list[Found], k: int) -> Found:
+        rows = np.concatenate([part.rows for part in parts])
+        distances = np.concatenate([part.distances for part in parts])
+        hashes = np.concatenate([self.hashes(part.rows) for part in parts])
+        order = np.lexsort((hashes, distances))
+        same = (np.diff(distances[order]) == 0) & (hashes[order][1:] == hashes[order][:-1])
+        if same.any():  # ids of equal hash: put in order by the ids themselves
+            order = np.lexsort((self.ids(rows), hashes, distances))
+        order = order[:k]
+        return Found(rows[order], distances[order])
+
+    def searched(
+        self, bits: int, where: str | None, engine: EngineChoice
+    ) -> list[tuple[int, _Part, Mask | None]]:
+        """The parts to search: first row of the segment, part, and which of the segment's rows count."""
+        if engine not in ("auto", *get_args(EngineName)):
+            raise ConfigError(
+                f"unknown engine {engine!r}; expected 'auto' or one of {list(get_args(EngineName))}"
+            )
+        parts = []
+        if where is None:
+            for start, segment in zip(self.starts, self.segments, strict=False):
+                if segment.live:
+                    dead, part = _part(segment, bits, engine)
+                    parts.append((start, part, segment.alive if segment.entry.deleted > dead else None))
+            return parts
+        selection = self.select_rows(where)
+        selected = self._selected.get(
+            (where, bits, engine),
+            lambda: {
+                number: _Part(segment, selection.rows[number], bits, engine)
+                for number, segment in enumerate(self.segments)
+                if selection.masks[number] is None and len(selection.rows[number])
+            },
+        )
+        for number, (start, segment) in enumerate(zip(self.starts, self.segments, strict=False)):
+            mask = selection.masks[number]
+            if mask is not None:
+                parts.append((start, _part(segment, bits, engine)[1], mask))
+            elif number in selected:
+                parts.append((start, selected[number], None))
+        return parts
+
+    def select_rows(self, where: str) -> _Selection:
+        """The live rows of each segment for which a condition holds; the last few are remembered."""
+        if not isinstance(where, str):
+            raise InvalidInputError(f"where must be a SQL condition as text, got {where!r}")
+        return self._selections.get(where, lambda: _Selection(self.segments, where))
+
+    def parts(self) -> list[_Part]:
+        """What was built so far."""
+        own = [part for segment in self.segments for _, part in segment.engines.items()]
+        return [*own, *(part for _, parts in self._selected.items() for part in parts.values())]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beyond what is mapped: engines, selections, deletions."""
+        alive = sum(segment.alive.nbytes for segment in self.segments if segment.alive is not None)
+        selections = sum(selection.nbytes for _, selection in self._selections.items())
+        return sum(part.nbytes for part in self.parts()) + selections + alive
+
+    # --- rows ---
+
+    def live_rows(self) -> list[Int64]:
+        """The rows of each segment that are not deleted, counted within it."""
+        return [
+            np.arange(len(segment)) if segment.alive is None else np.flatnonzero(segment.alive)
+            for segment in self.segments
+        ]
+
+    def find(self, ids: npt.NDArray[Any]) -> Int64:
+        """The row of each id, or -1."""
+        hashes = id_hashes(ids) if len(ids) else np.empty(0, np.uint64)
+        result = np.full(len(ids), -1, np.int64)
+        for start, segment in zip(self.starts, self.segments, strict=False):
+            own = segment.find(ids, hashes)
+            result[own >= 0] = start + own[own >= 0]
+        return result
+
+    def find_all(self, ids: Any) -> Int64:
+        """The row of each id.
+
+        Raises:
+            InvalidInputError: one is not there, or not of this index's kind.
+        """
+        asked = self.as_ids(ids)
+        rows = self.find(asked)
+        if (rows < 0).any():
+            missing = asked[rows < 0]
+            raise InvalidInputError(
+                f"{len(missing)} of {len(asked)} ids are not in the index, for example {missing[:1].tolist()[0]!r}"
+            )
+        return rows
+
+    def as_ids(self, ids: Any) -> npt.NDArray[Any]:
+        """Ids of this index's kind."""
+        found = as_ids(ids)
+        if (
+            self._id_type is not None
+            and len(found)
+            and (found.dtype.kind == "i") != (self._id_type == "int64")
+        ):
+            expected = "64-bit whole numbers" if self._id_type == "int64" else "strings"
+            raise InvalidInputError(f"the ids of this index are {expected}, got {found[:1].tolist()[0]!r}")
+        return found
+
+    def ids(self, rows: Int64) -> npt.NDArray[Any]:
+        """The ids of some rows."""
+        if not len(rows):
+            return np.empty(0, np.int64 if self._id_type == "int64" else np.str_)
+        pieces, place = self._by_segment(rows, lambda segment, own: segment.ids(own))
+        if any(piece.dtype == object for piece in pieces):
+            return as_text([text for piece in pieces for text in piece.tolist()])[place]
+        return np.concatenate(pieces)[place] if len(pieces) > 1 else pieces[0]
+
+    def hashes(self, rows: Int64) -> npt.NDArray[np.uint64]:
+        """The hashes of the ids of some rows."""
+        if not len(rows):
+            return np.empty(0, np.uint64)
+        pieces, place = self._by_segment(rows, lambda segment, own: segment.hashes[own])
+        return np.concatenate(pieces)[place]
+
+    def codes(self, rows: Int64) -> Codes:
+        """The codes of some rows."""
+        packed = np.empty((len(rows), -(-self.bits // 8)), np.uint8)
+        if len(rows):
+            pieces, place = self._by_segment(rows, lambda segment, own: segment.codes.packed[own])
+            packed = np.concatenate(pieces)[place]
+        return Codes(packed, self.bits)
+
+    def metadata(self, rows: Int64) -> pa.Table | None:
+        """The metadata of some rows, in their order; None where there is none."""
+        if not len(rows):
+            return None
+        distinct, again = np.unique(rows, return_inverse=True)
+        pieces, place = self._by_segment(distinct, lambda segment, own: read_rows(segment.metadata, own))
+        table = pa.concat_tables(pieces, promote_options="default").drop_columns("id")
+        return table.take(pa.array(place[again])) if table.num_columns else None
+
+    def _by_segment(self, rows: Int64, read: Callable[[Segment, Int64], Any]) -> tuple[list[Any], Int64]:
+        """What each segment has for its own of these rows, and where each row is in what they have together."""
+        if len(self.segments) == 1:
+            return [read(self.segments[0], rows)], np.arange(len(rows))
+        starts = np.array(self.starts)
+        owner = np.searchsorted(starts, rows, side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        pieces = [
+            read(self.segments[number], rows[owner == number] - starts[number]) for number in np.unique(owner)
+        ]
+        place = np.empty(len(rows), np.int64)
+        place[order] = np.arange(len(rows))
+        return pieces, place
+
+
+def _part(segment: Segment, bits: int, engine: EngineChoice) -> tuple[int, _Part]:
+    """All rows of a segment that are not deleted, or all that were not so when the engine was built: how many were
+    deleted then, and the part. Rows are only ever deleted, so an engine serves as long as its dead rows are few; an
+    older view needs rows that a newer engine may lack."""
+    dead = segment.entry.deleted
+    few = _DEAD_SHARE * len(segment)
+    built = [
+        key[2]
+        for key, part in segment.engines.items()
+        if key[:2] == (bits, engine) and key[2] <= dead and dead - key[2] <= _DEAD_SHARE * len(part.codes)
+    ]
+    basis = max(built, default=0 if dead <= few else dead)
+
+    def build() -> _Part:
+        rows = None if basis == 0 or segment.alive is None else np.flatnonzero(segment.alive)
+        return _Part(segment, rows, bits, engine)
+
+    return basis, segment.engines.get((bits, engine, basis), build)

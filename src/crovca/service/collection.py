@@ -1,0 +1,376 @@
+"""What is served: an index with the folder of its pictures. Everything a request asks for is a method here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from crovca.errors import ConfigError, InvalidInputError
+from crovca.files import atomic_file
+from crovca.index.index import HashIndex
+from crovca.service.values import plain
+
+__all__ = ["Answer", "Collection", "Hit", "Term"]
+
+LENGTHS = (16, 32, 64, 128, 256)
+_MOST = 10_000  # results of one request, those before its cursor included
+_CHECK_SECONDS = 1.0  # how often a changed index is looked for
+_HISTOGRAM = 1000  # nearest items whose distances the page draws
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a query. Its logits are added with the weight; a negative one says "not like this".
+
+    Attributes:
+        kind: "id", "text", "image" (the bytes of a file), "logits" or "embedding".
+        value: of that kind.
+        weight: 1 or -1, or any other number.
+    """
+
+    kind: Literal["id", "text", "image", "logits", "embedding"]
+    value: Any
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item that was found: its id, its distance, and its metadata as JSON knows them."""
+
+    id: str | int
+    distance: float
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a query.
+
+    Attributes:
+        hits: nearest first.
+        more: whether there are more behind them.
+        metric: what the distances are.
+        exact: whether it is proven that nothing nearer was left out.
+        milliseconds: of encoding the query and of searching.
+        generation: of the index that answered.
+    """
+
+    hits: list[Hit]
+    more: bool
+    metric: str
+    exact: bool
+    milliseconds: float
+    generation: int
+
+
+class Collection:
+    """An index that is searched by many at once, and read anew when it changes.
+
+    Args:
+        path: folder of the index.
+        name: what it is called in addresses; None: the folder's name.
+        root: folder that ids are paths below, where pictures are shown from; None: no pictures.
+        thumbnails: folder where small pictures are kept; None: they are made anew each time.
+        writable: whether items may be added and deleted.
+
+    Raises:
+        CrovcaError: the index cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str | None = None,
+        root: Path | None = None,
+        thumbnails: Path | None = None,
+        writable: bool = False,
+    ) -> None:
+        self.index = HashIndex.open(path, writable=writable)
+        self.name = name or path.resolve().name
+        self.writable = writable
+        self._root = None if root is None else root.resolve()
+        self._thumbnails = thumbnails
+        self._checked = time.monotonic()
+        self._refreshing = threading.Lock()
+        self._encoding = threading.Lock()  # one query is encoded at a time: encoders use every core
+        self._model: Any = None
+
+    def close(self) -> None:
+        """Let go of the index."""
+        self.index.close()
+
+    @property
+    def pictures(self) -> bool:
+        """Whether items can be shown."""
+        return self._root is not None
+
+    def describe(self) -> dict[str, Any]:
+        """What a client needs to know: size, lengths, metadata's columns, kinds of query."""
+        self._refresh()
+        stats = self.index.stats()
+        kinds = ["id", "logits"]
+        if (self.index.path / "model").is_dir():
+            kinds.append("embedding")
+            if self.index.encoder is not None:
+                kinds += ["image", "text"]
+        return {
+            "name": self.name,
+            "items": stats["items"],
+            "bits": self.index.bits,
+            "lengths": [length for length in LENGTHS if length < self.index.bits] + [self.index.bits],
+            "bytes_per_item": -(-self.index.bits // 8),
+            "id_type": stats["id_type"],
+            "metadata": stats["metadata"],
+            "queries": kinds,
+            "pictures": self.pictures,
+            "writable": self.writable,
+            "generation": self.index.generation,
+        }
+
+    def search(
+        self,
+        terms: Sequence[Term],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        bits: int | None = None,
+        max_distance: float | None = None,
+        offset: int = 0,
+    ) -> Answer:
+        """The items nearest to all terms together.
+
+        One id alone is searched by its code (Hamming distance), and left out of its own answer; everything else by
+        logits (binary cross-entropy), an item's being +1 and -1.
+
+        Raises:
+            InvalidInputError: no terms, an unknown id, a condition or number that cannot be used.
+            ConfigError: the index has no model for this kind of query.
+        """
+        if not terms:
+            raise InvalidInputError(
+                "a query needs at least one term: an id, a text, an image, logits or an embedding"
+            )
+        if k < 1 or offset < 0 or offset + k > _MOST:
+            raise InvalidInputError(
+                f"k and what lies before it must be from 1 to {_MOST:,} together, got {offset + k:,}"
+            )
+        self._refresh()
+        started = time.perf_counter()
+        wanted = offset + k + 1
+        if len(terms) == 1 and terms[0].kind == "id" and terms[0].weight > 0:
+            metric = "hamming"
+            found = self.index.neighbors_of([self._id(terms[0].value)], wanted, where=where, bits=bits)
+        else:
+            metric = "bce"
+            found = self.index.search(self.logits(terms)[None], wanted, where=where, bits=bits)
+        ids, distances = found.ids[0], found.distances[0]
+        if max_distance is not None:
+            near = int(np.searchsorted(distances, np.float32(max_distance), side="right"))
+            ids, distances = ids[:near], distances[:near]
+        shown = slice(offset, offset + k)
+        hits = self.hits(ids[shown], distances[shown])
+        elapsed = 1000 * (time.perf_counter() - started)
+        return Answer(hits, len(ids) > offset + k, metric, True, elapsed, self.index.generation)
+
+    def compare_lengths(
+        self, terms: Sequence[Term], k: int = 10, *, where: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The answer at each length, what it keeps of the longest one's, its bytes and milliseconds."""
+        whole = self.search(terms, k, where=where)
+        best = {hit.id for hit in whole.hits}
+        rows = []
+        for length in self.describe()["lengths"]:
+            answer = whole if length == self.index.bits else self.search(terms, k, where=where, bits=length)
+            same = len(best & {hit.id for hit in answer.hits})
+            rows.append({
+                "bits": length,
+                "bytes": -(-length // 8),
+                "milliseconds": answer.milliseconds,
+                "kept": same / len(best) if best else None,
+                "hits": answer.hits,
+            })  # fmt: skip
+        return rows
+
+    def distances(self, terms: Sequence[Term], *, where: str | None = None) -> list[float]:
+        """Distances of the nearest items, for a histogram."""
+        return [hit.distance for hit in self.search(terms, _HISTOGRAM, where=where).hits]
+
+    def hits(self, ids: npt.NDArray[Any], distances: npt.NDArray[np.float32]) -> list[Hit]:
+        """Found items with their metadata."""
+        if not len(ids):
+            return []
+        table = self.index.get(ids).metadata
+        rows = [{}] * len(ids) if table is None else table.to_pylist()
+        return [
+            Hit(
+                one, float(distance), {name: plain(value) for name, value in row.items() if value is not None}
+            )
+            for one, distance, row in zip(ids.tolist(), distances, rows, strict=True)
+        ]
+
+    def item(self, id: str) -> Hit:
+        """One item; raises InvalidInputError where it is not there."""
+        self._refresh()
+        return self.hits(np.array([self._id(id)]), np.zeros(1, np.float32))[0]
+
+    def facets(self, column: str, *, where: str | None = None, most: int = 50) -> list[tuple[Any, int]]:
+        """Values of a metadata column with their numbers of items, the most frequent first.
+
+        Raises:
+            InvalidInputError: no such column, or a condition that cannot be used.
+        """
+        self._refresh()
+        known = self.index.stats()["metadata"]
+        if column not in known:
+            raise InvalidInputError(f"there is no column {column!r}; the metadata have {sorted(known)}")
+        counts: dict[Any, int] = {}
+        wanted = None if where is None else set(self.index.select(where).tolist())
+        for batch in self.index.batches():
+            if batch.metadata is None or column not in batch.metadata.column_names:
+                continue
+            values = batch.metadata[column].to_pylist()
+            for one, value in zip(batch.ids.tolist(), values, strict=True):
+                if value is not None and (wanted is None or one in wanted):
+                    key = plain(value) if not isinstance(value, list | dict) else str(value)
+                    counts[key] = counts.get(key, 0) + 1
+        return sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))[:most]
+
+    def duplicates(self, radius: int = 0, *, most: int = 200) -> list[list[tuple[str | int, int]]]:
+        """Groups of items whose codes differ in a few bits, each with its bits to the first; the largest first."""
+        self._refresh()
+        found = self.index.duplicates(radius)
+        pairs = zip(found.groups[:most], found.distances[:most], strict=True)
+        return [list(zip(ids.tolist(), bits.tolist(), strict=True)) for ids, bits in pairs]
+
+    def logits(self, terms: Sequence[Term]) -> Logits:
+        """The sum of the terms' logits, each with its weight: float32 (bits,)."""
+        total = np.zeros(self.index.bits, np.float64)
+        for term in terms:
+            total += term.weight * self._logits_of(term)
+        return (total / len(terms)).astype(np.float32)
+
+    def add(self, ids: Any, *, logits: Any = None, embeddings: Any = None, metadata: Any = None) -> int:
+        """Add items, in the place of those with the same ids; how many were replaced."""
+        from crovca.codes import Codes
+
+        if (logits is None) == (embeddings is None):
+            raise InvalidInputError("give either the items' logits or their embeddings")
+        values = (
+            np.asarray(logits, np.float32)
+            if embeddings is None
+            else self._encoder().of_embeddings(np.asarray(embeddings, np.float32))
+        )
+        return self.index.upsert(ids, Codes.from_logits(values), metadata)
+
+    def delete(self, ids: Any) -> int:
+        """Delete items; how many there were."""
+        return self.index.delete(ids)
+
+    def picture(self, id: str, *, side: int) -> bytes:
+        """A picture of an item as WebP, at most ``side`` pixels wide and high; made once.
+
+        The id names a file below the root only where the index holds it; no path from outside is ever followed.
+
+        Raises:
+            InvalidInputError: the item is not there, or has no picture.
+        """
+        one = self._id(id)
+        if not bool(self.index.contains([one])[0]):
+            raise InvalidInputError(f"there is no item {id!r}")
+        if self._root is None:
+            raise InvalidInputError("this collection has no pictures: serve it with --root")
+        file = (self._root / str(one)).resolve()
+        if not file.is_relative_to(self._root) or not file.is_file():
+            raise InvalidInputError(f"the file of {id!r} is not there")
+        status = file.stat()
+        key = hashlib.blake2b(
+            f"{self.index.uuid} {one} {status.st_size} {status.st_mtime_ns} {side}".encode(), digest_size=16
+        ).hexdigest()
+        kept = None if self._thumbnails is None else self._thumbnails / key[:2] / f"{key}.webp"
+        if kept is not None and kept.is_file():
+            return kept.read_bytes()
+        content = _thumbnail(file, side)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(kept) as temporary:
+                temporary.write_bytes(content)
+        return content
+
+    # --- inside ---
+
+    def _refresh(self) -> None:
+        """See what has been written since, at most once a second."""
+        if (
+            self.writable
+            or time.monotonic() - self._checked < _CHECK_SECONDS
+            or not self._refreshing.acquire(blocking=False)
+        ):
+            return
+        try:
+            self.index.refresh()
+            self._checked = time.monotonic()
+        finally:
+            self._refreshing.release()
+
+    def _id(self, value: Any) -> Any:
+        if self.index.id_type != "int64" or isinstance(value, int):
+            return value if self.index.id_type == "int64" else str(value)
+        try:
+            return int(value)
+        except ValueError:
+            raise InvalidInputError(f"the ids of this collection are whole numbers, got {value!r}") from None
+
+    def _logits_of(self, term: Term) -> npt.NDArray[np.float64]:
+        if term.kind == "id":
+            return 2.0 * self.index.get([self._id(term.value)]).codes.unpack()[0] - 1.0
+        if term.kind == "logits":
+            values = np.asarray(term.value, np.float64)
+        else:
+            with self._encoding:
+                encoder = self._encoder()
+                if term.kind == "text":
+                    values = encoder.of_texts([str(term.value)])[0]
+                elif term.kind == "image":
+                    values = encoder.of_images([term.value])[0]
+                else:
+                    values = encoder.of_embeddings(np.asarray(term.value, np.float32)[None])[0]
+        if values.shape != (self.index.bits,):
+            raise InvalidInputError(
+                f"the collection's logits are {self.index.bits} numbers, got shape {values.shape}"
+            )
+        return np.asarray(values, np.float64)
+
+    def _encoder(self) -> Any:
+        if self._model is None:
+            from crovca.archive.queries import QueryModel  # loads torch
+
+            try:
+                self._model = QueryModel.of_index(self.index.path, self.index.encoder)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{self.name}: queries of this kind cannot be encoded here: {error}"
+                ) from error
+        return self._model
+
+
+def _thumbnail(file: Path, side: int) -> bytes:
+    from crovca.sources.decode import decode
+    from crovca.sources.source import read_file
+
+    image = decode(read_file(file)).image
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80, method=4)
+    return buffer.getvalue()

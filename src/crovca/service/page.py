@@ -1,0 +1,250 @@
+"""The page: a form, pictures, and what bits cost. Rendered here; htmx exchanges the parts that change.
+
+Everything that is shown is named by the address, so an address can be kept: texts, liked and disliked items, a dropped
+picture (as its logits), filters, length and cut-off.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
+
+import numpy as np
+from fastapi import APIRouter, Depends, File, Form, HTTPException, Query, Request, UploadFile
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from pydantic import BaseModel
+
+from crovca.errors import CrovcaError, InvalidInputError
+from crovca.service.collection import Collection, Term
+from crovca.service.guard import COOKIE
+
+__all__ = ["Served", "routes", "static"]
+
+HERE = Path(__file__).parent
+_PAGE = 48  # pictures at a time
+_BARS = 40
+_MOST_FACETS = 30  # a column with more different values among its first ones is no filter
+
+
+class Asked(BaseModel):
+    """What an address asks for."""
+
+    q: list[str] = []
+    like: list[str] = []
+    unlike: list[str] = []
+    z: str = ""
+    f: list[str] = []
+    bits: int | None = None
+    max: float | None = None
+    offset: int = 0
+
+    def terms(self, collection: Collection) -> list[Term]:
+        """The terms of the query; a text that begins with "-" is one not to be like."""
+        found = [_text(text.strip()) for text in self.q if text.strip(" -")]
+        found += [Term("id", id) for id in self.like] + [Term("id", id, -1.0) for id in self.unlike]
+        if self.z:
+            found.append(Term("logits", _from_address(self.z, collection.index.bits)))
+        if found and all(term.weight < 0 for term in found):
+            raise InvalidInputError("say what to look for as well, not only what to leave out")
+        return found
+
+    def where(self) -> str | None:
+        """The filters as a condition: any of a column's values, all columns."""
+        columns: dict[str, list[str]] = {}
+        for one in self.f:
+            column, _, value = one.partition("=")
+            columns.setdefault(column, []).append(value)
+        parts = [
+            f"CAST({_name(column)} AS VARCHAR) IN ({', '.join(map(_literal, values))})"
+            for column, values in columns.items()
+        ]
+        return " AND ".join(parts) or None
+
+    def address(self, **changed: Any) -> str:
+        """The query string of this, with changes."""
+        values = {**self.model_dump(exclude={"offset"}), **changed}
+        return urlencode([(key, one) for key, value in values.items() for one in _several(value)])
+
+
+routes = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+_templates = Jinja2Templates(HERE / "templates")
+
+
+def _served(request: Request, name: str) -> Collection:
+    served: dict[str, Collection] = request.app.state.collections
+    if name not in served:
+        raise HTTPException(404, f"there is no collection {name!r}; there are {sorted(served)}")
+    return served[name]
+
+
+Served = Annotated[Collection, Depends(_served)]
+AskedFor = Annotated[Asked, Query()]
+
+
+def _shown(request: Request, template: str, **values: Any) -> HTMLResponse:
+    names = sorted(request.app.state.collections)
+    return _templates.TemplateResponse(request, template, {"names": names, **values})
+
+
+def _results(collection: Collection, asked: Asked) -> dict[str, Any]:
+    """What the parts of the page show; an error is one of the things that can be shown."""
+    values: dict[str, Any] = {"collection": collection, "asked": asked, "about": collection.describe()}
+    try:
+        terms = asked.terms(collection)
+        if terms:
+            answer = collection.search(
+                terms,
+                _PAGE,
+                where=asked.where(),
+                bits=asked.bits,
+                max_distance=asked.max,
+                offset=asked.offset,
+            )
+            following = asked.address(offset=asked.offset + _PAGE) if answer.more else None
+            values |= {"answer": answer, "next": following}
+    except CrovcaError as error:
+        values["error"] = " ".join(str(error).split())
+    return values
+
+
+@routes.get("/")
+def home(request: Request) -> Response:
+    """The collections; the only one is opened at once."""
+    served = request.app.state.collections
+    if len(served) == 1:
+        return RedirectResponse(f"/c/{quote(next(iter(served)))}")
+    return _shown(request, "home.html", collections=[one.describe() for one in served.values()])
+
+
+@routes.get("/c/{name}")
+def show(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """The whole page."""
+    return _shown(request, "page.html", **_results(collection, asked))
+
+
+@routes.get("/c/{name}/results")
+def results(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """The results alone, or more of them."""
+    found = _shown(request, "results.html", **_results(collection, asked))
+    if not asked.offset:
+        found.headers["HX-Push-Url"] = f"/c/{quote(collection.name)}?{asked.address()}"
+    return found
+
+
+@routes.post("/c/{name}/image")
+def image(collection: Served, image: Annotated[UploadFile, File()]) -> Response:
+    """A dropped picture becomes an address that holds its logits."""
+    logits = collection.logits([Term("image", image.file.read())])
+    return RedirectResponse(f"/c/{quote(collection.name)}?{Asked(z=_to_address(logits)).address()}", 303)
+
+
+@routes.get("/c/{name}/bits")
+def bits(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """The answer at each length, side by side."""
+    values: dict[str, Any] = {}
+    try:
+        values["rows"] = collection.compare_lengths(asked.terms(collection), 8, where=asked.where())
+    except CrovcaError as error:
+        values["error"] = str(error)
+    return _shown(request, "bits.html", collection=collection, asked=asked, **values)
+
+
+@routes.get("/c/{name}/distances")
+def distances(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """A histogram of the nearest items' distances, to cut at."""
+    try:
+        found = collection.distances(asked.terms(collection), where=asked.where())
+    except CrovcaError:
+        found = []
+    return _shown(request, "distances.html", collection=collection, asked=asked, **_bars(found))
+
+
+@routes.get("/c/{name}/filters")
+def filters(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
+    """Columns of the metadata with few values, and how many items have each."""
+    columns = {
+        column: found
+        for column in collection.describe()["metadata"]
+        if 1 < len(found := collection.facets(column, most=_MOST_FACETS + 1)) <= _MOST_FACETS
+    }
+    return _shown(request, "filters.html", collection=collection, asked=asked, columns=columns)
+
+
+@routes.get("/c/{name}/duplicates")
+def duplicates(
+    request: Request, collection: Served, radius: Annotated[int, Query(ge=0, le=16)] = 0
+) -> HTMLResponse:
+    """Groups of near duplicates."""
+    values = {"about": collection.describe(), "groups": collection.duplicates(radius), "radius": radius}
+    return _shown(request, "duplicates.html", collection=collection, **values)
+
+
+@routes.get("/login")
+def login(request: Request) -> HTMLResponse:
+    """Asks for the token."""
+    return _shown(request, "login.html")
+
+
+@routes.post("/login")
+def log_in(token: Annotated[str, Form(max_length=1000)]) -> Response:
+    """Keeps the token as a cookie that scripts cannot read; whether it is right the next request says."""
+    answer = RedirectResponse("/", 303)
+    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
+    return answer
+
+
+def static() -> StaticFiles:
+    """The style, the script and htmx."""
+    return StaticFiles(directory=HERE / "static")
+
+
+def _text(text: str) -> Term:
+    return Term("text", text[1:].strip(), -1.0) if text.startswith("-") else Term("text", text)
+
+
+def _several(value: Any) -> Sequence[Any]:
+    if isinstance(value, list):
+        return value
+    return [] if value in (None, "") else [value]
+
+
+def _to_address(logits: Any) -> str:
+    return base64.urlsafe_b64encode(np.asarray(logits, "<f2").tobytes()).decode().rstrip("=")
+
+
+def _from_address(text: str, bits: int) -> list[float]:
+    try:
+        values = np.frombuffer(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "<f2").astype(
+            np.float64
+        )
+    except ValueError:
+        values = np.empty(0)
+    if values.shape != (bits,) or not np.isfinite(values).all():
+        raise InvalidInputError("this address holds a picture of another collection; drop the picture again")
+    return list(values.tolist())
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _bars(distances: list[float]) -> dict[str, Any]:
+    """Numbers of items in equal steps of distance."""
+    if not distances:
+        return {"bars": [], "low": 0.0, "high": 0.0}
+    counts, edges = np.histogram(distances, bins=_BARS)
+    tallest = int(counts.max())
+    bars = [
+        {"height": 100 * int(count) / tallest, "items": int(count), "up_to": float(edge)}
+        for count, edge in zip(counts, edges[1:], strict=True)
+    ]
+    return {"bars": bars, "low": float(edges[0]), "high": float(edges[-1])}

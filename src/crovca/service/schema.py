@@ -1,0 +1,171 @@
+"""What the API takes and gives, as its OpenAPI description says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from crovca.service.collection import Term
+
+__all__ = [
+    "CollectionModel",
+    "Deleted",
+    "DuplicatesModel",
+    "FacetModel",
+    "HitModel",
+    "NewItems",
+    "Problem",
+    "Query",
+    "SearchAnswer",
+    "SearchRequest",
+    "Written",
+]
+
+Id = Annotated[str, Field(max_length=4096)] | int
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Vector = Annotated[list[Number], Field(max_length=16384)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Query(_Strict):
+    """One term of a query: exactly one of id, text, image, logits and embedding."""
+
+    id: Id | None = None
+    text: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    image: Annotated[bytes, Field(max_length=32 << 20)] | None = Field(
+        None, description="the bytes of an image file, in base64"
+    )
+    logits: Vector | None = None
+    embedding: Vector | None = None
+    weight: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Query:
+        given = [
+            name for name in ("id", "text", "image", "logits", "embedding") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of id, text, image, logits and embedding; got {given or 'none'}"
+            )
+        return self
+
+    def term(self) -> Term:
+        """As the collection takes it.
+
+        Raises:
+            ValueError: the image is not base64.
+        """
+        import base64
+
+        for kind in ("id", "text", "logits", "embedding"):
+            value = getattr(self, kind)
+            if value is not None:
+                return Term(kind, value, self.weight)
+        assert self.image is not None
+        return Term("image", base64.b64decode(self.image, validate=True), self.weight)
+
+
+Terms = Annotated[list[Query], Field(min_length=1, max_length=16)]
+
+
+class SearchRequest(_Strict):
+    """Several queries, each of several terms, are answered in one request."""
+
+    queries: Annotated[
+        list[Annotated[list[Query], Field(min_length=1, max_length=16)]], Field(min_length=1, max_length=256)
+    ]
+    k: Annotated[int, Field(ge=1, le=1000)] = 10
+    where: Annotated[str, Field(max_length=10_000)] | None = Field(
+        None, description="a SQL condition on id and metadata"
+    )
+    bits: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="search by the first so many bits"
+    )
+    max_distance: Number | None = None
+    cursor: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="of the answer before; one query only"
+    )
+
+
+class HitModel(BaseModel):
+    """An item that was found."""
+
+    id: str | int
+    distance: float
+    metadata: dict[str, Any]
+
+
+class SearchAnswer(BaseModel):
+    """The answer to one query."""
+
+    hits: list[HitModel]
+    metric: str
+    exact: bool = Field(description="proven that nothing nearer was left out")
+    milliseconds: float
+    cursor: str | None = Field(
+        None, description="give it back for what comes next; None: there is nothing more"
+    )
+
+
+class CollectionModel(BaseModel):
+    """What is served."""
+
+    name: str
+    items: int
+    bits: int
+    lengths: list[int]
+    bytes_per_item: int
+    id_type: str | None
+    metadata: dict[str, str]
+    queries: list[str]
+    pictures: bool
+    writable: bool
+    generation: int
+
+
+class FacetModel(BaseModel):
+    """A value of a metadata column, and how many items have it."""
+
+    value: Any
+    items: int
+
+
+class DuplicatesModel(BaseModel):
+    """Groups of near duplicates: each item with the bits in which it differs from the first of its group."""
+
+    radius: int
+    groups: list[list[tuple[str | int, int]]]
+
+
+class NewItems(_Strict):
+    """Items to add, or to put in the place of those with the same ids: logits or embeddings, and metadata."""
+
+    ids: Annotated[list[Id], Field(min_length=1, max_length=10_000)]
+    logits: list[Vector] | None = None
+    embeddings: list[Vector] | None = None
+    metadata: dict[str, list[Any]] | None = None
+
+
+class Deleted(_Strict):
+    """Items to delete."""
+
+    ids: Annotated[list[Id], Field(min_length=1, max_length=10_000)]
+
+
+class Written(BaseModel):
+    """What a write did."""
+
+    items: int
+    changed: int
+
+
+class Problem(BaseModel):
+    """What was wrong: what was got, what was expected, what to do."""
+
+    error: str
+    request: str

@@ -1,0 +1,200 @@
+"""The API: answers are the index's own, bad requests are refused in words, nothing but items can be seen."""
+
+import base64
+import io
+import shutil
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from crovca import Codes, HashIndex
+from crovca.service.api import create_app
+from crovca.service.collection import Collection
+from crovca.service.guard import Limits
+
+SEARCH = "/v1/collections/digits/search"
+
+
+@pytest.fixture
+def client(collection):
+    with TestClient(create_app([collection]), raise_server_exceptions=False) as opened:
+        yield opened
+
+
+def test_what_is_served_is_described(client):
+    (about,) = client.get("/v1/collections").json()
+    assert about["name"] == "digits"
+    assert about["items"] == 400
+    assert about["lengths"] == [16, 32]
+    assert about["queries"] == ["id", "logits"]
+    assert client.get("/healthz").text == client.get("/readyz").text == "ok"
+    assert "/v1/collections/{name}/search" in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_search_answers_as_the_index_does(client, made):
+    path, _, logits, _, ids = made
+    with HashIndex.open(path) as index:
+        expected = index.search(logits[:3], 7, where="digit != '3'")
+        near = index.neighbors_of([ids[5]], 7)
+    queries = [[{"logits": row.tolist()}] for row in logits[:3]]
+    answers = client.post(SEARCH, json={"queries": queries, "k": 7, "where": "digit != '3'"}).json()
+    assert [[hit["id"] for hit in answer["hits"]] for answer in answers] == expected.ids.tolist()
+    assert [[hit["distance"] for hit in answer["hits"]] for answer in answers] == expected.distances.tolist()
+    (answer,) = client.post(SEARCH, json={"queries": [[{"id": ids[5]}]], "k": 7}).json()
+    assert [hit["id"] for hit in answer["hits"]] == near.ids[0].tolist()
+    assert answer["metric"] == "hamming"
+
+
+def test_terms_are_added_with_their_weights(client, made):
+    path, _, logits, *_ = made
+    with HashIndex.open(path) as index:
+        expected = index.search([(logits[0] - logits[1]) / 2], 5).ids[0].tolist()
+    terms = [{"logits": logits[0].tolist()}, {"logits": logits[1].tolist(), "weight": -1}]
+    (answer,) = client.post(SEARCH, json={"queries": [terms], "k": 5}).json()
+    assert [hit["id"] for hit in answer["hits"]] == expected
+
+
+def test_a_cursor_goes_on_where_the_answer_ended(client, made):
+    query = {"queries": [[{"logits": made[2][9].tolist()}]], "k": 30}
+    whole = client.post(SEARCH, json={**query, "k": 90}).json()[0]["hits"]
+    found, cursor = [], None
+    for _ in range(3):
+        (answer,) = client.post(SEARCH, json={**query, **({"cursor": cursor} if cursor else {})}).json()
+        found, cursor = found + answer["hits"], answer["cursor"]
+    assert found == whole
+    (last,) = client.post(SEARCH, json={**query, "k": 1000}).json()
+    assert last["cursor"] is None
+    assert len(last["hits"]) == 400
+
+
+def test_nothing_beyond_the_cut_off_is_shown(client, made):
+    query = {"queries": [[{"logits": made[2][9].tolist()}]], "k": 50}
+    (whole,) = client.post(SEARCH, json=query).json()
+    cut = whole["hits"][20]["distance"]
+    (answer,) = client.post(SEARCH, json={**query, "max_distance": cut}).json()
+    assert answer["hits"] == [hit for hit in whole["hits"] if hit["distance"] <= cut]
+
+
+def test_metadata_are_json(client, made):
+    assert client.get("/v1/collections/digits/item", params={"id": made[4][0]}).json()["metadata"] == {
+        "digit": "0",
+        "odd": None,
+    }
+    facets = client.get("/v1/collections/digits/facets", params={"column": "digit"}).json()
+    assert sum(one["items"] for one in facets) == 400
+    three = client.get("/v1/collections/digits/facets", params={"column": "digit", "where": "digit = '3'"})
+    assert [one["value"] for one in three.json()] == ["3"]
+
+
+def test_pictures_are_made_once_and_only_of_items(client, made, tmp_path):
+    path = "/v1/collections/digits/picture"
+    answer = client.get(path, params={"id": made[4][0], "side": 32})
+    assert answer.headers["content-type"] == "image/webp"
+    assert Image.open(io.BytesIO(answer.content)).size == (32, 32)
+    (kept,) = (tmp_path / "thumbnails").rglob("*.webp")
+    assert kept.read_bytes() == answer.content
+    for id in ("../index/manifest.json", "/etc/passwd", "0/../../index/manifest.json", "no such", "\0"):
+        refused = client.get(path, params={"id": id})
+        assert refused.status_code == 400, id
+        assert "there is no item" in refused.json()["error"] or "not" in refused.json()["error"]
+
+
+def test_an_item_that_names_a_file_outside_is_not_shown(made, tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "link.png").symlink_to(tmp_path / "secret.png")
+    with HashIndex.create(tmp_path / "index", bits=8) as index:
+        index.add(["../secret.png", "link.png"], Codes.from_bits(np.zeros((2, 8), bool)))
+    served = Collection(tmp_path / "index", name="x", root=tmp_path / "pictures")
+    with TestClient(create_app([served])) as client:
+        for id in ("../secret.png", "link.png"):
+            assert (
+                "is not there" in client.get("/v1/collections/x/picture", params={"id": id}).json()["error"]
+            )
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "words"),
+    [
+        ({"queries": []}, 422, "queries"),
+        ({"queries": [[{}]]}, 422, "exactly one"),
+        ({"queries": [[{"id": "a", "text": "b"}]]}, 422, "exactly one"),
+        ({"queries": [[{"id": "none"}]]}, 400, "not in the index"),
+        ({"queries": [[{"logits": [1.0]}]]}, 400, "32 numbers"),
+        ({"queries": [[{"text": "a dog"}]]}, 400, "cannot be encoded here"),
+        ({"queries": [[{"image": "%%%"}]]}, 400, "base64"),
+        ({"queries": [[{"id": "0/0.png"}]], "where": "no_such = 1"}, 400, "no_such"),
+        ({"queries": [[{"id": "0/0.png"}]], "where": "1 = 1; DROP TABLE x"}, 400, ""),
+        ({"queries": [[{"id": "0/0.png"}]], "k": 0}, 422, "k"),
+        ({"queries": [[{"id": "0/0.png"}]], "bits": 99}, 400, "99"),
+        ({"queries": [[{"id": "0/0.png"}]], "cursor": "nonsense"}, 400, "cursor"),
+        ({"queries": [[{"id": "0/0.png"}]], "cursor": base64.b64encode(b"77:3").decode()}, 409, "changed"),
+        ({"queries": [[{"id": "0/0.png"}]], "surprise": 1}, 422, "surprise"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(client, request_, status, words):
+    answer = client.post(SEARCH, json=request_)
+    assert answer.status_code == status
+    assert words in answer.json()["error"]
+    assert answer.json()["request"] == answer.headers["x-request-id"]
+
+
+def test_read_only_by_default(client):
+    answer = client.put("/v1/collections/digits/items", json={"ids": ["x"], "logits": [[0.0] * 32]})
+    assert answer.status_code == 403
+    assert client.post("/v1/collections/digits/delete", json={"ids": ["0/0.png"]}).status_code == 403
+    assert client.get("/v1/collections/nobody/item", params={"id": "x"}).status_code == 404
+
+
+def test_items_are_added_and_deleted_with_a_token(made, tmp_path):
+    shutil.copytree(made[0], tmp_path / "index")
+    served = Collection(tmp_path / "index", name="digits", writable=True)
+    limits = Limits(token="let me in")
+    with TestClient(create_app([served], limits)) as client:
+        body = {"ids": ["new"], "logits": [[3.0] * 32], "metadata": {"digit": ["7"]}}
+        assert client.put("/v1/collections/digits/items", json=body).status_code == 401
+        client.headers["Authorization"] = "Bearer let me in"
+        assert client.put("/v1/collections/digits/items", json=body).json() == {"items": 401, "changed": 0}
+        (answer,) = client.post(SEARCH, json={"queries": [[{"logits": [3.0] * 32}]], "k": 1}).json()
+        assert answer["hits"][0]["id"] == "new"
+        assert client.post("/v1/collections/digits/delete", json={"ids": ["new", "none"]}).json() == {
+            "items": 400,
+            "changed": 1,
+        }
+
+
+def test_without_the_token_nobody_sees_anything(collection):
+    with TestClient(create_app([collection], Limits(token="right"))) as client:
+        assert client.get("/healthz").status_code == 200
+        for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "crovca_token=wrong"}):
+            for path in ("/v1/collections", "/c/digits", "/metrics", "/openapi.json"):
+                assert client.get(path, headers=wrong).status_code == 401, path
+        client.post("/login", data={"token": "right"})
+        assert client.get("/c/digits").status_code == 200
+
+
+def test_large_bodies_and_many_requests_are_refused(collection):
+    limits = Limits(body_bytes=1000, per_second=0.001, burst=5)
+    with TestClient(create_app([collection], limits)) as client:
+        assert client.post(SEARCH, content=b"x" * 1001).status_code == 413
+        chunked = client.post(
+            SEARCH, content=iter([b"x" * 600, b"x" * 600]), headers={"content-type": "application/json"}
+        )
+        assert chunked.status_code == 413
+        assert [client.get("/healthz").status_code for _ in range(5)] == [200, 200, 200, 200, 429]
+
+
+def test_a_changed_index_is_seen(made, tmp_path, monkeypatch):
+    shutil.copytree(made[0], tmp_path / "index")
+    monkeypatch.setattr("crovca.service.collection._CHECK_SECONDS", 0.0)
+    with TestClient(create_app([Collection(tmp_path / "index", name="digits")])) as client:
+        with HashIndex.open(tmp_path / "index", writable=True) as index:
+            index.delete(["0/0.png"])
+        assert client.get("/v1/collections").json()[0]["items"] == 399
+
+
+def test_what_happens_is_counted(client):
+    client.get("/v1/collections")
+    assert 'crovca_requests_total{method="GET",status="200"}' in client.get("/metrics").text

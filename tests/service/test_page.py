@@ -1,0 +1,165 @@
+"""The page, in a real browser: search, more like this, filters, bits, cut-off, phone, keyboard."""
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from crovca.service.api import create_app
+
+pytest.importorskip("selenium")
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        if os.environ.get("CROVCA_SERVERS") == "required":
+            pytest.fail("no chromium and chromedriver, and CROVCA_SERVERS=required: run 'make servers'")
+        pytest.skip("chromium and chromedriver are not installed: make servers")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=Service(driver))
+    opened.set_window_size(1280, 900)
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture
+def address(collection):
+    server = uvicorn.Server(uvicorn.Config(create_app([collection]), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/c/digits"
+    server.should_exit = True
+    thread.join()
+
+
+def wait(browser, condition):
+    return WebDriverWait(browser, 60).until(lambda _: condition())
+
+
+def all_of(browser, selector):
+    return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def shown(browser):
+    """Ids of the cards."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll('.card .path')].map(e => e.textContent)"
+    )
+
+
+def keep(browser, name):
+    """Screenshots for whoever wants to look: CROVCA_SCREENSHOTS names their folder."""
+    folder = os.environ.get("CROVCA_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def test_the_page(browser, address, made):
+    ids = made[4]
+    browser.get(address)
+    assert "Write the id of an item" in browser.find_element(By.ID, "results").text
+    browser.find_element(By.ID, "text").send_keys(ids[3], Keys.ENTER)
+    wait(browser, lambda: len(shown(browser)) == 48)
+    assert browser.current_url.endswith(f"like={ids[3].replace('/', '%2F')}")  # a permanent link
+    wait(
+        browser, lambda: browser.execute_script("return document.querySelector('.card img').naturalWidth") > 0
+    )
+    keep(browser, "page")
+
+    first = shown(browser)[0]
+    all_of(browser, ".card .picture")[0].click()  # more like this
+    wait(browser, lambda: browser.find_element(By.ID, "text").get_attribute("value") == first)
+
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    wait(browser, lambda: len(shown(browser)) > 48)
+
+    browser.find_element(By.CSS_SELECTOR, "#filters summary").click()
+    wait(browser, lambda: all_of(browser, "#filters input"))
+    browser.find_element(By.CSS_SELECTOR, "#filters input[value='digit=5']").click()
+    wait(browser, lambda: {id[0] for id in shown(browser)} == {"5"})
+    assert "f=digit%3D5" in browser.current_url
+
+    browser.find_element(By.CSS_SELECTOR, "#compare summary").click()
+    wait(browser, lambda: len(all_of(browser, ".bits tbody tr")) == 2)
+    rows = [row.text for row in all_of(browser, ".bits tbody tr")]
+    assert rows[0].startswith("16 2")
+    assert "100 %" in rows[1]
+    keep(browser, "bits")
+
+    browser.find_element(By.CSS_SELECTOR, "#cut summary").click()
+    wait(browser, lambda: all_of(browser, ".bars button"))
+    before = len(shown(browser))
+    browser.execute_script("document.querySelectorAll('.bars button')[5].click()")
+    wait(browser, lambda: 0 < len(shown(browser)) < before)
+
+    browser.get(browser.current_url)  # the address says all
+    assert {id[0] for id in shown(browser)} == {"5"}
+    assert len(shown(browser)) < before
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_plus_and_minus_and_the_keyboard(browser, address, made):
+    browser.get(f"{address}?like={made[4][0]}")
+    wait(browser, lambda: shown(browser))
+    browser.find_element(By.CSS_SELECTOR, "[data-add=like]").click()
+    wait(browser, lambda: "binary cross-entropy" in browser.find_element(By.ID, "results").text)
+    all_of(browser, "[data-add=unlike]")[-1].click()
+    wait(browser, lambda: "unlike=" in browser.current_url)
+    all_of(browser, "[data-remove]")[0].click()
+    wait(browser, lambda: "unlike=" not in browser.current_url)
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ARROW_RIGHT)
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert browser.switch_to.active_element == all_of(browser, ".card .picture")[1]
+    browser.switch_to.active_element.send_keys("/")
+    assert browser.switch_to.active_element.get_attribute("id") == "text"
+
+
+def test_a_phone(browser, address, made):
+    browser.set_window_size(
+        500, 844
+    )  # the narrowest that chromium makes a window; the emulation below is a phone
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True},
+    )
+    try:
+        for path in (f"{address}?like={made[4][0]}", f"{address}/duplicates?radius=2"):
+            browser.get(path)
+            wait(browser, lambda: all_of(browser, ".card"))
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+            keep(browser, f"phone-{len(path)}")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.set_window_size(1280, 900)
+
+
+def test_what_goes_wrong_is_said_on_the_page(browser, address):
+    browser.get(f"{address}?like=nobody")
+    assert "not in the index" in browser.find_element(By.CSS_SELECTOR, "[role=alert]").text
+    browser.get(f"{address}?z=AAAA")
+    assert "another collection" in browser.find_element(By.CSS_SELECTOR, "[role=alert]").text
