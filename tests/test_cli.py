@@ -7,10 +7,13 @@ import sys
 import numpy as np
 import pytest
 import typer
+from sklearn.base import clone
 
 from crovca.cli.main import app, main
 from crovca.codes import Codes
+from crovca.data.embeddings import load_embeddings
 from crovca.data.encoded import Encoded
+from crovca.evaluation.situations import Judge, make_situations
 from crovca.hasher import CrossModalHasher, Hasher
 from crovca.metrics import METRICS
 
@@ -135,6 +138,73 @@ def test_evaluate_without_labels(folder, tmp_path, capsys):
     assert found["chance_map"] is None
     assert set(found["lengths"][0]["map"].values()) == {None}
     assert 0 < found["lengths"][0]["float_neighbour_recall"]["10@100"] <= 1
+
+
+def test_evaluate_holds_out_classes(folder, tmp_path, capsys):
+    """A model of the same parameters learns half of the classes, or of the cells where there are no labels."""
+    both = ["--database", folder / "database.npz", "--query", folder / "query.npz", "--bits", "8"]
+    run(
+        "train",
+        folder / "database.npz",
+        "--unsupervised",
+        "--bits",
+        "16",
+        "--epochs",
+        "2",
+        "-o",
+        tmp_path / "m",
+    )
+    found = run_json(capsys, "evaluate", tmp_path / "m", *both, "--hold-out-classes", "0.5", "--seed", "1")
+    five = found["five_measures"]
+    assert five["labeled"]
+    assert list(five["counts"]) == ["seen", "new", "mixed"]
+    counts = five["counts"]
+    assert counts["new"]["learned"] + counts["new"]["searched"] == counts["mixed"]["searched"] == 160
+    assert set(five["methods"]) == {"model", "ITQ"}
+    ours = five["methods"]["model"]["8"]
+    assert ours["seen"]["map"] == pytest.approx(found["lengths"][0]["map"]["asymmetric_hamming"])
+    assert ours["seen"]["order"] == pytest.approx(found["lengths"][0]["float_neighbour_recall"]["10@100"])
+    _, new, _ = make_situations(
+        load_embeddings(folder / "database.npz"), load_embeddings(folder / "query.npz"), seed=1
+    )
+    fresh = clone(Hasher.load(tmp_path / "m")).fit(new.learned.values)
+    expected = Judge(new).of_codes(
+        fresh.logits(new.asked.values)[:, :8], fresh.encode(new.searched.values).prefix(8)
+    )
+    assert ours["new"]["map"] == pytest.approx(expected.map)
+    assert five["float"]["mixed"]["order"] == 1
+
+    for name in ("database", "query"):
+        np.savez(tmp_path / f"{name}.npz", embeddings=np.load(folder / f"{name}.npz")["embeddings"])
+    bare = [
+        "--database",
+        tmp_path / "database.npz",
+        "--query",
+        tmp_path / "query.npz",
+        "--hold-out-classes",
+        "0.5",
+    ]
+    run("evaluate", tmp_path / "m", *bare, "--bits", "8,16")
+    printed = capsys.readouterr().out
+    assert "seen, new, mixed: the floats' top 10 in the codes' top 100" in printed
+    assert "ITQ, 8 bits" in printed
+
+
+@pytest.mark.parametrize(
+    ("model", "share", "message"),
+    [
+        ("model", "1.5", "a share between 0 and 1"),
+        ("two", "0.5", "takes images or two modalities"),
+        ("model", "0.05", "both need at least 2"),
+    ],
+)
+def test_evaluate_refuses_to_hold_out(folder, capsys, model, share, message):
+    with pytest.raises(SystemExit) as exit_:
+        main(["evaluate", str(folder / model), "--database", str(folder / "database.npz"), "--query",
+              str(folder / "query.npz"), "--hold-out-classes", share, "--database-modality", "images",
+              "--query-modality", "images"][: None if model == "two" else 8])  # fmt: skip
+    assert exit_.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_evaluate_prints_a_table(folder, capsys):

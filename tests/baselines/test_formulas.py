@@ -10,25 +10,33 @@ import torch
 from scipy.stats import beta
 
 from crovca.baselines.bihalf import BiHalfLoss, bihalf_codes
-from crovca.baselines.centered_sign import CenteredSign
 from crovca.baselines.cibhash import CIBHashLoss
 from crovca.baselines.csq import CSQLoss, hash_centers
 from crovca.baselines.ddbh import boundary_preserving_loss, ddbh_loss
 from crovca.baselines.float_embedding import FloatCentered, FloatNormalized, FloatRaw
 from crovca.baselines.fppq import FPPQ, FPPQLoss, class_codes
 from crovca.baselines.greedyhash import GreedyHashLoss, GreedyHashSupervisedLoss
-from crovca.baselines.hashing_baseline import HashingBaseline
 from crovca.baselines.head import LabeledBatch, sign_straight_through
-from crovca.baselines.itq import ITQ, FaissITQ
-from crovca.baselines.lsh import LSH
+from crovca.baselines.linear import ITQ, LSH, PCA, CenteredSign, FaissITQ, HashingBaseline, SpectralHashing
 from crovca.baselines.orthohash import OrthoHashLoss
-from crovca.baselines.pca import PCA
-from crovca.baselines.product_quantization import OPQ, PQ
-from crovca.baselines.rabitq import RaBitQ
-from crovca.baselines.scalar_quantization import SQ4, SQ8
+from crovca.baselines.quantizers import (
+    ASH1,
+    ASH2,
+    ASH8,
+    OPQ,
+    PQ,
+    SQ4,
+    SQ8,
+    RaBitQ,
+    RaBitQ2,
+    RaBitQ4,
+    TurboQuant1,
+    TurboQuant2,
+    TurboQuant4,
+    beta_codebook,
+)
 from crovca.baselines.sdc import SDCLoss
 from crovca.baselines.similarity_distillation import SimilarityDistillationLoss
-from crovca.baselines.spectral_hashing import SpectralHashing
 from crovca.errors import InvalidInputError
 
 RANDOM = np.random.default_rng(0)
@@ -214,6 +222,103 @@ def test_rabitq_estimates_distances():
         InvalidInputError, match=r"8 bytes of .* at least 72 bits.* meant for 128 or more.* 64 were"
     ):
         RaBitQ(64).fit(X)
+
+
+def reduced(numbers):
+    points = unit(X)
+    centered = points - points.mean(axis=0)
+    _, _, vectors = np.linalg.svd(centered, full_matrices=False)
+    return centered @ vectors[:numbers].T
+
+
+@pytest.mark.parametrize(("method", "bits"), [(RaBitQ2, 2), (RaBitQ4, 4)])
+def test_multi_bit_rabitq_s_estimate_is_that_of_a_vector_of_the_grid(method, bits):
+    """|o|^2 <y, q> / <y, o> for <o, q>, where y is a vector of the centered grid in o's orthant."""
+    found = method(8 * (20 + 4)).fit(X)  # 4 bytes of numbers
+    assert found.bytes_per_item == 24
+    estimate, rotated = found.scores(X[:100], X), found._prepare(X)
+    asked, center = rotated[:100], rotated.mean(axis=0)
+    assert rotated.shape == (600, 32 // bits)
+    true = -np.square(asked[:, None] - rotated[None]).sum(axis=2)
+    assert np.corrcoef(true.ravel(), estimate.ravel())[0, 1] > {2: 0.95, 4: 0.99}[bits]
+    for row in range(100, 110):
+        q, o = asked - center, rotated[row] - center
+        products = (estimate[:, row] + o @ o + np.square(q).sum(axis=1)) / 2
+        y = np.linalg.lstsq(q, products, rcond=None)[0]  # |o|^2 y / <y, o>
+        assert y @ o == pytest.approx(o @ o, abs=1e-5)
+        assert np.array_equal(np.sign(y), np.sign(o))
+        levels = np.arange(2 ** (bits - 1)) + 0.5
+        scaled = (
+            np.abs(y)[None] * levels[:, None] / np.abs(y).max()
+        )  # for each level that the largest may have
+        assert np.abs(scaled[:, :, None] - levels).min(axis=2).max(axis=1).min() < 1e-4
+    with pytest.raises(InvalidInputError, match=r"20 bytes of corrections .* at least 176 bits"):
+        method(128).fit(X)
+
+
+def test_turboquant_s_codebook_is_optimal_for_the_sphere():
+    """The paper's centroids and errors for many dimensions (section 3.1), and Lloyd's condition on real points."""
+    root = 1000**0.5
+    assert beta_codebook(1000, 1) * root == pytest.approx([-0.798, 0.798], abs=2e-3)
+    assert beta_codebook(1000, 2) * root == pytest.approx([-1.51, -0.453, 0.453, 1.51], abs=4e-3)
+    points = RANDOM.normal(size=(200_000, 6))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    for bits, error in ((1, 0.36), (2, 0.117), (3, 0.03), (4, 0.009)):
+        gauss = RANDOM.normal(size=200_000) / root
+        found = beta_codebook(1000, bits)
+        nearest = found[np.abs(gauss[:, None] - found).argmin(axis=1)]
+        assert 1000 * np.square(gauss - nearest).mean() == pytest.approx(error, rel=0.17)
+        found = beta_codebook(6, bits)
+        owner = np.abs(points[:, :1] - found).argmin(axis=1)
+        assert [points[owner == j, 0].mean() for j in range(2**bits)] == pytest.approx(found, abs=0.01)
+    assert beta_codebook(1, 2).tolist() == [-1, -1, 1, 1]
+    assert np.abs(beta_codebook(2, 1)).tolist() == pytest.approx([2 / math.pi] * 2)
+
+
+@pytest.mark.parametrize(("method", "bits"), [(TurboQuant1, 1), (TurboQuant2, 2), (TurboQuant4, 4)])
+def test_turboquant_restores_by_centroids_of_rotated_unit_vectors(method, bits):
+    found = method(16, seed=3).fit(X)
+    numbers = 16 // bits
+    assert found.bytes_per_item == 2
+    rotation = found.rotation_
+    assert np.allclose(rotation @ rotation.T, np.eye(numbers), atol=1e-5)
+    kept = found._prepare(X) @ rotation.T
+    assert np.allclose(np.abs(kept), np.abs(reduced(numbers)), atol=1e-4)
+    on_sphere = kept @ rotation / np.linalg.norm(kept, axis=1, keepdims=True)
+    book = beta_codebook(numbers, bits)
+    index = np.abs(on_sphere[:, :, None] - book).argmin(axis=2)
+    restored = book[index] @ rotation.T  # their DeQuant
+    assert np.allclose(found.scores(X[:9], X), kept[:9] @ restored.T, atol=1e-4)
+
+
+def test_ash_alternates_whole_numbers_and_rotations():
+    found = ASH2(16).fit(X)
+    assert found.bytes_per_item == 2
+    assert np.allclose(found.rotation_ @ found.rotation_.T, np.eye(8), atol=1e-4)
+    losses = np.array(found.losses_)
+    assert losses[-1] < 0.95 * losses[0]
+    assert (np.diff(losses) < 1e-3 * losses[0]).all()
+    rotated = found._prepare(X)
+    assert np.allclose(np.square(rotated).sum(axis=1), np.square(reduced(8)).sum(axis=1), atol=1e-4)
+    odd = np.array([-3, -1, 1, 3])
+    codes = odd[np.abs(rotated[:, :, None] - found.step_ * odd).argmin(axis=2)]
+    expected = rotated[:9] @ (codes / np.linalg.norm(codes, axis=1, keepdims=True)).T
+    assert np.allclose(found.scores(X[:9], X), expected, atol=1e-4)
+
+
+def test_ash_s_ends_are_itq_and_the_floats():
+    one = ASH1(8).fit(X)
+    kept = reduced(8)
+    loss = itq_loss(kept, np.linalg.lstsq(kept, one._prepare(X), rcond=None)[0] / one.step_)
+    other = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0]
+    for _ in range(50):
+        left, _, right = np.linalg.svd(kept.T @ signs(kept @ other))
+        other = left @ right
+    assert loss == pytest.approx(itq_loss(kept, other / one.step_), rel=0.02)
+    eight = ASH8(64).fit(X)
+    kept = reduced(8)
+    true = kept[:20] @ (kept / np.linalg.norm(kept, axis=1, keepdims=True)).T
+    assert np.abs(eight.scores(X[:20], X) - true).max() < 0.02
 
 
 # --- objectives -------------------------------------------------------------------------------------

@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crovca.baselines.itq import ITQ
-from crovca.baselines.pca import PCA
+from crovca.baselines.linear import ITQ, PCA
 from crovca.cli.main import main
 from crovca.compare import run as module
 from crovca.compare.methods import METHODS, choose_methods
-from crovca.compare.results import Comparison, failures, percent
+from crovca.compare.results import Comparison, columns_of, conclusion, failures, marks, percent, shown
 from crovca.compare.run import compare
-from crovca.compare.verdict import verdict
 from crovca.data.embeddings import as_embeddings
 from crovca.data.encoded import Encoded
 from crovca.errors import ConfigError, InvalidInputError, StorageError
 from crovca.evaluation.evaluate import evaluate
+from crovca.evaluation.situations import Judge, make_situations
 from crovca.files import locked
 from crovca.hashing.config import TrainingConfig
 
@@ -77,7 +76,37 @@ def test_rows_have_means_and_spreads_and_failures_with_their_reason(state):
     assert rows["pca", 8].value("hamming", "map")[1] == 0
     assert rows["rabitq", 8].failed.startswith("RaBitQ keeps 8 bytes")
     assert rows["itq", 8].failed is None
-    assert any("ITQ" in sentence or "PQ" in sentence for sentence in verdict(state))
+
+
+def test_five_measures_are_those_of_the_situations(state):
+    situations = make_situations(DATABASE, QUERY)
+    method = ITQ(16, seed=1)
+    cell = state.cells["itq/16/1"]["measures"]
+    assert list(cell) == ["seen", "new", "mixed"]
+    for situation in situations:
+        method.fit(situation.learned.values)
+        judge = Judge(situation)
+        measured = judge.of_codes(
+            method.logits(situation.asked.values), method.encode(situation.searched.values)
+        )
+        assert cell[situation.name] == measured.to_dict()
+    assert cell["seen"]["map"] == pytest.approx(
+        state.cells["itq/16/1"]["scores"]["asymmetric_hamming"]["map"]
+    )
+    own = state.cells[f"float_centered/{32 * 20}/0"]["measures"]
+    assert own["seen"]["order"] == pytest.approx(1, abs=0.01)
+    assert own["new"]["distinct"] is None
+    assert 0 < state.cells["pca/8/0"]["measures"]["seen"]["distinct"] < 1
+    # 150 items to learn from are too few for PQ's centroids, which is said and costs nothing else
+    assert "at least as many items, got 150" in state.cells["pq/8/0"]["held_out_failed"]
+    assert "new" not in state.cells["pq/8/0"]["measures"]
+    assert any("PQ (new, mixed), 8, 16 bits" in sentence for sentence in failures(state.rows()))
+    itq = next(row for row in state.rows() if row.method.name == "itq" and row.bits == 16)
+    maps = [state.cells[f"itq/16/{seed}"]["measures"]["new"]["map"] for seed in (0, 1)]
+    assert itq.five("new", labeled=True) == (np.mean(maps), np.std(maps, ddof=1))
+    assert compare(DATABASE, QUERY, lengths=(8,), methods=["pca"], seeds=1, hold_out=None).cells["pca/8/0"][
+        "measures"
+    ].keys() == {"seen"}
 
 
 def test_a_rerun_does_only_what_is_missing(state, monkeypatch):
@@ -95,7 +124,9 @@ def test_a_rerun_does_only_what_is_missing(state, monkeypatch):
         DATABASE, QUERY, lengths=(8, 12, 16), methods=QUICK, seeds=2, kept=kept,
         save=lambda s: saved.append(dict(s.cells)),
     )  # fmt: skip
-    assert sorted(fitted, key=str) == sorted([(PCA, 12), (ITQ, 12), (ITQ, 12)], key=str)
+    assert sorted(fitted, key=str) == sorted(
+        2 * [(PCA, 12), (ITQ, 12), (ITQ, 12)], key=str
+    )  # and without half
     assert {key: again.cells[key] for key in state.cells if "rabitq" not in key} == {
         key: cell for key, cell in kept["cells"].items() if "rabitq" not in key
     }
@@ -111,10 +142,11 @@ def test_without_labels_only_the_recall_of_float_neighbors_is_told():
     state = compare(DATABASE, bare, lengths=(8,), methods=["pca", "pq"], seeds=1)
     assert state.cells["pca/8/0"]["scores"]["hamming"]["map"] is None
     assert state.cells["pca/8/0"]["scores"]["hamming"]["float_neighbour_recall"]["10@100"] > 0
-    sentences = verdict(state)
-    assert len(sentences) == 5
-    assert sentences[0].startswith("To keep the float ranking")
-    assert "this is all that can be told" in sentences[1]
+    assert state.cells["pca/8/0"]["measures"]["new"]["map"] is None
+    row = next(row for row in state.rows() if row.method.name == "pca")
+    assert row.five("new", labeled=False) == (state.cells["pca/8/0"]["measures"]["new"]["order"], 0)
+    assert "seen" not in conclusion(state)
+    assert "order" in conclusion(state)
     with pytest.raises(ConfigError, match="'orthohash' learns from labels"):
         compare(DATABASE, bare, methods=["orthohash"])
     assert not any(method.supervised for method in choose_methods(None, labeled=False))
@@ -185,54 +217,53 @@ def test_bad_input():
         compare(DATABASE, narrow)
 
 
-def cell(method, bits, seed, value, recall=0.5):
-    score = {"map": value, "float_neighbour_recall": {"10@100": recall}}
+def cell(method, bits, seed, value, order=0.5, **more):
+    score = {"map": value, "float_neighbour_recall": {"10@100": order}}
     name = "own" if method in ("pq", "float_centered") else "asymmetric_hamming"
-    return {"method": method, "bits": bits, "seed": seed, "bytes": bits // 8, "scores": {name: score}}
+    measures = {"seen": {"map": value, "order": order, **more}}
+    return {
+        "method": method, "bits": bits, "seed": seed, "bytes": bits // 8, "scores": {name: score}, "measures": measures,
+    }  # fmt: skip
 
 
-def said(*cells, chance=0.1):
-    state = Comparison("", 10, 1, 1, True, chance, (16,), seeds=2)
+def of_cells(*cells):
+    state = Comparison("", 10, 1, 1, True, 0.1, (16,), seeds=2)
     state.cells = {str(number): found for number, found in enumerate(cells)}
-    return " ".join(verdict(state))
+    return state
 
 
-def test_the_verdict_names_the_best_and_is_honest_of_ours():
-    text = said(cell("crovca", 16, 0, 0.6), cell("pq", 16, 0, 0.7), cell("itq", 16, 0, 0.4, 0.9))
-    assert "16 bits: PQ (70.0), 10.0 points above crovca" in text
-    assert "a Hamming index can hold (mAP): 16 bits: crovca (60.0)." in text
-    assert "To keep the float ranking (its top 10 within the codes' top 100): 16 bits: ITQ (90.0)" in text
-    assert "with labels to learn from" not in text
-    assert "Compared were 3 of" in text
-    text = said(
-        cell("crovca", 16, 0, 0.60),
-        cell("crovca", 16, 1, 0.66),
-        cell("pq", 16, 0, 0.65),
-        cell("pq", 16, 1, 0.64),
-    )
-    assert "PQ (64.5), not to be told apart by the spread of seeds from crovca" in text
-    text = said(
-        cell("crovca_supervised", 16, 0, 0.9), cell("crovca", 16, 0, 0.5), cell("float_centered", 640, 0, 0.6)
-    )
+def marked(state, name):
+    column = next(column for column in columns_of(state) if column.name == name)
+    return {method: mark for (method, _), mark in marks(state.rows(), column, labeled=True).items()}
+
+
+def test_marks_name_the_best_of_a_kind_and_what_is_level():
+    state = of_cells(
+        cell("crovca", 16, 0, 0.60), cell("crovca", 16, 1, 0.66),
+        cell("pq", 16, 0, 0.65), cell("pq", 16, 1, 0.64),
+        cell("itq", 16, 0, 0.40, order=0.9, shared=0.1), cell("itq", 16, 1, 0.41, order=0.9, shared=0.2),
+        cell("pca", 16, 0, 0.30, shared=0.3),
+        cell("orthohash", 16, 0, 0.9), cell("float_centered", 640, 0, 0.99),
+    )  # fmt: skip
+    assert marked(state, "seen") == {"pq": "*", "crovca": "~", "orthohash": "*"}
+    assert marked(state, "order") == {"itq": "*", "orthohash": "*"}
+    assert marked(state, "shared") == {"itq": "*"}  # the fewest
+    assert [column.name for column in columns_of(state)][:2] == ["seen", "order"]
+    text = conclusion(state)
+    assert text.count(".\n") == 0
     assert (
-        "with labels to learn from (mAP; it says nothing of classes that were not among the labels): " in text
-    )
-    assert (
-        "the float embedding (float, cosine centered, 80 bytes an item: 60.0) is better than the best code"
+        "Best at 16 bits, in %: without labels to learn from seen PQ (64.5), order ITQ (90.0); with labels"
         in text
     )
-
-
-def test_the_verdict_claims_nothing_that_chance_explains():
-    text = said(
-        cell("crovca", 16, 0, 0.104), cell("itq", 16, 0, 0.105), cell("float_centered", 640, 0, 0.105)
-    )
-    assert "16 bits: none, as nothing is better than a random order (10.0)" in text
-    assert "are not to be told apart" in text
     failed = {"method": "pq", "bits": 16, "seed": 1, "failed": "why"}
-    text = said(cell("pq", 16, 0, 0.9), failed, cell("itq", 16, 0, 0.5))
-    assert "16 bits: ITQ (50.0)" in text
-    assert "PQ" not in text
+    assert marked(of_cells(cell("pq", 16, 0, 0.9), failed, cell("itq", 16, 0, 0.5)), "seen") == {"itq": "*"}
+    assert conclusion(of_cells()) == "No method with a length of its own was measured."
+
+
+def test_values_are_shown_with_spread_and_mark():
+    assert shown(None, 3, "*") == "-"
+    assert shown((0.5, 0.0), 1) == "50.0"
+    assert shown((0.5, 0.012), 2, "~") == "50.0 ± 1.2 ~"
 
 
 def test_a_seed_that_failed_is_seen(monkeypatch):
@@ -274,7 +305,7 @@ def test_kept_results_are_bound_to_the_code_that_makes_them(tmp_path, monkeypatc
         before = code()
         (copy / "cli" / "main.py").write_text("# prints otherwise")
         assert code() == before
-        (copy / "baselines" / "itq.py").write_text("# learns otherwise")
+        (copy / "baselines" / "linear.py").write_text("# learns otherwise")
         assert code() != before
     finally:
         module._code.cache_clear()
@@ -312,13 +343,16 @@ def test_the_command_compares_keeps_and_reports(files, capsys):
     assert status == 0
     assert "PCA" in out
     assert "failed: RaBitQ, 8 bits: RaBitQ keeps 8 bytes" in out
-    assert "To keep the float ranking" in out
+    assert "* best, ~ not told from it" in out
+    assert "Best at 8 bits, in %: without labels to learn from seen PCA" in out
+    assert "new and mixed learned without 50 % of the classes" in out
     before = json.loads((files / "out.json").read_text())
     status, out, _ = run(capsys, *call, "--json", "--report", files / "report")
     assert status == 0
     found = json.loads(out)
     assert found["cells"]["pca/8/0"] == before["cells"]["pca/8/0"]
-    assert found["verdict"]
+    assert found["conclusion"].startswith("Best at 8 bits")
+    assert found["hold_out"] == 0.5
     page = (files / "report" / "index.html").read_text()
     assert "PCA" in page
     assert "RaBitQ keeps" in page
@@ -330,8 +364,9 @@ def test_the_command_with_training_items_and_epochs(files, capsys):
     status, out, err = run(capsys, *call, "--train", files / "bare.npz", "--epochs", "1", "--seeds", "1")
     assert status == 0
     assert "40 queries on 300 items, learned from 40 others, 1 epochs" in out
-    assert "One seed shows no spread" in out
+    assert "; one seed (" in out
     assert "with labels to learn from" not in out
+    assert "mixed" not in out  # as there are other items to learn from
     assert "methods that learn from labels are left out" in err
 
 
@@ -394,7 +429,7 @@ def test_the_command_without_labels(files, capsys):
     status, out, err = run(capsys, *call, "--query", files / "bare.npz")
     assert status == 0
     assert "no labels in bare.npz" in err
-    assert "this is all that can be told" in out
+    assert "the floats' top 10 in the codes' top 100" in out
     status, out, err = run(capsys, *call, "--query", files / "q.npz", "--no-labels")
     assert status == 0
     assert "mAP" not in out
@@ -417,7 +452,7 @@ def test_the_command_without_labels(files, capsys):
 def test_the_command_refuses_in_one_line(files, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(files)
     (files / "other.json").write_text(
-        json.dumps({"format": 3, "fingerprint": "x", "cells": {}, "version": "0.0"})
+        json.dumps({"format": 4, "fingerprint": "x", "cells": {}, "version": "0.0"})
     )
     (files / "broken.json").write_text("{")
     (files / "strange.json").write_text('{"a": 1}')

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from crovca.codes import Codes
 from crovca.data.encoded import Encoded
 from crovca.errors import InvalidInputError, StorageError
-from crovca.evaluation import metrics
+from crovca.evaluation import metrics, page
 from crovca.evaluation.evaluate import Measure, evaluate
-from crovca.evaluation.report import Subject, image_folder, write_report
+from crovca.evaluation.report import Subject, class_names, image_folder, write_report
 from crovca.index.scoring import BitScorer
 from crovca.metrics import METRICS
 
@@ -211,12 +211,42 @@ def test_a_report_is_one_page_with_figures_and_pictures(tmp_path):
     )
     subject = Subject("A <title> & more", result, query, database, floats, image_folder(tmp_path / "photos"))
     write_report(tmp_path / "report", [subject])
-    page = (tmp_path / "report" / "index.html").read_text("utf-8")
-    assert "A &lt;title&gt; &amp; more" in page
-    assert page.count("<figure") == 4  # curves, bytes, balance, map
-    assert page.count("data:image/jpeg") > 5 * (1 + 3 * 9)  # five queries; floats, 4 and 12 bits
-    assert "class=yes" in page
+    written = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert "A &lt;title&gt; &amp; more" in written
+    assert written.count("<figure") == 4  # curves, bytes, balance, map
+    assert written.count("data:image/jpeg") > 5 * (1 + 3 * 9)  # five queries; floats, 4 and 12 bits
+    assert 'class="yes"' in written
+    assert written.count("<table") == written.count(
+        '<div class="wide"'
+    )  # a wide table scrolls, the page does not
+    assert "What the words mean" in written
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["A <title> & more"]["k"] == 10
+
+
+def test_a_page_escapes_all_that_it_is_given():
+    nasty = '<script>"&'
+    blocks = [
+        page.Heading(nasty), page.Conclusion(nasty), page.Text(nasty), page.Bullets([nasty]),
+        page.Table(nasty, [nasty], [[nasty, page.Cell(nasty, "best")]]), page.Figure(b"png", nasty),
+        page.Grid(page.Picture(nasty), nasty, [page.Line(nasty, [page.Picture(nasty, None, True)])]),
+        page.Grid(None, nasty, []), page.Large(nasty, page.Picture(nasty, "data:x")), page.Glossary([(nasty, nasty)]),
+    ]  # fmt: skip
+    text = page.as_page(nasty, nasty, blocks)
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;&#34;&amp;") == 22
+    assert 'class="best"' in text
+    assert 'content="width=device-width' in text
+
+
+def test_classes_have_the_names_of_their_folders():
+    codes = Codes.from_bits(np.ones((4, 8), bool))
+    ids = np.array(["photos/ant/1.jpg", "photos/bee/1.jpg", "photos/ant/2.jpg", "photos/bee/3.jpg"])
+    labels = np.array([7, 3, 7, 3])
+    assert class_names(Encoded(codes, ids, labels)) == {7: "ant", 3: "bee"}
+    assert class_names(Encoded(codes, ids, np.array([7, 7, 7, 3]))) == {}  # folders are no classes
+    assert class_names(Encoded(codes, ids, np.array([1, 2, 3, 4]))) == {}
+    assert class_names(Encoded(codes, np.array(["1", "2", "3", "4"]), labels)) == {}
+    assert class_names(Encoded(codes, np.arange(4), labels)) == {}
 
 
 def test_pictures_outside_the_folder_are_not_read(tmp_path):

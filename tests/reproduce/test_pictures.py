@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from crovca.baselines.hashing_baseline import HashingBaseline
+from crovca.baselines.linear import HashingBaseline
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.ids import tie_order
 from crovca.index.scoring import asymmetric_hamming_distance, cosine_distance

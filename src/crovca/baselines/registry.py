@@ -1,4 +1,4 @@
-"""The baselines by name. A new method is one file and one line here."""
+"""The baselines by name. A new method is its class and one line here."""
 
 from __future__ import annotations
 
@@ -6,23 +6,40 @@ from dataclasses import dataclass
 
 from crovca.baselines.base import BinaryBaseline, ScoreBaseline
 from crovca.baselines.bihalf import BiHalf
-from crovca.baselines.centered_sign import CenteredSign, CenteredSignOfAll
 from crovca.baselines.cibhash import CIBHash
 from crovca.baselines.csq import CSQ
 from crovca.baselines.float_embedding import FloatCentered, FloatNormalized, FloatRaw
 from crovca.baselines.fppq import FPPQ
 from crovca.baselines.greedyhash import GreedyHash, GreedyHashSupervised
-from crovca.baselines.hashing_baseline import HashingBaseline
-from crovca.baselines.itq import ITQ, FaissITQ
-from crovca.baselines.lsh import LSH
+from crovca.baselines.linear import (
+    ITQ,
+    LSH,
+    PCA,
+    CenteredSign,
+    CenteredSignOfAll,
+    FaissITQ,
+    HashingBaseline,
+    SpectralHashing,
+)
 from crovca.baselines.orthohash import OrthoHash
-from crovca.baselines.pca import PCA
-from crovca.baselines.product_quantization import OPQ, PQ
-from crovca.baselines.rabitq import RaBitQ
-from crovca.baselines.scalar_quantization import SQ4, SQ8
+from crovca.baselines.quantizers import (
+    ASH1,
+    ASH2,
+    ASH4,
+    ASH8,
+    OPQ,
+    PQ,
+    SQ4,
+    SQ8,
+    RaBitQ,
+    RaBitQ2,
+    RaBitQ4,
+    TurboQuant1,
+    TurboQuant2,
+    TurboQuant4,
+)
 from crovca.baselines.sdc import SDC
 from crovca.baselines.similarity_distillation import SimilarityDistillation
-from crovca.baselines.spectral_hashing import SpectralHashing
 from crovca.errors import ConfigError
 
 __all__ = ["BASELINES", "Baseline", "baseline"]
@@ -65,6 +82,15 @@ BASELINES = (
     Baseline("pq", "PQ", PQ),
     Baseline("opq", "OPQ", OPQ),
     Baseline("rabitq", "RaBitQ", RaBitQ),
+    Baseline("rabitq_2", "RaBitQ, 2 bits a number", RaBitQ2),
+    Baseline("rabitq_4", "RaBitQ, 4 bits a number", RaBitQ4),
+    Baseline("turboquant_1", "TurboQuant, 1 bit a number", TurboQuant1),
+    Baseline("turboquant_2", "TurboQuant, 2 bits a number", TurboQuant2),
+    Baseline("turboquant_4", "TurboQuant, 4 bits a number", TurboQuant4),
+    Baseline("ash_1", "ASH, 1 bit a number", ASH1),
+    Baseline("ash_2", "ASH, 2 bits a number", ASH2),
+    Baseline("ash_4", "ASH, 4 bits a number", ASH4),
+    Baseline("ash_8", "ASH, 8 bits a number", ASH8),
     Baseline("orthohash", "OrthoHash", OrthoHash),
     Baseline("csq", "CSQ", CSQ),
     Baseline("greedyhash_supervised", "GreedyHash, supervised", GreedyHashSupervised),

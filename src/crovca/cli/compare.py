@@ -50,6 +50,13 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    hold_out_classes: Annotated[
+        float,
+        typer.Option(
+            help="Share of the classes (without labels: of k-means cells) that is not learned, for the measures new "
+            "and mixed; 0: do not measure these. With --train they are not measured either."
+        ),
+    ] = 0.5,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -65,17 +72,16 @@ def compare(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Compare methods on your own embeddings, and say which to choose for what.
+    """Compare methods on your own embeddings by five measures, and mark the best.
 
-    Fits every method at every length on the database (or on other items: --train), measures mAP@1000 (an item is
-    relevant if it shares a label), the recall of float neighbors, times and sizes, and ends with a plain word for each
-    purpose. Without labels only the recall of float neighbors is compared. A method that fails is shown with its
-    reason.
+    Fits every method at every length on the database (or on other items: --train) and again on half of its classes,
+    and measures mAP@1000 for what was learned (seen), for other classes (new) and for those among everything (mixed),
+    how much of the floats' order is kept, how many codes are distinct, times and sizes. An item is relevant if it
+    shares a label; without labels the floats' order judges everywhere. A method that fails is shown with its reason.
     """
     from crovca.compare.methods import choose_methods
-    from crovca.compare.results import read_kept
+    from crovca.compare.results import conclusion, read_kept
     from crovca.compare.run import compare as run
-    from crovca.compare.verdict import verdict
 
     lengths = parse_lengths(bits, "--bits")
     names = None if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
@@ -109,6 +115,7 @@ def compare(
             methods=names,
             seeds=seeds,
             epochs=epochs,
+            hold_out=hold_out_classes or None,
             kept=kept,
             save=save,
             advance=lambda what: _tell(reporter, what),
@@ -119,11 +126,10 @@ def compare(
 
             reporter.stage("report")
             write_comparison(report, state, force=force)
-    sentences = verdict(state)
     if json:
-        emit_json({**state.to_dict(), "verdict": sentences})
+        emit_json({**state.to_dict(), "conclusion": conclusion(state)})
         return
-    _print(state, sentences)
+    _print(state)
     if report is not None:
         stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
 
@@ -178,8 +184,8 @@ def _identical(theirs: Embeddings, ours: Embeddings) -> int:
     return sum(row.tobytes() in known for row in np.asarray(ours.values[:], np.float32))
 
 
-def _print(state: Comparison, sentences: list[str]) -> None:
-    from crovca.compare.results import failures
+def _print(state: Comparison) -> None:
+    from crovca.compare.results import BEST, LEVEL, columns_of, conclusion, failures
 
     rows = state.rows()
     for bits in [*state.lengths, None]:
@@ -189,53 +195,41 @@ def _print(state: Comparison, sentences: list[str]) -> None:
     seeds = "one seed" if state.seeds == 1 else f"mean ± sample standard deviation of {state.seeds} seeds"
     lines = [
         f"{state.described()}; {seeds} (Hashing-Baseline: 10 rotations; a method without chance is run once)",
+        f"{BEST} best, {LEVEL} not told from it by the spread of seeds, of those that learn with labels or without",
+        *(f"{column.title}: {column.meaning}" for column in columns_of(state)),
         *(f"failed: {sentence}" for sentence in failures(rows)),
-        *sentences,
+        conclusion(state),
     ]
     for line in lines:
         stdout.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
-    from crovca.compare.results import score_titles
+    from crovca.compare.results import columns_of, marks
+    from crovca.compare.results import shown as text_of
+    from crovca.evaluation.situations import SITUATIONS
 
     size = "sizes of their own" if bits is None else f"{bits} bits"
-    what = f"mAP@{state.k} in %" if state.labeled else "recall of float neighbors in %"
-    table = Table(
-        title=f"{size}: {what}",
-        title_justify="left",
-    )
+    judged = f"mAP@{state.k}" if state.labeled else "the floats' top 10 in the codes' top 100"
+    columns = columns_of(state)
+    situations = ", ".join(column.title for column in columns if column.name in SITUATIONS)
+    table = Table(title=f"{size}: five measures in %; {situations}: {judged}", title_justify="left")
     table.add_column("", justify="left")
-    table.add_column("bytes", justify="right")
-    if state.labeled:
-        for name in (*score_titles(), "min(k,R) form"):
-            table.add_column(name, justify="right")
-    for name in ("float top-10 in top-100", "fit, s", "items/s"):
+    for name in ("bytes", *(column.title for column in columns), "fit, s", "items/s"):
         table.add_column(name, justify="right")
+    marked = {column.name: marks(rows, column, labeled=state.labeled) for column in columns}
     for row in rows:
-        table.add_row(*_cells(state, row))
-    stdout.print(table)
-
-
-def _cells(state: Comparison, row: Row) -> list[str]:
-    from crovca.compare.results import percent, score_cells
-
-    if not row.cells:
-        return [
-            row.method.title,
-            "",
-            *(["failed"] if state.labeled else []),
-            "" if state.labeled else "failed",
+        if not row.cells:
+            table.add_row(row.method.title, "", "failed")
+            continue
+        values = [
+            text_of(
+                row.five(column.name, labeled=state.labeled),
+                len(row.cells),
+                marked[column.name].get((row.method.name, row.bits), ""),
+            )
+            for column in columns
         ]
-    maps = []
-    if state.labeled:
-        maps = [*score_cells(row, "map"), percent(row, row.main_score, "map_min_k_r")]
-    size, seconds, rate = (row.measured(name) for name in ("bytes", "fit_seconds", "encode_rate"))
-    return [
-        row.method.title,
-        f"{size or 0:,.0f}",
-        *maps,
-        percent(row, row.main_score, "10@100"),
-        f"{seconds or 0:.1f}",
-        f"{rate or 0:,.0f}",
-    ]
+        size_of, seconds, rate = (row.measured(name) or 0 for name in ("bytes", "fit_seconds", "encode_rate"))
+        table.add_row(row.method.title, f"{size_of:,.0f}", *values, f"{seconds:.1f}", f"{rate:,.0f}")
+    stdout.print(table)

@@ -25,10 +25,15 @@ from crovca.files import check_output
 from crovca.metrics import METRICS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crovca.cli.modality import EncodedPath
     from crovca.evaluation.evaluate import Evaluation
     from crovca.evaluation.report import ImageOf
+    from crovca.evaluation.situations import FiveMeasures
+    from crovca.hasher import CrossModalHasher, Hasher
 
-__all__ = ["evaluate", "print_evaluation"]
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -64,17 +69,27 @@ def evaluate(
     database_modality: Annotated[
         Modality | None, typer.Option(help="Two modalities: what the database is.", show_default=False)
     ] = None,
+    hold_out_classes: Annotated[
+        float | None,
+        typer.Option(
+            help="Also measure things that were not learned: a model with the same parameters is learned without this "
+            "share of the classes (without labels: of k-means cells), and asked for them. Try 0.5.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Which classes are held out.")] = 0,
     encoder: EncoderPlace = None,
     root: Root = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Measure how well codes retrieve, beside the float embeddings they come from.
+    """Measure how well codes retrieve, beside ITQ and the float embeddings they come from.
 
-    Prints mAP@k of every score at every length, chance level, the share of float neighbors that codes keep, ties,
-    and how the bits are used. Items are relevant to a query if they share a label; without labels only the recall
-    of float neighbors is measured. A database item with the query's own id is left out.
+    Prints five measures at every length: seen, new and mixed (with --hold-out-classes), the order of the floats that
+    codes keep, and how many codes are distinct; then mAP@k by every score, the chance level, and how the bits are used.
+    Items are relevant to a query if they share a label; without labels only the floats' order is measured. A database
+    item with the query's own id is left out.
     """
     from crovca.archive.encoding import encode_path
     from crovca.codes import check_bits
@@ -97,6 +112,7 @@ def evaluate(
     elif images is not None:
         raise ConfigError("--images goes with --report")
     hasher = load_hasher(model, device=device, encoder=encoder)
+    _check_hold_out(hasher, hold_out_classes)
     longest = hasher.lengths_[-1]
     lengths = hasher.lengths_ if bits is None else parse_lengths(bits, "--bits")
     for length in lengths:
@@ -142,6 +158,10 @@ def evaluate(
             database_embeddings=found_database.embeddings if comparable else None,
             advance=reporter.stage,
         )
+        five = _measure_beside(
+            hasher, replace(found_query, encoded=ours), replace(found_database, encoded=theirs), lengths,
+            hold_out=hold_out_classes, seed=seed, k=k or len(theirs), reporter=reporter,
+        )  # fmt: skip
         if report is not None:
             from crovca.evaluation.report import Subject, write_report
 
@@ -149,6 +169,7 @@ def evaluate(
             subject = Subject(
                 title=f"{model.name}: {database.name}, queries {query.name}",
                 evaluation=result,
+                five=five,
                 query=ours,
                 database=theirs,
                 database_embeddings=found_database.embeddings,
@@ -156,14 +177,82 @@ def evaluate(
             )
             write_report(report, [subject], force=force)
     if json:
-        emit_json(result.to_dict())
+        emit_json({**result.to_dict(), "five_measures": five.to_dict()})
         return
-    print_evaluation(result, float_bytes=found_database.width * 4)
+    _print_five_measures(five, k=result.k)
+    _print_evaluation(result, float_bytes=found_database.width * 4)
     if report is not None:
         stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
 
 
-def print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
+def _check_hold_out(hasher: Hasher | CrossModalHasher, hold_out: float | None) -> None:
+    from crovca.errors import ConfigError
+    from crovca.hasher import Hasher
+
+    if hold_out is None:
+        return
+    if not 0 < hold_out < 1:
+        raise ConfigError(f"--hold-out-classes is a share between 0 and 1, got {hold_out}; try 0.5")
+    if type(hasher) is not Hasher:
+        raise ConfigError(
+            "--hold-out-classes learns anew from embeddings, and this model takes images or two modalities; embed "
+            "the items (crovca embed) and train a model on that"
+        )
+
+
+def _measure_beside(
+    hasher: Hasher | CrossModalHasher,
+    query: EncodedPath,
+    database: EncodedPath,
+    lengths: Sequence[int],
+    *,
+    hold_out: float | None,
+    seed: int,
+    k: int,
+    reporter: Reporter,
+) -> FiveMeasures:
+    from crovca.compare.beside import learn_like, measure_beside
+    from crovca.data.embeddings import Embeddings
+    from crovca.hasher import Hasher
+
+    theirs, ours = (
+        Embeddings(side.embeddings, side.encoded.labels, side.encoded.ids, np.empty(0, np.int64))
+        for side in (database, query)
+    )
+    assert query.encoded.logits is not None
+    assert database.encoded.logits is not None
+    relearn = None
+    if hold_out is not None and isinstance(hasher, Hasher):
+        relearn = learn_like(hasher, lengths)
+    return measure_beside(
+        theirs, ours, (query.encoded.logits, database.encoded.logits), lengths,
+        relearn=relearn, hold_out=hold_out, seed=seed, k=k, advance=reporter.stage,
+    )  # fmt: skip
+
+
+def _print_five_measures(five: FiveMeasures, *, k: int) -> None:
+    """Print the five measures of a model, of ITQ and of the floats, and what the columns mean."""
+    from crovca.evaluation.situations import COLUMNS, SITUATIONS, column_value
+
+    what = f"mAP@{k}" if five.labeled else "the floats' top 10 in the codes' top 100"
+    asked = [name for name in SITUATIONS if name in five.counts]
+    columns = [column for column in COLUMNS if column.name not in SITUATIONS or column.name in asked]
+    table = Table(title=f"five measures in %; {', '.join(asked)}: {what}", title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column.title, justify="right")
+    for name, bits, measured in five.lines():
+        shown = name if bits is None else f"{name}, {bits} bits"
+        values = (column_value(measured, column.name, labeled=five.labeled) for column in columns)
+        table.add_row(shown, *map(_percent, values))
+    stdout.print(table)
+    for column in columns:
+        stdout.print(f"{column.title}: {column.meaning}", highlight=False, soft_wrap=True)
+    if len(asked) == 1:
+        stdout.print("new and mixed: give --hold-out-classes 0.5", highlight=False)
+
+
+def _print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
     """Print an evaluation as a table, and what it means in words."""
     table = Table(
         title=f"mAP@{result.k} in %, {result.queries:,} queries on {result.database:,} items",

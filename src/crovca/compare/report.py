@@ -1,17 +1,57 @@
-"""An HTML page of a comparison: tables, mAP or recall against bytes, and the numbers as JSON beside it."""
+"""An HTML page of a comparison: tables, measures against bytes, and the numbers as JSON beside it."""
 
 from __future__ import annotations
 
-import html
+from collections.abc import Iterator
 from pathlib import Path
 
-from crovca.compare.results import Comparison, Row, failures, percent, score_cells, score_titles
-from crovca.compare.verdict import RECALL, verdict
+from crovca.compare.results import (
+    BEST,
+    Comparison,
+    Row,
+    columns_of,
+    conclusion,
+    failures,
+    marks,
+    percent,
+    score_cells,
+    score_titles,
+    shown,
+)
 from crovca.evaluation import figures
-from crovca.evaluation.page import figure
+from crovca.evaluation.page import (
+    Block,
+    Bullets,
+    Cell,
+    Conclusion,
+    Figure,
+    Glossary,
+    Heading,
+    Table,
+    Text,
+    as_page,
+)
 from crovca.files import atomic_directory, check_output, write_json
+from crovca.metrics import METRICS
 
 __all__ = ["write_comparison"]
+
+_GLOSSARY = (
+    (
+        "bold",
+        "the best of its length, among methods that learn with labels or among those that learn without",
+    ),
+    ("dotted", "not told from the best by the spread of seeds"),
+    (
+        "mAP@k",
+        "mean over queries of the average precision among the first k, divided by the relevant items found there",
+    ),
+    *((metric.title, metric.formula) for metric in METRICS.values() if not metric.needs_item_logits),
+    ("own", "the method's score between a float query and what it stores"),
+    ("min(k, R) form", "average precision divided by min(k, relevant items) instead"),
+    ("tie-aware Hamming", "expected over all orders of items at one distance"),
+    ("m@k", "the float ranking's top m found in the top k"),
+)
 
 
 def write_comparison(folder: Path, state: Comparison, *, force: bool = False) -> None:
@@ -22,62 +62,75 @@ def write_comparison(folder: Path, state: Comparison, *, force: bool = False) ->
     """
     figures.require_report_packages()
     check_output(folder, force=force, marker="metrics.json")
-    rows = state.rows()
-    sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdict(state))
-    pictures = [_figure(rows, "map", f"mAP@{state.k:,} against bytes an item")] if state.labeled else []
-    pictures.append(_figure(rows, RECALL, "The float ranking's top 10 in the top 100, against bytes an item"))
-    failed = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in failures(rows))
-    body = (
-        f"<p>{html.escape(state.described())}; mean ± sample standard deviation over seeds, in %.</p>"
-        f"<ul>{sentences}</ul>{''.join(pictures)}{_table(rows)}"
-        + (f"<h2>Failed</h2><ul>{failed}</ul>" if failed else "")
-    )
+    page = as_page("crovca compare", "Which method, on these embeddings?", list(_blocks(state)))
     with atomic_directory(folder) as temporary:
-        (temporary / "index.html").write_text(_PAGE.format(body=body), encoding="utf-8")
+        (temporary / "index.html").write_text(page, encoding="utf-8")
         write_json(temporary / "metrics.json", state.to_dict())
 
 
-def _table(rows: list[Row]) -> str:
-    names = ("method", "bits", "bytes", "seeds", *score_titles(), "min(k, R) form",
-             "tie-aware Hamming", "1@10", "10@10", RECALL, "100@1000", "fit, s", "items/s")  # fmt: skip
-    lines = []
+def _blocks(state: Comparison) -> Iterator[Block]:
+    rows = state.rows()
+    yield Conclusion(conclusion(state))
+    yield Text(f"{state.described()}; mean ± sample standard deviation over seeds, in %.")
+    for column in columns_of(state):
+        if column.name in ("seen", "new", "mixed", "order"):
+            yield from _figure(state, rows, column.name, f"{column.title}: {column.meaning}")
+    judged = f"mAP@{state.k:,}" if state.labeled else "the floats' top 10 in the codes' top 100"
+    for bits in [*state.lengths, None]:
+        at_bits = [
+            row for row in rows if row.cells and (row.bits if row.method.size == "asked" else None) == bits
+        ]
+        if at_bits:
+            size = "Sizes of their own" if bits is None else f"{bits} bits"
+            yield Heading(size)
+            yield _five_table(state, at_bits, f"{size}: the five measures in %; seen, new, mixed: {judged}")
+            yield _table(at_bits)
+    failed = failures(rows)
+    if failed:
+        yield Heading("Failed")
+        yield Bullets(failed)
+    yield Glossary([*((column.title, column.meaning) for column in columns_of(state)), *_GLOSSARY])
+
+
+def _five_table(state: Comparison, rows: list[Row], caption: str) -> Table:
+    columns = columns_of(state)
+    marked = {column.name: marks(rows, column, labeled=state.labeled) for column in columns}
+    lines: list[list[str | Cell]] = []
     for row in rows:
-        if not row.cells:
-            continue
-        shown = [
-            html.escape(row.method.title),
-            f"{row.bits:,}" if row.method.size != "float" else "",
-            f"{row.measured('bytes') or 0:,.0f}",
+        line: list[str | Cell] = [row.method.title, f"{row.measured('bytes') or 0:,.0f}"]
+        for column in columns:
+            text = shown(row.five(column.name, labeled=state.labeled), len(row.cells))
+            mark = marked[column.name].get((row.method.name, row.bits))
+            line.append(text if mark is None else Cell(text, "best" if mark == BEST else "level"))
+        lines.append(line)
+    return Table(caption, ["method", "bytes", *(column.title for column in columns)], lines)
+
+
+def _table(rows: list[Row]) -> Table:
+    recalls = ("1@10", "10@10", "10@100", "100@1000")
+    lines = [
+        [
+            row.method.title,
             str(len(row.cells)),
             *score_cells(row, "map"),
             percent(row, row.main_score, "map_min_k_r"),
             percent(row, "hamming", "expected_map"),
-            *(percent(row, row.main_score, name) for name in ("1@10", "10@10", RECALL, "100@1000")),
+            *(percent(row, row.main_score, name) for name in recalls),
             f"{row.measured('fit_seconds') or 0:.1f}",
             f"{row.measured('encode_rate') or 0:,.0f}",
         ]
-        lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in shown) + "</tr>")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+        for row in rows
+    ]
+    head = ("method", "seeds", *score_titles(), "min(k, R) form", "tie-aware Hamming", *recalls,
+            "fit, s", "items/s")  # fmt: skip
+    return Table("Learned from what is searched: mAP by every score, float neighbors, times", head, lines)
 
 
-def _figure(rows: list[Row], name: str, caption: str) -> str:
+def _figure(state: Comparison, rows: list[Row], name: str, caption: str) -> Iterator[Block]:
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        value = row.value(row.main_score, name)
+        value = row.five(name, labeled=state.labeled)
         if value is not None:
             lines.setdefault(row.method.title, []).append((row.measured("bytes") or 0, value[0]))
-    return figure(figures.methods_figure(lines, caption.split(" against")[0]), caption)
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>crovca compare</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-size: 13px; }}
-th, td {{ text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #e6e9ee; }}
-td:first-child {{ text-align: left; }} figure {{ margin: 1rem 0; }} figure img {{ max-width: 100%; }}
-figcaption {{ color: #5b6675; font-size: 13px; }}
-</style></head><body><h1>Which method, on these embeddings?</h1>{body}</body></html>
-"""
+    if lines:
+        yield Figure(figures.methods_figure(lines, name), f"{caption}; against bytes an item")

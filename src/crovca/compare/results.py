@@ -6,6 +6,7 @@ run does only what is missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,24 +17,33 @@ import numpy as np
 import crovca
 from crovca.compare.methods import METHODS, Method
 from crovca.errors import FileFormatError
+from crovca.evaluation.situations import COLUMNS, Column, column_value
 from crovca.files import read_json
 from crovca.metrics import METRICS, REPORTED, of_codes
 
 __all__ = [
+    "BEST",
     "FORMAT",
+    "LEVEL",
     "OWN_SCORE",
     "Cell",
     "Comparison",
     "Row",
+    "columns_of",
+    "conclusion",
     "failures",
+    "marks",
     "percent",
     "read_kept",
     "score_cells",
     "score_titles",
+    "shown",
 ]
 
 OWN_SCORE = "own"
-FORMAT = 3
+BEST, LEVEL = "*", "~"
+"""Marks: the best, and what the spread of seeds does not tell from it."""
+FORMAT = 4
 """Of the kept results."""
 
 Cell = dict[str, Any]
@@ -71,11 +81,12 @@ class Row:
 
     def value(self, score: str, name: str) -> tuple[float, float] | None:
         """Mean and sample standard deviation over seeds of "map" and its like, or of a neighbor recall ("10@100")."""
-        found = [_look_up(cell["scores"].get(score), name) for cell in self.cells]
-        numbers = [number for number in found if number is not None]
-        if not numbers:
-            return None
-        return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
+        return _mean_and_spread([_look_up(cell["scores"].get(score), name) for cell in self.cells])
+
+    def five(self, name: str, *, labeled: bool) -> tuple[float, float] | None:
+        """Mean and sample standard deviation over seeds of one of the ``COLUMNS`` of the five measures."""
+        found = [column_value(cell.get("measures", {}), name, labeled=labeled) for cell in self.cells]
+        return _mean_and_spread(found)
 
     def measured(self, name: str) -> float | None:
         """Mean over seeds of "bytes", "fit_seconds" or "encode_rate"."""
@@ -93,6 +104,7 @@ class Comparison:
         labeled: whether labels say what is relevant.
         trained: how many items the methods learned from, where they were others than the database; else None.
         epochs: passes over the data of every learned method, or None: each as many as it takes by default.
+        hold_out: share of the classes that was not learned for new and mixed, or None: only seen was measured.
         chance_map: mAP@k of a random order, or None.
         lengths: asked for, ascending.
         cells: by "method/bits/seed"; there may be more than was asked for, from earlier runs.
@@ -108,6 +120,7 @@ class Comparison:
     lengths: tuple[int, ...]
     trained: int | None = None
     epochs: int | None = None
+    hold_out: float | None = None
     cells: dict[str, Cell] = field(default_factory=dict)
     methods: tuple[str, ...] | None = None
     seeds: int | None = None
@@ -141,6 +154,9 @@ class Comparison:
             parts.append(f"learned from {self.trained:,} others")
         if self.epochs is not None:
             parts.append(f"{self.epochs} epochs")
+        if self.hold_out is not None:
+            what = "classes" if self.labeled else "k-means cells"
+            parts.append(f"new and mixed learned without {100 * self.hold_out:.0f} % of the {what}")
         if self.chance_map is not None:
             parts.append(f"a random order scores {100 * self.chance_map:.1f}")
         return ", ".join(parts)
@@ -157,6 +173,7 @@ class Comparison:
             "labeled": self.labeled,
             "trained": self.trained,
             "epochs": self.epochs,
+            "hold_out": self.hold_out,
             "chance_map": self.chance_map,
             "lengths": list(self.lengths),
             "cells": self.cells,
@@ -167,6 +184,65 @@ class Comparison:
         """Read what ``to_dict`` gave."""
         names = [entry.name for entry in fields(cls) if entry.name in values]
         return cls(**{**{name: values[name] for name in names}, "lengths": tuple(values["lengths"])})
+
+
+def columns_of(state: Comparison) -> list[Column]:
+    """The columns of the five measures that were measured."""
+    return [column for column in COLUMNS if state.hold_out is not None or column.name not in ("new", "mixed")]
+
+
+def marks(rows: Sequence[Row], column: Column, *, labeled: bool) -> dict[tuple[str, int], str]:
+    """``BEST``, or ``LEVEL`` where the spread of seeds does not tell a row from the best, by method and bits.
+
+    Methods compete at one length with those that learn alike, with labels or without. A method of which a seed failed
+    takes no part, nor do those whose size is not asked for, the floats among them.
+    """
+    kinds: dict[tuple[int, bool], list[tuple[float, float, Row]]] = {}
+    for row in rows:
+        value = row.five(column.name, labeled=labeled)
+        if value is not None and row.failed is None and row.method.size == "asked":
+            mean = value[0] if column.more_is_better else -value[0]
+            kinds.setdefault((row.bits, row.method.supervised), []).append((mean, value[1], row))
+    found = {}
+    for competitors in kinds.values():
+        best = max(competitors, key=lambda one: one[0])
+        for mean, spread, row in competitors:
+            if mean == best[0]:
+                found[row.method.name, row.bits] = BEST
+            elif best[0] - mean <= math.hypot(spread, best[1]):
+                found[row.method.name, row.bits] = LEVEL
+    return found
+
+
+def conclusion(state: Comparison) -> str:
+    """Who is best at what, at the greatest length, in one sentence."""
+    rows = [row for row in state.rows() if row.failed is None and row.cells]
+    lengths = [row.bits for row in rows if row.method.size == "asked"]
+    if not lengths:
+        return "No method with a length of its own was measured."
+    parts = []
+    for supervised in (False, True):
+        of_kind = [row for row in rows if row.bits == max(lengths) and row.method.supervised == supervised]
+        names = []
+        for column in [
+            column for column in columns_of(state) if column.name in ("seen", "new", "mixed", "order")
+        ]:
+            found = marks(of_kind, column, labeled=state.labeled)
+            best = [row for row in of_kind if found.get((row.method.name, row.bits)) == BEST]
+            value = best[0].five(column.name, labeled=state.labeled) if best else None
+            if value is not None and (state.labeled or column.name != "seen"):
+                names.append(f"{column.title} {best[0].method.title} ({100 * value[0]:.1f})")
+        if names:
+            parts.append(f"{'with' if supervised else 'without'} labels to learn from {', '.join(names)}")
+    return f"Best at {max(lengths)} bits, in %: {'; '.join(parts)}."
+
+
+def shown(value: tuple[float, float] | None, seeds: int, mark: str = "") -> str:
+    """A mean and its spread in %, with its mark; one seed has no spread, "-" is nothing."""
+    if value is None:
+        return "-"
+    text = f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}" if seeds > 1 else f"{100 * value[0]:.1f}"
+    return f"{text} {mark}".rstrip()
 
 
 def score_titles() -> list[str]:
@@ -191,17 +267,15 @@ def failures(rows: Sequence[Row]) -> list[str]:
         if row.failed is not None:
             seeds = f" ({row.missing} of {row.missing + len(row.cells)} seeds)" if row.cells else ""
             found.setdefault((row.method.title, row.failed), []).append(f"{row.bits}{seeds}")
+        for reason in {cell["held_out_failed"] for cell in row.cells if "held_out_failed" in cell}:
+            found.setdefault((f"{row.method.title} (new, mixed)", reason), []).append(str(row.bits))
     return [f"{title}, {', '.join(sizes)} bits: {reason}" for (title, reason), sizes in found.items()]
 
 
 def percent(row: Row, score: str, name: str) -> str:
     """Mean and spread of what ``Row.value`` gives, in %; one seed has no spread, "-" is nothing."""
-    found = row.value(score, name)
-    if found is None:
-        return "-"
-    mean, spread = found
-    shown = f"{100 * mean:.1f} ± {100 * spread:.1f}" if len(row.cells) > 1 else f"{100 * mean:.1f}"
-    return f"{shown} ({len(row.cells)} of {len(row.cells) + row.missing} seeds)" if row.missing else shown
+    text = shown(row.value(score, name), len(row.cells))
+    return f"{text} ({len(row.cells)} of {len(row.cells) + row.missing} seeds)" if row.missing else text
 
 
 def read_kept(path: Path) -> dict[str, Any]:
@@ -218,6 +292,13 @@ def read_kept(path: Path) -> dict[str, Any]:
     if kept.get("format") != FORMAT or not isinstance(kept.get("cells"), dict):
         raise FileFormatError(f"{path} is not what this version of 'crovca compare' writes; {advice}")
     return kept
+
+
+def _mean_and_spread(found: Sequence[float | None]) -> tuple[float, float] | None:
+    numbers = [number for number in found if number is not None]
+    if not numbers:
+        return None
+    return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
 
 
 def _look_up(score: Mapping[str, Any] | None, name: str) -> float | None:

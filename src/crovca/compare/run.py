@@ -22,23 +22,27 @@ from crovca.data.embeddings import Embeddings, mean_embedding
 from crovca.errors import ConfigError, CrovcaError, InvalidInputError
 from crovca.evaluation import metrics
 from crovca.evaluation.evaluate import NEIGHBOR_RECALLS, Measure, Ranked
+from crovca.evaluation.situations import Judge, Situation, make_situations
 from crovca.hasher import Hasher
 from crovca.index.scoring import BitScorer, CosineScorer
 from crovca.metrics import of_codes
 
 __all__ = ["compare", "fingerprint"]
 
-_SOURCES = (
-    "codes.py",
-    "ids.py",
-    "metrics.py",
-    "evaluation",
-    "hasher",
-    "hashing",
-    "baselines",
-    "index/scoring.py",
-)
-"""What makes codes, ranks and measures: where one of these changes, kept results are of other code."""
+Model = Hasher | BinaryBaseline | ScoreBaseline
+
+_NO_NUMBERS = {
+    "archive",
+    "cli",
+    "datasets",
+    "embedding",
+    "encoders",
+    "reproduce",
+    "servers",
+    "service",
+    "sources",
+}
+"""Rooms that make no codes, ranks or measures: where any other changes, kept results are of other code."""
 
 
 def fingerprint(
@@ -47,9 +51,11 @@ def fingerprint(
     k: int,
     train: Embeddings | None = None,
     epochs: int | None = None,
+    hold_out: float | None = None,
+    learned_classes: Sequence[Any] | None = None,
 ) -> str:
-    """SHA-256 of all that a result hangs on: numbers, labels and ids of all sides, k, epochs and crovca's own code."""
-    digest = hashlib.sha256(f"{FORMAT} {_code()} {k} {epochs}".encode())
+    """SHA-256 of all that a result hangs on: numbers, labels and ids of all sides, settings, and crovca's own code."""
+    digest = hashlib.sha256(f"{FORMAT} {_code()} {k} {epochs} {hold_out} {learned_classes}".encode())
     for side in (database, query) if train is None else (database, query, train):
         for array in (side.values[:], side.labels, side.ids):
             content = None if array is None else np.ascontiguousarray(array)
@@ -63,9 +69,10 @@ def _code() -> str:
     """SHA-256 of the source files that numbers come from: a version is many of them while it is worked on."""
     root = Path(crovca.__file__).parent
     digest = hashlib.sha256(crovca.__version__.encode())
-    for place in _SOURCES:
-        for path in sorted((root / place).rglob("*.py") if (root / place).is_dir() else [root / place]):
-            digest.update(f"{path.relative_to(root)} {path.stat().st_size} ".encode() + path.read_bytes())
+    for path in sorted(root.rglob("*.py")):
+        place = path.relative_to(root)
+        if place.parts[0] not in _NO_NUMBERS:
+            digest.update(f"{place} {path.stat().st_size} ".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -79,14 +86,17 @@ def compare(
     seeds: int = 3,
     k: int = 1000,
     epochs: int | None = None,
+    hold_out: float | None = 0.5,
+    learned_classes: Sequence[Any] | None = None,
     kept: Mapping[str, Any] | None = None,
     save: Callable[[Comparison], None] = lambda state: None,
     advance: Callable[[str], None] = lambda what: None,
 ) -> Comparison:
     """Fit every method on the database at every length, and measure how it ranks the database for the queries.
 
-    An item is relevant to a query if they share a label; where one side has no labels, only the recall of float
-    neighbors is measured, and methods that learn from labels are left out. A method that fails is noted with its
+    Then again on half of the classes, for the situations new and mixed (``evaluation.situations``; the same halves for
+    all methods and seeds). An item is relevant to a query if they share a label; where one side has no labels, only the
+    floats' order is measured, and methods that learn from labels are left out. A method that fails is noted with its
     reason, and the others go on.
 
     Args:
@@ -99,6 +109,9 @@ def compare(
         k: cut-off rank of mAP@k.
         epochs: passes over the data of every learned method, ours too (the paper's settings keep their 5); None: as
             many as each takes by default.
+        hold_out: share of the classes that is held out for new and mixed; None, or where there are other items to learn
+            from: these are not measured.
+        learned_classes: for new and mixed these are learned, instead of a share that is drawn; needs labels.
         kept: what an earlier call's ``to_dict`` gave: its cells are not run again, except those that failed.
         save: is given the state after every method, length and seed.
         advance: is told what is run next.
@@ -123,9 +136,10 @@ def compare(
         database, query = replace(database, labels=None), replace(query, labels=None)
     learned = database if train is None else train
     chosen = choose_methods(methods, labeled=labeled and learned.labels is not None)
-    bench = _Bench(database, query, learned, min(k, len(database)), epochs)
+    situations, hold_out = _situations(database, query, train, hold_out, learned_classes)
+    bench = _Bench(situations, learned, min(k, len(database)), epochs)
     state = Comparison(
-        fingerprint=fingerprint(database, query, k, train, epochs),
+        fingerprint=fingerprint(database, query, k, train, epochs, hold_out, learned_classes),
         k=bench.measure.k,
         queries=len(query),
         database=len(database),
@@ -134,6 +148,7 @@ def compare(
         lengths=asked,
         trained=None if train is None else len(train),
         epochs=epochs,
+        hold_out=hold_out,
         cells={} if kept is None else dict(kept["cells"]),
         methods=tuple(method.name for method in chosen),
         seeds=seeds,
@@ -156,6 +171,24 @@ def compare(
     return state
 
 
+def _situations(
+    database: Embeddings,
+    query: Embeddings,
+    train: Embeddings | None,
+    hold_out: float | None,
+    learned_classes: Sequence[Any] | None,
+) -> tuple[tuple[Situation, ...], float | None]:
+    """The situations to measure, and the share of the classes that is held out; None: seen alone."""
+    if train is not None:
+        return make_situations(database, query, hold_out=None), None
+    if learned_classes is not None and database.labels is not None:
+        labels = database.labels
+        count = labels.shape[1] if labels.ndim == 2 else len(np.unique(labels))
+        hold_out = 1 - len(set(learned_classes)) / count
+    found = make_situations(database, query, hold_out=hold_out, learned_classes=learned_classes)
+    return found, hold_out if len(found) > 1 else None
+
+
 def _groups(method: Method, lengths: Sequence[int]) -> list[list[int]]:
     """Lengths that are fitted together.
 
@@ -172,88 +205,119 @@ def _warm_up() -> None:
     Hasher(bits=8, nested=False, epochs=1).fit(random.normal(size=(64, 8)).astype(np.float32))
 
 
+class _Place:
+    """A situation with its numbers in memory, every item one row."""
+
+    def __init__(self, situation: Situation, k: int) -> None:
+        self.judge = Judge(situation, k)
+        self.learned, self.searched, self.asked = (
+            as_matrix(side, name)
+            for side, name in (
+                (situation.learned, "training items"),
+                (situation.searched, "database"),
+                (situation.asked, "queries"),
+            )
+        )
+        self.labels = situation.learned.labels
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a method keeps of some items, ready to be asked."""
+
+    bits: int
+    bytes_per_item: int
+    logits: Float32 | None = None  # of the queries
+    codes: Codes | None = None
+    scorer: _OwnScorer | None = None
+
+
 class _Bench:
-    """The data, and the float ranking that all are measured against."""
+    """The data in every situation, and the float ranking that all are measured against."""
 
     def __init__(
-        self, database: Embeddings, query: Embeddings, train: Embeddings, k: int, epochs: int | None
+        self, situations: Sequence[Situation], train: Embeddings, k: int, epochs: int | None
     ) -> None:
         if k < 1:
             raise InvalidInputError(f"k must be at least 1, got {k}")
-        self.values, self.queries = as_matrix(database, "database"), as_matrix(query, "queries")
-        self.training = self.values if train is database else as_matrix(train, "training items")
-        self.labels = train.labels
         self.epochs = epochs
-        self.measure = Measure(query, database, k)
-        true = self.measure(CosineScorer(self.queries, self.values, mean_embedding(self.values)))
+        seen = replace(situations[0], learned=train)
+        self.measure = Measure(seen.asked, seen.searched, k)
+        self.places = {found.name: _Place(found, k) for found in (seen, *situations[1:])}
+        place = self.places["seen"]
+        true = self.measure(CosineScorer(place.asked, place.searched, mean_embedding(place.searched)))
         self.true_rows = true.rows
 
     def run(self, method: Method, lengths: Sequence[int], seed: int) -> list[Cell]:
         """The cells of one fit; where it fails, cells that say why."""
         named = {"method": method.name, "seed": seed}
         try:
-            return [
-                {**named, **cell}
-                for cell in (
-                    self._ours(method, lengths, seed)
-                    if method.baseline is None
-                    else self._baseline(method, lengths[0], seed)
-                )
-            ]
+            cells = {
+                bits: {**named, "bits": bits, **cell} for bits, cell in self._seen(method, lengths, seed)
+            }
         except Exception as error:  # whatever a method cannot do with these data, the others go on
-            reason = str(error) if isinstance(error, CrovcaError) else f"{type(error).__name__}: {error}"
-            return [{**named, "bits": bits, "failed": " ".join(reason.split())} for bits in lengths]
+            return [{**named, "bits": bits, "failed": _reason(error)} for bits in lengths]
+        if len(self.places) > 1:
+            try:
+                for bits, name, measured in self._held_out(method, lengths, seed):
+                    cells[bits]["measures"][name] = measured
+            except Exception as error:
+                for cell in cells.values():
+                    cell["held_out_failed"] = _reason(error)
+        return list(cells.values())
 
-    def _ours(self, method: Method, lengths: Sequence[int], seed: int) -> Iterator[Cell]:
-        assert method.ours is not None
-        hasher = method.ours(lengths, seed)
-        if self.epochs is not None:
-            hasher.set_params(epochs=self.epochs)
+    def _seen(self, method: Method, lengths: Sequence[int], seed: int) -> Iterator[tuple[int, Cell]]:
+        place = self.places["seen"]
         started = time.perf_counter()
-        hasher.fit(self.training, self.labels if method.supervised else None)
+        model = self._fit(method, lengths, seed, place)
         fitted = time.perf_counter() - started
-        started = time.perf_counter()
-        logits = hasher.logits(self.values)
-        whole = Codes.from_logits(logits)
-        encoded = time.perf_counter() - started
-        queries = hasher.logits(self.queries)
-        for bits in lengths:
-            codes = whole.prefix(bits)
-            yield self._cell(
-                bits, codes.bytes_per_item, fitted, encoded, self._by_code(queries[:, :bits], codes)
+        found, encoded = _store(model, lengths, place)
+        for stored in found:
+            yield (
+                stored.bits,
+                {
+                    "bytes": stored.bytes_per_item,
+                    "fit_seconds": round(fitted, 3),
+                    "encode_rate": round(len(place.searched) / max(encoded, 1e-9), 1),
+                    "scores": self._scores(stored),
+                    "measures": {"seen": _measures(stored, place.judge)},
+                },
             )
 
-    def _baseline(self, method: Method, bits: int, seed: int) -> Iterator[Cell]:
+    def _held_out(
+        self, method: Method, lengths: Sequence[int], seed: int
+    ) -> Iterator[tuple[int, str, dict[str, float | None]]]:
+        model = self._fit(method, lengths, seed, self.places["new"])
+        for name in ("new", "mixed"):
+            for stored in _store(model, lengths, self.places[name])[0]:
+                yield stored.bits, name, _measures(stored, self.places[name].judge)
+
+    def _fit(self, method: Method, lengths: Sequence[int], seed: int, place: _Place) -> Model:
+        labels = place.labels if method.supervised else None
+        if method.ours is not None:
+            hasher = method.ours(lengths, seed)
+            if self.epochs is not None:
+                hasher.set_params(epochs=self.epochs)
+            return hasher.fit(place.learned, labels)
         assert method.baseline is not None
         passes: dict[str, Any] = {"epochs": self.epochs} if method.learned and self.epochs is not None else {}
-        found = method.baseline(bits, seed=seed, **passes)
-        started = time.perf_counter()
-        found.fit(self.training, self.labels if method.supervised else None)
-        fitted = time.perf_counter() - started
-        started = time.perf_counter()
-        if isinstance(found, BinaryBaseline):
-            codes = found.encode(self.values)
-            encoded = time.perf_counter() - started
-            scores = self._by_code(found.logits(self.queries), codes)
-            size = codes.bytes_per_item
-        else:
-            stored = found.store(self.values)
-            encoded = time.perf_counter() - started
-            scorer = _OwnScorer(found, self.queries, stored, len(self.values))
-            scores = {OWN_SCORE: self._measured(self.measure(scorer))}
-            size = found.bytes_per_item
-        yield self._cell(bits, size, fitted, encoded, scores)
+        return method.baseline(lengths[0], seed=seed, **passes).fit(place.learned, labels)
 
-    def _by_code(self, logits: Float32, codes: Codes) -> dict[str, Any]:
+    def _scores(self, stored: _Stored) -> dict[str, Any]:
+        if stored.scorer is not None:
+            return {OWN_SCORE: self._measured(self.measure(stored.scorer))}
+        assert stored.logits is not None
+        assert stored.codes is not None
         return {
-            score: self._measured(self.measure(BitScorer.of(score, logits, codes))) for score in of_codes()
+            score: self._measured(self.measure(BitScorer.of(score, stored.logits, stored.codes)))
+            for score in of_codes()
         }
 
     def _measured(self, ranked: Ranked) -> dict[str, Any]:
         recalls = {
             f"{m}@{top}": float(metrics.neighbor_recall(self.true_rows[:, :m], ranked.rows[:, :top]).mean())
             for m, top in NEIGHBOR_RECALLS
-            if top <= len(self.values)
+            if top <= len(self.measure.ties)
         }
         return {
             "map": ranked.map,
@@ -263,14 +327,40 @@ class _Bench:
             "float_neighbour_recall": recalls,
         }
 
-    def _cell(self, bits: int, size: int, fitted: float, encoded: float, scores: Mapping[str, Any]) -> Cell:
-        return {
-            "bits": bits,
-            "bytes": size,
-            "fit_seconds": round(fitted, 3),
-            "encode_rate": round(len(self.values) / max(encoded, 1e-9), 1),
-            "scores": dict(scores),
-        }
+
+def _store(model: Model, lengths: Sequence[int], place: _Place) -> tuple[list[_Stored], float]:
+    """What a fitted method keeps of the searched items, and the seconds that it took to make."""
+    started = time.perf_counter()
+    if isinstance(model, ScoreBaseline):
+        kept = model.store(place.searched)
+        seconds = time.perf_counter() - started
+        scorer = _OwnScorer(model, place.asked, kept, len(place.searched))
+        return [_Stored(lengths[0], model.bytes_per_item, scorer=scorer)], seconds
+    whole = Codes.from_logits(model.logits(place.searched))
+    seconds = time.perf_counter() - started
+    logits = model.logits(place.asked)
+    found = []
+    for bits in lengths:
+        codes = whole.prefix(bits)
+        found.append(_Stored(bits, codes.bytes_per_item, logits[:, :bits], codes))
+    return found, seconds
+
+
+def _measures(stored: _Stored, judge: Judge) -> dict[str, float | None]:
+    if stored.scorer is not None:
+        kept = stored.scorer.stored
+        plain = isinstance(kept, np.ndarray) and stored.scorer.method.size == "asked"
+        return judge(stored.scorer, kept if plain else None).to_dict()
+    assert stored.logits is not None
+    assert stored.codes is not None
+    return judge.of_codes(stored.logits, stored.codes).to_dict()
+
+
+def _reason(error: Exception) -> str:
+    """Why a method failed, in one line."""
+    return " ".join(
+        (str(error) if isinstance(error, CrovcaError) else f"{type(error).__name__}: {error}").split()
+    )
 
 
 @dataclass(frozen=True)
@@ -298,7 +388,7 @@ class _OwnScorer:
 def _difference(kept: Mapping[str, Any], state: Comparison) -> str:
     """In what kept results are others, as far as they say."""
     ours = state.to_dict()
-    for name in ("version", "queries", "database", "trained", "epochs", "k"):
+    for name in ("version", "queries", "database", "trained", "epochs", "hold_out", "k"):
         if kept.get(name) != ours[name]:
             what = {"version": "crovca", "trained": "training items"}.get(name, name)
             return f"another run: {what} {kept.get(name)}, now {ours[name]}"

@@ -1,60 +1,181 @@
-"""Parts of a self-contained HTML page: figures, pictures and neighbor grids inside one file."""
+"""Self-contained HTML pages: what stands on one is a list of blocks, and ``page.html`` shows them, escaped."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["THUMBNAIL", "as_page", "data_url", "figure", "grid", "line", "picture"]
+__all__ = [
+    "THUMBNAIL",
+    "Block",
+    "Bullets",
+    "Cell",
+    "Conclusion",
+    "Figure",
+    "Glossary",
+    "Grid",
+    "Heading",
+    "Large",
+    "Line",
+    "Picture",
+    "Table",
+    "Text",
+    "as_page",
+    "picture",
+]
 
 THUMBNAIL = 96
 """Pixels of a picture's side, unless another is asked for."""
 
 
-def as_page(title: str, heading: str, body: str) -> str:
-    """The whole page; ``body`` is HTML, the others are text."""
-    return _PAGE.format(title=html.escape(title), heading=html.escape(heading), body=body)
+class Block:
+    """Something on a page; ``kind`` says to the template what."""
+
+    kind: ClassVar[str]
 
 
-def figure(png: bytes, caption: str, *, wide: bool = False) -> str:
-    """A PNG with its caption."""
-    style = " class=wide" if wide else ""
-    text = html.escape(caption)
-    return f'<figure{style}><img alt="{text}" src="{data_url(png, "png")}"><figcaption>{text}</figcaption></figure>'
+@dataclass(frozen=True)
+class Heading(Block):
+    """A heading below the page's own."""
+
+    text: str
+    kind: ClassVar[str] = "heading"
 
 
-def grid(query: str, lines: Sequence[str]) -> str:
-    """A query (HTML) beside its lines of neighbors."""
-    return f"<div class=grid><div class=query>{query}</div><div>{''.join(lines)}</div></div>"
+@dataclass(frozen=True)
+class Conclusion(Block):
+    """What was found, in one sentence."""
+
+    text: str
+    kind: ClassVar[str] = "conclusion"
 
 
-def line(name: str, pictures: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Text(Block):
+    """A paragraph."""
+
+    text: str
+    kind: ClassVar[str] = "text"
+
+
+@dataclass(frozen=True)
+class Bullets(Block):
+    """A list."""
+
+    items: Sequence[str]
+    kind: ClassVar[str] = "bullets"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value of a table that is marked: "best", or "level" with the best."""
+
+    text: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class Table(Block):
+    """A table; on a narrow screen it is scrolled by itself."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    kind: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True)
+class Figure(Block):
+    """A PNG with its caption; ``wide`` takes the whole width."""
+
+    png: bytes
+    caption: str
+    wide: bool = False
+    kind: ClassVar[str] = "figure"
+
+    @property
+    def source(self) -> str:
+        """The PNG as an address."""
+        return _data_url(self.png, "png")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of an item.
+
+    Attributes:
+        name: shown where the mouse rests.
+        source: its address; None: there is none, which a box says.
+        right: a green frame for True, a red one for False, none for None.
+    """
+
+    name: str
+    source: str | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Line:
     """What one way of ranking found: its name and pictures."""
-    return f"<div class=line><span>{html.escape(name)}</span>{''.join(pictures)}</div>"
+
+    name: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Grid(Block):
+    """A query, as a picture with a text or as a text alone, beside its lines of neighbors."""
+
+    picture: Picture | None
+    text: str
+    lines: Sequence[Line]
+    kind: ClassVar[str] = "grid"
+
+
+@dataclass(frozen=True)
+class Large(Block):
+    """One large picture."""
+
+    title: str
+    picture: Picture
+    kind: ClassVar[str] = "large"
+
+
+@dataclass(frozen=True)
+class Glossary(Block):
+    """Words and what they mean."""
+
+    entries: Sequence[tuple[str, str]]
+    kind: ClassVar[str] = "glossary"
+
+
+def as_page(title: str, heading: str, blocks: Sequence[Block]) -> str:
+    """The whole page, one file that needs no other."""
+    return _template().get_template("page.html").render(title=title, heading=heading, blocks=blocks) + "\n"
 
 
 def picture(
     image: Image | None, name: str, right: bool | None = None, *, side: int = THUMBNAIL, crop: bool = True
-) -> str:
-    """A picture, or a box that says that there is none.
+) -> Picture:
+    """A picture inside the page.
 
     Args:
-        image: the picture.
-        name: shown where the mouse rests.
-        right: a green frame for True, a red one for False, none for None.
+        image: the picture; None: there is none.
+        name, right: as for ``Picture``.
         side: pixels.
         crop: to its middle square; False: whole, ``side`` is its longer side.
     """
-    frame = "" if right is None else (" class=yes" if right else " class=no")
-    title = html.escape(name, quote=True)
     if image is None:
-        return f'<i{frame} title="{title}">no image</i>'
+        return Picture(name, None, right)
     from PIL import Image as images
 
     shown, size = image, (side, side)
@@ -69,34 +190,16 @@ def picture(
     method = images.Resampling.NEAREST if small else images.Resampling.LANCZOS
     buffer = io.BytesIO()
     shown.resize(size, method).convert("RGB").save(buffer, "JPEG", quality=85)
-    return f'<img{frame} alt="{title}" title="{title}" src="{data_url(buffer.getvalue(), "jpeg")}">'
+    return Picture(name, _data_url(buffer.getvalue(), "jpeg"), right)
 
 
-def data_url(content: bytes, kind: str) -> str:
+def _data_url(content: bytes, kind: str) -> str:
     """An image file's bytes as an address."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }}
-h2 {{ margin-top: 2.5rem; }} section {{ border-bottom: 1px solid #e6e9ee; padding-bottom: 2rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }} caption {{ text-align: left; color: #5b6675; padding: .3rem 0; }}
-th, td {{ text-align: right; padding: .3rem .8rem; border-bottom: 1px solid #e6e9ee; }}
-td:first-child {{ text-align: left; }} td.wide {{ text-align: center; }}
-figure {{ display: inline-block; margin: 1rem .5rem 1rem 0; width: 530px; max-width: 100%; vertical-align: top; }}
-figure.wide {{ width: 100%; }} figure img {{ width: 100%; }} figcaption {{ color: #5b6675; font-size: 13px; }}
-.grid {{ display: flex; gap: 1rem; align-items: center; margin: 1rem 0; }}
-.query {{ width: 110px; text-align: center; flex: none; }} .query p {{ margin: 0; }} .query .text {{ font-size: 18px; }}
-.line {{ display: flex; gap: 4px; margin: 4px 0; align-items: center; }}
-.line span {{ width: 130px; flex: none; font-size: 13px; color: #5b6675; }}
-.grid img, .grid i {{ width: 72px; height: 72px; box-sizing: border-box; }}
-.grid img, .grid i {{ border-radius: 4px; border: 3px solid transparent; }}
-.grid i {{ display: inline-block; font-size: 11px; background: #eef1f5; color: #5b6675; text-align: center; }}
-.grid .query img {{ width: 96px; height: 96px; }}
-.large img {{ border: 4px solid transparent; max-width: 100%; }}
-.yes {{ border-color: #2e8b57 !important; }} .no {{ border-color: #d1495b !important; }}
-</style></head><body><h1>{heading}</h1>{body}</body></html>
-"""
+@cache
+def _template() -> Environment:
+    return Environment(
+        loader=PackageLoader("crovca", "evaluation"), autoescape=True, undefined=StrictUndefined
+    )

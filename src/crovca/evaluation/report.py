@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +15,29 @@ from crovca.data.labels import share_a_label
 from crovca.errors import InvalidInputError, StorageError
 from crovca.evaluation import figures
 from crovca.evaluation.diagnostics import bit_balance
-from crovca.evaluation.evaluate import Evaluation, LengthResult, Ranked
-from crovca.evaluation.page import THUMBNAIL, as_page, figure, grid, line, picture
+from crovca.evaluation.evaluate import Evaluation, Items, LengthResult, Ranked
+from crovca.evaluation.page import (
+    THUMBNAIL,
+    Block,
+    Conclusion,
+    Figure,
+    Glossary,
+    Grid,
+    Heading,
+    Line,
+    Table,
+    Text,
+    as_page,
+    picture,
+)
+from crovca.evaluation.situations import COLUMNS, SITUATIONS, FiveMeasures, Measures, column_value
 from crovca.files import atomic_directory, check_output, write_json
 from crovca.metrics import METRICS, REPORTED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageOf", "Subject", "image_folder", "write_report"]
+__all__ = ["ImageOf", "Subject", "class_names", "image_folder", "write_report"]
 
 GRID_QUERIES, GRID_NEIGHBORS = 6, 10
 
@@ -43,6 +56,7 @@ class Subject:
         database_embeddings: (n, d) for the 2-D map; None: leave it out.
         image_of: pictures of items, for the neighbor grids; None: leave them out.
         query_text: what to show of a query that is no picture.
+        five: the five measures, beside ITQ and the floats; None: leave them out.
     """
 
     title: str
@@ -52,6 +66,7 @@ class Subject:
     database_embeddings: Rows | None = None
     image_of: ImageOf | None = None
     query_text: Callable[[int], str] | None = None
+    five: FiveMeasures | None = None
 
 
 def image_folder(folder: Path) -> ImageOf:
@@ -96,54 +111,93 @@ def write_report(folder: Path, subjects: Sequence[Subject], *, force: bool = Fal
     for subject in subjects:
         if subject.image_of is not None and subject.database.ids is None:
             raise InvalidInputError("neighbor grids need ids (the images' paths) in the database file")
-    body = "".join(_section(subject) for subject in subjects)
-    page = as_page(subjects[0].title, "How well do the codes retrieve?", body)
+    blocks = [block for subject in subjects for block in _section(subject)]
+    page = as_page(subjects[0].title, "How well do the codes retrieve?", [*blocks, Glossary(_GLOSSARY)])
     with atomic_directory(folder) as temporary:
         (temporary / "index.html").write_text(page, encoding="utf-8")
-        content = {subject.title: subject.evaluation.to_dict() for subject in subjects}
+        content = {
+            subject.title: subject.evaluation.to_dict()
+            | ({} if subject.five is None else {"five_measures": subject.five.to_dict()})
+            for subject in subjects
+        }
         write_json(temporary / "metrics.json", content)
 
 
-def _section(subject: Subject) -> str:
+_GLOSSARY = (
+    *((column.title, column.meaning) for column in COLUMNS),
+    (
+        "mAP@k",
+        "mean over queries of the average precision among the first k, divided by the relevant items found there",
+    ),
+    ("relevant", "has a label in common with the query"),
+    *((metric.title, metric.formula) for metric in METRICS.values()),
+    ("float, centered", "cosine of the embeddings after subtracting the mean of the searched items"),
+    ("ITQ", "iterative quantization, learned from the same items: what a learned code has to beat"),
+)
+
+
+def _section(subject: Subject) -> Iterator[Block]:
     result = subject.evaluation
-    parts = [f"<h2>{html.escape(subject.title)}</h2>", _summary(result), _table(subject)]
+    yield Heading(subject.title)
+    yield Conclusion(_conclusion(subject))
+    yield Text(_summary(result))
+    if subject.five is not None:
+        yield _five_table(subject.five, result.k)
+    yield _table(subject)
     ranked = {length.bits: length.scores.get(REPORTED) for length in result.lengths}
     measured = {bits: score for bits, score in ranked.items() if score is not None and score.map is not None}
     if measured and result.chance_map is not None:
         curves = {f"{bits} bits": _curve(score) for bits, score in measured.items()}
-        curves |= {f"float, {name.replace('_', ' ')}": _curve(score) for name, score in result.floats.items()}
-        parts.append(
-            figure(
-                figures.map_curves_figure(curves, result.chance_map),
-                f"mAP@k for every k up to {result.k:,}; codes by the {METRICS[REPORTED].title} score",
-            )
+        curves |= {_float_title(name): _curve(score) for name, score in result.floats.items()}
+        yield Figure(
+            figures.map_curves_figure(curves, result.chance_map),
+            f"mAP@k for every k up to {result.k:,}; codes by the {METRICS[REPORTED].title} score",
         )
         width = _float_bytes(subject)
         floats = {
-            f"float, {name.replace('_', ' ')}": (width, score.map)
+            _float_title(name): (width, score.map)
             for name, score in result.floats.items()
             if score.map is not None
         }
-        parts.append(
-            figure(
-                figures.map_against_bytes_figure(
-                    {bits: score.map for bits, score in measured.items() if score.map is not None},
-                    floats,
-                    result.chance_map,
-                ),
-                f"mAP@{result.k:,} against bytes an item",
-            )
+        yield Figure(
+            figures.map_against_bytes_figure(
+                {bits: score.map for bits, score in measured.items() if score.map is not None},
+                floats,
+                result.chance_map,
+            ),
+            f"mAP@{result.k:,} against bytes an item",
         )
     longest = max(length.bits for length in result.lengths)
-    parts.append(
-        figure(
-            figures.bit_balance_figure(bit_balance(subject.database.codes.prefix(longest))),
-            f"Bit balance of the {longest}-bit codes: a bit says most when half of the items have it",
-        )
+    yield Figure(
+        figures.bit_balance_figure(bit_balance(subject.database.codes.prefix(longest))),
+        f"Bit balance of the {longest}-bit codes: a bit says most when half of the items have it",
     )
-    parts.append(_item_map(subject))
-    parts.append(_grids(subject))
-    return "<section>" + "".join(parts) + "</section>"
+    names = class_names(subject.database)
+    yield from _item_map(subject, names)
+    yield from _grids(subject, names)
+
+
+def _conclusion(subject: Subject) -> str:
+    """The longest codes beside the floats and ITQ, in one sentence."""
+    length = max(subject.evaluation.lengths, key=lambda found: found.bits)
+    floats, five = subject.evaluation.floats.get("cosine_centred"), subject.five
+    code_map, recall = (
+        length.map_of(REPORTED),
+        (length.float_neighbour_recall or {}).get("10@100"),
+    )
+    known = {"model": (code_map, recall), "floats": (None if floats is None else floats.map, None)}
+    if five is not None and length.bits in five.methods.get("ITQ", {}):
+        itq = five.methods["ITQ"][length.bits]["seen"]
+        known["ITQ"] = (itq.map, itq.order)
+    parts = []
+    for number, what in enumerate(("mAP", "the floats' order kept")):
+        found = [
+            f"{name} {_percent(pair[number])}" for name, pair in known.items() if pair[number] is not None
+        ]
+        if found:
+            parts.append(f"{what} {', '.join(found)}")
+    size = -(-length.bits // 8)
+    return f"At {length.bits} bits ({size} bytes an item), in %: {'; '.join(parts) or 'nothing could be measured'}."
 
 
 def _summary(result: Evaluation) -> str:
@@ -152,36 +206,75 @@ def _summary(result: Evaluation) -> str:
         text += f" A random order scores {_percent(result.chance_map)} %."
     if result.left_out:
         text += f" {result.left_out:,} queries stand in the database; their own item was left out."
-    return f"<p>{text} Measured in {result.seconds:.1f} s.</p>"
+    return f"{text} Measured in {result.seconds:.1f} s."
 
 
-def _table(subject: Subject) -> str:
-    result = subject.evaluation
-    titles = "".join(f"<th>{html.escape(metric.title)}</th>" for metric in METRICS.values())
-    head = (
-        f"<tr><th></th><th>bytes</th>{titles}<th>float top 10<br>in top 100</th><th>distinct codes</th></tr>"
+def _five_table(five: FiveMeasures, k: int) -> Table:
+    asked = [name for name in SITUATIONS if name in five.counts]
+    columns = [column for column in COLUMNS if column.name not in SITUATIONS or column.name in asked]
+
+    def row(name: str, bits: int | None, measured: Mapping[str, Measures]) -> list[str]:
+        values = (column_value(measured, column.name, labeled=five.labeled) for column in columns)
+        return [name if bits is None else f"{name}, {bits} bits", *map(_percent, values)]
+
+    judged = f"mAP@{k:,}" if five.labeled else "the floats' top 10 in the codes' top 100"
+    return Table(
+        f"The five measures in %; {', '.join(asked)}: {judged}",
+        ["", *(column.title for column in columns)],
+        [row(*line) for line in five.lines()],
     )
-    rows = []
-    for name, score in result.floats.items():
-        rows.append(
-            f"<tr><td>float, {name.replace('_', ' ')}</td><td>{_float_bytes(subject):,}</td>"
-            f"<td colspan={len(METRICS)} class=wide>{_percent(score.map)}</td><td></td><td></td></tr>"
-        )
+
+
+def _table(subject: Subject) -> Table:
+    result = subject.evaluation
+    rows = [
+        [
+            _float_title(name),
+            f"{_float_bytes(subject):,}",
+            _percent(score.map),
+            *[""] * (len(METRICS) - 1),
+            "",
+            "",
+        ]
+        for name, score in result.floats.items()
+    ]
     for length in result.lengths:
-        maps = "".join(f"<td>{_percent(length.map_of(metric))}</td>" for metric in METRICS)
+        maps = [_percent(length.map_of(metric)) for metric in METRICS]
         recall = (length.float_neighbour_recall or {}).get("10@100")
-        rows.append(
-            f"<tr><td>{length.bits} bits</td><td>{-(-length.bits // 8)}</td>{maps}"
-            f"<td>{_percent(recall)}</td><td>{length.codes['distinct']:,}</td></tr>"
-        )
-    caption = f"mAP@{result.k:,} in %, by score; and what the codes keep of the float ranking, in %"
-    return f"<table><caption>{caption}</caption>{head}{''.join(rows)}</table>"
+        size = str(-(-length.bits // 8))
+        rows.append([f"{length.bits} bits", size, *maps, _percent(recall), f"{length.codes['distinct']:,}"])
+    return Table(
+        f"mAP@{result.k:,} in %, by score (floats by their cosine); and what the codes keep of the float ranking, in %",
+        [
+            "",
+            "bytes",
+            "Hamming",
+            "asymmetric",
+            "BCE",
+            "sym. BCE",
+            "float top 10 in top 100",
+            "distinct codes",
+        ],
+        rows,
+    )
 
 
-def _item_map(subject: Subject) -> str:
+def class_names(items: Items) -> Mapping[Any, str]:
+    """Names of numbered classes where ids tell them: the folder that all items of a class, and no others, are in."""
+    if items.labels is None or items.ids is None or items.labels.ndim == 2 or items.ids.dtype.kind != "U":
+        return {}
+    folders: dict[Any, set[str]] = {}
+    for label, name in zip(items.labels.tolist(), items.ids.tolist(), strict=True):
+        folders.setdefault(label, set()).add(name.rpartition("/")[0].rpartition("/")[2])
+    names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
+    usable = len(names) == len(folders) == len(set(names.values())) and "" not in names.values()
+    return names if usable else {}
+
+
+def _item_map(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
     values, database = subject.database_embeddings, subject.database
     if values is None or len(database) < 10:
-        return ""
+        return
     random = np.random.default_rng(0)
     count = min(figures.MAP_ITEMS, len(database))
     rows = np.sort(random.choice(len(database), count, replace=False))
@@ -190,33 +283,33 @@ def _item_map(subject: Subject) -> str:
         embeddings = embeddings.mean(axis=1)
     bits = min(length.bits for length in subject.evaluation.lengths)
     labels = None if database.labels is None else database.labels[rows]
+    if labels is not None and names:
+        labels = np.array([names[label] for label in labels.tolist()])
     codes = database.codes.prefix(bits)[rows].unpack().astype(np.float32)
     panels = {
         f"{embeddings.shape[1]} floats": figures.project(embeddings, "cosine"),
         f"{bits} bits": figures.project(codes, "hamming"),
     }
     drawn = figures.map_of_items_figure(panels, labels)
-    return figure(drawn, f"{count:,} items in two dimensions (t-SNE): embeddings and codes", wide=True)
+    yield Figure(drawn, f"{count:,} items in two dimensions (t-SNE): embeddings and codes", wide=True)
 
 
-def _grids(subject: Subject) -> str:
+def _grids(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
     image_of, ids = subject.image_of, subject.database.ids
     if image_of is None or ids is None:
-        return ""
+        return
     count = len(subject.query)
     random = np.random.default_rng(0)
     queries = np.sort(random.choice(count, min(GRID_QUERIES, count), replace=False))
     shortest = min(subject.evaluation.lengths, key=lambda length: length.bits)
-    rankings = [(f"float ({name.replace('_', ' ')})", s) for name, s in subject.evaluation.floats.items()][
-        -1:
-    ]
+    rankings = [(_float_title(name), found) for name, found in subject.evaluation.floats.items()][-1:]
     rankings += [(f"{length.bits} bits", s) for length in _ends(subject.evaluation.lengths, shortest)
                  if (s := length.scores.get(REPORTED)) is not None]  # fmt: skip
-    parts = ["<h3>Nearest neighbors</h3><p>Frames: green shares a label with the query, red does not.</p>"]
+    yield Heading("Nearest neighbors")
+    yield Text("Frames: green shares a label with the query, red does not.")
     for query in queries.tolist():
         lines = [_grid_line(subject, image_of, query, name, ranked) for name, ranked in rankings]
-        parts.append(grid(_query(subject, image_of, query), lines))
-    return "".join(parts)
+        yield _grid(subject, image_of, query, lines, names)
 
 
 def _ends(lengths: list[LengthResult], shortest: LengthResult) -> list[LengthResult]:
@@ -224,7 +317,7 @@ def _ends(lengths: list[LengthResult], shortest: LengthResult) -> list[LengthRes
     return [shortest] if longest is shortest else [shortest, longest]
 
 
-def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranked: Ranked) -> str:
+def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranked: Ranked) -> Line:
     database, cells = subject.database, []
     rows = ranked.rows[query, :GRID_NEIGHBORS]
     relevant = None
@@ -234,20 +327,30 @@ def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranke
     for place, row in enumerate(rows.tolist()):
         right = None if relevant is None else bool(relevant[place])
         cells.append(picture(image_of(database.ids[row]), str(database.ids[row]), right))
-    return line(name, cells)
+    return Line(name, cells)
 
 
-def _query(subject: Subject, image_of: ImageOf, query: int) -> str:
-    label = "" if subject.query.labels is None else _label(subject.query.labels[query])
+def _grid(
+    subject: Subject, image_of: ImageOf, query: int, lines: Sequence[Line], names: Mapping[Any, str]
+) -> Grid:
     if subject.query_text is not None:
-        return f"<p class=text>“{html.escape(subject.query_text(query))}”</p>"
-    name = "" if subject.query.ids is None else str(subject.query.ids[query])
-    shown = picture(image_of(subject.query.ids[query]), name) if subject.query.ids is not None else ""
-    return f"{shown}<p>{html.escape(label)}</p>"
+        return Grid(None, f"“{subject.query_text(query)}”", lines)
+    label = "" if subject.query.labels is None else _label(subject.query.labels[query], names)
+    if subject.query.ids is None:
+        return Grid(None, label, lines)
+    name = subject.query.ids[query]
+    return Grid(picture(image_of(name), str(name)), label, lines)
 
 
-def _label(label: Any) -> str:
-    return ", ".join(str(number) for number in np.flatnonzero(label)) if np.ndim(label) else str(label)
+def _label(label: Any, names: Mapping[Any, str]) -> str:
+    if np.ndim(label):
+        return ", ".join(str(number) for number in np.flatnonzero(label))
+    return names.get(label.item() if hasattr(label, "item") else label, str(label))
+
+
+def _float_title(name: str) -> str:
+    """What a page calls a ranking of the floats."""
+    return {"cosine": "float, cosine", "cosine_centred": "float, centered"}[name]
 
 
 def _curve(ranked: Ranked) -> Any:

@@ -5,7 +5,6 @@ Each is written to WORK/FIGURE/ as ``FIGURE.html``, one file with its pictures i
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.baselines.hashing_baseline import HashingBaseline
+from crovca.baselines.linear import HashingBaseline
 from crovca.data.embeddings import as_embeddings
 from crovca.data.encoded import Encoded
 from crovca.data.labels import share_a_label
@@ -124,23 +123,25 @@ def draw(
     title = experiment_of(name).title + (", for another query" if query else "")
     training, dataset = check(name, cells, query)
     if name == "figure3":
-        body, content = _map(workspace, training, seed, dataset)
+        blocks, content = _map(workspace, training, seed, dataset)
     else:
-        body, content = _neighbors(_FIGURES[name], _Shelf(workspace, training, seed, dataset), query)
+        blocks, content = _neighbors(_FIGURES[name], _Shelf(workspace, training, seed, dataset), query)
     folder = workspace.work / name
     folder.mkdir(parents=True, exist_ok=True)
     described = {"figure": name, "model": workspace.name_of(training), "seed": seed, "dataset": dataset}
     write_json(folder / f"{name}.json", {**described, **content})
     with atomic_file(folder / f"{name}.html") as temporary:
-        said = f"<p>{html.escape(workspace.name_of(training))}, seed {seed}, on {html.escape(dataset)}.</p>"
-        temporary.write_text(page.as_page(name, title, said + body), encoding="utf-8")
+        said = page.Text(f"{workspace.name_of(training)}, seed {seed}, on {dataset}.")
+        temporary.write_text(page.as_page(name, title, [said, *blocks]), encoding="utf-8")
     return folder / f"{name}.html"
 
 
 # --- Figure 3 -------------------------------------------------------------------------------------------------------
 
 
-def _map(workspace: Workspace, training: Training, seed: int, dataset: str) -> tuple[str, dict[str, Any]]:
+def _map(
+    workspace: Workspace, training: Training, seed: int, dataset: str
+) -> tuple[list[page.Block], dict[str, Any]]:
     floats = workspace.embeddings(training.encoder, dataset, "query")
     ours = workspace.encoded(training, seed, dataset, "query")
     assert floats.ids is not None
@@ -174,7 +175,7 @@ def _map(workspace: Workspace, training: Training, seed: int, dataset: str) -> t
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / "figure3.png") as temporary:
         temporary.write_bytes(picture)
-    return page.figure(picture, caption, wide=True), content
+    return [page.Figure(picture, caption, wide=True)], content
 
 
 # --- Figures 4, 5 and 9 ---------------------------------------------------------------------------------------------
@@ -189,20 +190,23 @@ class _Hit:
     distance: float
 
 
-def _neighbors(figure: _Neighbors, shelf: _Shelf, query: str | None) -> tuple[str, dict[str, Any]]:
+def _neighbors(
+    figure: _Neighbors, shelf: _Shelf, query: str | None
+) -> tuple[list[page.Block], dict[str, Any]]:
     asked = [shelf.query_of(query)] if query else [shelf.first_of(synset) for synset in figure.synsets]
     found = {method: shelf.ranked(method, asked) for method in figure.methods}
-    parts, content = ["<p>Frames: green is of the query's class, red is not.</p>"], []
+    parts: list[page.Block] = [page.Text("Frames: green is of the query's class, red is not.")]
+    content = []
     for number, name in enumerate(asked):
         lines = {shelf.title(method): hits[number] for method, hits in found.items()}
         shown = [
-            page.line(
+            page.Line(
                 title, [page.picture(shelf.image("database", hit.id), hit.id, hit.right) for hit in hits]
             )
             for title, hits in lines.items()
         ]
         ours = page.picture(shelf.image("query", name), name)
-        parts.append(page.grid(f"{ours}<p>{html.escape(shelf.class_of(name))}</p>", shown))
+        parts.append(page.Grid(ours, shelf.class_of(name), shown))
         if figure.zoom:
             hits = lines[shelf.title(figure.methods[-1])]
             for title, split, shown_id, right in (
@@ -210,7 +214,7 @@ def _neighbors(figure: _Neighbors, shelf: _Shelf, query: str | None) -> tuple[st
                 (f"neighbor {len(hits)}", "database", hits[-1].id, hits[-1].right),
             ):
                 large = page.picture(shelf.image(split, shown_id), shown_id, right, side=_LARGE, crop=False)
-                parts.append(f"<h3>{title}</h3><p class=large>{large}</p>")
+                parts.append(page.Large(title, large))
         content.append(
             {
                 "query": name,
@@ -218,7 +222,7 @@ def _neighbors(figure: _Neighbors, shelf: _Shelf, query: str | None) -> tuple[st
                 "neighbors": {title: [asdict(hit) for hit in hits] for title, hits in lines.items()},
             }
         )
-    return "".join(parts), {"queries": content}
+    return parts, {"queries": content}
 
 
 class _Shelf:

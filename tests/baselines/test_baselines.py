@@ -7,7 +7,7 @@ import pytest
 
 from crovca.baselines.base import BinaryBaseline, as_matrix
 from crovca.baselines.ddbh import DDBH
-from crovca.baselines.itq import ITQ
+from crovca.baselines.linear import ITQ
 from crovca.baselines.orthohash import OrthoHash
 from crovca.baselines.registry import BASELINES, baseline
 from crovca.codes import Codes
@@ -26,7 +26,9 @@ BITS = 16
 
 def made(found, seed=0):
     bits = {"asked": BITS, "width": 40, "float": 32 * 40}[found.method.size]
-    method = found.method(80 if found.name == "rabitq" else bits, seed=seed)
+    if found.name.startswith("rabitq"):  # takes some bytes an item beside the bits
+        bits = 8 * (found.method.corrections + 6)
+    method = found.method(bits, seed=seed)
     if hasattr(method, "epochs"):
         method.epochs = 40  # of one step each
     return method

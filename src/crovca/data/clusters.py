@@ -1,0 +1,50 @@
+"""k-means, in one place (FAISS's)."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from crovca.errors import InvalidInputError
+
+__all__ = ["k_means"]
+
+
+def k_means(
+    values: npt.NDArray[np.float32],
+    count: int,
+    *,
+    seed: int = 0,
+    iterations: int = 10,
+    spherical: bool = False,
+    most_points: int = 256,
+) -> npt.NDArray[np.float32]:
+    """Centroids float32 (count, d) of ``values`` (n, d), the same for the same seed on one machine.
+
+    Args:
+        values: in memory.
+        count: how many, at most n.
+        seed: of the first centroids.
+        iterations: Lloyd's.
+        spherical: centroids are unit vectors, and the nearest is that of the largest inner product.
+        most_points: of a centroid; where there are more, as many are drawn at random.
+
+    Raises:
+        InvalidInputError: fewer values than centroids.
+    """
+    if not 1 <= count <= len(values):
+        raise InvalidInputError(
+            f"k-means finds 1 to {len(values)} centroids of {len(values)} items, got {count}"
+        )
+    found = faiss.Kmeans(
+        values.shape[1],
+        count,
+        niter=iterations,
+        seed=seed % 2**31 + 1,
+        spherical=spherical,
+        min_points_per_centroid=1,
+        max_points_per_centroid=most_points,
+    )
+    found.train(np.ascontiguousarray(values, np.float32))
+    return np.asarray(found.centroids, np.float32).reshape(count, -1)
