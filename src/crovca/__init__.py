@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from crovca.data.encoded import Encoded
     from crovca.errors import CrovcaError, CrovcaWarning
     from crovca.evaluation.evaluate import Evaluation, evaluate
-    from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
+    from crovca.hasher import FineTuning, Hasher
     from crovca.index.index import HashIndex
     from crovca.index.results import Neighbors, RangeNeighbors
     from crovca.index.shards import ShardedIndex
@@ -24,41 +24,35 @@ if TYPE_CHECKING:
 _HOMES = {
     "Codes": "crovca.codes",
     "Evaluation": "crovca.evaluation.evaluate",
-    "CrossModalHasher": "crovca.hasher",
     "CrovcaError": "crovca.errors",
     "CrovcaWarning": "crovca.errors",
     "Embeddings": "crovca.data.embeddings",
     "Encoded": "crovca.data.encoded",
+    "FineTuning": "crovca.hasher",
     "HashIndex": "crovca.index.index",
     "Hasher": "crovca.hasher",
-    "ImageHasher": "crovca.hasher",
-    "ImageTextHasher": "crovca.hasher",
     "Neighbors": "crovca.index.results",
     "RangeNeighbors": "crovca.index.results",
     "ShardedIndex": "crovca.index.shards",
     "evaluate": "crovca.evaluation.evaluate",
     "load_embeddings": "crovca.data.embeddings",
-    "load_hasher": "crovca.hasher",
 }
 
 __all__ = [
     "Codes",
-    "CrossModalHasher",
     "CrovcaError",
     "CrovcaWarning",
     "Embeddings",
     "Encoded",
     "Evaluation",
+    "FineTuning",
     "HashIndex",
     "Hasher",
-    "ImageHasher",
-    "ImageTextHasher",
     "Neighbors",
     "RangeNeighbors",
     "ShardedIndex",
     "evaluate",
     "load_embeddings",
-    "load_hasher",
 ]
 
 

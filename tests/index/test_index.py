@@ -194,7 +194,11 @@ def test_a_million_ties(tmp_path):
 def test_ids_whose_hashes_are_equal_are_told_apart(tmp_path, monkeypatch):
     """With a hash of two values, everything that rests on hashes must still be right."""
     weak = lambda ids, seed=0: np.array([len(str(one)) % 2 for one in ids], np.uint64)  # noqa: E731
-    for module in (scoring_module, index_module.SegmentRows.of.__globals__, index_module.Reader._find.__globals__):
+    for module in (
+        scoring_module,
+        index_module.SegmentRows.of.__globals__,
+        index_module.Reader._find.__globals__,
+    ):
         names = module if isinstance(module, dict) else vars(module)
         monkeypatch.setitem(names, "id_hashes", weak)
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
-from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
+from crovca.hasher import Hasher
 
 if TYPE_CHECKING:
     from crovca.encoders.encoder import Encoder, TextEncoder
@@ -46,7 +46,7 @@ class QueryModel:
 
     def __init__(
         self,
-        hasher: Hasher | CrossModalHasher,
+        hasher: Hasher,
         encoder: Mapping[str, Any] | None = None,
         *,
         text_encoder: str | None = None,
@@ -78,14 +78,13 @@ class QueryModel:
                 f"{index} holds no model (it was built from codes), so queries cannot be encoded; "
                 "give --model, or search by --id"
             )
-        return cls(load_hasher(folder, device=device), encoder, text_encoder=text_encoder, device=device)
+        return cls(Hasher.load(folder, device=device), encoder, text_encoder=text_encoder, device=device)
 
     def of_embeddings(self, embeddings: npt.ArrayLike, *, texts: bool = False) -> Logits:
         """Logits float32 (q, bits) of embeddings (q, d) of images, or of texts."""
-        values = np.asarray(embeddings)
-        if isinstance(self.hasher, Hasher):
-            return self.hasher.logits(values)
-        return self.hasher.logits(texts=values) if texts else self.hasher.logits(images=values)
+        return self.hasher.logits_of_embeddings(
+            embeddings, modality=self.hasher.modalities[-1 if texts else 0]
+        )
 
     def of_images(self, files: Sequence[Path]) -> Logits:
         """Logits of image files.
@@ -94,10 +93,8 @@ class QueryModel:
             ConfigError: it is not known which encoder to take.
             FileFormatError: a file is not an image that can be read, or the encoder is not the one of the index.
         """
-        if isinstance(self.hasher, ImageHasher):
-            return self.hasher.logits(list(files))
-        if isinstance(self.hasher, ImageTextHasher):
-            return self.hasher.logits(images=list(files))
+        if self.hasher.fine_tuning is not None:
+            return self.hasher.logits(list(files), modality="images")
         import torch
 
         from crovca.sources.decode import UnreadableItem, decode
@@ -116,10 +113,10 @@ class QueryModel:
 
     def of_texts(self, texts: Sequence[str]) -> Logits:
         """Logits of texts."""
-        if isinstance(self.hasher, ImageTextHasher):
-            return self.hasher.logits(texts=list(texts))
-        if isinstance(self.hasher, ImageHasher):
+        if self.hasher.modalities[-1] == "images":
             raise ConfigError("this index's model takes images only, so it cannot be searched by text")
+        if self.hasher.fine_tuning is not None:
+            return self.hasher.logits(list(texts), modality="texts")
         return self.of_embeddings(self._texts().embed(list(texts)).cpu().numpy(), texts=True)
 
     def _image_encoder(self) -> Encoder:
@@ -156,15 +153,10 @@ class QueryModel:
         if source is None:
             raise ConfigError("it is not known which encoder makes embeddings of texts; give --text-encoder")
         encoder = TextEncoder.load(source, device=self._device, dtype="float32")
-        expected = self._width_of_texts()
+        expected = self.hasher.width(self.hasher.modalities[-1])
         if encoder.width != expected:
             raise InvalidInputError(
                 f"{source} makes embeddings of texts {encoder.width} wide, the model takes {expected}; "
                 "give the --text-encoder that it was trained with"
             )
         return encoder
-
-    def _width_of_texts(self) -> int:
-        if isinstance(self.hasher, Hasher):
-            return int(self.hasher.n_features_in_)
-        return int(self.hasher.widths_[1])

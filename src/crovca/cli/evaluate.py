@@ -80,7 +80,7 @@ def evaluate(
     from crovca.codes import check_bits
     from crovca.errors import ConfigError, InvalidInputError
     from crovca.evaluation import evaluate as evaluation
-    from crovca.hasher import load_hasher
+    from crovca.hasher import Hasher
 
     k = parse_top_k(top_k)
     image_of: ImageOf | None = None
@@ -96,7 +96,7 @@ def evaluate(
             image_of = image_folder(images)
     elif images is not None:
         raise ConfigError("--images goes with --report")
-    hasher = load_hasher(model, device=device, encoder=encoder)
+    hasher = Hasher.load(model, device=device, encoder=encoder)
     longest = hasher.lengths_[-1]
     lengths = hasher.lengths_ if bits is None else parse_lengths(bits, "--bits")
     for length in lengths:

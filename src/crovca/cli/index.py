@@ -79,7 +79,7 @@ def build(
     --force it is replaced where the images or the encoder are others than before.
     """
     from crovca.cli import items
-    from crovca.hashing.state import model_kind
+    from crovca.hasher.files import has_encoder
     from crovca.index.index import HashIndex
     from crovca.index.manifest import WriterLock
 
@@ -119,7 +119,7 @@ def build(
     if not (output / "model").is_dir():
         how = "--id ID"
     else:
-        images = described is not None or (model_kind(output / "model") or "").startswith("image")
+        images = described is not None or has_encoder(output / "model")
         how = "--image FILE" if images else "--embeddings FILE"
     _say(f"next: crovca search {output} {how}")
 
@@ -379,16 +379,16 @@ def _open(
     """
     from crovca.cli import items
     from crovca.cli.modality import encode_path
-    from crovca.hasher import Hasher, ImageHasher, ImageTextHasher, load_hasher
+    from crovca.hasher import Hasher
 
     kind = items.source_kind(source, encoder)
     if kind == "codes":
         if bits is not None:
             raise ConfigError("--bits goes with embeddings and images: codes are taken as they are")
         return items.of_codes(source, extra), None, partial(items.copy_model, model)
-    hasher: Any = None if model is None else load_hasher(model, device=device)
+    hasher: Any = None if model is None else Hasher.load(model, device=device)
     keep: Callable[[Path], object] = partial(items.copy_model, model)
-    if isinstance(hasher, ImageHasher | ImageTextHasher):  # its encoder is its own
+    if hasher is not None and hasher.fine_tuning is not None:  # its encoder is its own
         found = encode_path(hasher, source, None, "--modality", reporter, bits=bits)
         return items.of_encoded(found.encoded, extra), None, keep
     if kind == "images":

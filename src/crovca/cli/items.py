@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from crovca.data.embeddings import Embeddings
     from crovca.data.encoded import Encoded
     from crovca.embedding.job import Job
-    from crovca.hasher import CrossModalHasher, Hasher
+    from crovca.hasher import Hasher
     from crovca.index.index import HashIndex
 
 __all__ = [
@@ -102,21 +102,16 @@ def of_encoded(found: Encoded, extra: pa.Table | None) -> NewItems:
 
 
 def of_embeddings(
-    data: Embeddings, path: Path, hasher: Hasher | CrossModalHasher, bits: int | None, extra: pa.Table | None
+    data: Embeddings, path: Path, hasher: Hasher, bits: int | None, extra: pa.Table | None
 ) -> NewItems:
     """Embeddings of a file or store, encoded block by block."""
-    from crovca.hasher import Hasher
-
     if data.views > 1:
         raise InvalidInputError(f"{path} holds {data.views} views of each item; give embeddings of one view")
     bits = hasher.bits if bits is None else bits
     ids = np.arange(len(data)) if data.ids is None else data.ids
 
     def encode(part: slice) -> Codes:
-        values = data.values[part]
-        if isinstance(hasher, Hasher):
-            return hasher.encode(values, bits)
-        return hasher.encode(images=values, bits=bits)
+        return hasher.encode(data.values[part], bits, modality=hasher.modalities[0])
 
     return NewItems(ids, bits, _blocks(ids, encode, {**_labels(data.labels), **_captions(path)}, extra))
 

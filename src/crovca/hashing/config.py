@@ -50,6 +50,7 @@ class TrainingConfig:
         final_learning_rate: at the last step.
         weight_decay: of AdamW, on every parameter.
         diversity_weight: lambda, the weight of the coding rate.
+        terms: more terms of the objective (``hashing.objective.TERMS``) and their weights.
         coding_rate_epsilon: eps of the coding rate.
         center: whether the mean embedding is subtracted before the network.
         logit_scale: the last batch normalization's weights at the first step.
@@ -64,6 +65,7 @@ class TrainingConfig:
     final_learning_rate: float = 1e-6
     weight_decay: float = 1e-2
     diversity_weight: float = 0.1
+    terms: tuple[tuple[str, float], ...] = ()
     coding_rate_epsilon: float = 0.05
     center: bool = False
     logit_scale: float = 1.0
@@ -92,11 +94,19 @@ class TrainingConfig:
         _not_negative("final_learning_rate", self.final_learning_rate)
         _not_negative("weight_decay", self.weight_decay)
         _not_negative("diversity_weight", self.diversity_weight)
+        for name, weight in self.terms:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise ConfigError(f"the weight of the term {name!r} must be a number, got {weight!r}")
 
     @property
     def bits(self) -> int:
         """The longest code length."""
         return self.lengths[-1]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The objective's terms and what each counts; those that are maximized have negative weights."""
+        return {"alignment": 1.0, "diversity": -self.diversity_weight, **dict(self.terms)}
 
     def steps(self, items: int) -> int:
         """Training steps on ``items`` items: whole batches only."""
@@ -104,7 +114,7 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "lengths": list(self.lengths)}
+        return {**asdict(self), "lengths": list(self.lengths), "terms": dict(self.terms)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -114,8 +124,9 @@ class TrainingConfig:
         if unknown:
             raise ConfigError(f"unknown configuration key {unknown[0]!r}; expected some of {sorted(known)}")
         try:
-            return cls(**{**values, "lengths": tuple(values["lengths"])})
-        except (KeyError, TypeError) as error:
+            terms = tuple(dict(values["terms"]).items())
+            return cls(**{**values, "lengths": tuple(values["lengths"]), "terms": terms})
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"incomplete configuration: {error}") from error
 
 
@@ -234,10 +245,12 @@ def _at_least(name: str, value: object, least: int) -> None:
 
 
 def _positive(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise ConfigError(f"{name} must be greater than 0, got {value!r}")
 
 
 def _not_negative(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    ):
         raise ConfigError(f"{name} must be 0 or more, got {value!r}")

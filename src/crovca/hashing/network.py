@@ -1,38 +1,18 @@
-"""HashCoder, the hashing network (paper, section 3.2 and Figure 2)."""
+"""HashCoder, the hashing network (paper, section 3.2 and Figure 2), and what may stand beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crovca.data.embeddings import Rows, evenly_spaced, mean_embedding, root_mean_square
+from crovca.data.embeddings import Rows, evenly_spaced
 from crovca.hashing.config import HashCoderSize
-from crovca.hashing.process_group import ALONE, ProcessGroup
+from crovca.hashing.inputs import Scaling
 
-__all__ = ["HashCoder", "InputStatistics", "Towers", "calibrate", "input_statistics", "set_statistics"]
-
-
-class InputStatistics(NamedTuple):
-    """How embeddings are made comparable: (x - center) * scale.
-
-    Attributes:
-        center: (d,).
-        scale: (), one factor for all features, so that their proportions stay.
-    """
-
-    center: Tensor
-    scale: Tensor
-
-
-def input_statistics(values: Rows, *, center: bool) -> InputStatistics:
-    """One over the root mean square of all numbers, after subtracting the mean embedding if ``center``."""
-    mean = mean_embedding(values) if center else np.zeros(values.shape[-1], np.float32)
-    spread = root_mean_square(values, mean)
-    return InputStatistics(torch.from_numpy(mean), torch.tensor(1 / spread if spread > 0 else 1.0))
+__all__ = ["HashCoder", "calibrate", "new_coders", "set_statistics"]
 
 
 class HashCoder(nn.Module):
@@ -44,20 +24,17 @@ class HashCoder(nn.Module):
     The final batch normalization balances the bits. Linear weights are drawn from a truncated normal
     distribution of standard deviation 0.02, biases are 0 (the reference implementation's choice).
 
-    Embeddings are first shifted and scaled, (x - center) * scale, so that the same learning rate suits
-    encoders whose numbers are large or small. Both are saved with the weights.
+    Before the layers the embeddings go through ``inputs``, a step in closed form, so that the same learning rate
+    suits encoders whose numbers are large or small. It is saved with the weights.
 
     Args:
         width: d, numbers in an embedding.
         bits: length of the code.
         size: "small" or "large".
-        inputs: the shift and the scale; None: embeddings are taken as they are.
+        inputs: what is done to embeddings first; None: nothing.
         logit_scale: initial weights of the batch normalization.
         generator: of the initial weights; None: torch's global one.
     """
-
-    center: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -65,15 +42,14 @@ class HashCoder(nn.Module):
         bits: int,
         size: HashCoderSize = "small",
         *,
-        inputs: InputStatistics | None = None,
+        inputs: Scaling | None = None,
         logit_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.width = width
         self.bits = bits
-        self.register_buffer("center", torch.zeros(width) if inputs is None else inputs.center)
-        self.register_buffer("scale", torch.ones(()) if inputs is None else inputs.scale)
+        self.inputs = inputs or Scaling.blank(width)
         if size == "small":
             layers: list[nn.Module] = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, bits)]
         else:
@@ -100,12 +76,25 @@ class HashCoder(nn.Module):
 
     def raw(self, embeddings: Tensor) -> Tensor:
         """What the batch normalization is given."""
-        outputs: Tensor = self.layers(self.shifted(embeddings))
+        outputs: Tensor = self.layers(self.inputs(embeddings))
         return outputs
 
-    def shifted(self, embeddings: Tensor) -> Tensor:
-        """What the first layer is given."""
-        return (embeddings - self.center) * self.scale
+
+def new_coders(
+    inputs: Iterable[Scaling],
+    bits: int,
+    size: HashCoderSize = "small",
+    *,
+    logit_scale: float = 1.0,
+    seed: int = 0,
+) -> list[HashCoder]:
+    """New networks, one for each kind of input, with weights from the seed; torch's own random stream is left alone."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # layers draw weights from it before they get these
+        return [
+            HashCoder(part.width, bits, size, inputs=part, logit_scale=logit_scale, generator=generator)
+            for part in inputs
+        ]
 
 
 def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
@@ -138,47 +127,3 @@ def set_statistics(coder: HashCoder, blocks: Iterable[Tensor]) -> None:
     assert coder.norm.running_var is not None
     coder.norm.running_mean.copy_(mean)
     coder.norm.running_var.copy_(variance)
-
-
-class Towers(nn.Module):
-    """One HashCoder for every view, or one for each modality.
-
-    Args:
-        coders: a single HashCoder that all views go through, or as many as there are views.
-        shared: several coders have the layers of the first; each keeps its own statistics.
-        process_group: processes that each have a part of the batch.
-    """
-
-    def __init__(
-        self, coders: Sequence[HashCoder], *, shared: bool = False, process_group: ProcessGroup = ALONE
-    ) -> None:
-        super().__init__()
-        if shared:
-            for coder in coders[1:]:
-                coder.layers = coders[0].layers
-        self.coders = nn.ModuleList(coders)
-        self.process_group = process_group
-
-    def begin_step(self, epoch: int, seed: int) -> None:
-        """Be told of a training step; there is nothing here that depends on it.
-
-        Args:
-            epoch: from 0 on.
-            seed: for what is random in the network at this step, in this process.
-        """
-
-    def forward(self, views: Sequence[Any]) -> Tensor:
-        """Views [(B, d_1), ..., (B, d_v)] to logits (v, B, bits) of the whole batch.
-
-        Each view is normalized by itself.
-        """
-        if len(self.coders) == 1:
-            coder = self.coders[0]
-            assert isinstance(coder, HashCoder)
-            outputs = torch.stack(coder.raw(torch.cat(list(views))).chunk(len(views)))  # one product
-            return torch.stack([coder.norm(part) for part in self.process_group.gather(outputs, dim=1)])
-        logits = []
-        for coder, view in zip(self.coders, views, strict=True):
-            assert isinstance(coder, HashCoder)
-            logits.append(coder.norm(self.process_group.gather(coder.raw(view))))
-        return torch.stack(logits)

@@ -18,7 +18,16 @@ from torch import Tensor
 from crovca.data.embeddings import Rows
 from crovca.errors import InvalidInputError
 
-__all__ = ["Copies", "Mixed", "Modalities", "NeighborViews", "StoredViews", "ViewSource", "feature_dropout"]
+__all__ = [
+    "Copies",
+    "EachModality",
+    "Mixed",
+    "Modalities",
+    "NeighborViews",
+    "StoredViews",
+    "ViewSource",
+    "feature_dropout",
+]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -148,6 +157,20 @@ class Modalities:
     def views(self, rows: Int64, random: np.random.Generator) -> list[Tensor]:
         """A view of each modality, in order."""
         return [_one_view(values, rows, random) for values in self._modalities]
+
+
+class EachModality:
+    """The first view of each source: sources of the same items, one a modality."""
+
+    def __init__(self, sources: Sequence[ViewSource]) -> None:
+        self._sources = sources
+
+    def __len__(self) -> int:
+        return len(self._sources[0])
+
+    def views(self, rows: Int64, random: np.random.Generator) -> list[Tensor]:
+        """A view of each modality, in order."""
+        return [source.views(rows, random)[0] for source in self._sources]
 
 
 class Mixed:

@@ -4,7 +4,7 @@ Counted are the passes of images and texts through encoders, and each of them on
 
 * an embedding is one forward pass of an item;
 * a training view is three (forward, and backward at twice that; LoRA needs less of it), one while the HashCoder
-  learns alone: the first epoch of LoRA (``ImageHasher``'s head_epochs), and all of probing;
+  learns alone: the first epoch of LoRA (``FineTuning.head_epochs``), and all of probing;
 * pairs without augmentation (CC3M) and the BatchNorm statistics of a random HashCoder are one pass over the
   training set;
 * frozen encoders share embeddings over all models and seeds; a model with LoRA embeds queries and database anew, and

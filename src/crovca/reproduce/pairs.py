@@ -24,7 +24,7 @@ from crovca.datasets.structure import Dataset
 from crovca.embedding.job import Origin
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.files import atomic_file, remove
-from crovca.hasher import CrossModalHasher, ImageTextHasher
+from crovca.hasher import Hasher
 from crovca.reproduce.workspace import NESTED_LENGTHS, Workspace
 from crovca.sources.opening import open_texts
 
@@ -142,11 +142,16 @@ def encoded_texts(workspace: Workspace, training: Training, seed: int, dataset: 
         hasher = workspace.model(training, seed)
         if training.fitting == "probing":
             found = text_embeddings(workspace, training.encoder, dataset, split)
-            logits = hasher.logits(texts=found)
+            logits = hasher.logits(found, modality="texts")
             encoded = Encoded(Codes.from_logits(logits), found.ids, None, logits)
         else:
             source, partial = open_texts(_listed(workspace, dataset, split)), path.with_suffix(".partial")
-            encoded = workspace.encode_parts(hasher.encode_texts, source, partial, f"{dataset}/{split}.texts")
+            encoded = workspace.encode_parts(
+                lambda part: hasher.encode_source(part, modality="texts"),
+                source,
+                partial,
+                f"{dataset}/{split}.texts",
+            )
         encoded.save(path)
         remove(path.with_suffix(".partial"))
     kept = Encoded.load(path).prefix(training.bits)
@@ -154,9 +159,7 @@ def encoded_texts(workspace: Workspace, training: Training, seed: int, dataset: 
     return replace(kept, labels=labels_of(kept.ids, texts.ids, texts.labels))
 
 
-def fit_pairs(
-    workspace: Workspace, training: Training, seed: int, checkpoint: Path | None
-) -> ImageTextHasher | CrossModalHasher:
+def fit_pairs(workspace: Workspace, training: Training, seed: int, checkpoint: Path | None) -> Hasher:
     """Train a model on the pairs of image and text of a dataset; a random one is only put together.
 
     An image's texts are its views: one of them is drawn at each step. The two random HashCoders have their layers in
@@ -180,15 +183,20 @@ def fit_pairs(
         captions: list[list[str]] = [[] for _ in range(len(source))]
         for text, item in zip(texts.texts, texts.items.tolist(), strict=True):
             captions[item].append(text)
-        adapted = ImageTextHasher.from_preset(training.preset, **parameters)
-        return adapted.fit(source, captions, **saving)
+        adapted = Hasher.for_pairs(preset=training.preset, **parameters)
+        return adapted.fit(source, texts=captions, **saving)
     images, words = _paired(workspace, training)
     if training.setting == "random":
-        drawn = {"bits": training.bits, "seed": seed, "device": workspace.device, "shared": True}
-        return CrossModalHasher.from_preset(training.preset, **drawn).initialize(images, words)
+        drawn: dict[str, Any] = {
+            "bits": training.bits,
+            "seed": seed,
+            "device": workspace.device,
+            "shared": True,
+        }
+        return Hasher.for_pairs(preset=training.preset, **drawn).initialize(images, words)
     for name in ("encoder", "dtype"):  # of the towers, which stand aside
         parameters.pop(name)
-    return CrossModalHasher.from_preset(training.preset, **parameters).fit(images, words, **saving)
+    return Hasher.for_pairs(preset=training.preset, **parameters).fit(images, texts=words, **saving)
 
 
 def _paired(workspace: Workspace, training: Training) -> tuple[Rows, Rows]:
