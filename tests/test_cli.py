@@ -11,7 +11,7 @@ import typer
 from crovca.cli.main import app, main
 from crovca.codes import Codes
 from crovca.data.encoded import Encoded
-from crovca.hasher import CrossModalHasher, Hasher
+from crovca.hasher import Hasher
 from crovca.index.scoring import METRICS
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -163,9 +163,9 @@ def test_evaluate_writes_a_report(folder, tmp_path):
 def test_two_modalities(folder, tmp_path, capsys):
     run("encode", folder / "two", folder / "query_texts.npz", "-o", tmp_path / "texts.npz")  # by their width
     run("encode", folder / "two", folder / "query.npz", "--modality", "images", "-o", tmp_path / "images.npz")
-    hasher = CrossModalHasher.load(folder / "two")
+    hasher = Hasher.load(folder / "two")
     texts = np.load(folder / "query_texts.npz")["embeddings"]
-    assert Codes.load(tmp_path / "texts.npz") == hasher.encode(texts=texts)
+    assert Codes.load(tmp_path / "texts.npz") == hasher.encode(texts, modality="texts")
     found = run_json(
         capsys, "evaluate", folder / "two", "--database", folder / "database.npz", "--query",
         folder / "query_texts.npz", "--query-modality", "texts", "--database-modality", "images",

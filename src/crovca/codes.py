@@ -83,10 +83,19 @@ class Codes:
 
     @classmethod
     def from_logits(cls, logits: npt.ArrayLike) -> Codes:
-        """Threshold logits (n, bits) at 0: bit ``j`` is 1 where logit ``j > 0`` (paper, Eq. 4)."""
+        """Threshold logits (n, bits) at 0: bit ``j`` is 1 where logit ``j > 0`` (paper, Eq. 4).
+
+        Raises:
+            InvalidInputError: not two-dimensional, or NaN, which is on no side of the threshold.
+        """
         values = np.asarray(logits)
         if values.ndim != 2:
             raise InvalidInputError(f"logits must have shape (n, bits), got {values.shape}")
+        if values.dtype.kind in "fc" and (wrong := np.isnan(values).any(axis=1)).any():
+            raise InvalidInputError(
+                f"logits must be numbers, got NaN in {int(wrong.sum()):,} of {len(values):,} rows, the first is row "
+                f"{int(wrong.argmax())}; a model that gives NaN was trained on numbers that are too large"
+            )
         return cls.from_bits(values > 0)
 
     @classmethod

@@ -8,7 +8,8 @@ from sklearn.linear_model import Ridge
 from crovca.errors import ConfigError
 from crovca.hasher import Hasher
 from crovca.hashing.config import SHORT_RUN
-from crovca.hashing.network import HashCoder, input_statistics
+from crovca.hashing.inputs import input_statistics
+from crovca.hashing.network import HashCoder
 from crovca.hashing.start import ridge_regression, start_from_classes, start_from_clusters
 from crovca.hashing.targets import ClassPrototypes
 
@@ -56,7 +57,7 @@ def test_a_unit_is_off_at_the_mean_of_the_others_and_on_at_that_of_its_class():
     coder = new(values)
     start_from_classes(coder, prototypes(labels), values)
     with torch.no_grad():
-        answers = coder.layers[0](coder.shifted(torch.from_numpy(values)))[:, :12]
+        answers = coder.layers[0](coder.inputs(torch.from_numpy(values)))[:, :12]
     for number in range(12):
         unit = answers[:, coder_unit(coder, labels, number)]
         inside, outside = unit[labels == number], unit[labels != number]
@@ -191,6 +192,6 @@ def test_starts_that_cannot_be(arguments, labeled, match):
 
 
 def test_a_start_that_cannot_be_is_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(Hasher, "_neighbor_rows", lambda *_: pytest.fail("searched for neighbors"))
+    monkeypatch.setattr("crovca.hasher.fit.find_shared_neighbors", lambda *_, **__: pytest.fail("searched for neighbors"))
     with pytest.raises(ConfigError, match="start must be"):
         Hasher(bits=8, epochs=1, start="zeros").fit(made(items=64)[0])

@@ -39,7 +39,7 @@ from crovca.hashing.inputs import input_statistics
 from crovca.hashing.network import calibrate, new_coders
 from crovca.hashing.towers import Tower, Towers
 from crovca.hashing.train import Silent, train
-from crovca.hashing.views import Copies, EachModality
+from crovca.hashing.views import Copies, EachModality, FeatureDropout
 
 __all__ = ["DDBH", "DDBHLoss", "boundary_preserving_loss", "ddbh_terms"]
 
@@ -73,7 +73,7 @@ class DDBH:
         coders = new_coders(inputs, self.bits, seed=self.seed)
         source = EachModality(
             [
-                Copies(part, dropout=SUPERVISED.dropout, center=scaling.center)
+                Copies(part, FeatureDropout(SUPERVISED.dropout, scaling.center))
                 for part, scaling in zip(parts, inputs, strict=True)
             ]
         )

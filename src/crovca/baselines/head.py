@@ -27,7 +27,7 @@ from crovca.hashing.neighbors import find_shared_neighbors
 from crovca.hashing.network import HashCoder, calibrate, new_coders
 from crovca.hashing.towers import Tower, Towers
 from crovca.hashing.train import Silent, train
-from crovca.hashing.views import Copies, NeighborViews, ViewSource
+from crovca.hashing.views import Copies, FeatureDropout, NeighborViews, ViewSource
 
 __all__ = [
     "SUPERVISED",
@@ -182,11 +182,12 @@ def train_head(
     with torch.random.fork_rng(devices=[]):  # whatever an objective draws from torch's own generator
         torch.default_generator.manual_seed(seed)
         made = objective(Setup(outputs, scaled.numpy(), classes, np.random.default_rng([seed, 3])))
-    source: ViewSource = Copies(values, dropout=settings.dropout, center=inputs.center)
+    augment = FeatureDropout(settings.dropout, inputs.center)
+    source: ViewSource = Copies(values, augment)
     if views == "neighbors":
         degenerate = as_embeddings(values).degenerate
         near = find_shared_neighbors(values, _NEIGHBORS, degenerate=degenerate, seed=seed).rows
-        source = NeighborViews(values, near, settings.dropout, inputs.center)
+        source = NeighborViews(values, near, augment)
     (coder,) = new_coders([inputs], outputs, seed=seed)
     labels = None if classes is None else torch.from_numpy(classes.index)
     train(

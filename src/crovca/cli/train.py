@@ -64,6 +64,14 @@ def train(
         Literal["small", "large"] | None,
         typer.Option(help="Network: small or large [default: small].", show_default=False),
     ] = None,
+    faithfulness: Annotated[
+        str | None,
+        typer.Option(
+            help="What codes are for: more of the learned kinds, the floats' order, or both: "
+            "kinds, balanced, order, or a number [default: balanced].",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data [default: by size].", show_default=False)
     ] = None,
@@ -96,7 +104,8 @@ def train(
     if force:  # an earlier run is not gone on with
         remove(partial)
     parameters: dict[str, Any] = {"bits": bits, "seed": seed, "device": device}
-    chosen = {"hashcoder": hashcoder, "epochs": epochs, "batch_size": batch_size}
+    chosen: dict[str, Any] = {"hashcoder": hashcoder, "epochs": epochs, "batch_size": batch_size}
+    chosen["faithfulness"] = _number_or_name(faithfulness)
     parameters |= {name: value for name, value in chosen.items() if value is not None}
     if nested is not None:
         parameters["nested"] = parse_lengths(nested, "--nested")
@@ -150,6 +159,13 @@ def train(
         soft_wrap=True,
     )
     stdout.print(f"next: crovca encode {output} DATA -o codes.npz", highlight=False, soft_wrap=True)
+
+
+def _number_or_name(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _train_one(

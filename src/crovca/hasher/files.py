@@ -23,8 +23,11 @@ from crovca.files import atomic_directory, check_output, sha256, write_json
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import plain
 from crovca.hasher.fit_images import load_encoder
+from crovca.hashing.base import Base
 from crovca.hashing.config import TrainingConfig
-from crovca.hashing.network import HashCoder
+from crovca.hashing.gate import Gate
+from crovca.hashing.inputs import Coordinates
+from crovca.hashing.network import HIDDEN, HashCoder
 from crovca.hashing.state import log_lines, parse_tensors, save_tensors
 from crovca.hashing.towers import Tower, Towers
 
@@ -250,6 +253,8 @@ def towers_of(
         raise FileFormatError(f"{path}: config.json does not say which encoders the model has")
     if elsewhere is not None and hasher.fine_tuning is None:
         raise ConfigError(f"{path} is a model of embeddings, which has no encoder; leave it out")
+    if (training.faithfulness is None) != (hasher._faithfulness(config["fitted"]["pairing"]) is None):
+        raise FileFormatError(f"{path}: config.json contradicts itself: its training is of another model")
     if training.lengths[-1] != hasher.bits or training.hashcoder != hasher.hashcoder:
         raise FileFormatError(f"{path}: config.json contradicts itself: its training is of another model")
     coders = [_coder_of(entry, number, training, weights, path) for number, entry in enumerate(described)]
@@ -276,9 +281,20 @@ def _coder_of(
     width = entry["width"]
     if not 1 <= width <= _MOST_NUMBERS:
         raise FileFormatError(f"{path}: config.json names embeddings of {width} numbers")
+    prefix = f"towers.{number}.coder."
     with torch.device("meta"):
         coder = HashCoder(width, training.bits, training.hashcoder)
-    prefix = f"towers.{number}.coder."
+        if training.faithfulness is not None:
+            components, centroids = weights[f"{prefix}inputs.components"], weights[f"{prefix}gate.centroids"]
+            coder = HashCoder(
+                width,
+                training.bits,
+                training.hashcoder,
+                inputs=Coordinates(torch.empty(width), torch.empty(len(components), width)),
+                base=Base(torch.empty(training.bits, len(components))),
+                gate=Gate(torch.empty(centroids.shape), torch.empty(()), torch.empty(())),
+                hidden=HIDDEN,
+            )
     expected = {f"{prefix}{name}": (value.shape, value.dtype) for name, value in coder.state_dict().items()}
     if expected != {n: (v.shape, v.dtype) for n, v in weights.items() if n.startswith(prefix)}:
         raise FileFormatError(f"{path}: the weights do not fit the configuration: tower {number}")

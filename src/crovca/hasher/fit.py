@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,15 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from crovca._version import __version__
-from crovca.data.embeddings import Embeddings, as_embeddings
+from crovca.data.embeddings import Embeddings, Rows, as_embeddings, chunks, evenly_spaced
 from crovca.data.labels import ClassMembership, to_membership
-from crovca.errors import ConfigError, InvalidInputError, StorageError, TrainingError
+from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, StorageError, TrainingError
+from crovca.hashing.base import fit_base
 from crovca.hashing.config import SETTLE_SHARE, SHORT_RUN, TrainingConfig
-from crovca.hashing.inputs import Scaling, input_statistics
+from crovca.hashing.features import features_of
+from crovca.hashing.gate import fit_gate
+from crovca.hashing.inputs import Scaling, fit_coordinates, input_statistics
 from crovca.hashing.neighbors import find_shared_neighbors
-from crovca.hashing.network import calibrate, new_coders
+from crovca.hashing.network import HashCoder, calibrate, coder_on_base, new_coders
 from crovca.hashing.objective import HashObjective
 from crovca.hashing.process_group import ALONE, ProcessGroup
 from crovca.hashing.start import start_from_classes, start_from_clusters
@@ -29,13 +34,25 @@ from crovca.hashing.state import Checkpoint, fingerprint
 from crovca.hashing.targets import ClassPrototypes, CrossView
 from crovca.hashing.towers import Tower, Towers
 from crovca.hashing.train import Observer, Silent, train
-from crovca.hashing.views import Copies, Mixed, Modalities, NeighborViews, StoredViews, ViewSource
+from crovca.hashing.views import (
+    Augment,
+    CoordinateNoise,
+    Copies,
+    FeatureDropout,
+    Mixed,
+    Modalities,
+    NeighborViews,
+    StoredViews,
+    ViewSource,
+)
 
 if TYPE_CHECKING:
     from crovca.hasher.hasher import Hasher
 
 __all__ = ["Fitted", "Run", "fit_embeddings", "initialize", "kept_run", "teacher_of"]
 
+_MOST_READ = 65536
+_GIANT = 1000  # times the median length
 _PAIRINGS = ("views", "neighbors", "classes")
 
 
@@ -88,13 +105,18 @@ def fit_embeddings(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitt
     )
     values = [part.values for part in parts]
     config = hasher._config(len(data), pairing, run.observer)
-    start = _resolve_start(hasher, pairing, config.steps(len(data)))
+    start = _resolve_start(hasher, pairing, config, len(data))
     classes = to_membership(labels) if "classes" in pairing and labels is not None else None
+    for rows, name in zip(values, hasher.modalities, strict=True):
+        _warn_of_giants(rows, name)
     with kept_run(hasher, run, config, partial(fingerprint, *values, labels)) as kept:
-        inputs = [input_statistics(part, center=config.center) for part in values]
-        source, recall = _source(hasher, parts, pairing, inputs[0], run.observer, kept)
+        towers = _towers(hasher, values, config)
+        coder = towers.coders[0]
+        towers.on_features = coder.base is not None
+        taken = features_of(coder, data.values) if towers.on_features else data.values
+        source, recall = _source(hasher, parts, taken, pairing, coder, run.observer, kept)
         teacher = teacher_of(hasher, classes, config, len(data))
-        towers = _towers(hasher, inputs, config)
+        points = partial(_points, taken, coder.inputs.outputs) if towers.on_features else None
         if kept is None or not kept.has_state:
             if start == "classes":
                 assert isinstance(teacher, ClassPrototypes)
@@ -104,14 +126,15 @@ def fit_embeddings(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitt
         history = train(
             towers,
             source,
-            HashObjective(teacher, config),
+            HashObjective(teacher, config, points),
             config,
             device=hasher._device(),
             observer=run.observer,
             checkpoint=kept,
         )
-        for coder, part in zip(towers.coders, values, strict=True):
-            calibrate(coder, part)
+        towers.on_features = False
+        for learned, rows in zip(towers.coders, values, strict=True):
+            calibrate(learned, rows)
     return Fitted(towers, config, pairing, history, None if classes is None else classes.names, recall)
 
 
@@ -120,7 +143,7 @@ def initialize(hasher: Hasher, X: Any, texts: Any) -> Fitted:
     parts = _checked(hasher, X, None, texts)
     pairing = ("modalities",) if len(parts) > 1 else ()
     config = hasher._config(len(parts[0]), pairing, Silent())
-    towers = _towers(hasher, [input_statistics(part.values, center=config.center) for part in parts], config)
+    towers = _towers(hasher, [part.values for part in parts], config)
     towers.to(hasher._device()).eval()
     for coder, part in zip(towers.coders, parts, strict=True):
         calibrate(coder, part.values)
@@ -230,14 +253,57 @@ def _checked(hasher: Hasher, X: Any, y: Any, texts: Any) -> list[Embeddings]:
     return parts
 
 
-def _towers(hasher: Hasher, inputs: Sequence[Scaling], config: TrainingConfig) -> Towers:
-    widths = [part.width for part in inputs]
-    require_one_width(hasher, widths)
-    coders = new_coders(
-        inputs, config.bits, config.hashcoder, logit_scale=config.logit_scale, seed=config.seed
-    )
+def _towers(hasher: Hasher, values: Sequence[Rows], config: TrainingConfig) -> Towers:
+    """The network as training begins: beside a base where the configuration has one, else the paper's."""
+    require_one_width(hasher, [part.shape[-1] for part in values])
+    if config.faithfulness is not None:
+        coders = [_on_base(part, config) for part in values]
+    else:
+        inputs = [input_statistics(part, center=config.center) for part in values]
+        coders = new_coders(
+            inputs, config.bits, config.hashcoder, logit_scale=config.logit_scale, seed=config.seed
+        )
     towers = [Tower(coder, name) for coder, name in zip(coders, hasher.modalities, strict=True)]
     return Towers(towers, shared=hasher.shared)
+
+
+def _on_base(values: Rows, config: TrainingConfig) -> HashCoder:
+    """A new network beside a base and a gate that are fitted to at most 65,536 evenly spaced items."""
+    inputs = fit_coordinates(values)
+    rows = evenly_spaced(len(values), _MOST_READ)
+    blocks = [np.array(values[rows[start : start + 8192]], np.float32) for start in range(0, len(rows), 8192)]
+    points = torch.cat([inputs(torch.from_numpy(block.reshape(-1, inputs.width))) for block in blocks])
+    return coder_on_base(
+        inputs,
+        fit_base(points, config.lengths, seed=config.seed),
+        fit_gate(points, seed=config.seed),
+        config.hashcoder,
+        logit_scale=config.logit_scale,
+        seed=config.seed,
+    )
+
+
+def _points(features: Rows, count: int, rows: Tensor) -> Tensor:
+    """Coordinates (B, k) of items, the mean over their views."""
+    points = torch.from_numpy(np.asarray(features[rows.cpu().numpy()])[..., :count]).to(rows.device)
+    return points if points.ndim == 2 else points.mean(dim=1)
+
+
+def _warn_of_giants(values: Rows, name: str) -> None:
+    """Say which rows are so much longer than the others that they are probably a mistake."""
+    lengths = np.concatenate(
+        [np.linalg.norm(part.reshape(len(part), -1).astype(np.float64), axis=1) for _, part in chunks(values)]
+    )
+    usual = float(np.median(lengths))
+    giants = np.flatnonzero(lengths > _GIANT * usual) if usual > 0 else np.empty(0, np.int64)
+    if len(giants):
+        more = f", and {len(giants) - 1:,} more such rows" if len(giants) > 1 else ""
+        warnings.warn(
+            f"{name}: row {giants[0]} is {lengths[giants[0]] / usual:,.0f} times as long as the median row{more}; "
+            "is it a mistake?",
+            CrovcaWarning,
+            stacklevel=4,
+        )
 
 
 def require_one_width(hasher: Hasher, widths: Sequence[int]) -> None:
@@ -252,15 +318,20 @@ def require_one_width(hasher: Hasher, widths: Sequence[int]) -> None:
 def _source(
     hasher: Hasher,
     parts: Sequence[Embeddings],
+    values: Rows,
     pairing: Sequence[str],
-    inputs: Scaling,
+    coder: HashCoder,
     observer: Observer,
     kept: Checkpoint | None,
 ) -> tuple[ViewSource, float | None]:
     """The views of the items, and the recall of the search for neighbors where there was one."""
     if "modalities" in pairing:
         return Modalities([part.values for part in parts]), None
-    values, dropout = parts[0].values, hasher.feature_dropout
+    augment: Augment
+    if isinstance(coder.inputs, Scaling):
+        augment = FeatureDropout(hasher.feature_dropout, coder.inputs.center)
+    else:
+        augment = CoordinateNoise(hasher.feature_dropout, coder.width, coder.inputs.outputs)
     sources: list[ViewSource] = []
     recall = None
     if "views" in pairing:
@@ -269,9 +340,9 @@ def _source(
         sources.append(StoredViews(values, hasher.views))
     if "neighbors" in pairing:
         rows, recall = _neighbor_rows(hasher, parts[0], observer, kept)
-        sources.append(NeighborViews(values, rows, dropout, inputs.center))
+        sources.append(NeighborViews(values, rows, augment))
     if not sources:
-        return Copies(values, dropout=dropout, center=inputs.center), None
+        return Copies(values, augment), None
     return sources[0] if len(sources) == 1 else Mixed(sources), recall
 
 
@@ -300,7 +371,14 @@ def _neighbor_rows(
     return found.rows, found.recall
 
 
-def _resolve_start(hasher: Hasher, pairing: Sequence[str], steps: int) -> str:
+def _resolve_start(hasher: Hasher, pairing: Sequence[str], config: TrainingConfig, items: int) -> str:
+    if config.faithfulness is not None:
+        if hasher.start not in ("auto", "random"):
+            raise ConfigError(
+                f"start={hasher.start!r} goes with faithfulness='kinds': a base needs no other start"
+            )
+        return "random"
+    steps = config.steps(items)
     taught = "classes" in pairing and hasher.prototypes == "running"
     if hasher.start == "auto":
         if "classes" in pairing:

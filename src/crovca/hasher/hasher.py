@@ -25,6 +25,7 @@ from crovca.hasher.fit import Fitted, Run, fit_embeddings, initialize
 from crovca.hasher.fit_images import fit_images
 from crovca.hasher.quality import quality
 from crovca.hashing.config import (
+    FAITHFULNESS,
     PRESETS,
     HashCoderSize,
     TrainingConfig,
@@ -83,6 +84,10 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: of AdamW, falling along a cosine; "auto": 1e-3, with labels 3e-3.
         weight_decay: of AdamW; "auto": 5 where neighbors teach, 0.1 with labels, else 0.01.
         diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
+        faithfulness: of codes of embeddings of one kind: whether they are for finding more of the "kinds" of things
+            that they were learned from, as in the paper, or keep the "order" of the floats, for things of any kind; or
+            "balanced" between them, the default. A number is the weight of the order beside a closed-form base
+            ("balanced" 0.3, "order" 1); "kinds" has no such base (docs/architecture.md).
         terms: more terms of the objective (``hashing.objective.TERMS``) and their weights.
         center: whether the mean embedding is subtracted before the network; "auto": with labels.
         logit_scale: standard deviation of a bit's logits at the first step; "auto": 1, with labels 2. The greater it
@@ -137,6 +142,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: float | Literal["auto"] = "auto",
         weight_decay: float | Literal["auto"] = "auto",
         diversity_weight: float | Literal["auto"] = "auto",
+        faithfulness: Literal["kinds", "balanced", "order"] | float = "balanced",
         terms: Mapping[str, float] | None = None,
         center: bool | Literal["auto"] = "auto",
         logit_scale: float | Literal["auto"] = "auto",
@@ -160,6 +166,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.diversity_weight = diversity_weight
+        self.faithfulness = faithfulness
         self.terms = terms
         self.center = center
         self.logit_scale = logit_scale
@@ -259,6 +266,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             CrovcaError: with an encoder, what ``Encoder.load`` raises.
         """
         self._check()
+        _refuse_sparse(X, "X")
         run = Run(observer or Silent(), checkpoint, checkpoint_seconds, process_group)
         how = fit_embeddings if self.fine_tuning is None else fit_images
         return self._take(how(self, X, y, texts, run))
@@ -405,6 +413,11 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     # --- inside ---
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # codes are bits, whatever the embeddings are
+        return tags
+
     def _check(self) -> None:
         """Refuse parameters that cannot be, whatever the data."""
         check_bits(self.bits)
@@ -441,7 +454,8 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         epochs = self.epochs
         if epochs == "auto":
             epochs = default_epochs(items, self.batch_size, supervised="classes" in pairing)
-        automatic = recipe(pairing)
+        faithfulness = self._faithfulness(pairing)
+        automatic = recipe(pairing, base=faithfulness is not None)
         chosen = {
             name: getattr(automatic if getattr(self, name) == "auto" else self, name)
             for name in ("learning_rate", "weight_decay", "diversity_weight", "center", "logit_scale")
@@ -451,10 +465,27 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             epochs=epochs,
             hashcoder=self.hashcoder,
             batch_size=self.batch_size,
+            faithfulness=faithfulness,
             terms=tuple((self.terms or {}).items()),
             seed=self.seed,
             **chosen,
         )
+
+    def _faithfulness(self, pairing: Sequence[str]) -> float | None:
+        """The weight of the floats' order; None: the paper's network, as for pairs and for images."""
+        wanted = self.faithfulness
+        if isinstance(wanted, str) and wanted not in ("kinds", *FAITHFULNESS):
+            raise ConfigError(
+                f"faithfulness must be 'kinds', 'balanced', 'order' or a number, got {wanted!r}"
+            )
+        if (
+            wanted == "kinds"
+            or "modalities" in pairing
+            or "images" in pairing
+            or self.fine_tuning is not None
+        ):
+            return None
+        return FAITHFULNESS[wanted] if isinstance(wanted, str) else wanted
 
     def _device(self) -> torch.device:
         name = self.device
@@ -581,7 +612,14 @@ def _preset(name: str) -> dict[str, Any]:
         "diversity_weight",
         "views",
     )
-    paper = {"nested": False, "center": False, "logit_scale": 1.0, "prototypes": "batch", "start": "random"}
+    paper = {
+        "nested": False,
+        "faithfulness": "kinds",
+        "center": False,
+        "logit_scale": 1.0,
+        "prototypes": "batch",
+        "start": "random",
+    }
     return {**paper, **{key: getattr(preset, key) for key in names}}
 
 
@@ -601,12 +639,18 @@ def _with_encoder(encoder: str | Path, preset: str | None, parameters: Mapping[s
     return {**automatic, **theirs, "fine_tuning": replace(FineTuning(encoder), **{**settings, **ours})}
 
 
+def _refuse_sparse(values: Any, what: str) -> None:
+    if hasattr(values, "tocsr"):
+        raise InvalidInputError(f"{what} is sparse, which is not supported; give {what}.toarray()")
+
+
 def _as_rows(values: Any, what: str) -> Rows:
     """Anything with rows, without reading it: for encoding, where each block is checked as it comes."""
     if isinstance(values, Embeddings):
         return values.values
     if isinstance(values, Tensor):
         values = values.detach().cpu().float().numpy()
+    _refuse_sparse(values, what)
     rows = values if hasattr(values, "shape") and hasattr(values, "dtype") else np.asarray(values)
     if rows.dtype.kind not in "fiub":
         raise InvalidInputError(f"{what} must hold real numbers, got {rows.dtype}")

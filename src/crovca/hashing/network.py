@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crovca.data.embeddings import Rows, evenly_spaced
+from crovca.hashing.base import Base, FittedBase
 from crovca.hashing.config import HashCoderSize
-from crovca.hashing.inputs import Scaling
+from crovca.hashing.gate import Gate
+from crovca.hashing.inputs import Coordinates, Scaling
 
-__all__ = ["HashCoder", "calibrate", "new_coders", "set_statistics"]
+__all__ = ["HIDDEN", "HashCoder", "calibrate", "coder_on_base", "new_coders", "set_statistics"]
+
+HIDDEN = 512
+"""Units of a small network beside a base."""
 
 
 class HashCoder(nn.Module):
@@ -27,12 +32,17 @@ class HashCoder(nn.Module):
     Before the layers the embeddings go through ``inputs``, a step in closed form, so that the same learning rate
     suits encoders whose numbers are large or small. It is saved with the weights.
 
+    With a base and a gate, logits = BatchNorm(base(c) + gate(c) layers(c)), c the coordinates that ``inputs`` gives:
+    where nothing was learned the gate is closed, and the code is that of the base.
+
     Args:
         width: d, numbers in an embedding.
         bits: length of the code.
         size: "small" or "large".
         inputs: what is done to embeddings first; None: nothing.
-        logit_scale: initial weights of the batch normalization.
+        base, gate: both, or neither.
+        hidden: units of the first layer of a small network; None: as many as inputs.
+        logit_scale: initial weights of the batch normalization, one or (bits,).
         generator: of the initial weights; None: torch's global one.
     """
 
@@ -42,20 +52,26 @@ class HashCoder(nn.Module):
         bits: int,
         size: HashCoderSize = "small",
         *,
-        inputs: Scaling | None = None,
-        logit_scale: float = 1.0,
+        inputs: Scaling | Coordinates | None = None,
+        base: Base | None = None,
+        gate: Gate | None = None,
+        hidden: int | None = None,
+        logit_scale: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.width = width
         self.bits = bits
         self.inputs = inputs or Scaling.blank(width)
+        self.base, self.gate = base, gate
+        taken = self.inputs.outputs
         if size == "small":
-            layers: list[nn.Module] = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, bits)]
+            hidden = hidden or taken
+            layers: list[nn.Module] = [nn.Linear(taken, hidden), nn.ReLU(), nn.Linear(hidden, bits)]
         else:
-            hidden = max(2 * width, 2048)
+            hidden = max(2 * taken, 2048)
             layers = [
-                nn.Linear(width, hidden),
+                nn.Linear(taken, hidden),
                 nn.GELU(),
                 nn.Linear(hidden, hidden),
                 nn.GELU(),
@@ -63,7 +79,8 @@ class HashCoder(nn.Module):
             ]
         self.layers = nn.Sequential(*layers)
         self.norm = nn.BatchNorm1d(bits)
-        nn.init.constant_(self.norm.weight, logit_scale)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.as_tensor(logit_scale))
         for layer in layers:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
@@ -76,8 +93,20 @@ class HashCoder(nn.Module):
 
     def raw(self, embeddings: Tensor) -> Tensor:
         """What the batch normalization is given."""
-        outputs: Tensor = self.layers(self.inputs(embeddings))
-        return outputs
+        return self.learned(self.features(embeddings))
+
+    def features(self, embeddings: Tensor) -> Tensor:
+        """What does not change while the network learns: its inputs (B, k), with a gate in a last column (B, k + 1)."""
+        inputs: Tensor = self.inputs(embeddings)
+        return inputs if self.gate is None else torch.cat([inputs, self.gate(inputs)], dim=1)
+
+    def learned(self, features: Tensor) -> Tensor:
+        """What the batch normalization is given, from ``features``."""
+        if self.base is None:
+            outputs: Tensor = self.layers(features)
+            return outputs
+        inputs, gate = features[:, :-1], features[:, -1:]
+        return self.base(inputs) + gate * self.layers(inputs)
 
 
 def new_coders(
@@ -97,6 +126,30 @@ def new_coders(
         ]
 
 
+def coder_on_base(
+    inputs: Coordinates,
+    fitted: FittedBase,
+    gate: Gate,
+    size: HashCoderSize = "small",
+    *,
+    logit_scale: float = 1.5,
+    seed: int = 0,
+) -> HashCoder:
+    """A new network beside a base, with weights from the seed; every bit's logits have the scale of its components."""
+    with torch.random.fork_rng(devices=[]):
+        return HashCoder(
+            inputs.width,
+            len(fitted.scales),
+            size,
+            inputs=inputs,
+            base=fitted.base,
+            gate=gate,
+            hidden=HIDDEN,
+            logit_scale=logit_scale * fitted.scales,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+
 def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
     """Set the statistics of the batch normalization to those of the embeddings themselves.
 
@@ -104,11 +157,26 @@ def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
     would leave bits stuck. At most ``most`` evenly spaced items are read.
     """
     rows = evenly_spaced(len(values), most)
-    blocks = (
-        torch.from_numpy(np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width))
-        for start in range(0, len(rows), 4096)
-    )
-    set_statistics(coder, blocks)
+
+    def blocks() -> Iterator[Tensor]:
+        for start in range(0, len(rows), 4096):
+            block = np.array(values[rows[start : start + 4096]], np.float32)
+            yield torch.from_numpy(block.reshape(-1, coder.width))
+
+    if coder.base is not None:
+        _center_layers(coder, blocks())
+    set_statistics(coder, blocks())
+
+
+@torch.no_grad()
+def _center_layers(coder: HashCoder, blocks: Iterable[Tensor]) -> None:
+    """Take the layers' mean out, so that the bits of items whose gate is closed stay in balance, too."""
+    last, total, count = coder.layers[-1], torch.zeros(()), 0
+    assert isinstance(last, nn.Linear)
+    for block in blocks:
+        total = total.to(last.bias.device) + coder.layers(coder.inputs(block.to(last.bias.device))).sum(dim=0)
+        count += len(block)
+    last.bias.sub_(total / count)
 
 
 @torch.no_grad()

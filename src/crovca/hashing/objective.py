@@ -22,12 +22,14 @@ from crovca.hashing.config import TrainingConfig
 from crovca.hashing.terms.alignment import alignment
 from crovca.hashing.terms.batch import Batch
 from crovca.hashing.terms.diversity import diversity
+from crovca.hashing.terms.order import order
 
 __all__ = ["TERMS", "HashObjective", "Objective", "hash_loss"]
 
 TERMS: Mapping[str, Callable[[Batch], Tensor]] = {
     "alignment": alignment,
     "diversity": diversity,
+    "order": order,
 }
 """Every term that a configuration can give a weight. A new one is its file and its line here."""
 
@@ -60,13 +62,17 @@ class HashObjective(nn.Module):
     Args:
         teacher: (logits, rows) to targets (v, B, b).
         config: its code lengths, epsilon and weights.
+        points: gives coordinates (B, k) of the items of rows (B,), for terms that compare with them; or None.
 
     Raises:
         ConfigError: the weight of a term that there is not.
     """
 
-    def __init__(self, teacher: nn.Module, config: TrainingConfig) -> None:
+    def __init__(
+        self, teacher: nn.Module, config: TrainingConfig, points: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
+        self._points = points
         self.teacher = teacher
         self.weights = config.weights
         self._lengths, self._epsilon = config.lengths, config.coding_rate_epsilon
@@ -78,5 +84,6 @@ class HashObjective(nn.Module):
 
     def forward(self, logits: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """The terms for logits (v, B, b) of the items ``rows`` (B,)."""
-        batch = Batch(logits.float(), self.teacher(logits, rows), self._lengths, self._epsilon)
+        points = None if self._points is None else self._points(rows)
+        batch = Batch(logits.float(), self.teacher(logits, rows), self._lengths, self._epsilon, points)
         return {name: TERMS[name](batch) for name in self.weights}

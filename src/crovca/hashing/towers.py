@@ -69,6 +69,9 @@ class Towers(nn.Module):
         shared: several have the layers of the first; each keeps its own statistics.
         head_epochs: in so many epochs, the first, the HashCoders alone learn.
         process_group: processes that each have a part of the batch.
+
+    Attributes:
+        on_features: views are what ``HashCoder.features`` gives, computed once before a training.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Towers(nn.Module):
         self.towers = nn.ModuleList(towers)
         self.process_group = process_group
         self._head_epochs, self._head_alone = head_epochs, False
+        self.on_features = False
 
     def __iter__(self) -> Iterator[Tower]:
         for tower in self.towers:
@@ -137,7 +141,8 @@ class Towers(nn.Module):
             with torch.no_grad() if frozen else nullcontext():
                 embeddings = towers[0].embed(torch.cat(list(views)))
             coder = towers[0].coder
-            outputs = torch.stack(coder.raw(embeddings).chunk(len(views)))
+            raw = coder.learned(embeddings) if self.on_features else coder.raw(embeddings)
+            outputs = torch.stack(raw.chunk(len(views)))
             return torch.stack([coder.norm(part) for part in self.process_group.gather(outputs, dim=1)])
         logits = []
         for tower, view in zip(towers, views, strict=True):

@@ -112,10 +112,8 @@ class Workspace(Inputs):
         if training.setting == "random":
             values = self.embeddings(training.encoder, training.dataset, STATISTICS)
             size = PRESETS[training.preset].hashcoder
-            hasher = Hasher(
-                training.bits, nested=False, hashcoder=size, epochs=1, device=self.device, seed=seed
-            )
-            return hasher.initialize(values)
+            parameters = {"nested": False, "faithfulness": "kinds", "hashcoder": size, "epochs": 1}
+            return Hasher(training.bits, **parameters, device=self.device, seed=seed).initialize(values)
         bits = NESTED_LENGTHS[-1] if self.nested else training.bits
 
         def fit(**saving: Any) -> Hasher:

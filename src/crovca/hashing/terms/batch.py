@@ -19,12 +19,14 @@ class Batch(NamedTuple):
         targets: float32 (v, B, b) in [0, 1], without gradient.
         lengths: code lengths that are trained, each a prefix of the b bits.
         epsilon: the squared precision up to which the coding rate codes vectors.
+        points: (B, k) coordinates of the items, where the network has a closed-form base.
     """
 
     logits: Tensor
     targets: Tensor
     lengths: tuple[int, ...]
     epsilon: float = 0.05
+    points: Tensor | None = None
 
 
 def over_lengths(batch: Batch, value: Callable[[int], Tensor]) -> Tensor:
