@@ -122,7 +122,9 @@ def test_a_loaded_hasher_of_pairs_is_the_saved_one(tmp_path, shared):
     assert np.array_equal(found.logits(X, modality="images"), hasher.logits(X, modality="images"))
     assert found.encode(texts, 16, modality="texts") == hasher.encode(texts, modality="texts").prefix(16)
     for wrong in (None, "embeddings", "sounds"):
-        with pytest.raises(InvalidInputError, match=r"takes images and texts: say which these are \(modality=\)"):
+        with pytest.raises(
+            InvalidInputError, match=r"takes images and texts: say which these are \(modality=\)"
+        ):
             found.encode(X, modality=wrong)
 
 
@@ -193,7 +195,10 @@ def test_scikit_learns_own_checks():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = check_estimator(
-            Hasher(bits=8, epochs=1, device="cpu"), expected_failed_checks=EXPECTED, on_fail=None, on_skip=None
+            Hasher(bits=8, epochs=1, device="cpu"),
+            expected_failed_checks=EXPECTED,
+            on_fail=None,
+            on_skip=None,
         )
     failed = {result["check_name"]: result["exception"] for result in found if result["status"] == "failed"}
     assert failed == {}

@@ -104,7 +104,9 @@ def test_the_head_learns_alone_in_the_first_epoch(encoder, photos):
         (fit(epochs=2), True),
         (fit(epochs=1, head_epochs=0), True),
     ):
-        after = {name: value for name, value in towers["images"].adapter.named_parameters() if "lora_B" in name}
+        after = {
+            name: value for name, value in towers["images"].adapter.named_parameters() if "lora_B" in name
+        }
         assert len(after) == 4
         assert all(bool(value.abs().max() > 0) == moved for value in after.values())
         assert towers.coders[0].layers[0].bias.abs().max() > 0
@@ -164,7 +166,9 @@ def test_an_interrupted_run_ends_in_the_same_model(tmp_path, encoder, photos, st
     partial = tmp_path / "model.partial"
     saving = {"checkpoint": partial, "checkpoint_seconds": 0}
     with pytest.raises(KeyboardInterrupt):
-        Hasher.for_images(encoder, **settings).fit(source, source.labels, **saving, observer=Recorder(stop_at))
+        Hasher.for_images(encoder, **settings).fit(
+            source, source.labels, **saving, observer=Recorder(stop_at)
+        )
     state = load_file(partial / "state.safetensors")
     assert not any("embeddings" in name or "base_layer" in name for name in state)  # what is learned, no more
     recorder = Recorder()
@@ -251,7 +255,11 @@ def test_settings_that_cannot_be(encoder, photos):
 
 def test_presets_bring_loras_settings():
     hasher = Hasher.for_images("x", preset="imagenet1k", bits=32)
-    assert (hasher.fine_tuning.lora_rank, hasher.fine_tuning.lora_dropout, hasher.fine_tuning.crop_scale) == (16, 0.1, 0.4)
+    assert (hasher.fine_tuning.lora_rank, hasher.fine_tuning.lora_dropout, hasher.fine_tuning.crop_scale) == (
+        16,
+        0.1,
+        0.4,
+    )
     assert (hasher.hashcoder, hasher.learning_rate, hasher.nested, hasher.prototypes) == (
         "large",
         1e-4,
@@ -419,11 +427,15 @@ def test_images_and_texts_meet(pair, photos, tmp_path):
     nearest = words.hamming(hasher.encode(photos, modality="images")).argmin(axis=0)
     assert (nearest == (source.labels == "tall")).mean() > 0.8
     for tower in hasher.towers_:  # both learned
-        assert all(value.abs().max() > 0 for name, value in tower.adapter.named_parameters() if "lora_B" in name)
+        assert all(
+            value.abs().max() > 0 for name, value in tower.adapter.named_parameters() if "lora_B" in name
+        )
     hasher.save(tmp_path / "model")
     loaded = Hasher.load(tmp_path / "model", device="cpu")
     assert loaded.modalities == ("images", "texts")
-    assert np.array_equal(loaded.logits(["a", "b"], modality="texts"), hasher.logits(["a", "b"], modality="texts"))
+    assert np.array_equal(
+        loaded.logits(["a", "b"], modality="texts"), hasher.logits(["a", "b"], modality="texts")
+    )
     assert np.array_equal(loaded.logits(photos, modality="images"), hasher.logits(photos, modality="images"))
     zeros = np.zeros((2, 8), np.float32)
     for wrong, modality in ((zeros, "texts"), ("a", "texts"), (zeros, "images"), (["a"], None)):

@@ -152,10 +152,7 @@ def test_nested_loss_is_the_mean_over_prefixes_as_codes_of_their_own():
     logits, lengths = normal(2, 10, 8), (2, 5, 8)
     targets = other_views_bits(logits)
     nested, terms = losses_of(logits, targets, lengths, 0.3)
-    alone = [
-        losses_of(logits[..., :length], targets[..., :length], (length,), 0.3)
-        for length in lengths
-    ]
+    alone = [losses_of(logits[..., :length], targets[..., :length], (length,), 0.3) for length in lengths]
     torch.testing.assert_close(nested, torch.stack([loss for loss, _ in alone]).mean())
     rates = torch.stack([part["diversity"] for _, part in alone])
     torch.testing.assert_close(terms["diversity"], rates.mean())
@@ -177,12 +174,15 @@ def test_a_new_term_is_named_weighted_and_logged(monkeypatch):
 
     X = normal(60, 6).numpy()
     with pytest.raises(ConfigError, match="no term 'certainty' of the objective"):
-        Hasher(8, epochs=1, terms={"certainty": 0.5}).fit(X)
+        Hasher(8, faithfulness="kinds", epochs=1, terms={"certainty": 0.5}).fit(X)
     monkeypatch.setattr(objective, "TERMS", {**objective.TERMS, "certainty": certainty})
-    plain = Hasher(8, epochs=3).fit(X).history_[-1]
-    added = Hasher(8, epochs=3, terms={"certainty": 0.5}).fit(X).history_[-1]
+    plain = Hasher(8, faithfulness="kinds", epochs=3).fit(X).history_[-1]
+    added = Hasher(8, faithfulness="kinds", epochs=3, terms={"certainty": 0.5}).fit(X).history_[-1]
     assert list(added) == [*list(plain)[:6], "certainty", *list(plain)[6:]]
     assert added["loss"] == pytest.approx(
         added["alignment"] - 0.1 * added["diversity"] + 0.5 * added["certainty"], rel=1e-5
     )
-    assert added["certainty"] < Hasher(8, epochs=3, terms={"certainty": 0.0}).fit(X).history_[-1]["certainty"]
+    assert (
+        added["certainty"]
+        < Hasher(8, faithfulness="kinds", epochs=3, terms={"certainty": 0.0}).fit(X).history_[-1]["certainty"]
+    )

@@ -146,7 +146,9 @@ def test_a_short_run_gains_by_starting_from_classes():
     held, known = slice(0, 400), slice(400, None)
     quality = {
         start: within(
-            Hasher(bits=16, epochs=3, start=start).fit(values[known], labels[known]).encode(values[held]),
+            Hasher(bits=16, epochs=3, faithfulness="kinds", start=start)
+            .fit(values[known], labels[known])
+            .encode(values[held]),
             labels[held],
         )
         for start in ("random", "classes")
@@ -166,7 +168,7 @@ def test_a_short_run_gains_by_starting_from_classes():
 )
 def test_what_auto_stands_for(arguments, labeled, same_as):
     values, labels = made(items=64, width=8, classes=3)
-    arguments = {"bits": 8, "epochs": 1, "batch_size": 64, **arguments}
+    arguments = {"bits": 8, "epochs": 1, "batch_size": 64, "faithfulness": "kinds", **arguments}
     y = labels if labeled else None
     one = Hasher(**arguments).fit(values, y)
     other = Hasher(**arguments, start=same_as).fit(values, y)
@@ -188,10 +190,12 @@ def test_the_presets_start_as_the_paper_does():
 def test_starts_that_cannot_be(arguments, labeled, match):
     values, labels = made(items=64, width=8, classes=3)
     with pytest.raises(ConfigError, match=match):
-        Hasher(bits=8, epochs=1, **arguments).fit(values, labels if labeled else None)
+        Hasher(bits=8, epochs=1, faithfulness="kinds", **arguments).fit(values, labels if labeled else None)
 
 
 def test_a_start_that_cannot_be_is_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr("crovca.hasher.fit.find_shared_neighbors", lambda *_, **__: pytest.fail("searched for neighbors"))
+    monkeypatch.setattr(
+        "crovca.hasher.fit.find_shared_neighbors", lambda *_, **__: pytest.fail("searched for neighbors")
+    )
     with pytest.raises(ConfigError, match="start must be"):
         Hasher(bits=8, epochs=1, start="zeros").fit(made(items=64)[0])

@@ -189,9 +189,7 @@ def test_an_image_with_fewer_captions_repeats_them(make, monkeypatch):
         split.paths, None, type(split.captions).gather(uneven)
     )
     given = {}
-    monkeypatch.setattr(
-        Hasher, "fit", lambda self, images, *, texts, **_: given.update(texts=texts) or self
-    )
+    monkeypatch.setattr(Hasher, "fit", lambda self, images, *, texts, **_: given.update(texts=texts) or self)
     pairs.fit_pairs(workspace, Training("dfn-l", "coco-text", "pairs", "probing", 16), 0, None)
     assert given["texts"].shape == (12, 3, 8)
     once, twice = given["texts"][np.array([0, 1])]

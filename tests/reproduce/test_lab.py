@@ -195,9 +195,7 @@ def test_nested_trains_one_model_for_all_lengths(make):
 
 def test_training_that_was_interrupted_goes_on(make, monkeypatch):
     fit = labs.Hasher.fit
-    monkeypatch.setattr(
-        labs.Hasher, "fit", lambda *args, **more: fit(*args, checkpoint_seconds=0, **more)
-    )
+    monkeypatch.setattr(labs.Hasher, "fit", lambda *args, **more: fit(*args, checkpoint_seconds=0, **more))
     steps = []
 
     class Watching:

@@ -17,11 +17,12 @@ __all__ = ["Base", "FittedBase", "fit_base"]
 
 _MOST_READ = 16384
 _ITERATIONS = 30
-_POWER = 2.0  # of a block's deviation: once for the query's logit, once for how sure the stored sign is
+_WEIGHT = 0.6  # of the base beside the network
+_POWER = 1.75  # of a block's deviation: once for the query's logit, nearly once for how sure the stored sign is
 
 
 class Base(nn.Module):
-    """Coordinates (n, k) to (n, bits), a bit of variance 1 on what it was fitted on; it does not learn.
+    """Coordinates (n, k) to (n, bits), all of one variance on what it was fitted on; it does not learn.
 
     Args:
         weights: (bits, k).
@@ -82,7 +83,7 @@ def fit_base(points: Tensor, lengths: Sequence[int], *, seed: int = 0) -> Fitted
         scales += [spread] * (end - start)
         start = end
     spreads = torch.stack(scales)
-    return FittedBase(Base(torch.cat(rows)), (spreads / spreads[0]) ** _POWER)
+    return FittedBase(Base(_WEIGHT * torch.cat(rows)), (spreads / spreads[0]) ** _POWER)
 
 
 def _rotation(points: Tensor, *, seed: int) -> Tensor:

@@ -70,6 +70,8 @@ class Coordinates(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(B, d) to (B, k)."""
+        # First by the largest number: the squares of great ones would be beyond float32.
+        embeddings = embeddings / embeddings.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
         length = embeddings.norm(dim=1, keepdim=True).clamp(min=1e-30)
         return F.linear(embeddings - length * self.mean, self.components) / length
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crovca.errors import ConfigError
-from crovca.hashing.terms.batch import Batch, over_lengths
+from crovca.hashing.terms.batch import Batch
 
 __all__ = ["order"]
 
@@ -16,7 +16,7 @@ def order(batch: Batch) -> Tensor:
 
     The squared error over pairs of different items, as a share of the squares, both weighted by exp(product / standard
     deviation of the products); the codes' scale is free. The sign's gradient is that of a tanh. Of every pair one item
-    is of the first half of the batch and one of the second.
+    is of the first half of the batch and one of the second. Averaged over the code lengths, by their square roots.
     """
     if batch.points is None:
         raise ConfigError("the term 'order' needs a closed-form base: faithfulness must not be 'kinds'")
@@ -34,4 +34,5 @@ def order(batch: Batch) -> Tensor:
             scale = (weight * found * products).sum() / (weight * found.square()).sum().clamp(min=1e-12)
         return (weight * (products - scale * found).square()).sum() / squares
 
-    return over_lengths(batch, error)
+    weights = torch.tensor([length**0.5 for length in batch.lengths], device=logits.device)  # long codes keep more
+    return (weights * torch.stack([error(length) for length in batch.lengths])).sum() / weights.sum()
