@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from crovca.errors import InvalidInputError
-from crovca.hashing.views import Copies, Mixed, Modalities, NeighborViews, StoredViews, FeatureDropout
+from crovca.hashing.views import Copies, FeatureDropout, Mixed, Modalities, NeighborViews, StoredViews
 
 ROWS = np.array([3, 0, 5])
 

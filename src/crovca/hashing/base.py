@@ -18,7 +18,9 @@ __all__ = ["Base", "FittedBase", "fit_base"]
 _MOST_READ = 16384
 _ITERATIONS = 30
 _WEIGHT = 0.6  # of the base beside the network
-_POWER = 1.75  # of a block's deviation: once for the query's logit, nearly once for how sure the stored sign is
+_POWER = (
+    1.75  # of a block's deviation: once for the query's logit, nearly once for how sure the stored sign is
+)
 
 
 class Base(nn.Module):

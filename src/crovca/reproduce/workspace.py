@@ -112,7 +112,12 @@ class Workspace(Inputs):
         if training.setting == "random":
             values = self.embeddings(training.encoder, training.dataset, STATISTICS)
             size = PRESETS[training.preset].hashcoder
-            parameters: dict[str, Any] = {"nested": False, "faithfulness": "kinds", "hashcoder": size, "epochs": 1}
+            parameters: dict[str, Any] = {
+                "nested": False,
+                "faithfulness": "kinds",
+                "hashcoder": size,
+                "epochs": 1,
+            }
             return Hasher(training.bits, **parameters, device=self.device, seed=seed).initialize(values)
         bits = NESTED_LENGTHS[-1] if self.nested else training.bits
 

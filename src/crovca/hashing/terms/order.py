@@ -34,5 +34,7 @@ def order(batch: Batch) -> Tensor:
             scale = (weight * found * products).sum() / (weight * found.square()).sum().clamp(min=1e-12)
         return (weight * (products - scale * found).square()).sum() / squares
 
-    weights = torch.tensor([length**0.5 for length in batch.lengths], device=logits.device)  # long codes keep more
+    weights = torch.tensor(
+        [length**0.5 for length in batch.lengths], device=logits.device
+    )  # long codes keep more
     return (weights * torch.stack([error(length) for length in batch.lengths])).sum() / weights.sum()
