@@ -290,7 +290,8 @@ def test_codes_are_not_the_buffer_that_they_were_made_of():
 
 
 @pytest.mark.parametrize(("logits", "match"), [
-    ([[1.0, np.nan], [0, 1]], "NaN in 1 of 2 rows, the first 0"), ([["a", "b"]], "real numbers"), ([[1j]], "real numbers")
+    ([[1.0, np.nan], [0, 1]], "NaN in 1 of 2 rows, the first 0"),
+    ([["a", "b"]], "real numbers"), ([[1j, 0]], "real numbers"),
 ])  # fmt: skip
 def test_logits_without_a_sign_are_refused(logits, match):
     with pytest.raises(InvalidInputError, match=match):

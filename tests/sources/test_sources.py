@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crovca.data.store import save_store, write_manifest, write_part
-from crovca.errors import CrovcaError, FileFormatError, InvalidInputError
+from crovca.errors import CrovcaError, CrovcaWarning, FileFormatError, InvalidInputError
 from crovca.sources import source as sources
 from crovca.sources.decode import UnreadableItem, decode
 from crovca.sources.opening import open_images, open_texts
@@ -522,7 +522,8 @@ def test_hostile_tars(tmp_path):
         for name, content, kind, link in (
             ("a.jpg", PICTURES[0], tarfile.REGTYPE, ""), ("a.txt", b"", tarfile.SYMTYPE, "/etc/passwd"),
             ("b.jpg", PICTURES[1], tarfile.REGTYPE, ""), ("b.json", b"[" * 100_000, tarfile.REGTYPE, ""),
-            ("c.jpg", PICTURES[2], tarfile.REGTYPE, ""), ("c.json", b'{"label": ' + b"9" * 4000 + b"}", tarfile.REGTYPE, ""),
+            ("c.jpg", PICTURES[2], tarfile.REGTYPE, ""),
+            ("c.json", b'{"label": ' + b"9" * 4000 + b"}", tarfile.REGTYPE, ""),
             ("d.jpg", PICTURES[3], tarfile.REGTYPE, ""), ("d.cls", b"9" * 5000, tarfile.REGTYPE, ""),
             ("__MACOSX/._a.jpg", b"x", tarfile.REGTYPE, ""),
         ):  # fmt: skip
