@@ -92,6 +92,17 @@ def test_archives_that_unpack_to_many_times_their_size_are_refused(tmp_path, mon
         files.array_names(tmp_path / "many.npz")
 
 
+def test_an_array_that_the_directory_lost_is_missed(tmp_path):
+    Encoded(Codes.from_logits(X), labels=np.arange(6), logits=X).save(tmp_path / "c.npz")
+    data = (tmp_path / "c.npz").read_bytes()
+    last, end = data.rindex(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
+    size = struct.unpack("<I", data[end + 12 : end + 16])[0] - (end - last)
+    lost = data[:last] + data[end : end + 12] + struct.pack("<I", size) + data[end + 16 :]
+    (tmp_path / "c.npz").write_bytes(lost)
+    with pytest.raises(FileFormatError, match="does not list all that it holds"):
+        Encoded.load(tmp_path / "c.npz")
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [">f4", "<f2", "<i8", "<U3", "?"])
 def test_arrays_are_read_as_numpy_reads_them(tmp_path, order, dtype):
