@@ -323,6 +323,11 @@ def _read_config(found: ModelFiles) -> Any:
         with library.quiet():
             return auto.from_pretrained(found.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # strict dataclasses, KeyErrors, whatever a damaged file brings about
+        if "trust_remote_code" in str(error):
+            raise EncoderError(
+                f"{found.name} brings code of its own (auto_map), which is never run; use a model of a kind that "
+                "transformers has"
+            ) from error
         known = library.transformers().__version__
         raise EncoderError(
             f"{found.name}: transformers {known} cannot read its config.json ({_line(error)}); if the model is "
