@@ -89,7 +89,10 @@ class _Selection:
 
     def __init__(self, segments: Sequence[Segment], where: str) -> None:
         imported("duckdb")  # as ``matching_rows`` would
-        found = matching_rows([segment.metadata for segment in segments], where)
+        try:
+            found = matching_rows([segment.metadata for segment in segments], where)
+        except (RuntimeError, UnicodeError) as error:  # what DuckDB's Python makes of text that is none
+            raise _damaged(error) from error
         self.rows: list[Int64] = []
         self.masks: list[Mask | None] = []
         for segment, rows in zip(segments, found, strict=True):
@@ -262,10 +265,12 @@ class View(Reader):
         """The ids of some rows."""
         if not len(rows):
             return np.empty(0, np.int64 if self._id_type == "int64" else np.str_)
+        if len(self.segments) == 1:
+            return self.segments[0].ids(rows)
         pieces, place = self._by_segment(rows, lambda segment, own: segment.ids(own))
         if any(piece.dtype == object for piece in pieces):
             return as_text([text for piece in pieces for text in piece.tolist()])[place]
-        return np.concatenate(pieces)[place] if len(pieces) > 1 else pieces[0]
+        return np.concatenate(pieces)[place]
 
     def hashes(self, rows: Int64) -> npt.NDArray[np.uint64]:
         """The hashes of the ids of some rows."""
@@ -288,7 +293,10 @@ class View(Reader):
             return None
         distinct, again = np.unique(rows, return_inverse=True)
         pieces, place = self._by_segment(distinct, lambda segment, own: read_rows(segment.metadata, own))
-        table = pa.concat_tables(pieces, promote_options="default").drop_columns("id")
+        try:
+            table = pa.concat_tables(pieces, promote_options="default").drop_columns("id")
+        except (pa.ArrowException, KeyError) as error:  # segments of one index have columns of the same types
+            raise _damaged(error) from error
         return table.take(pa.array(place[again])) if table.num_columns else None
 
     def _by_segment(self, rows: Int64, read: Callable[[Segment, Int64], Any]) -> tuple[list[Any], Int64]:
@@ -304,6 +312,10 @@ class View(Reader):
         place = np.empty(len(rows), np.int64)
         place[order] = np.arange(len(rows))
         return pieces, place
+
+
+def _damaged(error: Exception) -> FileFormatError:
+    return FileFormatError(f"a metadata.parquet is damaged: {error}; 'crovca index verify' tells which")
 
 
 def _part(segment: Segment, bits: int, engine: EngineChoice) -> tuple[int, _Part]:
