@@ -162,6 +162,7 @@ def main() -> None:
         ended = time.perf_counter()  # the statistics at the end wait for the device
 
     encoder = hasher.towers_["images"].encoder
+    assert encoder is not None
     steps = arguments.images // min(arguments.batch_size, arguments.images)
     views = 2 * steps * min(arguments.batch_size, arguments.images)  # of an epoch
     seconds, training = ended - started, ended - watch.decoded
