@@ -253,11 +253,12 @@ def test_force_restarts_an_interrupted_run(folder, tmp_path, capsys):
 
 
 def test_the_dial_is_an_option(folder, tmp_path, capsys):
-    for given, expected in (("kinds", None), ("order", 1.0), ("0.05", 0.05)):
+    for given, expected in (("kinds", None), ("order", 0.4), ("0.5", 0.05)):
         found = run_json(capsys, "train", folder / "database.npz", "-o", tmp_path / "m", "--epochs", "1", "--bits", "8",
                          "--faithfulness", given, "--force")  # fmt: skip
         assert ("order" in found) == (expected is not None)
-        assert Hasher.load(tmp_path / "m").config_.faithfulness == expected
+        found = Hasher.load(tmp_path / "m").config_.faithfulness
+        assert found == (expected and pytest.approx(expected))
 
 
 def test_two_modalities(folder, tmp_path, capsys):

@@ -275,9 +275,12 @@ def _on_base(values: Rows, config: TrainingConfig) -> HashCoder:
     points = torch.cat([inputs(torch.from_numpy(block.reshape(-1, inputs.width))) for block in blocks])
     return coder_on_base(
         inputs,
-        fit_base(points, config.lengths, seed=config.seed),
-        fit_gate(points, seed=config.seed),
+        fit_base(
+            points, config.lengths, weight=config.base_weight, power=config.base_power, seed=config.seed
+        ),
+        fit_gate(points, quantile=config.gate_quantile, seed=config.seed),
         config.hashcoder,
+        hidden=config.hidden,
         logit_scale=config.logit_scale,
         seed=config.seed,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -86,8 +87,8 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
         faithfulness: of codes of embeddings of one kind: whether they are for finding more of the "kinds" of things
             that they were learned from, as in the paper, or keep the "order" of the floats, for things of any kind; or
-            "balanced" between them, the default. A number is the weight of the order beside a closed-form base
-            ("balanced" 0.3, "order" 1); "kinds" has no such base (docs/architecture.md).
+            "balanced" between them, the default. A number is how much more the order counts than in "balanced" (1;
+            "order" is 4), beside a closed-form base; "kinds" has no such base (docs/architecture.md).
         terms: more terms of the objective (``hashing.objective.TERMS``) and their weights.
         center: whether the mean embedding is subtracted before the network; "auto": with labels.
         logit_scale: standard deviation of a bit's logits at the first step; "auto": 1, with labels 2. The greater it
@@ -454,8 +455,8 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         epochs = self.epochs
         if epochs == "auto":
             epochs = default_epochs(items, self.batch_size, supervised="classes" in pairing)
-        faithfulness = self._faithfulness(pairing)
-        automatic = recipe(pairing, base=faithfulness is not None)
+        dial = self._dial(pairing)
+        automatic = recipe(pairing, base=dial is not None)
         chosen = {
             name: getattr(automatic if getattr(self, name) == "auto" else self, name)
             for name in ("learning_rate", "weight_decay", "diversity_weight", "center", "logit_scale")
@@ -465,25 +466,29 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             epochs=epochs,
             hashcoder=self.hashcoder,
             batch_size=self.batch_size,
-            faithfulness=faithfulness,
+            faithfulness=None if dial is None else dial * automatic.faithfulness,
+            base_power=automatic.base_power,
+            gate_quantile=automatic.gate_quantile,
+            hidden=automatic.hidden,
             terms=tuple((self.terms or {}).items()),
             seed=self.seed,
             **chosen,
         )
 
-    def _faithfulness(self, pairing: Sequence[str]) -> float | None:
-        """The weight of the floats' order; None: the paper's network, as for pairs and for images."""
+    def _dial(self, pairing: Sequence[str]) -> float | None:
+        """How much the floats' order counts; None: the paper's network, as for pairs and for images."""
         wanted = self.faithfulness
-        if isinstance(wanted, str) and wanted not in ("kinds", *FAITHFULNESS):
-            raise ConfigError(
-                f"faithfulness must be 'kinds', 'balanced', 'order' or a number, got {wanted!r}"
+        if isinstance(wanted, str):
+            known = wanted in ("kinds", *FAITHFULNESS)
+        else:
+            known = (
+                isinstance(wanted, int | float) and not isinstance(wanted, bool) and 0 <= wanted < math.inf
             )
-        if (
-            wanted == "kinds"
-            or "modalities" in pairing
-            or "images" in pairing
-            or self.fine_tuning is not None
-        ):
+        if not known:
+            raise ConfigError(
+                f"faithfulness must be 'kinds', 'balanced', 'order' or a number of at least 0, got {wanted!r}"
+            )
+        if wanted == "kinds" or self.fine_tuning is not None or "modalities" in pairing:
             return None
         return FAITHFULNESS[wanted] if isinstance(wanted, str) else wanted
 

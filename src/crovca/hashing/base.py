@@ -17,10 +17,6 @@ __all__ = ["Base", "FittedBase", "fit_base"]
 
 _MOST_READ = 16384
 _ITERATIONS = 30
-_WEIGHT = 0.6  # of the base beside the network
-_POWER = (
-    1.75  # of a block's deviation: once for the query's logit, nearly once for how sure the stored sign is
-)
 
 
 class Base(nn.Module):
@@ -53,7 +49,9 @@ class FittedBase(NamedTuple):
     scales: Tensor
 
 
-def fit_base(points: Tensor, lengths: Sequence[int], *, seed: int = 0) -> FittedBase:
+def fit_base(
+    points: Tensor, lengths: Sequence[int], *, weight: float = 1.0, power: float = 1.0, seed: int = 0
+) -> FittedBase:
     """ITQ by blocks of components between the code lengths.
 
     Where a block ends beyond the components, the last of them are mixed again; what is still missing are random
@@ -62,6 +60,9 @@ def fit_base(points: Tensor, lengths: Sequence[int], *, seed: int = 0) -> Fitted
     Args:
         points: (n, k) coordinates, strongest first; at most 16,384 evenly spaced ones are read.
         lengths: code lengths, ascending.
+        weight: deviation of every bit.
+        power: of a block's deviation in its bits' scales: about 1 for the query's logit, and 1 for how sure the stored
+            sign is.
         seed: of the rotations.
     """
     if len(points) > _MOST_READ:
@@ -85,7 +86,7 @@ def fit_base(points: Tensor, lengths: Sequence[int], *, seed: int = 0) -> Fitted
         scales += [spread] * (end - start)
         start = end
     spreads = torch.stack(scales)
-    return FittedBase(Base(_WEIGHT * torch.cat(rows)), (spreads / spreads[0]) ** _POWER)
+    return FittedBase(Base(weight * torch.cat(rows)), (spreads / spreads[0]) ** power)
 
 
 def _rotation(points: Tensor, *, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ __all__ = ["Gate", "fit_gate"]
 
 _COMPONENTS = 64  # the strongest tell new from old as well as all, at a quarter of the cost
 _MOST_CENTROIDS, _ITEMS_EACH, _POINTS_EACH = 1024, 4, 32
-_QUANTILE, _SOFTNESS = 0.1, 0.25
+_SOFTNESS = 0.25  # of the deviation of held-out items' cosines
 _ITERATIONS = 10
 
 
@@ -43,8 +43,8 @@ class Gate(nn.Module):
         return torch.sigmoid((nearest - self.threshold) / self.width)
 
 
-def fit_gate(points: Tensor, *, seed: int = 0) -> Gate:
-    """Centroids of points (n, k), about 4 items each; the threshold is what 90 % of held-out items reach."""
+def fit_gate(points: Tensor, *, quantile: float = 0.1, seed: int = 0) -> Gate:
+    """Centroids of about 4 points (n, k) each; all but a share ``quantile`` of held-out points reach the threshold."""
     points = F.normalize(points[:, :_COMPONENTS], dim=1)
     count = max(1, min(_MOST_CENTROIDS, len(points) // _ITEMS_EACH))
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
@@ -52,7 +52,7 @@ def fit_gate(points: Tensor, *, seed: int = 0) -> Gate:
     kept = points[order[held:]]
     near = (points[order[:held]] @ _centroids(kept, min(count, len(kept)), seed=seed).T).amax(dim=1)
     width = _SOFTNESS * near.std(correction=0).clamp(min=1e-3)
-    return Gate(_centroids(points, count, seed=seed), near.quantile(_QUANTILE), width)
+    return Gate(_centroids(points, count, seed=seed), near.quantile(quantile), width)
 
 
 def _centroids(points: Tensor, count: int, *, seed: int) -> Tensor:
