@@ -431,7 +431,7 @@ def test_the_command_without_labels(files, capsys):
     status, out, err = run(capsys, *call, "--query", files / "bare.npz")
     assert status == 0
     assert "no labels in bare.npz" in err
-    assert "the floats' top 10 in the codes' top 100" in out
+    assert "seen, new, mixed: order" in out
     status, out, err = run(capsys, *call, "--query", files / "q.npz", "--no-labels")
     assert status == 0
     assert "mAP" not in out

@@ -211,7 +211,7 @@ def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
     from crovca.evaluation.situations import FIVE, SITUATIONS
 
     size = "sizes of their own" if bits is None else f"{bits} bits"
-    judged = f"mAP@{state.k}" if state.labeled else "the floats' top 10 in the codes' top 100"
+    judged = f"mAP@{state.k}" if state.labeled else "order"
     columns = [column for column in columns_of(state) if column.name in FIVE]
     situations = ", ".join(column.title for column in columns if column.name in SITUATIONS)
     table = Table(title=f"{size}: five measures in %; {situations}: {judged}", title_justify="left")
