@@ -23,18 +23,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_digits
 
-from crovca import Embeddings, Encoded, Hasher, evaluate, load_embeddings
-from crovca.hashing.neighbors import find_neighbors
+from crovca import Encoded, Hasher, evaluate, load_embeddings
 
 LENGTHS = (16, 32, 64, 128)
-
-
-class OfTheNearest(Hasher):
-    """Paired with the nearest items, not with those of them that share the most neighbors."""
-
-    def _neighbor_rows(self, data: Embeddings, *others: Any) -> npt.NDArray[np.int64]:
-        self.neighbor_recall_ = None
-        return find_neighbors(data.values, self.neighbors, degenerate=data.degenerate, seed=self.seed).rows
 
 
 UNSUPERVISED: dict[str, dict[str, Any]] = {
@@ -42,7 +33,6 @@ UNSUPERVISED: dict[str, dict[str, Any]] = {
     "random weights at the start, as in the paper": {"start": "random"},
     "5 epochs": {"epochs": 5},
     "5 epochs, random weights at the start": {"epochs": 5, "start": "random"},
-    "paired with the 5 nearest items": {"kind": OfTheNearest},
     "weight decay 0.01, as in the paper": {"weight_decay": 0.01},
     "weight decay 10": {"weight_decay": 10.0},
     "inputs centered": {"center": True},
@@ -66,8 +56,9 @@ Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 
-def made(*, kind: type[Hasher] = Hasher, **settings: Any) -> Hasher:
-    return kind(**settings)
+def made(**settings: Any) -> Hasher:
+    """The network without a base, which these settings are of."""
+    return Hasher(**{"faithfulness": "kinds", **settings})
 
 
 def split(values: Floats, labels: Labels, held_out: int) -> tuple[Floats, Labels, Floats, Labels]:

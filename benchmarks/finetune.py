@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crovca.encoders.encoder import Encoder
 from crovca.encoders.lora import adapt
-from crovca.hasher import ImageHasher
+from crovca.hasher import Hasher
 from crovca.hashing.train import Silent
 
 
@@ -144,7 +144,7 @@ def main() -> None:
         size = write_images(root / "images", arguments.images, (width, height))
         write_encoder(root / "encoder", arguments.hidden, arguments.layers, arguments.heads, arguments.crop)
         forward, both = operations(root / "encoder", arguments.rank)
-        hasher = ImageHasher(
+        hasher = Hasher.for_images(
             root / "encoder",
             arguments.bits,
             nested=False,
@@ -161,7 +161,8 @@ def main() -> None:
         hasher.fit(root / "images", observer=watch)
         ended = time.perf_counter()  # the statistics at the end wait for the device
 
-    encoder = hasher.towers_.encoders[0]
+    encoder = hasher.towers_["images"].encoder
+    assert encoder is not None
     steps = arguments.images // min(arguments.batch_size, arguments.images)
     views = 2 * steps * min(arguments.batch_size, arguments.images)  # of an epoch
     seconds, training = ended - started, ended - watch.decoded

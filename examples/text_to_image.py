@@ -11,16 +11,16 @@ from __future__ import annotations
 import numpy as np
 from sklearn.datasets import load_digits
 
-from crovca import CrossModalHasher
+from crovca import Hasher
 
 pixels, digits = load_digits(return_X_y=True)
 random = np.random.default_rng(0)
 names = np.eye(10, dtype=np.float32)
 texts = names[digits] + 0.1 * random.normal(size=(len(digits), 10)).astype(np.float32)
 
-hasher = CrossModalHasher(bits=32, seed=0).fit(images=pixels[:1500].astype(np.float32), texts=texts[:1500])
-images = hasher.encode(images=pixels[1500:].astype(np.float32))
-words = hasher.encode(texts=names)
+hasher = Hasher.for_pairs(bits=32, seed=0).fit(pixels[:1500].astype(np.float32), texts=texts[:1500])
+images = hasher.encode(pixels[1500:].astype(np.float32), modality="images")
+words = hasher.encode(names, modality="texts")
 
 nearest = words.hamming(images).argsort(axis=1, kind="stable")[:, :5]
 for name, rows in enumerate(nearest):

@@ -14,7 +14,8 @@ from crovca.codes import Codes
 from crovca.data.embeddings import load_embeddings
 from crovca.data.encoded import Encoded
 from crovca.evaluation.situations import Judge, make_situations
-from crovca.hasher import CrossModalHasher, Hasher
+from crovca.hasher import Hasher
+from crovca.hashing.train import Silent
 from crovca.metrics import METRICS
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -230,12 +231,41 @@ def test_evaluate_writes_a_report(folder, tmp_path):
     assert "no image" in (tmp_path / "report" / "index.html").read_text("utf-8")
 
 
+def test_force_restarts_an_interrupted_run(folder, tmp_path, capsys):
+    """A run that was begun with other settings is refused by name, and with --force begun anew."""
+    data = folder / "database.npz"
+
+    class Stopping(Silent):
+        def progress(self, state):
+            raise KeyboardInterrupt
+
+    begun = Hasher(bits=8, epochs=9, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        begun.fit(load_embeddings(data), checkpoint=tmp_path / "m.partial", observer=Stopping())
+    command = ["train", data, "-o", tmp_path / "m", "--unsupervised", "--bits", "16", "--epochs", "1"]
+    with pytest.raises(SystemExit) as exit_:
+        main([str(part) for part in command])
+    assert exit_.value.code == 2
+    assert "unfinished run with bits = 8, now it is 16" in " ".join(capsys.readouterr().err.split())
+    run(*command, "--force")
+    assert Hasher.load(tmp_path / "m").bits == 16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_the_dial_is_an_option(folder, tmp_path, capsys):
+    for given, expected in (("kinds", None), ("order", 1.0), ("0.05", 0.05)):
+        found = run_json(capsys, "train", folder / "database.npz", "-o", tmp_path / "m", "--epochs", "1", "--bits", "8",
+                         "--faithfulness", given, "--force")  # fmt: skip
+        assert ("order" in found) == (expected is not None)
+        assert Hasher.load(tmp_path / "m").config_.faithfulness == expected
+
+
 def test_two_modalities(folder, tmp_path, capsys):
     run("encode", folder / "two", folder / "query_texts.npz", "-o", tmp_path / "texts.npz")  # by their width
     run("encode", folder / "two", folder / "query.npz", "--modality", "images", "-o", tmp_path / "images.npz")
-    hasher = CrossModalHasher.load(folder / "two")
+    hasher = Hasher.load(folder / "two")
     texts = np.load(folder / "query_texts.npz")["embeddings"]
-    assert Codes.load(tmp_path / "texts.npz") == hasher.encode(texts=texts)
+    assert Codes.load(tmp_path / "texts.npz") == hasher.encode(texts, modality="texts")
     found = run_json(
         capsys, "evaluate", folder / "two", "--database", folder / "database.npz", "--query",
         folder / "query_texts.npz", "--query-modality", "texts", "--database-modality", "images",

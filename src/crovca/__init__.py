@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from crovca.encoders.encoder import Encoder
     from crovca.errors import CrovcaError, CrovcaWarning
     from crovca.evaluation.evaluate import Evaluation, evaluate
-    from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
+    from crovca.hasher import FineTuning, Hasher
     from crovca.index.index import HashIndex
     from crovca.index.results import Neighbors, RangeNeighbors
     from crovca.index.shards import ShardedIndex
@@ -26,29 +26,25 @@ if TYPE_CHECKING:
 _HOMES = {
     "Codes": "crovca.codes",
     "Evaluation": "crovca.evaluation.evaluate",
-    "CrossModalHasher": "crovca.hasher",
     "CrovcaError": "crovca.errors",
     "CrovcaWarning": "crovca.errors",
     "Embedded": "crovca.embedding.embed",
     "Embeddings": "crovca.data.embeddings",
     "Encoded": "crovca.data.encoded",
     "Encoder": "crovca.encoders.encoder",
+    "FineTuning": "crovca.hasher",
     "HashIndex": "crovca.index.index",
     "Hasher": "crovca.hasher",
-    "ImageHasher": "crovca.hasher",
-    "ImageTextHasher": "crovca.hasher",
     "Neighbors": "crovca.index.results",
     "RangeNeighbors": "crovca.index.results",
     "ShardedIndex": "crovca.index.shards",
     "embed": "crovca.embedding.embed",
     "evaluate": "crovca.evaluation.evaluate",
     "load_embeddings": "crovca.data.embeddings",
-    "load_hasher": "crovca.hasher",
 }
 
 __all__ = [
     "Codes",
-    "CrossModalHasher",
     "CrovcaError",
     "CrovcaWarning",
     "Embedded",
@@ -56,17 +52,15 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Evaluation",
+    "FineTuning",
     "HashIndex",
     "Hasher",
-    "ImageHasher",
-    "ImageTextHasher",
     "Neighbors",
     "RangeNeighbors",
     "ShardedIndex",
     "embed",
     "evaluate",
     "load_embeddings",
-    "load_hasher",
 ]
 
 

@@ -96,11 +96,11 @@ def test_names():
 def test_ddbh_codes_of_two_modalities_meet():
     texts = (X @ RANDOM.normal(size=(40, 30)) / 6).astype(np.float32)
     found = DDBH(16, epochs=8).fit(X, texts, Y)
-    ours, theirs = found.logits(images=X), found.encode(texts=texts)
+    ours, theirs = found.logits(X, modality="images"), found.encode(texts, modality="texts")
     rows = top_k(BitScorer.of("bce", ours, theirs), 20).rows
     assert (Y[rows] == Y[:, None]).mean() > 0.9
-    with pytest.raises(InvalidInputError, match="one of them"):
-        found.logits()
+    with pytest.raises(InvalidInputError, match="'images' or 'texts'"):
+        found.logits(X, modality="sounds")
     with pytest.raises(InvalidInputError, match="as many rows"):
         DDBH(16).fit(X, texts[:9], Y)
 

@@ -12,7 +12,7 @@ from scipy.stats import beta
 from crovca.baselines.bihalf import BiHalfLoss, bihalf_codes
 from crovca.baselines.cibhash import CIBHashLoss
 from crovca.baselines.csq import CSQLoss, hash_centers
-from crovca.baselines.ddbh import boundary_preserving_loss, ddbh_loss
+from crovca.baselines.ddbh import boundary_preserving_loss, ddbh_terms
 from crovca.baselines.float_embedding import FloatCentered, FloatNormalized, FloatRaw
 from crovca.baselines.fppq import FPPQ, FPPQLoss, class_codes
 from crovca.baselines.greedyhash import GreedyHashLoss, GreedyHashSupervisedLoss
@@ -541,4 +541,6 @@ def test_ddbh_boundary_preserving_loss():
     for codes in (u.numpy(), v.numpy()):
         gaps = (codes - np.sign(codes)) ** 2
         total += 0.1 * np.mean([gaps[similar[i]].sum(axis=0) for i in range(12)])
-    assert ddbh_loss(u, v, torch.from_numpy(similar)).item() == pytest.approx(total, rel=1e-6)
+    terms = ddbh_terms(u, v, torch.from_numpy(similar))
+    found = terms["boundary"] + 0.1 * terms["quantization"]
+    assert found.item() == pytest.approx(total, rel=1e-6)

@@ -10,7 +10,7 @@ import pytest
 
 from crovca.cli.main import main
 from crovca.data.encoded import Encoded
-from crovca.hasher import load_hasher
+from crovca.hasher import Hasher
 
 FINETUNE = [sys.executable, "-m", "crovca.cli.main", "finetune"]
 
@@ -46,7 +46,7 @@ def test_from_photographs_to_an_evaluation(capsys, model, photos, tmp_path):
     codes = Encoded.load(tmp_path / "codes.npz")
     assert codes.ids[0] == "flat/00.png"
     assert codes.labels.tolist() == ["flat"] * 12 + ["tall"] * 12
-    assert np.array_equal(codes.logits, load_hasher(model, device="cpu").logits(photos))
+    assert np.array_equal(codes.logits, Hasher.load(model, device="cpu").logits(photos))
     split = tmp_path / "query.txt"
     split.write_text("flat/00.png 0\nflat/01.png 0\ntall/00.png 1\n")
     (tmp_path / "database.txt").write_text("".join(f"{name} {int('tall' in name)}\n" for name in codes.ids))
@@ -73,11 +73,11 @@ def test_summary_and_json(capsys, photos, encoder, tmp_path):
                                 "--lora-rank", "2", "--preset", "small")  # fmt: skip
     assert status == 0, err
     summary = json.loads(out)
-    assert summary["kind"] == "image hasher"
+    assert summary["kind"] == "images"
     assert summary["pairing"] == ["views", "classes"]
     assert 0 < summary["trained_parameters"] < summary["parameters"]
     assert summary["left_out"] == {}
-    assert load_hasher(tmp_path / "m", device="cpu").lora_rank == 2
+    assert Hasher.load(tmp_path / "m", device="cpu").fine_tuning.lora_rank == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
 
 
@@ -100,7 +100,7 @@ def test_images_and_texts(capsys, pair, photos, tmp_path):
         capsys, photos, pair, tmp_path / "m", "--texts", tmp_path / "captions.csv", "--json"
     )
     assert status == 0, err
-    assert json.loads(out)["kind"] == "image-text hasher"
+    assert json.loads(out)["kind"] == "images and texts"
     (tmp_path / "words.txt").write_text("a b\nx y\n")
     status, out, err = run(capsys, "encode", tmp_path / "m", tmp_path / "words.txt", "--modality", "texts",
                            "-o", tmp_path / "words.npz")  # fmt: skip

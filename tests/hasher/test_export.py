@@ -6,7 +6,7 @@ import pytest
 from crovca.codes import Codes
 from crovca.embedding.items import as_images, plain
 from crovca.errors import CrovcaError, MissingDependencyError, OutputExistsError
-from crovca.hasher import CrossModalHasher, Hasher, ImageHasher
+from crovca.hasher import Hasher
 from crovca.hasher.onnx import export_onnx
 from tests.encoders import tiny
 
@@ -41,7 +41,7 @@ def agree(codes, logits, expected):
 
 def test_images_to_codes(tmp_path, encoder, photos):
     bits = 13
-    hasher = ImageHasher(encoder, bits, **QUICK).fit(photos)
+    hasher = Hasher.for_images(encoder, bits, **QUICK).fit(photos)
     described = export_onnx(hasher, tmp_path / "x")
     assert json.loads((tmp_path / "x" / "export.json").read_text()) == described
     assert described["bits"] == bits
@@ -49,7 +49,7 @@ def test_images_to_codes(tmp_path, encoder, photos):
         "input": "images", "shape": ["items", 28, 28, 3], "dtype": "uint8",
     }  # fmt: skip
     source = as_images(photos)
-    prepare = plain(hasher.towers_.encoders[0].preprocessing)
+    prepare = plain(hasher.towers_["images"].encoder.preprocessing)
     pixels = np.stack([prepare(source.read(row)) for row in range(len(source))])
     logits, embeddings = hasher.logits(photos), hasher.embed(photos)
     for items in (1, 2, 5, 24):
@@ -61,10 +61,10 @@ def test_images_to_codes(tmp_path, encoder, photos):
 def test_another_family(tmp_path, photos):
     made, processor, _ = tiny.models()["CLIP"]
     folder = tiny.save(made, tmp_path / "encoder", processor)
-    hasher = ImageHasher(folder, 16, **QUICK, lora_rank=2).fit(photos)
+    hasher = Hasher.for_images(folder, 16, **QUICK, lora_rank=2).fit(photos)
     export_onnx(hasher, tmp_path / "x")
     source = as_images(photos)
-    prepare = plain(hasher.towers_.encoders[0].preprocessing)
+    prepare = plain(hasher.towers_["images"].encoder.preprocessing)
     pixels = np.stack([prepare(source.read(row)) for row in range(len(source))])
     agree(*run(tmp_path / "x" / "image_to_codes.onnx", pixels[:7]), hasher.logits(photos)[:7])
 
@@ -79,10 +79,10 @@ def test_embeddings_to_codes(tmp_path):
     assert list(export_onnx(hasher, tmp_path / "one")["graphs"]) == ["embedding_to_codes.onnx"]
     for items in (1, 3, 60):
         agree(*run(tmp_path / "one" / "embedding_to_codes.onnx", X[:items]), hasher.logits(X[:items]))
-    both = CrossModalHasher(bits=8, epochs=3, device="cpu").fit(X, T)
+    both = Hasher.for_pairs(bits=8, epochs=3, device="cpu").fit(X, texts=T)
     assert export_onnx(both, tmp_path / "two")["preprocessing"] is None
-    agree(*run(tmp_path / "two" / "image_embedding_to_codes.onnx", X), both.logits(images=X))
-    agree(*run(tmp_path / "two" / "text_embedding_to_codes.onnx", T), both.logits(texts=T))
+    agree(*run(tmp_path / "two" / "image_embedding_to_codes.onnx", X), both.logits(X, modality="images"))
+    agree(*run(tmp_path / "two" / "text_embedding_to_codes.onnx", T), both.logits(T, modality="texts"))
 
 
 def test_nothing_is_replaced_or_half_written(tmp_path, monkeypatch):

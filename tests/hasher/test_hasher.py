@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from sklearn.base import clone
 
 from crovca.codes import Codes
 from crovca.errors import CrovcaWarning, InvalidInputError, NotFittedError
-from crovca.hasher import CrossModalHasher, Hasher, load_hasher
+from crovca.hasher import Hasher
 
 X = np.random.default_rng(0).normal(size=(80, 10)).astype(np.float32)
 Y = np.array(["left", "right"])[(X[:, 0] > 0).astype(int)]
@@ -23,7 +25,7 @@ def test_scikit_learn_manners(hasher):
     assert not hasattr(twin, "towers_")
     assert twin.set_params(bits=8).fit(X) is twin
     assert repr(Hasher(bits=8)) == "Hasher(bits=8)"
-    assert clone(CrossModalHasher(bits=9)).bits == 9
+    assert clone(Hasher.for_pairs(bits=9)).modalities == ("images", "texts")
     assert (hasher.n_features_in_, hasher.lengths_, hasher.classes_.tolist()) == (
         10,
         (16, 32, 40),
@@ -34,9 +36,8 @@ def test_scikit_learn_manners(hasher):
 def test_constructors_store_what_they_are_given():
     import inspect
 
-    for kind in (Hasher, CrossModalHasher):
-        defaults = {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
-        assert kind().get_params() == defaults
+    defaults = {name: parameter.default for name, parameter in inspect.signature(Hasher).parameters.items()}
+    assert Hasher().get_params() == defaults
 
 
 def test_codes_are_the_signs_of_the_logits(hasher):
@@ -106,47 +107,98 @@ def test_a_loaded_hasher_is_the_saved_one(tmp_path, kind):
         hasher.history_,
     )
     assert (found.classes_ is None) == (hasher.classes_ is None)
-    assert isinstance(load_hasher(tmp_path / "model"), Hasher)
     found.save(tmp_path / "again")
     for name in ("model.safetensors", "config.json", "log.jsonl"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_loaded_cross_modal_hasher_is_the_saved_one(tmp_path, shared):
+def test_a_loaded_hasher_of_pairs_is_the_saved_one(tmp_path, shared):
     texts = X if shared else X[:, :6]
-    hasher = CrossModalHasher(bits=24, epochs=1, shared=shared).fit(X, texts)
+    hasher = Hasher.for_pairs(bits=24, epochs=1, shared=shared).fit(X, texts=texts)
     hasher.save(tmp_path / "model")
-    found = load_hasher(tmp_path / "model")
-    assert isinstance(found, CrossModalHasher)
-    assert np.array_equal(found.logits(images=X), hasher.logits(images=X))
-    assert found.encode(texts=texts, bits=16) == hasher.encode(texts=texts).prefix(16)
-    with pytest.raises(InvalidInputError, match="either images or texts"):
-        found.encode()
+    found = Hasher.load(tmp_path / "model")
+    assert found.modalities == ("images", "texts")
+    assert np.array_equal(found.logits(X, modality="images"), hasher.logits(X, modality="images"))
+    assert found.encode(texts, 16, modality="texts") == hasher.encode(texts, modality="texts").prefix(16)
+    for wrong in (None, "embeddings", "sounds"):
+        with pytest.raises(
+            InvalidInputError, match=r"takes images and texts: say which these are \(modality=\)"
+        ):
+            found.encode(X, modality=wrong)
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_random_cross_modal_hasher_is_where_training_begins(tmp_path, shared):
+def test_a_random_hasher_of_pairs_is_where_training_begins(tmp_path, shared):
     """Weights of the seed, bits that are in balance, and a model like any other."""
     texts = 3 + 2 * np.random.default_rng(1).normal(size=(80, 2, 10)).astype(np.float32)
-    make = lambda **more: CrossModalHasher(bits=24, shared=shared, **more)  # noqa: E731
+    make = lambda **more: Hasher.for_pairs(bits=24, shared=shared, **more)  # noqa: E731
     found = make().initialize(X, texts)
-    fitted = make(epochs=1, learning_rate=1e-30, weight_decay=0.0, device="cpu").fit(X, texts)
+    fitted = make(epochs=1, learning_rate=1e-30, weight_decay=0.0, device="cpu").fit(X, texts=texts)
     for ours, theirs in zip(found.towers_.coders, fitted.towers_.coders, strict=True):
         for one, other in zip(ours.layers.parameters(), theirs.layers.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.logits(images=X), fitted.logits(images=X), atol=1e-4)
-    flat = found.logits(texts=texts.reshape(160, 10))
+    ours = found.logits(X, modality="images")
+    np.testing.assert_allclose(ours, fitted.logits(X, modality="images"), atol=1e-4)
+    flat = found.logits(texts.reshape(160, 10), modality="texts")
     np.testing.assert_allclose(flat.mean(axis=0), 0, atol=1e-4)
-    assert not np.array_equal(found.logits(images=X), make(seed=1).initialize(X, texts).logits(images=X))
+    assert not np.array_equal(ours, make(seed=1).initialize(X, texts).logits(X, modality="images"))
     found.save(tmp_path / "model")
-    np.testing.assert_array_equal(load_hasher(tmp_path / "model").logits(images=X), found.logits(images=X))
+    np.testing.assert_array_equal(Hasher.load(tmp_path / "model").logits(X, modality="images"), ours)
     with pytest.raises(InvalidInputError, match="as many rows each"):
         make().initialize(X, texts[:-1])
 
 
 def test_hashers_serve_in_pipelines_and_grids():
-    from sklearn.model_selection import ParameterGrid
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
 
-    for parameters in ParameterGrid({"bits": [8, 16], "diversity_weight": [0.1, 1.0]}):
-        assert clone(Hasher(epochs=1)).set_params(**parameters).get_params()["bits"] == parameters["bits"]
+    hasher = Hasher(bits=16, epochs=2, batch_size=32, device="cpu")
+    bits = hasher.fit_transform(X, Y)
+    assert bits.dtype == np.uint8
+    assert np.array_equal(bits, hasher.encode(X).unpack())
+    pipeline = make_pipeline(clone(hasher), KNeighborsClassifier(metric="hamming")).fit(X, Y)
+    assert (pipeline.predict(X) == Y).mean() > 0.8
+    grid = GridSearchCV(hasher, {"bits": [1, 16]}, cv=2).fit(np.tile(X, (3, 1)))
+    assert grid.best_params_ == {"bits": 16}
+    assert 0 < grid.best_score_ <= 1
+
+
+def test_a_score_is_the_order_of_the_codes():
+    """Labels that the codes tell apart give 1; without labels it is the share of the floats' neighbors."""
+    clear = np.repeat(np.eye(2, 8, dtype=np.float32), 30, axis=0) + 0.01 * X[:60, :8]
+    hasher = Hasher(bits=16, epochs=5, device="cpu").fit(clear)
+    assert hasher.score(clear, np.repeat([0, 1], 30)) == 1.0
+    assert hasher.score(clear) == 1.0  # 59 others, of which the first 100 are all
+    with pytest.raises(InvalidInputError, match="at least 2 items"):
+        hasher.score(clear[:1])
+
+
+EXPECTED = dict.fromkeys(  # each is refused, by an InvalidInputError (a ValueError) in our own words
+    [
+        "check_n_features_in_after_fitting",
+        "check_complex_data",
+        "check_dtype_object",
+        "check_estimators_empty_data_messages",
+        "check_fit2d_1sample",
+        "check_fit2d_predict1d",
+    ],
+    "the check asks for the wording of scikit-learn's message",
+)
+
+
+def test_scikit_learns_own_checks():
+    """All of its checks of a transformer; what is refused on purpose stands in EXPECTED with its reason."""
+    from sklearn.utils.estimator_checks import check_estimator
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = check_estimator(
+            Hasher(bits=8, epochs=1, device="cpu"),
+            expected_failed_checks=EXPECTED,
+            on_fail=None,
+            on_skip=None,
+        )
+    failed = {result["check_name"]: result["exception"] for result in found if result["status"] == "failed"}
+    assert failed == {}

@@ -12,12 +12,13 @@ from crovca.embedding.pool import ImagePool
 from crovca.encoders.encoder import Encoder
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import sha256
-from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
+from crovca.hasher import Hasher
 from crovca.hasher.image_views import ImagesAndTexts, ImageViews
 from crovca.hashing import train as training
 from crovca.hashing.train import Silent
 from crovca.sources.opening import open_images
 from tests.encoders import tiny
+from tests.hasher.models import rewrite
 from tests.pictures import as_bytes, picture
 
 QUICK = {"bits": 16, "epochs": 3, "batch_size": 8, "dtype": "float32", "device": "cpu"}
@@ -43,7 +44,7 @@ def same_weights(one, other):
 @pytest.fixture(scope="module")
 def trained(encoder, photos):
     recorder = Recorder()
-    hasher = ImageHasher(encoder, **QUICK).fit(photos, observer=recorder)
+    hasher = Hasher.for_images(encoder, **QUICK).fit(photos, observer=recorder)
     return hasher, recorder.messages
 
 
@@ -64,7 +65,7 @@ def every_step(monkeypatch):
 
 @pytest.mark.usefixtures("every_step")
 def test_training_lowers_the_loss(encoder, photos):
-    hasher = ImageHasher(encoder, **QUICK | {"epochs": 20, "batch_size": 24}).fit(photos)
+    hasher = Hasher.for_images(encoder, **QUICK | {"epochs": 20, "batch_size": 24}).fit(photos)
     losses = [entry["loss"] for entry in hasher.history_]
     assert np.mean(losses[-5:]) < losses[0] - 0.05
     assert hasher.pairing_ == ("views",)
@@ -73,7 +74,7 @@ def test_training_lowers_the_loss(encoder, photos):
 def test_classes_are_learned(encoder, photos):
     source = open_images(photos)
     settings = QUICK | {"epochs": 60, "batch_size": 24, "learning_rate": 3e-3}
-    hasher = ImageHasher(encoder, **settings).fit(source, source.labels)
+    hasher = Hasher.for_images(encoder, **settings).fit(source, source.labels)
     distances = hasher.encode(photos).hamming(hasher.encode(photos))
     same = source.labels[:, None] == source.labels[None, :]
     assert distances[same].mean() < 0.5 * distances[~same].mean()
@@ -86,9 +87,9 @@ def test_what_is_frozen_stays_to_the_bit(tmp_path, photos, family):
     """Weights, and the statistics of batch normalizations, which a network in training mode would change."""
     made, processor, _ = tiny.models()[family]
     folder = tiny.save(made, tmp_path / "encoder", processor)
-    hasher = ImageHasher(folder, **QUICK, lora_rank=2, head_epochs=0).fit(photos)
+    hasher = Hasher.for_images(folder, **QUICK, lora_rank=2, head_epochs=0).fit(photos)
     before = Encoder.load(folder, device="cpu", dtype="float32").model.state_dict()
-    after = hasher.towers_.encoders[0].model.state_dict()
+    after = hasher.towers_["images"].encoder.model.state_dict()
     kept = {name.replace(".base_layer", ""): value for name, value in after.items() if ".lora_" not in name}
     assert before.keys() == kept.keys()
     assert all(torch.equal(before[name], kept[name]) for name in before)
@@ -97,13 +98,15 @@ def test_what_is_frozen_stays_to_the_bit(tmp_path, photos, family):
 
 
 def test_the_head_learns_alone_in_the_first_epoch(encoder, photos):
-    fit = lambda **more: ImageHasher(encoder, **QUICK | more).fit(photos).towers_  # noqa: E731
+    fit = lambda **more: Hasher.for_images(encoder, **QUICK | more).fit(photos).towers_  # noqa: E731
     for towers, moved in (
         (fit(epochs=1), False),
         (fit(epochs=2), True),
         (fit(epochs=1, head_epochs=0), True),
     ):
-        after = {name: value for name, value in towers.adapters[0].named_parameters() if "lora_B" in name}
+        after = {
+            name: value for name, value in towers["images"].adapter.named_parameters() if "lora_B" in name
+        }
         assert len(after) == 4
         assert all(bool(value.abs().max() > 0) == moved for value in after.values())
         assert towers.coders[0].layers[0].bias.abs().max() > 0
@@ -121,7 +124,7 @@ def test_the_run_says_how_much_is_trained(trained, encoder):
 
 def test_without_lora_the_encoder_is_probed(encoder, photos, tmp_path):
     recorder = Recorder()
-    hasher = ImageHasher(encoder, **QUICK, lora_rank=None).fit(photos, observer=recorder)
+    hasher = Hasher.for_images(encoder, **QUICK, lora_rank=None).fit(photos, observer=recorder)
     plain_encoder = Encoder.load(encoder, device="cpu", dtype="float32")
     pixels = torch.stack([torch.from_numpy(plain(plain_encoder.preprocessing)(path.read_bytes()))
                           for path in sorted(photos.rglob("*.png"))])  # fmt: skip
@@ -135,20 +138,20 @@ def test_without_lora_the_encoder_is_probed(encoder, photos, tmp_path):
 
 def test_the_same_seed_gives_the_same_model(encoder, photos, trained):
     torch.manual_seed(123)
-    assert same_weights(trained[0], ImageHasher(encoder, **QUICK).fit(photos))
-    assert not same_weights(trained[0], ImageHasher(encoder, **QUICK, seed=1).fit(photos))
+    assert same_weights(trained[0], Hasher.for_images(encoder, **QUICK).fit(photos))
+    assert not same_weights(trained[0], Hasher.for_images(encoder, **QUICK, seed=1).fit(photos))
 
 
 def test_training_leaves_the_chance_of_others_alone(encoder, photos):
     torch.manual_seed(7)
     expected = torch.rand(2)
     torch.manual_seed(7)
-    ImageHasher(encoder, **QUICK | {"epochs": 1}).fit(photos)
+    Hasher.for_images(encoder, **QUICK | {"epochs": 1}).fit(photos)
     assert torch.equal(torch.rand(2), expected)
 
 
 def test_compiling_and_checkpointing_change_nothing(encoder, photos):
-    make = lambda **more: ImageHasher(encoder, **QUICK | {"epochs": 2}, **more).fit(photos)  # noqa: E731
+    make = lambda **more: Hasher.for_images(encoder, **QUICK | {"epochs": 2}, **more).fit(photos)  # noqa: E731
     usual = make()
     assert same_weights(usual, make(gradient_checkpointing=True))
     compiled = make(compile="aot_eager")
@@ -159,20 +162,22 @@ def test_compiling_and_checkpointing_change_nothing(encoder, photos):
 def test_an_interrupted_run_ends_in_the_same_model(tmp_path, encoder, photos, stop_at):
     source = open_images(photos)
     settings = QUICK | {"epochs": 9}
-    whole = ImageHasher(encoder, **settings).fit(source, source.labels)
+    whole = Hasher.for_images(encoder, **settings).fit(source, source.labels)
     partial = tmp_path / "model.partial"
     saving = {"checkpoint": partial, "checkpoint_seconds": 0}
     with pytest.raises(KeyboardInterrupt):
-        ImageHasher(encoder, **settings).fit(source, source.labels, **saving, observer=Recorder(stop_at))
+        Hasher.for_images(encoder, **settings).fit(
+            source, source.labels, **saving, observer=Recorder(stop_at)
+        )
     state = load_file(partial / "state.safetensors")
     assert not any("embeddings" in name or "base_layer" in name for name in state)  # what is learned, no more
     recorder = Recorder()
-    resumed = ImageHasher(encoder, **settings).fit(source, source.labels, **saving, observer=recorder)
+    resumed = Hasher.for_images(encoder, **settings).fit(source, source.labels, **saving, observer=recorder)
     assert f"going on from step {stop_at - 1} of 27" in recorder.messages
     assert same_weights(whole, resumed)
     assert whole.history_ == resumed.history_
     with pytest.raises(ConfigError, match=r"unfinished run with lora_rank = 16, now it is 8"):
-        ImageHasher(encoder, **settings, lora_rank=8).fit(source, source.labels, **saving)
+        Hasher.for_images(encoder, **settings, lora_rank=8).fit(source, source.labels, **saving)
 
 
 def test_views_do_not_depend_on_memory_threads_or_shares(photos, encoder):
@@ -206,9 +211,9 @@ def test_views_do_not_depend_on_memory_threads_or_shares(photos, encoder):
 def test_batches_prepared_ahead_are_the_same(encoder, photos, monkeypatch, trained):
     usual = training.train
     monkeypatch.setattr(
-        "crovca.hasher.base.train", lambda *given, **named: usual(*given, **named | {"ahead": 2})
+        "crovca.hasher.fit_images.train", lambda *given, **named: usual(*given, **named | {"prefetch": 2})
     )
-    assert same_weights(trained[0], ImageHasher(encoder, **QUICK).fit(photos))
+    assert same_weights(trained[0], Hasher.for_images(encoder, **QUICK).fit(photos))
 
 
 def test_images_that_cannot_be_read_are_left_out_and_said(tmp_path, encoder, photos):
@@ -217,7 +222,7 @@ def test_images_that_cannot_be_read_are_left_out_and_said(tmp_path, encoder, pho
     (tmp_path / "photos" / "tall" / "cut.jpg").write_bytes(as_bytes(picture())[:400])
     recorder = Recorder()
     source = open_images(tmp_path / "photos")
-    hasher = ImageHasher(encoder, **QUICK | {"epochs": 1}).fit(source, source.labels, observer=recorder)
+    hasher = Hasher.for_images(encoder, **QUICK | {"epochs": 1}).fit(source, source.labels, observer=recorder)
     assert hasher.left_out_ == {"empty": 1, "truncated": 1}
     assert any(text.startswith("2 of 26 items are left out (1 empty, 1 truncated), the first is flat/00b.jpg")
                for text in recorder.messages)  # fmt: skip
@@ -231,7 +236,7 @@ def test_images_that_cannot_be_read_are_left_out_and_said(tmp_path, encoder, pho
     for path in (tmp_path / "photos").rglob("*.*"):
         path.write_bytes(b"")
     with pytest.raises(InvalidInputError, match="training needs at least 2 items that can be read; of 26"):
-        ImageHasher(encoder, **QUICK).fit(tmp_path / "photos")
+        Hasher.for_images(encoder, **QUICK).fit(tmp_path / "photos")
 
 
 def test_settings_that_cannot_be(encoder, photos):
@@ -245,21 +250,30 @@ def test_settings_that_cannot_be(encoder, photos):
         ({"encoder": "/nowhere"}, "there is no folder '/nowhere'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            ImageHasher(**{"encoder": encoder, **QUICK, **settings}).fit(photos)
+            Hasher.for_images(**{"encoder": encoder, **QUICK, **settings}).fit(photos)
 
 
 def test_presets_bring_loras_settings():
-    hasher = ImageHasher.from_preset("imagenet1k", encoder="x", bits=32)
-    assert (hasher.lora_rank, hasher.lora_dropout, hasher.crop_scale) == (16, 0.1, 0.4)
+    hasher = Hasher.for_images("x", preset="imagenet1k", bits=32)
+    assert (hasher.fine_tuning.lora_rank, hasher.fine_tuning.lora_dropout, hasher.fine_tuning.crop_scale) == (
+        16,
+        0.1,
+        0.4,
+    )
     assert (hasher.hashcoder, hasher.learning_rate, hasher.nested, hasher.prototypes) == (
         "large",
         1e-4,
         False,
         "batch",
     )
-    probe = ImageTextHasher.from_preset("cc3m", encoder="x")
-    assert (probe.lora_rank, probe.crop_scale, probe.epochs, probe.diversity_weight) == (None, None, 1, 1.0)
-    assert ImageHasher.from_preset("small", lora_rank=4).lora_rank == 4
+    probe = Hasher.for_pairs(encoder="x", preset="cc3m")
+    assert (
+        probe.fine_tuning.lora_rank,
+        probe.fine_tuning.crop_scale,
+        probe.epochs,
+        probe.diversity_weight,
+    ) == (None, None, 1, 1.0)
+    assert Hasher.for_images("x", preset="small", lora_rank=4).fine_tuning.lora_rank == 4
 
 
 # --- the model ---
@@ -267,23 +281,21 @@ def test_presets_bring_loras_settings():
 
 def test_a_model_comes_back_and_holds_no_encoder_weights(model, trained, photos, encoder):
     loaded = Hasher.load(model, device="cpu")
-    assert isinstance(loaded, ImageHasher)
+    assert loaded.modalities == ("images",)
     assert np.array_equal(loaded.logits(photos), trained[0].logits(photos))
-    assert type(load_hasher(model, device="cpu")) is ImageHasher
     assert sorted(path.name for path in model.iterdir()) == ["config.json", "log.jsonl", "model.safetensors"]
     weights = load_file(model / "model.safetensors")
-    assert {name.split(".")[0] for name in weights} == {"adapters", "coders"}
-    assert weights["adapters.0.encoder.layer.0.attention.q_proj.lora_A.weight"].shape == (16, 32)
+    assert {name.split(".")[2] for name in weights} == {"adapter", "coder"}
+    assert weights["towers.0.adapter.encoder.layer.0.attention.q_proj.lora_A.weight"].shape == (16, 32)
     described = json.loads((model / "config.json").read_text())
-    entry = described["fitted"]["encoders"][0]
-    assert described["kind"] == "image hasher"
+    entry = described["towers"][0]["encoder"]
     assert entry["source"] == str(encoder.resolve())
     assert (entry["family"], entry["revision"], len(entry["weights_sha256"])) == (
         "DINOv2 with registers",
         None,
         64,
     )
-    assert entry["lora"]["rank"] == entry["lora"]["alpha"] == 16
+    assert entry["lora"]["rank"] == 16
     assert entry["preprocessing"]["crop"] == [28, 28]
 
 
@@ -334,24 +346,22 @@ def test_an_encoder_that_moved_or_changed(model, trained, encoder, photos, tmp_p
     shutil.copytree(model, changed)
     moved = tmp_path / "encoder"
     shutil.copytree(encoder, moved)
-    config = json.loads((changed / "config.json").read_text())
-    config["fitted"]["encoders"][0]["source"] = str(tmp_path / "gone")
-    (changed / "config.json").write_text(json.dumps(config))
+    rewrite(changed, lambda config: config["towers"][0]["encoder"].update(source=str(tmp_path / "gone")))
     with pytest.raises(
         ConfigError, match=r"needs its encoder .*gone.*; if it lies elsewhere, name its folder"
     ):
         Hasher.load(changed)
-    found = load_hasher(changed, encoder=moved, device="cpu")
+    found = Hasher.load(changed, encoder=moved, device="cpu")
     assert np.array_equal(found.logits(photos), trained[0].logits(photos))
     weights = load_file(moved / "model.safetensors")
     name = next(iter(weights))
     weights[name] = weights[name] + 1e-3
     save_file(weights, moved / "model.safetensors", {"format": "pt"})
     with pytest.raises(FileFormatError, match=r"was trained with other weights of .*encoder \(sha256"):
-        load_hasher(changed, encoder=moved)
+        Hasher.load(changed, encoder=moved)
     (moved / "config.json").unlink()
     with pytest.raises(CrovcaError, match="needs its encoder"):
-        load_hasher(changed, encoder=moved)
+        Hasher.load(changed, encoder=moved)
 
 
 def test_an_adapter_fits_whatever_transformers_calls_the_layers(model, trained, photos, tmp_path):
@@ -362,15 +372,17 @@ def test_an_adapter_fits_whatever_transformers_calls_the_layers(model, trained, 
     renamed = {older(name): value for name, value in weights.items()}
     assert renamed.keys() != weights.keys()
     save_file(renamed, tmp_path / "model" / "model.safetensors")
-    config = json.loads((model / "config.json").read_text())
-    lora = config["fitted"]["encoders"][0]["lora"]
-    lora["targets"] = [older(name) for name in lora["targets"]]
-    config["weights_sha256"] = sha256(tmp_path / "model" / "model.safetensors")
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    lora = json.loads((model / "config.json").read_text())["towers"][0]["encoder"]["lora"]
+    targets = [older(name) for name in lora["targets"]]
+
+    def named(config, targets):
+        config["towers"][0]["encoder"]["lora"]["targets"] = targets
+        config["sha256"]["model.safetensors"] = sha256(tmp_path / "model" / "model.safetensors")
+
+    rewrite(tmp_path / "model", lambda config: named(config, targets))
     found = Hasher.load(tmp_path / "model", device="cpu")
     assert np.array_equal(found.logits(photos), trained[0].logits(photos))
-    lora["targets"].pop()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    rewrite(tmp_path / "model", lambda config: named(config, targets[:-1]))
     with pytest.raises(ConfigError, match="it has 4 layers for LoRA, and the adapter is of 3 others"):
         Hasher.load(tmp_path / "model", device="cpu")
 
@@ -378,34 +390,28 @@ def test_an_adapter_fits_whatever_transformers_calls_the_layers(model, trained, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fitted: fitted.pop("encoders"), "config.json is incomplete: 'encoders' is missing"),
-        (lambda fitted: fitted["encoders"][0].pop("lora"), "config.json is incomplete: 'lora' is missing"),
-        (
-            lambda fitted: fitted["encoders"][0]["lora"].update(rank=8),
-            "the weights do not fit the configuration",
-        ),
-        (lambda fitted: fitted["encoders"][0].update(width=31), "was trained with embeddings of 31 numbers"),
-        (lambda fitted: fitted["encoders"][0].update(modality="texts"), "names other encoders"),
-        (lambda fitted: fitted["encoders"][0]["preprocessing"].update(mean="x"), "."),
-        (lambda fitted: fitted.update(encoders=7), "config.json holds what does not fit"),
+        (lambda tower: tower.pop("encoder"), "config.json is incomplete: 'encoder' is missing in towers"),
+        (lambda tower: tower["encoder"].pop("lora"), "config.json is incomplete: 'lora' is missing"),
+        (lambda tower: tower["encoder"]["lora"].update(rank=8), "the weights do not fit the configuration"),
+        (lambda tower: tower.update(width=31), "the weights do not fit the configuration"),
+        (lambda tower: tower.update(modality="texts"), "names other towers"),
+        (lambda tower: tower["encoder"]["preprocessing"].update(mean="x"), "."),
+        (lambda tower: tower.update(encoder=7), "encoder in towers.* is of type int"),
+        (lambda tower: tower.update(encoder=None), "does not say which encoders"),
     ],
 )
 def test_a_changed_config_is_one_error(model, tmp_path, change, message):
     shutil.copytree(model, tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    change(config["fitted"])
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    rewrite(tmp_path / "model", lambda config: change(config["towers"][0]))
     with pytest.raises(CrovcaError, match=message):
-        load_hasher(tmp_path / "model", device="cpu")
+        Hasher.load(tmp_path / "model", device="cpu")
 
 
 def test_an_encoder_is_named_for_models_of_images_only(tmp_path):
     X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     Hasher(bits=8, epochs=1).fit(X).save(tmp_path / "model")
     with pytest.raises(ConfigError, match="a model of embeddings, which has no encoder"):
-        load_hasher(tmp_path / "model", encoder="x")
-    with pytest.raises(FileFormatError, match="is a hasher model, expected a image hasher"):
-        ImageHasher.load(tmp_path / "model")
+        Hasher.load(tmp_path / "model", encoder="x")
 
 
 # --- images and texts ---
@@ -415,28 +421,33 @@ def test_images_and_texts_meet(pair, photos, tmp_path):
     source = open_images(photos)
     texts = [["a b c", "b c"] if label == "flat" else ["x y", "y z x"] for label in source.labels]
     settings = QUICK | {"epochs": 100, "batch_size": 24, "learning_rate": 1e-2}
-    hasher = ImageTextHasher(pair, **settings).fit(source, texts)
+    hasher = Hasher.for_pairs(encoder=pair, **settings).fit(source, texts=texts)
     assert hasher.history_[-1]["loss"] < hasher.history_[0]["loss"]
-    words = hasher.encode(texts=["a b c", "x y"])
-    nearest = words.hamming(hasher.encode(images=photos)).argmin(axis=0)
+    words = hasher.encode(["a b c", "x y"], modality="texts")
+    nearest = words.hamming(hasher.encode(photos, modality="images")).argmin(axis=0)
     assert (nearest == (source.labels == "tall")).mean() > 0.8
-    for adapter in hasher.towers_.adapters:  # both towers learned
-        assert all(value.abs().max() > 0 for name, value in adapter.named_parameters() if "lora_B" in name)
+    for tower in hasher.towers_:  # both learned
+        assert all(
+            value.abs().max() > 0 for name, value in tower.adapter.named_parameters() if "lora_B" in name
+        )
     hasher.save(tmp_path / "model")
-    loaded = CrossModalHasher.load(tmp_path / "model", device="cpu")
-    assert isinstance(loaded, ImageTextHasher)
-    assert np.array_equal(loaded.logits(texts=["a", "b"]), hasher.logits(texts=["a", "b"]))
-    assert np.array_equal(loaded.logits(images=photos), hasher.logits(images=photos))
-    for wrong in ({"texts": np.zeros((2, 8), np.float32)}, {"texts": "a"}, {"images": np.zeros((2, 8))}, {}):
+    loaded = Hasher.load(tmp_path / "model", device="cpu")
+    assert loaded.modalities == ("images", "texts")
+    assert np.array_equal(
+        loaded.logits(["a", "b"], modality="texts"), hasher.logits(["a", "b"], modality="texts")
+    )
+    assert np.array_equal(loaded.logits(photos, modality="images"), hasher.logits(photos, modality="images"))
+    zeros = np.zeros((2, 8), np.float32)
+    for wrong, modality in ((zeros, "texts"), ("a", "texts"), (zeros, "images"), (["a"], None)):
         with pytest.raises(InvalidInputError):
-            loaded.encode(**wrong)
+            loaded.encode(wrong, modality=modality)
 
 
 def test_pairs_without_a_text_are_left_out(pair, photos):
     source = open_images(photos)
     texts = ["a"] * 22 + ["", " "]
     quick = QUICK | {"epochs": 1}
-    assert ImageTextHasher(pair, **quick).fit(source, texts).left_out_ == {"empty": 2}
+    assert Hasher.for_pairs(encoder=pair, **quick).fit(source, texts=texts).left_out_ == {"empty": 2}
     for wrong, message in (
         (["a"] * 5, "24 images and texts of 5 items"),
         ("a", "texts must be a list of strings"),
@@ -444,7 +455,7 @@ def test_pairs_without_a_text_are_left_out(pair, photos):
         (None, "have no captions of their own"),
     ):
         with pytest.raises((InvalidInputError, TypeError), match=message):
-            ImageTextHasher(pair, **quick).fit(source, wrong)
+            Hasher.for_pairs(encoder=pair, **quick).fit(source, texts=wrong)
 
 
 def test_the_texts_of_a_share_are_those_of_the_batch(photos):
@@ -487,7 +498,7 @@ def test_real_photographs_with_a_real_encoder():
         "head_epochs": 0,
         "dtype": "float32",
     }
-    hasher = ImageHasher(encoder, **settings, device="cpu").fit(images)
+    hasher = Hasher.for_images(encoder, **settings, device="cpu").fit(images)
     losses = [entry["loss"] for entry in hasher.history_]
     assert len(losses) == 6
     assert np.mean(losses[-2:]) < losses[0] - 0.02

@@ -74,8 +74,8 @@ def test_two_processes_compute_what_one_computes(tmp_path, encoder, photos):
 def test_a_share_of_the_batch_alone_would_not_do(encoder, photos):
     """The test above can fail: half a batch has another loss."""
     half = worker.SETTINGS | {"batch_size": 12}
-    hasher = worker.ImageHasher(encoder, **half).fit(photos)
-    whole = worker.ImageHasher(encoder, **worker.SETTINGS).fit(photos)
+    hasher = worker.Hasher.for_images(encoder, **half).fit(photos)
+    whole = worker.Hasher.for_images(encoder, **worker.SETTINGS).fit(photos)
     assert abs(hasher.history_[-1]["loss"] - whole.history_[-1]["loss"]) > 1e-3
 
 

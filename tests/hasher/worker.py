@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from crovca.errors import ConfigError, CrovcaError
-from crovca.hasher import ImageHasher
+from crovca.hasher import Hasher
 from crovca.hasher.processes import launched
 from crovca.hashing.train import Silent
 from crovca.sources.opening import open_images
@@ -43,7 +43,9 @@ def results(encoder, photos, process_group):
     several = np.stack([source.labels == "flat", np.arange(len(source)) % 3 == 0], axis=1)
     for case, settings in CASES.items():
         labels = None if case == "views" else several if case == "batch" else source.labels
-        hasher = ImageHasher(encoder, **SETTINGS, **settings).fit(source, labels, process_group=process_group)
+        hasher = Hasher.for_images(encoder, **SETTINGS, **settings).fit(
+            source, labels, process_group=process_group
+        )
         last = hasher.history_[-1]
         found |= {f"{case} {name}": np.array(last[name]) for name in ("loss", "alignment", "diversity")}
         for name, parameter in hasher.towers_.named_parameters():

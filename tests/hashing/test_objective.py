@@ -8,12 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crovca.hashing.objective import alignment_per_bit, coding_rate, hash_loss
+from crovca.errors import ConfigError
+from crovca.hasher import Hasher
+from crovca.hashing.config import TrainingConfig
+from crovca.hashing.objective import HashObjective, hash_loss
 from crovca.hashing.targets import bits_of, other_views_bits
+from crovca.hashing.terms.alignment import alignment_per_bit
+from crovca.hashing.terms.diversity import coding_rate
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def losses_of(logits, targets, lengths, diversity_weight=0.1):
+    """The weighted sum, and the terms."""
+    config = TrainingConfig(lengths=lengths, epochs=1, diversity_weight=diversity_weight)
+    objective = HashObjective(lambda *_: targets, config)
+    terms = objective(logits, torch.arange(logits.shape[1]))
+    return hash_loss(terms, objective.weights), terms
 
 
 def naive_alignment(logits: Tensor) -> float:
@@ -119,10 +132,12 @@ def test_coding_rate_range_of_the_reference_at_16_bits_and_256_items():
 def test_loss_prefers_spread_codes_to_collapsed_ones():
     spread = normal(1, 64, 8).expand(2, -1, -1) * 4
     collapsed = torch.full((2, 64, 8), 4.0)
-    losses = [hash_loss(logits, other_views_bits(logits), lengths=(8,)) for logits in (spread, collapsed)]
-    assert losses[0].diversity < losses[1].diversity
+    (_, spread_terms), (worse, terms) = (
+        losses_of(logits, other_views_bits(logits), (8,)) for logits in (spread, collapsed)
+    )
+    assert spread_terms["diversity"] > terms["diversity"]
     matched = torch.where(spread > 0, 4.0, -4.0)  # as sure as the collapsed ones
-    assert hash_loss(matched, other_views_bits(matched), lengths=(8,)).total < losses[1].total
+    assert losses_of(matched, other_views_bits(matched), (8,))[0] < worse
 
 
 def test_gradient_pulls_a_nearly_collapsed_batch_apart():
@@ -136,17 +151,38 @@ def test_gradient_pulls_a_nearly_collapsed_batch_apart():
 def test_nested_loss_is_the_mean_over_prefixes_as_codes_of_their_own():
     logits, lengths = normal(2, 10, 8), (2, 5, 8)
     targets = other_views_bits(logits)
-    nested = hash_loss(logits, targets, lengths=lengths, diversity_weight=0.3)
-    alone = [
-        hash_loss(logits[..., :length], targets[..., :length], lengths=(length,), diversity_weight=0.3)
-        for length in lengths
-    ]
-    torch.testing.assert_close(nested.total, torch.stack([loss.total for loss in alone]).mean())
-    torch.testing.assert_close(nested.diversity, torch.stack([loss.diversity for loss in alone]).mean())
+    nested, terms = losses_of(logits, targets, lengths, 0.3)
+    alone = [losses_of(logits[..., :length], targets[..., :length], (length,), 0.3) for length in lengths]
+    torch.testing.assert_close(nested, torch.stack([loss for loss, _ in alone]).mean())
+    rates = torch.stack([part["diversity"] for _, part in alone])
+    torch.testing.assert_close(terms["diversity"], rates.mean())
 
 
 def test_loss_is_computed_in_float32():
     logits = normal(2, 16, 4).to(torch.bfloat16)
-    loss = hash_loss(logits, bits_of(logits), lengths=(4,))
-    assert loss.total.dtype == torch.float32
-    torch.testing.assert_close(loss.total, hash_loss(logits.float(), bits_of(logits), lengths=(4,)).total)
+    loss, _ = losses_of(logits, bits_of(logits), (4,))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, losses_of(logits.float(), bits_of(logits), (4,))[0])
+
+
+def test_a_new_term_is_named_weighted_and_logged(monkeypatch):
+    """Its function, its line in the table, its weight in the configuration: nothing else."""
+    from crovca.hashing import objective
+
+    def certainty(batch):
+        return batch.logits.abs().mean()
+
+    X = normal(60, 6).numpy()
+    with pytest.raises(ConfigError, match="no term 'certainty' of the objective"):
+        Hasher(8, faithfulness="kinds", epochs=1, terms={"certainty": 0.5}).fit(X)
+    monkeypatch.setattr(objective, "TERMS", {**objective.TERMS, "certainty": certainty})
+    plain = Hasher(8, faithfulness="kinds", epochs=3).fit(X).history_[-1]
+    added = Hasher(8, faithfulness="kinds", epochs=3, terms={"certainty": 0.5}).fit(X).history_[-1]
+    assert list(added) == [*list(plain)[:6], "certainty", *list(plain)[6:]]
+    assert added["loss"] == pytest.approx(
+        added["alignment"] - 0.1 * added["diversity"] + 0.5 * added["certainty"], rel=1e-5
+    )
+    assert (
+        added["certainty"]
+        < Hasher(8, faithfulness="kinds", epochs=3, terms={"certainty": 0.0}).fit(X).history_[-1]["certainty"]
+    )

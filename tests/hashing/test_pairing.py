@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from crovca.errors import InvalidInputError
-from crovca.hashing.views import Copies, Mixed, Modalities, NeighborViews, StoredViews, feature_dropout
+from crovca.hashing.views import Copies, FeatureDropout, Mixed, Modalities, NeighborViews, StoredViews
 
 ROWS = np.array([3, 0, 5])
 
@@ -47,7 +47,7 @@ def test_stored_views_refuse_single_embeddings():
 
 def test_neighbors_pair_an_item_with_one_of_its_neighbors():
     near = np.array([[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]])
-    source = NeighborViews(tagged(6, 1)[:, 0], near, dropout=0.0)
+    source = NeighborViews(tagged(6, 1)[:, 0], near, FeatureDropout(0.0, torch.zeros(())))
     item, other = source.views(ROWS, random())
     assert (item[:, 0] / 100).int().tolist() == ROWS.tolist()
     assert all(int(found) // 100 in near[row] for found, row in zip(other[:, 0], ROWS, strict=True))
@@ -55,7 +55,7 @@ def test_neighbors_pair_an_item_with_one_of_its_neighbors():
 
 def test_dropout_touches_the_neighbor_only():
     values = np.ones((10, 2000), np.float32)
-    source = NeighborViews(values, np.roll(np.arange(10), 1)[:, None], dropout=0.3)
+    source = NeighborViews(values, np.roll(np.arange(10), 1)[:, None], FeatureDropout(0.3, torch.zeros(())))
     item, other = source.views(ROWS, random())
     assert (item == 1).all()
     assert float((other == 0).float().mean()) == pytest.approx(77 / 256, abs=0.02)
@@ -66,18 +66,19 @@ def test_dropout_touches_the_neighbor_only():
 def test_dropout_around_a_center_keeps_the_mean():
     center = torch.arange(3000.0)
     batch = center.expand(4, -1) + 1
-    found = feature_dropout(batch, 0.5, random(), center) - center
+    found = FeatureDropout(0.5, center)(batch, random()) - center
     assert found.unique().tolist() == [0.0, 2.0]
     assert float(found.mean()) == pytest.approx(1, abs=0.05)
 
 
 def test_no_dropout_is_the_identity():
     batch = torch.randn(3, 4)
-    assert feature_dropout(batch, 0.0, random(), torch.zeros(())) is batch
+    assert FeatureDropout(0.0, torch.zeros(()))(batch, random()) is batch
 
 
 def test_copies_are_the_item_with_different_dropout():
-    one, two = Copies(np.ones((6, 500), np.float32), draw=2, dropout=0.5).views(ROWS, random())
+    source, chance = Copies(np.ones((6, 500), np.float32), FeatureDropout(0.5, torch.zeros(()))), random()
+    (one,), (two,) = source.views(ROWS, chance), source.views(ROWS, chance)
     assert one.shape == two.shape == (3, 500)
     assert not torch.equal(one, two)
 
@@ -95,7 +96,7 @@ def test_modalities_give_paired_rows_and_one_caption_each():
 
 def test_mixed_takes_each_pair_from_one_source():
     values = tagged(50, 2)
-    far = NeighborViews(values, (np.arange(50)[:, None] + 25) % 50, dropout=0.0)
+    far = NeighborViews(values, (np.arange(50)[:, None] + 25) % 50, FeatureDropout(0.0, torch.zeros(())))
     rows = np.arange(50)
     one, two = Mixed([StoredViews(values), far]).views(rows, random())
     items = (one[:, 0] // 100).int().numpy(), (two[:, 0] // 100).int().numpy()
@@ -106,6 +107,8 @@ def test_mixed_takes_each_pair_from_one_source():
 
 
 def test_the_same_stream_gives_the_same_views():
-    source = NeighborViews(tagged(6, 2), np.array([[1], [0], [3], [2], [5], [4]]), dropout=0.3)
+    source = NeighborViews(
+        tagged(6, 2), np.array([[1], [0], [3], [2], [5], [4]]), FeatureDropout(0.3, torch.zeros(()))
+    )
     first, second = source.views(ROWS, random()), source.views(ROWS, random())
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

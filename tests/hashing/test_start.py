@@ -8,7 +8,8 @@ from sklearn.linear_model import Ridge
 from crovca.errors import ConfigError
 from crovca.hasher import Hasher
 from crovca.hashing.config import SHORT_RUN
-from crovca.hashing.network import HashCoder, input_statistics
+from crovca.hashing.inputs import input_statistics
+from crovca.hashing.network import HashCoder
 from crovca.hashing.start import ridge_regression, start_from_classes, start_from_clusters
 from crovca.hashing.targets import ClassPrototypes
 
@@ -56,7 +57,7 @@ def test_a_unit_is_off_at_the_mean_of_the_others_and_on_at_that_of_its_class():
     coder = new(values)
     start_from_classes(coder, prototypes(labels), values)
     with torch.no_grad():
-        answers = coder.layers[0](coder.shifted(torch.from_numpy(values)))[:, :12]
+        answers = coder.layers[0](coder.inputs(torch.from_numpy(values)))[:, :12]
     for number in range(12):
         unit = answers[:, coder_unit(coder, labels, number)]
         inside, outside = unit[labels == number], unit[labels != number]
@@ -145,7 +146,9 @@ def test_a_short_run_gains_by_starting_from_classes():
     held, known = slice(0, 400), slice(400, None)
     quality = {
         start: within(
-            Hasher(bits=16, epochs=3, start=start).fit(values[known], labels[known]).encode(values[held]),
+            Hasher(bits=16, epochs=3, faithfulness="kinds", start=start)
+            .fit(values[known], labels[known])
+            .encode(values[held]),
             labels[held],
         )
         for start in ("random", "classes")
@@ -165,7 +168,7 @@ def test_a_short_run_gains_by_starting_from_classes():
 )
 def test_what_auto_stands_for(arguments, labeled, same_as):
     values, labels = made(items=64, width=8, classes=3)
-    arguments = {"bits": 8, "epochs": 1, "batch_size": 64, **arguments}
+    arguments = {"bits": 8, "epochs": 1, "batch_size": 64, "faithfulness": "kinds", **arguments}
     y = labels if labeled else None
     one = Hasher(**arguments).fit(values, y)
     other = Hasher(**arguments, start=same_as).fit(values, y)
@@ -187,10 +190,12 @@ def test_the_presets_start_as_the_paper_does():
 def test_starts_that_cannot_be(arguments, labeled, match):
     values, labels = made(items=64, width=8, classes=3)
     with pytest.raises(ConfigError, match=match):
-        Hasher(bits=8, epochs=1, **arguments).fit(values, labels if labeled else None)
+        Hasher(bits=8, epochs=1, faithfulness="kinds", **arguments).fit(values, labels if labeled else None)
 
 
 def test_a_start_that_cannot_be_is_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(Hasher, "_neighbor_rows", lambda *_: pytest.fail("searched for neighbors"))
+    monkeypatch.setattr(
+        "crovca.hasher.fit.find_shared_neighbors", lambda *_, **__: pytest.fail("searched for neighbors")
+    )
     with pytest.raises(ConfigError, match="start must be"):
         Hasher(bits=8, epochs=1, start="zeros").fit(made(items=64)[0])

@@ -11,10 +11,11 @@ import torch
 from crovca.data.store import save_store
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError, TrainingError
 from crovca.evaluation.diagnostics import bit_balance
-from crovca.hasher import CrossModalHasher, Hasher
+from crovca.hasher import Hasher
 from crovca.hashing.config import PRESETS, TrainingConfig, default_epochs, nested_lengths
 from crovca.hashing.monitor import BitMonitor
-from crovca.hashing.network import HashCoder, Towers, calibrate
+from crovca.hashing.network import HashCoder, calibrate
+from crovca.hashing.towers import Tower, Towers
 from crovca.hashing.train import Silent, learning_rate
 
 
@@ -63,7 +64,7 @@ def test_small_and_large_networks():
 def test_towers_normalize_each_view_by_itself():
     coder = HashCoder(4, 3)
     views = [torch.randn(20, 4), torch.randn(20, 4) + 5]
-    logits = Towers([coder])(views)
+    logits = Towers([Tower(coder)])(views)
     assert logits.shape == (2, 20, 3)
     torch.testing.assert_close(logits.mean(dim=1), torch.zeros(2, 3), atol=1e-5, rtol=0)
 
@@ -256,14 +257,14 @@ def test_a_diverging_run_says_so():
 def test_cross_modal_pairs_meet():
     X, y = clusters()
     texts = np.eye(6, dtype=np.float32)[y]
-    hasher = CrossModalHasher(bits=16, epochs=20, batch_size=64).fit(X, texts)
-    words = hasher.encode(texts=np.eye(6, dtype=np.float32))
-    nearest = words.hamming(hasher.encode(images=X)).argmin(axis=0)
+    hasher = Hasher.for_pairs(bits=16, epochs=20, batch_size=64).fit(X, texts=texts)
+    words = hasher.encode(np.eye(6, dtype=np.float32), modality="texts")
+    nearest = words.hamming(hasher.encode(X, modality="images")).argmin(axis=0)
     assert (nearest == y).mean() > 0.9
-    assert hasher.widths_ == (12, 6)
+    assert [hasher.width(name) for name in hasher.modalities] == [12, 6]
     with pytest.raises(ConfigError, match="images of 12 and texts of 6; use shared=False"):
-        CrossModalHasher(shared=True).fit(X, texts)
-    towers = CrossModalHasher(bits=8, epochs=1, shared=True).fit(X, 9 * X + 5).towers_
+        Hasher.for_pairs(shared=True).fit(X, texts=texts)
+    towers = Hasher.for_pairs(bits=8, epochs=1, shared=True).fit(X, texts=9 * X + 5).towers_
     assert towers.coders[0].layers is towers.coders[1].layers
     assert not torch.equal(towers.coders[0].norm.running_mean, towers.coders[1].norm.running_mean)
 
@@ -319,7 +320,7 @@ def test_presets_are_the_columns_of_table_8():
     hasher = Hasher.from_preset("imagenet1k", bits=32)
     assert (hasher.bits, hasher.nested, hasher.hashcoder, hasher.learning_rate) == (32, False, "large", 1e-4)
     assert Hasher.from_preset("small", epochs=7).epochs == 7
-    assert CrossModalHasher.from_preset("cc3m").diversity_weight == 1.0
+    assert Hasher.for_pairs(preset="cc3m").diversity_weight == 1.0
     with pytest.raises(ConfigError, match="unknown preset 'tiny'; expected one of"):
         Hasher.from_preset("tiny")
 

@@ -12,7 +12,7 @@ from crovca.data.encoded import Encoded
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.evaluation.evaluate import evaluate
-from crovca.hasher import CrossModalHasher, ImageTextHasher, load_hasher
+from crovca.hasher import Hasher
 from crovca.ids import tie_order
 from crovca.index.scoring import (
     asymmetric_hamming_distance,
@@ -164,12 +164,12 @@ def test_pairs_stay_pairs_when_images_are_broken(make, tmp_path, towers, monkeyp
     workspace = make(data=tmp_path / "data")
     given = {}
 
-    def fit(self, images, texts, **_):
+    def fit(self, images, *, texts, **_):
         given.update(images=images[np.arange(len(images))], texts=texts[np.arange(len(texts))])
         given["shapes"] = (images.shape, texts.shape)
         return self
 
-    monkeypatch.setattr(CrossModalHasher, "fit", fit)
+    monkeypatch.setattr(Hasher, "fit", fit)
     pairs.fit_pairs(workspace, PROBED, workspace.parameters("dfn-l", 16, 0), None)
     kept = [number for number in range(9) if number != 3]
     assert given["shapes"] == ((8, 8), (8, 1, 8))
@@ -189,9 +189,7 @@ def test_an_image_with_fewer_captions_repeats_them(make, monkeypatch):
         split.paths, None, type(split.captions).gather(uneven)
     )
     given = {}
-    monkeypatch.setattr(
-        CrossModalHasher, "fit", lambda self, images, texts, **_: given.update(texts=texts) or self
-    )
+    monkeypatch.setattr(Hasher, "fit", lambda self, images, *, texts, **_: given.update(texts=texts) or self)
     training = Training("dfn-l", "coco-text", "pairs", "probing", 16)
     pairs.fit_pairs(workspace, training, workspace.parameters("dfn-l", 16, 0), None)
     assert given["texts"].shape == (12, 3, 8)
@@ -211,7 +209,7 @@ def test_too_few_pairs_are_refused(make, tmp_path):
 
 
 def test_random_hashcoders_have_their_layers_in_common_and_are_not_trained(make, monkeypatch):
-    monkeypatch.setattr("crovca.hasher.base.train", None)
+    monkeypatch.setattr("crovca.hasher.fit.train", None)
     hasher = make().model(Training("dfn-l", "cc3m", "random", "probing", 256), 3)
     image, text = hasher.towers_.coders
     assert image.layers is text.layers
@@ -231,9 +229,8 @@ def test_table_6_equals_evaluation_by_hand(make, towers, monkeypatch):
     assert list(found) == measurements
 
     (folder,) = (workspace.work / "models").glob("*/seed-0")
-    hasher, dataset = load_hasher(folder, device="cpu"), workspace.dataset("flickr25k-ddbh")
-    assert isinstance(hasher, ImageTextHasher)
-    assert (hasher.crop_scale, hasher.lora_rank, hasher.bits) == (0.4, 16, 16)
+    hasher, dataset = Hasher.load(folder, device="cpu"), workspace.dataset("flickr25k-ddbh")
+    assert (hasher.fine_tuning.crop_scale, hasher.fine_tuning.lora_rank, hasher.bits) == (0.4, 16, 16)
     for measurement, result in found.items():
         sides = {}
         for split in ("query", "database"):
@@ -242,8 +239,8 @@ def test_table_6_equals_evaluation_by_hand(make, towers, monkeypatch):
             ids = {"image": part.paths, "text": np.array([f"{path}#0" for path in part.paths])}
             if measurement.training is not None:
                 logits = {
-                    "image": hasher.logits(images=files),
-                    "text": hasher.logits(texts=list(part.captions.texts)),
+                    "image": hasher.logits(files, modality="images"),
+                    "text": hasher.logits(list(part.captions.texts), modality="texts"),
                 }
             else:
                 logits = {"image": image_embeddings(towers, dataset, split),
@@ -269,7 +266,7 @@ def test_table_6_equals_evaluation_by_hand(make, towers, monkeypatch):
 
     monkeypatch.setattr(Encoder, "embed", None)
     monkeypatch.setattr(TextEncoder, "embed", None)
-    monkeypatch.setattr(ImageTextHasher, "fit", None)
+    monkeypatch.setattr(Hasher, "fit", None)
     assert measure_pairs(make(), measurements, 0) == found  # nothing is made a second time
 
 
@@ -278,15 +275,15 @@ def test_texts_are_encoded_in_parts_that_go_on(make, monkeypatch):
     (file,) = (make().work / "codes").rglob("*.texts.npz")
     file.unlink()
     monkeypatch.setattr(labs, "_PART", 5)
-    calls, encode = [], ImageTextHasher.encode_texts
+    calls, encode = [], Hasher.encode_source
 
-    def stopping(self, texts):
+    def stopping(self, texts, **more):
         calls.append(len(texts))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return encode(self, texts)
+        return encode(self, texts, **more)
 
-    monkeypatch.setattr(ImageTextHasher, "encode_texts", stopping)
+    monkeypatch.setattr(Hasher, "encode_source", stopping)
     with pytest.raises(KeyboardInterrupt):
         make().encoded_texts(ADAPTED, 0, "flickr25k-ddbh", "database")
     again = make().encoded_texts(ADAPTED, 0, "flickr25k-ddbh", "database")
@@ -302,10 +299,10 @@ def test_table_7_is_one_ranking_at_every_k(make, towers):
     assert [len(group) for group in together(measurements)] == [3, 9]
     found = measure_pairs(workspace, measurements, 0)
     (folder,) = (workspace.work / "models").glob("*cc3m*/seed-0")
-    hasher, dataset = load_hasher(folder, device="cpu"), workspace.dataset("imagenet1k-text")
+    hasher, dataset = Hasher.load(folder, device="cpu"), workspace.dataset("imagenet1k-text")
     assert (hasher.hashcoder, hasher.diversity_weight, hasher.bits) == ("large", 1.0, 256)
     images, texts = image_embeddings(towers, dataset, "database"), text_embeddings(towers, dataset, "query")
-    ours, theirs = hasher.logits(texts=texts), hasher.logits(images=images)
+    ours, theirs = hasher.logits(texts, modality="texts"), hasher.logits(images, modality="images")
     codes = Codes.from_logits(theirs)
     distances = {
         "cosine": cosine_distance(texts, images),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crovca.errors import ConfigError, FileFormatError
-from crovca.hasher import ImageHasher, load_hasher
+from crovca.hasher import Hasher
 from crovca.reproduce import inputs as materials
 from crovca.reproduce import workspace as labs
 from crovca.reproduce.workspace import Workspace
@@ -113,8 +113,8 @@ def test_codes_are_the_models_own(make, fitting, setting, monkeypatch):
     )  # transfer: another dataset than it is trained on
     folder = workspace.work / "models" / workspace.name_of(training) / "seed-0"
     assert "epochs=1" in folder.parent.name
-    hasher = load_hasher(folder, device="cpu")
-    assert (hasher.lora_rank is None) == (fitting == "probing")
+    hasher = Hasher.load(folder, device="cpu")
+    assert (hasher.fine_tuning.lora_rank is None) == (fitting == "probing")
     assert (hasher.hashcoder, hasher.prototypes, hasher.lengths_) == ("small", "batch", (16,))
     assert (hasher.classes_ is None) == (setting == "unsupervised")
     source = workspace.source("coco", "database")
@@ -122,8 +122,8 @@ def test_codes_are_the_models_own(make, fitting, setting, monkeypatch):
     assert np.corrcoef(found.logits.ravel(), hasher.logits(source).ravel())[0, 1] > 0.99
     assert found.ids.tolist() == source.ids.tolist()
     assert not list(workspace.work.rglob("*.partial"))
-    monkeypatch.setattr(labs, "load_hasher", never)
-    monkeypatch.setattr(labs.ImageHasher, "fit", never)
+    monkeypatch.setattr(labs.Hasher, "load", never)
+    monkeypatch.setattr(labs.Hasher, "fit", never)
     np.testing.assert_array_equal(make().encoded(training, 0, "coco", "database").logits, found.logits)
 
 
@@ -134,7 +134,7 @@ def test_codes_in_parts_go_on(make, monkeypatch):
     path.unlink()
     monkeypatch.setattr(labs, "_PART", 8)
     done = []
-    encode = labs.ImageHasher.encode_source
+    encode = labs.Hasher.encode_source
 
     def dies(self, images, **more):
         if len(done) == 2:
@@ -142,15 +142,15 @@ def test_codes_in_parts_go_on(make, monkeypatch):
         done.append(len(images))
         return encode(self, images, **more)
 
-    monkeypatch.setattr(labs.ImageHasher, "encode_source", dies)
+    monkeypatch.setattr(labs.Hasher, "encode_source", dies)
     with pytest.raises(KeyboardInterrupt):
         make().encoded(training, 0, "cifar10", "database")
     assert not path.exists()
     rest = []
     monkeypatch.setattr(
-        labs.ImageHasher,
+        labs.Hasher,
         "encode_source",
-        lambda self, images: rest.append(len(images)) or encode(self, images),
+        lambda self, images, **more: rest.append(len(images)) or encode(self, images, **more),
     )
     again = make().encoded(training, 0, "cifar10", "database")
     assert (done, rest) == ([8, 8], [8, 6])
@@ -173,8 +173,8 @@ def test_a_random_hashcoder_is_balanced_on_the_training_set(make):
 
 
 def test_a_model_with_an_encoder_in_it_has_no_random_form(dino):
-    with pytest.raises(ConfigError, match=r"ImageHasher has an encoder in it; .* use Hasher"):
-        ImageHasher(dino, 16).initialize(np.ones((4, 32)))
+    with pytest.raises(ConfigError, match="takes embeddings: use a Hasher without an encoder"):
+        Hasher.for_images(dino, 16).initialize(np.ones((4, 32)))
 
 
 def test_the_statistics_of_a_large_training_set_are_those_of_a_sample(make, monkeypatch):
@@ -194,10 +194,8 @@ def test_nested_trains_one_model_for_all_lengths(make):
 
 
 def test_training_that_was_interrupted_goes_on(make, monkeypatch):
-    fit = labs.ImageHasher.fit
-    monkeypatch.setattr(
-        labs.ImageHasher, "fit", lambda *args, **more: fit(*args, checkpoint_seconds=0, **more)
-    )
+    fit = labs.Hasher.fit
+    monkeypatch.setattr(labs.Hasher, "fit", lambda *args, **more: fit(*args, checkpoint_seconds=0, **more))
     steps = []
 
     class Watching:

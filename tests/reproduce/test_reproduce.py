@@ -10,7 +10,7 @@ import pytest
 from crovca.cli.main import _run
 from crovca.errors import ConfigError, FileFormatError, StorageError
 from crovca.evaluation.evaluate import evaluate
-from crovca.hasher import ImageHasher, load_hasher
+from crovca.hasher import Hasher
 from crovca.reproduce import paper
 from crovca.reproduce import run as runs
 from crovca.reproduce.retrieval import FeatureWiseScorer
@@ -139,7 +139,7 @@ def test_tables_end_to_end(make, table, choice, models):
         assert row.spread is None
         assert row.difference == pytest.approx(row.mean - row.cell.value)
         assert row.found["0"]["left_out"] == {}
-    made = [load_hasher(path, device="cpu") for path in (workspace.work / "models").glob("*/*")]
+    made = [Hasher.load(path, device="cpu") for path in (workspace.work / "models").glob("*/*")]
     assert len(made) == models
     settings = {(one.hashcoder, one.learning_rate, one.weight_decay, one.lora_rank) for one in made}
     assert settings == {
@@ -204,7 +204,7 @@ def test_any_error_is_a_failed_cell_and_training_is_not_tried_twice(make, monkey
         tried.append(1)
         raise RuntimeError("CUDA out of\n memory")
 
-    monkeypatch.setattr("crovca.hasher.ImageHasher.fit", fit)
+    monkeypatch.setattr("crovca.hasher.Hasher.fit", fit)
     results = runs.reproduce(make(), paper.cells("table3", bits=16, encoder="dinov2"))
     assert len(tried) == 2  # with labels and without, each for five datasets
     codes = [row for row in results.rows() if row.cell.bits]
@@ -230,14 +230,14 @@ def test_seeds_are_all_kept_and_floats_have_one(make):
 
 def break_seeds(monkeypatch, *broken):
     """Training with these seeds fails."""
-    fit = ImageHasher.fit
+    fit = Hasher.fit
 
     def fails(self, *arguments, **more):
         if self.seed in broken:
             raise RuntimeError(f"no memory for seed {self.seed}" if len(broken) > 1 else "no memory")
         return fit(self, *arguments, **more)
 
-    monkeypatch.setattr(ImageHasher, "fit", fails)
+    monkeypatch.setattr(Hasher, "fit", fails)
 
 
 def test_a_seed_that_fails_is_told_from_those_that_do_not(make, monkeypatch):

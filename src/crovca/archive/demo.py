@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from crovca.codes import Codes
 from crovca.data.encoded import Encoded
 from crovca.evaluation.evaluate import Evaluation, evaluate
 from crovca.evaluation.report import Subject
-from crovca.hasher import CrossModalHasher, Hasher
+from crovca.hasher import Hasher
 from crovca.metrics import REPORTED
 
 if TYPE_CHECKING:
@@ -81,14 +82,11 @@ def run_demo(advance: Callable[[str], None] = lambda what: None) -> DemoResult:
     advance("text to image, 64 bits")
     texts = _name_vectors()  # (templates, 10, e)
     captions = texts.transpose(1, 0, 2)[database.labels]  # (n, templates, e): one is drawn at each step
-    cross, seconds = _timed(lambda: CrossModalHasher(bits=64, nested=False).fit(database.pixels, captions))
-    names = Encoded(cross.encode(texts=texts[0]), labels=np.arange(10), logits=cross.logits(texts=texts[0]))
-    images = Encoded(
-        cross.encode(images=database.pixels),
-        database.ids,
-        database.labels,
-        cross.logits(images=database.pixels),
-    )
+    pairs = Hasher.for_pairs(bits=64, nested=False)
+    cross, seconds = _timed(lambda: pairs.fit(database.pixels, texts=captions))
+    asked, found = cross.logits(texts[0], modality="texts"), cross.logits(database.pixels, modality="images")
+    names = Encoded(Codes.from_logits(asked), labels=np.arange(10), logits=asked)
+    images = Encoded(Codes.from_logits(found), database.ids, database.labels, found)
     third = evaluate(names, images)
     table.append(DemoRow("class name to image, 64 bits", 8, _asymmetric(third, 64), seconds))
 

@@ -14,7 +14,8 @@ from crovca.data.embeddings import Embeddings, Rows, load_embeddings
 from crovca.data.encoded import Encoded
 from crovca.embedding.blocks import counted
 from crovca.errors import ConfigError, InvalidInputError
-from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher
+from crovca.hasher import Hasher
+from crovca.hashing.towers import Modality as AnyModality
 from crovca.hashing.train import Observer
 from crovca.sources.opening import open_images, open_texts
 from crovca.sources.source import Source
@@ -47,7 +48,7 @@ class EncodedPath:
 
 
 def encode_path(
-    hasher: Hasher | CrossModalHasher,
+    hasher: Hasher,
     path: Path,
     modality: Modality | None,
     option: str = "--modality",
@@ -72,9 +73,13 @@ def encode_path(
     Raises:
         CrovcaError: as ``encode_with``, ``open_images`` and ``open_texts``; or not one item can be read.
     """
-    if isinstance(hasher, ImageHasher | ImageTextHasher):
-        if isinstance(hasher, ImageHasher) and modality is not None:
-            raise ConfigError(f"{option} is for models of two modalities; this model takes images")
+    if len(hasher.modalities) == 1 and modality is not None:
+        raise ConfigError(
+            f"{option} is for models of two modalities; this model takes {hasher.modalities[0]}"
+        )
+    if hasher.fine_tuning is not None:
+        if len(hasher.modalities) == 1:
+            modality = "images"
         return _encode_items(hasher, path, modality or _kind(path), observer, bits, logits, root)
     if root is not None:
         raise ConfigError(f"--root goes with models of images; {path} holds embeddings")
@@ -89,7 +94,7 @@ def _kind(path: Path) -> Modality:
 
 
 def _encode_items(
-    hasher: ImageHasher | ImageTextHasher,
+    hasher: Hasher,
     path: Path,
     modality: Modality,
     observer: Observer,
@@ -98,16 +103,10 @@ def _encode_items(
     root: Path | None,
 ) -> EncodedPath:
     length = hasher.lengths_[-1] if bits is None else check_bits(bits, at_most=hasher.lengths_[-1])
-    source: Source[Any]
-    if modality == "images":
-        source = open_images(path, root=root)
-        found = hasher.encode_source(
-            source, embeddings=True, advance=lambda share: observer.advance("embedding", share)
-        )
-    else:
-        source = open_texts(path)
-        assert isinstance(hasher, ImageTextHasher)
-        found = hasher.encode_texts(source)
+    source: Source[Any] = open_images(path, root=root) if modality == "images" else open_texts(path)
+    found = hasher.encode_source(
+        source, modality=modality, advance=lambda share: observer.advance("embedding", share)
+    )
     for text in source.notes:
         observer.message(text)
     left_out = dict(Counter(reason for reason, _ in found.faults.values()))
@@ -119,7 +118,6 @@ def _encode_items(
         )
     if not len(found.rows):
         raise InvalidInputError(f"{path}: none of the {len(source):,} {modality} could be read")
-    assert found.embeddings is not None
     kept = np.ascontiguousarray(found.logits[:, :length])
     encoded = Encoded(
         Codes.from_logits(kept),
@@ -131,7 +129,7 @@ def _encode_items(
 
 
 def encode_with(
-    hasher: Hasher | CrossModalHasher,
+    hasher: Hasher,
     data: Embeddings,
     path: Path,
     modality: Modality | None,
@@ -146,37 +144,23 @@ def encode_with(
         ConfigError: both towers fit and ``option`` was not given, or it was given to a model with one tower.
         InvalidInputError: the embeddings have another shape than the model takes.
     """
-    given = _given(hasher, data, path, modality, option)
-    values: Any = dict.fromkeys(given, data.values)
-    if logits:
-        found = _logits(hasher, values)
-        codes = Codes.from_logits(found)
-        result = Encoded(codes, data.ids, data.labels, found)
-        return result if bits is None else result.prefix(bits)
-    codes = (
-        hasher.encode(data.values, bits) if isinstance(hasher, Hasher) else hasher.encode(**values, bits=bits)
-    )
-    return Encoded(codes, data.ids, data.labels)
+    chosen = _chosen(hasher, data, path, modality, option)
+    if not logits:
+        return Encoded(hasher.encode(data.values, bits, modality=chosen), data.ids, data.labels)
+    found = hasher.logits(data.values, modality=chosen)
+    result = Encoded(Codes.from_logits(found), data.ids, data.labels, found)
+    return result if bits is None else result.prefix(bits)
 
 
-def _logits(hasher: Hasher | CrossModalHasher, values: Any) -> Any:
-    return hasher.logits(*values.values()) if isinstance(hasher, Hasher) else hasher.logits(**values)
-
-
-def _given(
-    hasher: Hasher | CrossModalHasher, data: Embeddings, path: Path, modality: Modality | None, option: str
-) -> tuple[str]:
-    if isinstance(hasher, Hasher):
-        if modality is not None:
-            raise ConfigError(f"{option} is for models of two modalities; this model has one")
-        wide = {"X": hasher.n_features_in_}
-    else:
-        wide = dict(zip(("images", "texts"), hasher.widths_, strict=True))
-        if modality is not None:
-            wide = {modality: wide[modality]}
+def _chosen(
+    hasher: Hasher, data: Embeddings, path: Path, modality: Modality | None, option: str
+) -> AnyModality:
+    wide = {name: hasher.width(name) for name in (hasher.modalities if modality is None else (modality,))}
     fitting = [name for name, width in wide.items() if (len(data), width) == tuple(data.values.shape)]
     if not fitting:
-        takes = " or ".join(f"(n, {width})" + f" ({name})" * (name != "X") for name, width in wide.items())
+        takes = " or ".join(
+            f"(n, {width})" + f" ({name})" * (name != "embeddings") for name, width in wide.items()
+        )
         raise InvalidInputError(
             f"{path}: the model takes embeddings of shape {takes}, got {tuple(data.values.shape)}"
             + ("; give one view of each item" if data.views > 1 else "")
@@ -185,4 +169,4 @@ def _given(
         raise ConfigError(
             f"{path}: images and texts are both {data.width} wide; say which these are with {option} images|texts"
         )
-    return (fitting[0],)
+    return fitting[0]

@@ -26,7 +26,7 @@ from crovca.embedding.blocks import counted
 from crovca.embedding.embed import embed
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, check_output, read_json, remove
-from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
+from crovca.hasher import Hasher
 from crovca.hashing.train import Observer
 from crovca.index.index import HashIndex
 from crovca.index.manifest import WriterLock
@@ -98,7 +98,7 @@ def of_encoded(found: Encoded, extra: pa.Table | None) -> NewItems:
 
 
 def of_embeddings(
-    data: Embeddings, path: Path, hasher: Hasher | CrossModalHasher, bits: int | None, extra: pa.Table | None
+    data: Embeddings, path: Path, hasher: Hasher, bits: int | None, extra: pa.Table | None
 ) -> NewItems:
     """Embeddings of a file or store, encoded block by block."""
     if data.views > 1:
@@ -107,10 +107,7 @@ def of_embeddings(
     ids = np.arange(len(data)) if data.ids is None else data.ids
 
     def encode(part: slice) -> Codes:
-        values = data.values[part]
-        if isinstance(hasher, Hasher):
-            return hasher.encode(values, bits)
-        return hasher.encode(images=values, bits=bits)
+        return hasher.encode(data.values[part], bits, modality=hasher.modalities[0])
 
     return NewItems(ids, bits, _blocks(ids, encode, {**_labels(data.labels), **_captions(path)}, extra))
 
@@ -176,8 +173,8 @@ def open_items(
         if bits is not None:
             raise ConfigError("--bits goes with embeddings and images: codes are taken as they are")
         return replace(of_encoded(Encoded.load(source), extra), keep=keep)
-    hasher: Any = None if model is None else load_hasher(model, device=device)
-    if isinstance(hasher, ImageHasher | ImageTextHasher):  # its encoder is its own
+    hasher: Any = None if model is None else Hasher.load(model, device=device)
+    if hasher is not None and hasher.fine_tuning is not None:  # its encoder is its own
         encoded = encode_path(hasher, source, None, observer=observer, bits=bits).encoded
         return replace(of_encoded(encoded, extra), keep=keep)
     if kind == "images":

@@ -21,7 +21,7 @@ from crovca.embedding.items import as_images
 from crovca.encoders.encoder import Encoder, TextEncoder, load_once
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
-from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, ImageTextHasher, load_hasher
+from crovca.hasher import Hasher
 
 __all__ = ["MODEL_FOLDER", "QueryModel", "describe_encoder"]
 
@@ -50,7 +50,7 @@ class QueryModel:
 
     def __init__(
         self,
-        hasher: Hasher | CrossModalHasher,
+        hasher: Hasher,
         encoder: Mapping[str, Any] | None = None,
         *,
         text_encoder: str | None = None,
@@ -83,14 +83,13 @@ class QueryModel:
                 f"{index} holds no model (it was built from codes), so queries cannot be encoded; "
                 "give --model, or search by --id"
             )
-        return cls(load_hasher(folder, device=device), encoder, text_encoder=text_encoder, device=device)
+        return cls(Hasher.load(folder, device=device), encoder, text_encoder=text_encoder, device=device)
 
     def of_embeddings(self, embeddings: npt.ArrayLike, *, texts: bool = False) -> Logits:
         """Logits float32 (q, bits) of embeddings (q, d) of images, or of texts."""
-        values = np.asarray(embeddings)
-        if isinstance(self.hasher, Hasher):
-            return self.hasher.logits(values)
-        return self.hasher.logits(texts=values) if texts else self.hasher.logits(images=values)
+        return self.hasher.logits_of_embeddings(
+            embeddings, modality=self.hasher.modalities[-1 if texts else 0]
+        )
 
     def of_images(self, files: Sequence[Path]) -> Logits:
         """Logits of image files.
@@ -99,10 +98,8 @@ class QueryModel:
             ConfigError: it is not known which encoder to take.
             FileFormatError: a file is not an image that can be read, or the encoder is not the one of the index.
         """
-        if isinstance(self.hasher, ImageHasher):
-            return self.hasher.logits(list(files))
-        if isinstance(self.hasher, ImageTextHasher):
-            return self.hasher.logits(images=list(files))
+        if self.hasher.fine_tuning is not None:
+            return self.hasher.logits(list(files), modality="images")
         encoder, source = self._image_encoder(), as_images([os.fspath(file) for file in files])
         found = []
         for block in embed_blocks(source, encoder):
@@ -113,10 +110,10 @@ class QueryModel:
 
     def of_texts(self, texts: Sequence[str]) -> Logits:
         """Logits of texts."""
-        if isinstance(self.hasher, ImageTextHasher):
-            return self.hasher.logits(texts=list(texts))
-        if isinstance(self.hasher, ImageHasher):
+        if self.hasher.modalities[-1] == "images":
             raise ConfigError("this index's model takes images only, so it cannot be searched by text")
+        if self.hasher.fine_tuning is not None:
+            return self.hasher.logits(list(texts), modality="texts")
         return self.of_embeddings(self._text_tower().embed(list(texts)).cpu().numpy(), texts=True)
 
     def _image_encoder(self) -> Encoder:
@@ -151,15 +148,10 @@ class QueryModel:
         if source is None:
             raise ConfigError("it is not known which encoder makes embeddings of texts; give --text-encoder")
         encoder = load_once(TextEncoder, source, device=self._device, dtype="float32")
-        expected = self._width_of_texts()
+        expected = self.hasher.width(self.hasher.modalities[-1])
         if encoder.width != expected:
             raise InvalidInputError(
                 f"{source} makes embeddings of texts {encoder.width} wide, the model takes {expected}; "
                 "give the --text-encoder that it was trained with"
             )
         return encoder
-
-    def _width_of_texts(self) -> int:
-        if isinstance(self.hasher, Hasher):
-            return int(self.hasher.n_features_in_)
-        return int(self.hasher.widths_[1])

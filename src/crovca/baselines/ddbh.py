@@ -25,30 +25,30 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from crovca.baselines.base import Float32, as_matrix
-from crovca.baselines.head import SUPERVISED, embed_with
+from crovca.baselines.head import SUPERVISED, embed_with, head_config
 from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import as_embeddings
 from crovca.data.labels import to_membership
-from crovca.errors import InvalidInputError, NotFittedError, TrainingError
-from crovca.hashing.config import TrainingConfig, default_epochs
-from crovca.hashing.network import HashCoder, calibrate, input_statistics
-from crovca.hashing.train import learning_rate, random_of
-from crovca.hashing.views import Copies
+from crovca.errors import InvalidInputError, NotFittedError
+from crovca.hashing.inputs import input_statistics
+from crovca.hashing.network import calibrate, new_coders
+from crovca.hashing.towers import Tower, Towers
+from crovca.hashing.train import Silent, train
+from crovca.hashing.views import Copies, EachModality, FeatureDropout
 
-__all__ = ["DDBH", "boundary_preserving_loss", "ddbh_loss"]
+__all__ = ["DDBH", "DDBHLoss", "boundary_preserving_loss", "ddbh_terms"]
 
 _QUANTIZATION = 0.1
 _TENTH = 0.9
 
 
 class DDBH:
-    """Codes of two modalities, behind the interface of ``CrossModalHasher``.
+    """Codes of two modalities; a method's ``logits`` and ``encode`` are told which one they are given.
 
     Args:
         bits: length of the code.
@@ -69,78 +69,66 @@ class DDBH:
         labels = as_embeddings(parts[0], y, what="images").labels
         if labels is None:
             raise InvalidInputError("DDBH is supervised: give labels as y")
-        membership = torch.from_numpy(to_membership(labels).index)
-        items = len(parts[0])
-        epochs = default_epochs(items, 256, supervised=True) if self.epochs == "auto" else self.epochs
-        config = TrainingConfig(
-            lengths=(self.bits,),
-            epochs=epochs,
-            learning_rate=SUPERVISED.learning_rate,
-            weight_decay=SUPERVISED.weight_decay,
-            seed=self.seed,
-        )
-        statistics = [input_statistics(part, center=SUPERVISED.center) for part in parts]
-        generator = torch.Generator().manual_seed(self.seed)
-        coders = [
-            HashCoder(part.shape[1], self.bits, inputs=inputs, generator=generator)
-            for part, inputs in zip(parts, statistics, strict=True)
-        ]
-        sources = [
-            Copies(part, dropout=SUPERVISED.dropout, center=inputs.center)
-            for part, inputs in zip(parts, statistics, strict=True)
-        ]
-        parameters = [parameter for coder in coders for parameter in coder.parameters()]
-        optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=True)
-        batch, steps = min(config.batch_size, items), config.steps(items)
-        order = np.empty(0, np.int64)
-        for step in range(steps):
-            epoch, place = divmod(step, items // batch)
-            if place == 0:
-                order = random_of(config, 1, epoch).permutation(items)
-            rows = order[place * batch : (place + 1) * batch]
-            random = random_of(config, 2, step)
-            codes = [
-                coder(source.views(rows, random)[0]).tanh()
-                for coder, source in zip(coders, sources, strict=True)
+        inputs = [input_statistics(part, center=SUPERVISED.center) for part in parts]
+        coders = new_coders(inputs, self.bits, seed=self.seed)
+        source = EachModality(
+            [
+                Copies(part, FeatureDropout(SUPERVISED.dropout, scaling.center))
+                for part, scaling in zip(parts, inputs, strict=True)
             ]
-            loss = ddbh_loss(codes[0], codes[1], _share_a_class(membership[torch.from_numpy(rows)]))
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, config)
-            optimizer.step()
-            if not math.isfinite(float(loss.detach())):
-                raise TrainingError(f"the loss became {float(loss.detach())} at step {step + 1} of {steps}")
+        )
+        train(
+            Towers([Tower(coders[0], "images"), Tower(coders[1], "texts")]),
+            source,
+            DDBHLoss(torch.from_numpy(to_membership(labels).index)),
+            head_config(len(parts[0]), self.bits, SUPERVISED, self.seed, self.epochs),
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            observer=Silent(),
+        )
         for coder, part in zip(coders, parts, strict=True):
-            coder.eval()
             calibrate(coder, part)
-        self.coders_ = coders
+        self.coders_ = dict(zip(("images", "texts"), coders, strict=True))
         return self
 
-    def logits(self, *, images: Any = None, texts: Any = None) -> Float32:
-        """Logits float32 (n, bits) of one modality."""
+    def logits(self, X: Any, *, modality: Literal["images", "texts"]) -> Float32:
+        """Logits float32 (n, bits) of one modality's embeddings."""
         if not hasattr(self, "coders_"):
             raise NotFittedError("this DDBH is not fitted yet; call fit first")
-        if (images is None) == (texts is None):
-            raise InvalidInputError("give images=... or texts=..., one of them")
-        coder, name = (self.coders_[0], "images") if texts is None else (self.coders_[1], "texts")
-        values = as_matrix(images if texts is None else texts, name)
+        if modality not in self.coders_:
+            raise InvalidInputError(f"modality must be 'images' or 'texts', got {modality!r}")
+        coder, values = self.coders_[modality], as_matrix(X, modality)
         if values.shape[1] != coder.width:
-            raise InvalidInputError(f"{name} must have shape (n, {coder.width}), got {values.shape}")
+            raise InvalidInputError(f"{modality} must have shape (n, {coder.width}), got {values.shape}")
         return embed_with(coder, values)
 
-    def encode(self, *, images: Any = None, texts: Any = None) -> Codes:
-        """Codes of one modality."""
-        return Codes.from_logits(self.logits(images=images, texts=texts))
+    def encode(self, X: Any, *, modality: Literal["images", "texts"]) -> Codes:
+        """Codes of one modality's embeddings."""
+        return Codes.from_logits(self.logits(X, modality=modality))
 
 
-def ddbh_loss(images: Tensor, texts: Tensor, similar: Tensor) -> Tensor:
-    """The whole loss of relaxed codes (B, b) in [-1, 1]; ``similar`` (B, B) bool."""
+class DDBHLoss(nn.Module):
+    """``ddbh_loss`` as the objective of the training loop; ``classes`` (n,) or bool (n, C) of the items."""
+
+    classes: Tensor
+
+    def __init__(self, classes: Tensor) -> None:
+        super().__init__()
+        self.weights = {"boundary": 1.0, "quantization": _QUANTIZATION}
+        self.register_buffer("classes", classes, persistent=False)
+
+    def forward(self, logits: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """The terms of logits (2, B, b) of images and texts."""
+        images, texts = logits.float().tanh()
+        return ddbh_terms(images, texts, _share_a_class(self.classes[rows]))
+
+
+def ddbh_terms(images: Tensor, texts: Tensor, similar: Tensor) -> dict[str, Tensor]:
+    """Boundary and quantization of relaxed codes (B, b) in [-1, 1]; ``similar`` (B, B) bool."""
     pairs = ((images, images), (texts, texts), (images, texts))
     boundary = torch.stack([boundary_preserving_loss(u, v, similar) for u, v in pairs]).sum()
     shared = similar.to(images.dtype)
     gaps = [(shared @ (codes - codes.sign()).square()).mean() for codes in (images, texts)]
-    return boundary + _QUANTIZATION * (gaps[0] + gaps[1])
+    return {"boundary": boundary, "quantization": gaps[0] + gaps[1]}
 
 
 def boundary_preserving_loss(u: Tensor, v: Tensor, similar: Tensor) -> Tensor:

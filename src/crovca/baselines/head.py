@@ -1,4 +1,4 @@
-"""Learned heads: one training loop for all of them, on our network with our inputs; a head is its objective.
+"""Learned heads: our training loop, on our network with our inputs; a head is its objective.
 
 All heads have the network (``HashCoder`` small), inputs, batches (256), optimizer (AdamW, cosine schedule) and
 number of epochs alike; what is published of a method is its objective with its weights. The settings below were
@@ -8,7 +8,6 @@ trained with stands in each file.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from torch import Tensor, nn
 from crovca.baselines.base import BinaryBaseline, Float32
 from crovca.data.embeddings import as_embeddings
 from crovca.data.labels import ClassMembership
-from crovca.errors import TrainingError
 from crovca.hashing.config import TrainingConfig, default_epochs
+from crovca.hashing.inputs import input_statistics
 from crovca.hashing.neighbors import find_shared_neighbors
-from crovca.hashing.network import HashCoder, calibrate, input_statistics
-from crovca.hashing.train import learning_rate, random_of
-from crovca.hashing.views import Copies, NeighborViews, ViewSource
+from crovca.hashing.network import HashCoder, calibrate, new_coders
+from crovca.hashing.towers import Tower, Towers
+from crovca.hashing.train import Silent, train
+from crovca.hashing.views import Copies, FeatureDropout, NeighborViews, ViewSource
 
 __all__ = [
     "SUPERVISED",
@@ -40,12 +40,12 @@ __all__ = [
     "cosines_of_halves",
     "cosines_of_pairs",
     "embed_with",
+    "head_config",
     "sign_straight_through",
     "train_head",
 ]
 
 _NEIGHBORS = 5
-_PERMUTATION, _STEP = 1, 2  # purposes of random streams
 _BLOCK = 8192
 
 
@@ -176,58 +176,68 @@ def train_head(
     Raises:
         TrainingError: the loss is not finite.
     """
+    config = head_config(len(values), outputs, settings, seed, epochs)
+    inputs = input_statistics(values, center=settings.center)
+    scaled = inputs(torch.from_numpy(values))
+    with torch.random.fork_rng(devices=[]):  # whatever an objective draws from torch's own generator
+        torch.default_generator.manual_seed(seed)
+        made = objective(Setup(outputs, scaled.numpy(), classes, np.random.default_rng([seed, 3])))
+    augment = FeatureDropout(settings.dropout, inputs.center)
+    source: ViewSource = Copies(values, augment)
+    if views == "neighbors":
+        degenerate = as_embeddings(values).degenerate
+        near = find_shared_neighbors(values, _NEIGHBORS, degenerate=degenerate, seed=seed).rows
+        source = NeighborViews(values, near, augment)
+    (coder,) = new_coders([inputs], outputs, seed=seed)
+    labels = None if classes is None else torch.from_numpy(classes.index)
+    train(
+        Towers([Tower(coder)]),
+        source,
+        _Named(made, scaled, labels),
+        config,
+        device=_device(),
+        observer=Silent(),
+    )
+    calibrate(coder, values)
+    return coder, made
+
+
+def head_config(
+    items: int, outputs: int, settings: HeadSettings, seed: int, epochs: int | Literal["auto"]
+) -> TrainingConfig:
+    """How a head is trained on so many items; ``train_head`` says what the rest is."""
     if epochs == "auto":
-        epochs = default_epochs(len(values), 256, supervised=settings.budget == "supervised")
-    config = TrainingConfig(
+        epochs = default_epochs(items, 256, supervised=settings.budget == "supervised")
+    return TrainingConfig(
         lengths=(outputs,),
         epochs=epochs,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         seed=seed,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    inputs = input_statistics(values, center=settings.center)
-    scaled = ((values - inputs.center.numpy()) * float(inputs.scale)).astype(np.float32)
-    with torch.random.fork_rng(devices=[]):  # whatever an objective draws from torch's own generator
-        torch.default_generator.manual_seed(seed)
-        coder = HashCoder(values.shape[1], outputs, inputs=inputs).to(device)
-        loss_of = objective(Setup(outputs, scaled, classes, np.random.default_rng([seed, 3]))).to(device)
-    source: ViewSource = Copies(values, dropout=settings.dropout, center=inputs.center)
-    if views == "neighbors":
-        degenerate = as_embeddings(values).degenerate
-        near = find_shared_neighbors(values, _NEIGHBORS, degenerate=degenerate, seed=seed).rows
-        source = NeighborViews(values, near, settings.dropout, inputs.center)
-    labels = None if classes is None else torch.from_numpy(classes.index).to(device)
 
-    parameters = [*coder.parameters(), *loss_of.parameters()]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=True)
-    batch, steps = min(config.batch_size, len(values)), config.steps(len(values))
-    steps_an_epoch = len(values) // batch
-    order = np.empty(0, np.int64)
-    coder.train()
-    for step in range(steps):
-        epoch, place = divmod(step, steps_an_epoch)
-        if place == 0:
-            order = random_of(config, _PERMUTATION, epoch).permutation(len(values))
-        rows = order[place * batch : (place + 1) * batch]
-        drawn = source.views(rows, random_of(config, _STEP, step))
-        logits = torch.stack([coder(view.to(device)) for view in drawn])
-        chosen = torch.from_numpy(rows).to(device)
-        clean = torch.from_numpy(scaled[rows]).to(device)
-        loss = loss_of(LabeledBatch(logits, clean, None if labels is None else labels[chosen]))
-        optimizer.zero_grad()
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, config)
-        optimizer.step()
-        if (step % 50 == 49 or step == steps - 1) and not math.isfinite(float(loss.detach())):
-            raise TrainingError(
-                f"the loss became {float(loss.detach())} at step {step + 1} of {steps}; lower the learning rate "
-                f"(now {config.learning_rate:g})"
-            )
-    coder.eval()
-    calibrate(coder, values)
-    return coder, loss_of.eval()
+
+class _Named(nn.Module):
+    """A head's loss as the objective of the training loop: one term."""
+
+    inputs: Tensor
+    labels: Tensor | None
+
+    def __init__(self, loss: nn.Module, inputs: Tensor, labels: Tensor | None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.weights = {"own": 1.0}
+        self.register_buffer("inputs", inputs, persistent=False)
+        self.register_buffer("labels", labels, persistent=False)
+
+    def forward(self, logits: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """The loss of the batch."""
+        labels = None if self.labels is None else self.labels[rows]
+        return {"own": self.loss(LabeledBatch(logits.float(), self.inputs[rows], labels))}
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()

@@ -45,10 +45,10 @@ def encode(
     A model of images (crovca finetune) takes images, and texts with --modality texts.
     """
     from crovca.archive.encoding import encode_path
-    from crovca.hasher import load_hasher
+    from crovca.hasher import Hasher
 
     check_output(output, force=force, inputs=[model, data])
-    hasher = load_hasher(model, device=device, encoder=encoder)
+    hasher = Hasher.load(model, device=device, encoder=encoder)
     started = time.perf_counter()
     with Reporter() as reporter:
         found = encode_path(hasher, data, modality, observer=reporter, bits=bits, logits=logits, root=root)

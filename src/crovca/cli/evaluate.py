@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from crovca.evaluation.evaluate import Evaluation
     from crovca.evaluation.report import ImageOf
     from crovca.evaluation.situations import FiveMeasures
-    from crovca.hasher import CrossModalHasher, Hasher
+    from crovca.hasher import Hasher
 
 __all__ = ["evaluate"]
 
@@ -95,7 +95,7 @@ def evaluate(
     from crovca.codes import check_bits
     from crovca.errors import ConfigError, InvalidInputError
     from crovca.evaluation import evaluate as evaluation
-    from crovca.hasher import load_hasher
+    from crovca.hasher import Hasher
 
     k = parse_top_k(top_k)
     image_of: ImageOf | None = None
@@ -111,7 +111,7 @@ def evaluate(
             image_of = image_folder(images)
     elif images is not None:
         raise ConfigError("--images goes with --report")
-    hasher = load_hasher(model, device=device, encoder=encoder)
+    hasher = Hasher.load(model, device=device, encoder=encoder)
     _check_hold_out(hasher, hold_out_classes)
     longest = hasher.lengths_[-1]
     lengths = hasher.lengths_ if bits is None else parse_lengths(bits, "--bits")
@@ -185,15 +185,14 @@ def evaluate(
         stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
 
 
-def _check_hold_out(hasher: Hasher | CrossModalHasher, hold_out: float | None) -> None:
+def _check_hold_out(hasher: Hasher, hold_out: float | None) -> None:
     from crovca.errors import ConfigError
-    from crovca.hasher import Hasher
 
     if hold_out is None:
         return
     if not 0 < hold_out < 1:
         raise ConfigError(f"--hold-out-classes is a share between 0 and 1, got {hold_out}; try 0.5")
-    if type(hasher) is not Hasher:
+    if hasher.modalities != ("embeddings",):
         raise ConfigError(
             "--hold-out-classes learns anew from embeddings, and this model takes images or two modalities; embed "
             "the items (crovca embed) and train a model on that"
@@ -201,7 +200,7 @@ def _check_hold_out(hasher: Hasher | CrossModalHasher, hold_out: float | None) -
 
 
 def _measure_beside(
-    hasher: Hasher | CrossModalHasher,
+    hasher: Hasher,
     query: EncodedPath,
     database: EncodedPath,
     lengths: Sequence[int],
@@ -213,7 +212,6 @@ def _measure_beside(
 ) -> FiveMeasures:
     from crovca.compare.beside import learn_like, measure_beside
     from crovca.data.embeddings import Embeddings
-    from crovca.hasher import Hasher
 
     theirs, ours = (
         Embeddings(side.embeddings, side.encoded.labels, side.encoded.ids, np.empty(0, np.int64))
@@ -222,7 +220,7 @@ def _measure_beside(
     assert query.encoded.logits is not None
     assert database.encoded.logits is not None
     relearn = None
-    if hold_out is not None and isinstance(hasher, Hasher):
+    if hold_out is not None:
         relearn = learn_like(hasher, lengths)
     return measure_beside(
         theirs, ours, (query.encoded.logits, database.encoded.logits), lengths,

@@ -33,12 +33,12 @@ def export(
     """
     if not onnx:
         raise ConfigError("name a format: --onnx")
-    from crovca.hasher import load_hasher
+    from crovca.hasher import Hasher
     from crovca.hasher.onnx import MARKER, export_onnx
 
     check_output(output, force=force, inputs=[model], marker=MARKER)
     started = time.perf_counter()
-    described = export_onnx(load_hasher(model, device="cpu", encoder=encoder), output, force=force)
+    described = export_onnx(Hasher.load(model, device="cpu", encoder=encoder), output, force=force)
     seconds = round(time.perf_counter() - started, 2)
     if json:
         emit_json({"folder": str(output), **described, "seconds": seconds})

@@ -15,7 +15,7 @@ from crovca.files import check_output, remove
 from crovca.hashing.config import PRESETS
 
 if TYPE_CHECKING:
-    from crovca.hasher import ImageHasher, ImageTextHasher
+    from crovca.hasher import Hasher
     from crovca.hashing.process_group import ProcessGroup
     from crovca.hashing.train import Observer
     from crovca.sources.source import Source
@@ -218,13 +218,12 @@ def _fit(
     paired: bool,
     supervised: bool,
     saving: dict[str, Any],
-) -> ImageHasher | ImageTextHasher:
-    from crovca.hasher import ImageHasher, ImageTextHasher
+) -> Hasher:
+    from crovca.hasher import Hasher
 
     if paired:
         words = None if texts is None else pair_texts(source, texts, caption_column)
-        pair = ImageTextHasher.from_preset(preset, **parameters) if preset else ImageTextHasher(**parameters)
-        return pair.fit(source, words, **saving)
+        return Hasher.for_pairs(preset=preset, **parameters).fit(source, texts=words, **saving)
     if supervised and source.labels is None:
         raise ConfigError(
             f"--supervised needs labels, and this {source.kind} has none; put the images of each class into a folder "
@@ -232,7 +231,7 @@ def _fit(
         )
     if source.labels is not None and not supervised:
         saving["observer"].message("there are labels, which are not used; --supervised learns the classes")
-    hasher = ImageHasher.from_preset(preset, **parameters) if preset else ImageHasher(**parameters)
+    hasher = Hasher.for_images(preset=preset, **parameters)
     return hasher.fit(source, source.labels if supervised else None, **saving)
 
 
@@ -263,7 +262,7 @@ def pair_texts(source: Source[bytes], texts: Path, caption_column: str | None) -
     return pairs
 
 
-def _save(hasher: ImageHasher | ImageTextHasher, output: Path, partial: Path, force: bool) -> None:
+def _save(hasher: Hasher, output: Path, partial: Path, force: bool) -> None:
     try:
         hasher.save(output, force=force)
     except CrovcaError:
@@ -274,7 +273,7 @@ def _save(hasher: ImageHasher | ImageTextHasher, output: Path, partial: Path, fo
 
 
 def _report(
-    hasher: ImageHasher | ImageTextHasher,
+    hasher: Hasher,
     output: Path,
     process_group: ProcessGroup,
     seconds: float,
@@ -285,9 +284,9 @@ def _report(
     towers = hasher.towers_
     summary = {
         "model": str(output),
-        "kind": hasher.kind,
+        "kind": " and ".join(hasher.modalities),
         "lengths": list(hasher.lengths_),
-        "pairing": list(getattr(hasher, "pairing_", ["modalities"])),
+        "pairing": list(hasher.pairing_),
         "left_out": hasher.left_out_,
         "trained_parameters": towers.trained,
         "parameters": towers.total,
@@ -295,8 +294,7 @@ def _report(
         "epochs": last["epoch"],
         "steps": last["steps"],
         "loss": last["loss"],
-        "alignment": last["alignment"],
-        "diversity": last["diversity"],
+        **{name: last[name] for name in hasher.config_.weights},
         "seconds": round(seconds, 2),
         "notes": notes,
     }

@@ -72,7 +72,7 @@ def build(
     --force it is replaced where the images or the encoder are others than before.
     """
     from crovca.archive.ingest import build_index
-    from crovca.hashing.state import model_kind
+    from crovca.hasher.files import has_encoder
 
     started = time.perf_counter()
     with Reporter() as reporter:
@@ -108,7 +108,7 @@ def build(
     if not (output / "model").is_dir():
         how = "--id ID"
     else:
-        images = made.encoder is not None or (model_kind(output / "model") or "").startswith("image")
+        images = made.encoder is not None or has_encoder(output / "model")
         how = "--image FILE" if images else "--embeddings FILE"
     _say(f"next: crovca search {output} {how}")
 

@@ -136,11 +136,12 @@ class Reporter:
 
     def progress(self, state: TrainingProgress) -> None:
         """Some training steps were done."""
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in state.terms.items())
         self._bar.update(
             self._task("training"),
             completed=state.step / state.steps,
-            state=f"epoch {state.epoch}  loss {state.loss:.3f}  alignment {state.alignment:.3f}  "
-            f"diversity {state.diversity:.2f}  bits {state.balance_min:.2f}-{state.balance_max:.2f}",
+            state=f"epoch {state.epoch}  loss {state.loss:.3f}  {terms}  "
+            f"bits {state.balance_min:.2f}-{state.balance_max:.2f}",
         )
 
     def message(self, text: str) -> None:

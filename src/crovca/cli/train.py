@@ -15,7 +15,7 @@ from crovca.files import check_output, remove
 from crovca.hashing.config import PRESETS
 
 if TYPE_CHECKING:
-    from crovca.hasher import CrossModalHasher, Hasher
+    from crovca.hasher import Hasher
 
 __all__ = ["train"]
 
@@ -64,6 +64,14 @@ def train(
         Literal["small", "large"] | None,
         typer.Option(help="Network: small or large [default: small].", show_default=False),
     ] = None,
+    faithfulness: Annotated[
+        str | None,
+        typer.Option(
+            help="What codes are for: more of the learned kinds, the floats' order, or both: "
+            "kinds, balanced, order, or a number [default: balanced].",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data [default: by size].", show_default=False)
     ] = None,
@@ -93,8 +101,11 @@ def train(
     inputs = [path for path in (data, images, texts) if path is not None]
     check_output(output, force=force, inputs=inputs, marker="model.safetensors")
     partial = output.with_name(f"{output.name}.partial")
+    if force:  # an earlier run is not gone on with
+        remove(partial)
     parameters: dict[str, Any] = {"bits": bits, "seed": seed, "device": device}
-    chosen = {"hashcoder": hashcoder, "epochs": epochs, "batch_size": batch_size}
+    chosen: dict[str, Any] = {"hashcoder": hashcoder, "epochs": epochs, "batch_size": batch_size}
+    chosen["faithfulness"] = _number_or_name(faithfulness)
     parameters |= {name: value for name, value in chosen.items() if value is not None}
     if nested is not None:
         parameters["nested"] = parse_lengths(nested, "--nested")
@@ -107,7 +118,7 @@ def train(
         if data is not None:
             if shared:
                 raise ConfigError("--shared goes with --images and --texts")
-            hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, force, reporter)
+            hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, reporter)
         else:
             if pairing != "auto" or unsupervised:
                 raise ConfigError(
@@ -115,9 +126,7 @@ def train(
                 )
             assert images is not None
             assert texts is not None
-            hasher = _train_two(
-                images, texts, {**parameters, "shared": shared}, preset, saving, force, reporter
-            )
+            hasher = _train_two(images, texts, {**parameters, "shared": shared}, preset, saving, reporter)
     try:
         hasher.save(output, force=force)
     except CrovcaError:
@@ -129,14 +138,13 @@ def train(
     last = hasher.history_[-1]
     summary = {
         "model": str(output),
-        "kind": hasher.kind,
+        "kind": " and ".join(hasher.modalities),
         "lengths": list(hasher.lengths_),
-        "pairing": list(getattr(hasher, "pairing_", ["modalities"])),
+        "pairing": list(hasher.pairing_),
         "epochs": last["epoch"],
         "steps": last["steps"],
         "loss": last["loss"],
-        "alignment": last["alignment"],
-        "diversity": last["diversity"],
+        **{name: last[name] for name in hasher.config_.weights},
         "seconds": round(time.perf_counter() - started, 2),
         "notes": reporter.notes,
     }
@@ -153,6 +161,13 @@ def train(
     stdout.print(f"next: crovca encode {output} DATA -o codes.npz", highlight=False, soft_wrap=True)
 
 
+def _number_or_name(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
 def _train_one(
     data: Path,
     parameters: dict[str, Any],
@@ -160,7 +175,6 @@ def _train_one(
     unsupervised: bool,
     preset: str | None,
     saving: dict[str, Any],
-    force: bool,
     reporter: Reporter,
 ) -> Hasher:
     from crovca.hasher import Hasher
@@ -190,13 +204,10 @@ def _train_two(
     parameters: dict[str, Any],
     preset: str | None,
     saving: dict[str, Any],
-    force: bool,
     reporter: Reporter,
-) -> CrossModalHasher:
-    from crovca.hasher import CrossModalHasher
+) -> Hasher:
+    from crovca.hasher import Hasher
 
-    hasher = CrossModalHasher.from_preset(preset, **parameters) if preset else CrossModalHasher(**parameters)
+    hasher = Hasher.for_pairs(preset=preset, **parameters)
     pictures, words = open_embeddings(images, with_ids=False), open_embeddings(texts, with_ids=False)
-    if force:
-        remove(saving["checkpoint"])
-    return hasher.fit(pictures, words, observer=reporter, **saving)
+    return hasher.fit(pictures, texts=words, observer=reporter, **saving)

@@ -1,4 +1,4 @@
-"""The facade: hashers with the manners of scikit-learn, of embeddings (``Hasher``, ``CrossModalHasher``) and of images.
+"""The facade: one estimator with the manners of scikit-learn, for embeddings, images and pairs.
 
 >>> import numpy as np
 >>> X = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
@@ -6,8 +6,7 @@
 Codes(n=3, bits=16)
 """
 
-from crovca.hasher.embeddings import CrossModalHasher, Hasher
-from crovca.hasher.images import ImageHasher, ImageTextHasher
-from crovca.hasher.loading import load_hasher
+from crovca.hasher.fine_tuning import FineTuning
+from crovca.hasher.hasher import Hasher
 
-__all__ = ["CrossModalHasher", "Hasher", "ImageHasher", "ImageTextHasher", "load_hasher"]
+__all__ = ["FineTuning", "Hasher"]

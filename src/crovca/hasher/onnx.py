@@ -21,9 +21,9 @@ import crovca
 from crovca import files
 from crovca.encoders.encoder import Encoder
 from crovca.errors import EncoderError, MissingDependencyError
-from crovca.hasher.embeddings import CrossModalHasher, Hasher
-from crovca.hasher.towers import AdaptedTowers
-from crovca.hashing.network import HashCoder, Towers
+from crovca.hasher.hasher import Hasher
+from crovca.hashing.network import HashCoder
+from crovca.hashing.towers import Tower
 
 __all__ = ["MARKER", "export_onnx"]
 
@@ -31,9 +31,7 @@ MARKER = "export.json"
 """The file that tells a folder of graphs from others."""
 
 
-def export_onnx(
-    hasher: Hasher | CrossModalHasher, folder: str | Path, *, force: bool = False
-) -> dict[str, Any]:
+def export_onnx(hasher: Hasher, folder: str | Path, *, force: bool = False) -> dict[str, Any]:
     """Write a fitted hasher as ONNX graphs, atomically, with the number of items in a batch left open.
 
     ``embedding_to_codes.onnx`` takes ``embeddings`` float32 (n, d); ``image_to_codes.onnx`` of a model of images takes
@@ -59,28 +57,26 @@ def export_onnx(
     path = Path(folder)
     files.check_output(path, force=force, marker=MARKER)
     towers = hasher._fitted()
-    names = ["embedding"] if len(towers.coders) == 1 else ["image_embedding", "text_embedding"]
+    several = len(towers.coders) > 1
     graphs: dict[str, Any] = {}
+    preprocessing = None
     with files.atomic_directory(path) as temporary:
-        for name, coder in zip(names, towers.coders, strict=True):
-            assert isinstance(coder, HashCoder)
+        for tower in towers:
+            name = f"{tower.modality.removesuffix('s')}_embedding" if several else "embedding"
             graphs[f"{name}_to_codes.onnx"] = _write(
-                _ToCodes(coder),
+                _ToCodes(tower.coder),
                 "embeddings",
-                torch.zeros(2, coder.width),
+                torch.zeros(2, tower.coder.width),
                 temporary / f"{name}_to_codes.onnx",
             )
-        preprocessing = None
-        if isinstance(towers, AdaptedTowers):
-            encoder = towers.encoders[0]
-            assert isinstance(encoder, Encoder)
-            preprocessing = encoder.preprocessing.to_dict()
-            graphs["image_to_codes.onnx"] = _write(
-                _ImageToCodes(encoder, towers),
-                "images",
-                torch.zeros(2, *encoder.preprocessing.size, 3, dtype=torch.uint8),
-                temporary / "image_to_codes.onnx",
-            )
+            if isinstance(tower.encoder, Encoder):
+                preprocessing = tower.encoder.preprocessing.to_dict()
+                graphs["image_to_codes.onnx"] = _write(
+                    _ImageToCodes(tower.encoder, tower),
+                    "images",
+                    torch.zeros(2, *tower.encoder.preprocessing.size, 3, dtype=torch.uint8),
+                    temporary / "image_to_codes.onnx",
+                )
         described = {
             "format_version": 1,
             "crovca_version": crovca.__version__,
@@ -117,12 +113,10 @@ class _ToCodes(nn.Module):
 class _ImageToCodes(nn.Module):
     """Images uint8 (n, H, W, 3) to packed codes and logits."""
 
-    def __init__(self, encoder: Encoder, towers: Towers) -> None:
+    def __init__(self, encoder: Encoder, tower: Tower) -> None:
         super().__init__()
-        coder = towers.coders[0]
-        assert isinstance(coder, HashCoder)
         self.model = encoder.model
-        self.codes = _ToCodes(coder)
+        self.codes = _ToCodes(tower.coder)
         self._family, self._preprocessing = encoder.family, encoder.preprocessing
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from crovca.errors import ConfigError, InvalidInputError
 
 __all__ = [
     "DEFAULT_LENGTHS",
+    "FAITHFULNESS",
     "PRESETS",
     "SETTLE_SHARE",
     "SHORT_RUN",
@@ -50,6 +51,8 @@ class TrainingConfig:
         final_learning_rate: at the last step.
         weight_decay: of AdamW, on every parameter.
         diversity_weight: lambda, the weight of the coding rate.
+        faithfulness: weight of the order of the floats; None: the network has no closed-form base, as in the paper.
+        terms: more terms of the objective (``hashing.objective.TERMS``) and their weights.
         coding_rate_epsilon: eps of the coding rate.
         center: whether the mean embedding is subtracted before the network.
         logit_scale: the last batch normalization's weights at the first step.
@@ -64,6 +67,8 @@ class TrainingConfig:
     final_learning_rate: float = 1e-6
     weight_decay: float = 1e-2
     diversity_weight: float = 0.1
+    faithfulness: float | None = None
+    terms: tuple[tuple[str, float], ...] = ()
     coding_rate_epsilon: float = 0.05
     center: bool = False
     logit_scale: float = 1.0
@@ -92,11 +97,23 @@ class TrainingConfig:
         _not_negative("final_learning_rate", self.final_learning_rate)
         _not_negative("weight_decay", self.weight_decay)
         _not_negative("diversity_weight", self.diversity_weight)
+        if self.faithfulness is not None:
+            _not_negative("faithfulness", self.faithfulness)
+        for name, weight in self.terms:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise ConfigError(f"the weight of the term {name!r} must be a number, got {weight!r}")
 
     @property
     def bits(self) -> int:
         """The longest code length."""
         return self.lengths[-1]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The objective's terms and what each counts; those that are maximized have negative weights."""
+        paper = {"alignment": 1.0, "diversity": -self.diversity_weight}
+        faithful = {} if self.faithfulness is None else {"order": float(self.faithfulness)}
+        return {**paper, **faithful, **dict(self.terms)}
 
     def steps(self, items: int) -> int:
         """Training steps on ``items`` items: whole batches only."""
@@ -104,7 +121,7 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "lengths": list(self.lengths)}
+        return {**asdict(self), "lengths": list(self.lengths), "terms": dict(self.terms)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -114,8 +131,9 @@ class TrainingConfig:
         if unknown:
             raise ConfigError(f"unknown configuration key {unknown[0]!r}; expected some of {sorted(known)}")
         try:
-            return cls(**{**values, "lengths": tuple(values["lengths"])})
-        except (KeyError, TypeError) as error:
+            terms = tuple(dict(values["terms"]).items())
+            return cls(**{**values, "lengths": tuple(values["lengths"]), "terms": terms})
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"incomplete configuration: {error}") from error
 
 
@@ -136,13 +154,21 @@ class Recipe:
     logit_scale: float = 1.0
 
 
-def recipe(pairing: Sequence[str]) -> Recipe:
+def recipe(pairing: Sequence[str], *, base: bool = False) -> Recipe:
     """The settings for a pairing; those for classes, neighbors and stored views were tuned on splits of training data.
 
     Neighbors are noisy teachers: a strong decay keeps the network from remembering them (docs/reproducing.md). It
     helps stored views as well. Images that are augmented anew in each step, and pairs of modalities, have the
-    paper's settings.
+    paper's settings. Beside a closed-form base the network has less to do, and the same settings suit all.
+
+    Args:
+        pairing: where second views come from.
+        base: whether there is a closed-form base.
     """
+    if base:
+        return Recipe(
+            learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5
+        )
     if "classes" in pairing:
         return Recipe(
             learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, center=True, logit_scale=2.0
@@ -153,6 +179,9 @@ def recipe(pairing: Sequence[str]) -> Recipe:
         return Recipe(learning_rate=3e-3, weight_decay=5.0, diversity_weight=0.1, center=False)
     return Recipe(learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.1, center=False)
 
+
+FAITHFULNESS: Mapping[str, float] = {"balanced": 0.3, "order": 1.0}
+"""What the named points of the dial between kinds and faithfulness stand for: weights of the floats' order."""
 
 SETTLE_SHARE = 0.05
 """Running class prototypes settle after this share of the steps."""
@@ -234,10 +263,12 @@ def _at_least(name: str, value: object, least: int) -> None:
 
 
 def _positive(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise ConfigError(f"{name} must be greater than 0, got {value!r}")
 
 
 def _not_negative(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    ):
         raise ConfigError(f"{name} must be 0 or more, got {value!r}")

@@ -1,38 +1,23 @@
-"""HashCoder, the hashing network (paper, section 3.2 and Figure 2)."""
+"""HashCoder, the hashing network (paper, section 3.2 and Figure 2), and what may stand beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crovca.data.embeddings import Rows, evenly_spaced, mean_embedding, root_mean_square
+from crovca.data.embeddings import Rows, evenly_spaced
+from crovca.hashing.base import Base, FittedBase
 from crovca.hashing.config import HashCoderSize
-from crovca.hashing.process_group import ALONE, ProcessGroup
+from crovca.hashing.gate import Gate
+from crovca.hashing.inputs import Coordinates, Scaling
 
-__all__ = ["HashCoder", "InputStatistics", "Towers", "calibrate", "input_statistics", "set_statistics"]
+__all__ = ["HIDDEN", "HashCoder", "calibrate", "coder_on_base", "new_coders", "set_statistics"]
 
-
-class InputStatistics(NamedTuple):
-    """How embeddings are made comparable: (x - center) * scale.
-
-    Attributes:
-        center: (d,).
-        scale: (), one factor for all features, so that their proportions stay.
-    """
-
-    center: Tensor
-    scale: Tensor
-
-
-def input_statistics(values: Rows, *, center: bool) -> InputStatistics:
-    """One over the root mean square of all numbers, after subtracting the mean embedding if ``center``."""
-    mean = mean_embedding(values) if center else np.zeros(values.shape[-1], np.float32)
-    spread = root_mean_square(values, mean)
-    return InputStatistics(torch.from_numpy(mean), torch.tensor(1 / spread if spread > 0 else 1.0))
+HIDDEN = 512
+"""Units of a small network beside a base."""
 
 
 class HashCoder(nn.Module):
@@ -44,20 +29,22 @@ class HashCoder(nn.Module):
     The final batch normalization balances the bits. Linear weights are drawn from a truncated normal
     distribution of standard deviation 0.02, biases are 0 (the reference implementation's choice).
 
-    Embeddings are first shifted and scaled, (x - center) * scale, so that the same learning rate suits
-    encoders whose numbers are large or small. Both are saved with the weights.
+    Before the layers the embeddings go through ``inputs``, a step in closed form, so that the same learning rate
+    suits encoders whose numbers are large or small. It is saved with the weights.
+
+    With a base and a gate, logits = BatchNorm(base(c) + gate(c) layers(c)), c the coordinates that ``inputs`` gives:
+    where nothing was learned the gate is closed, and the code is that of the base.
 
     Args:
         width: d, numbers in an embedding.
         bits: length of the code.
         size: "small" or "large".
-        inputs: the shift and the scale; None: embeddings are taken as they are.
-        logit_scale: initial weights of the batch normalization.
+        inputs: what is done to embeddings first; None: nothing.
+        base, gate: both, or neither.
+        hidden: units of the first layer of a small network; None: as many as inputs.
+        logit_scale: initial weights of the batch normalization, one or (bits,).
         generator: of the initial weights; None: torch's global one.
     """
-
-    center: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -65,21 +52,26 @@ class HashCoder(nn.Module):
         bits: int,
         size: HashCoderSize = "small",
         *,
-        inputs: InputStatistics | None = None,
-        logit_scale: float = 1.0,
+        inputs: Scaling | Coordinates | None = None,
+        base: Base | None = None,
+        gate: Gate | None = None,
+        hidden: int | None = None,
+        logit_scale: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.width = width
         self.bits = bits
-        self.register_buffer("center", torch.zeros(width) if inputs is None else inputs.center)
-        self.register_buffer("scale", torch.ones(()) if inputs is None else inputs.scale)
+        self.inputs = inputs or Scaling.blank(width)
+        self.base, self.gate = base, gate
+        taken = self.inputs.outputs
         if size == "small":
-            layers: list[nn.Module] = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, bits)]
+            hidden = hidden or taken
+            layers: list[nn.Module] = [nn.Linear(taken, hidden), nn.ReLU(), nn.Linear(hidden, bits)]
         else:
-            hidden = max(2 * width, 2048)
+            hidden = max(2 * taken, 2048)
             layers = [
-                nn.Linear(width, hidden),
+                nn.Linear(taken, hidden),
                 nn.GELU(),
                 nn.Linear(hidden, hidden),
                 nn.GELU(),
@@ -87,7 +79,8 @@ class HashCoder(nn.Module):
             ]
         self.layers = nn.Sequential(*layers)
         self.norm = nn.BatchNorm1d(bits)
-        nn.init.constant_(self.norm.weight, logit_scale)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.as_tensor(logit_scale))
         for layer in layers:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
@@ -100,12 +93,61 @@ class HashCoder(nn.Module):
 
     def raw(self, embeddings: Tensor) -> Tensor:
         """What the batch normalization is given."""
-        outputs: Tensor = self.layers(self.shifted(embeddings))
-        return outputs
+        return self.learned(self.features(embeddings))
 
-    def shifted(self, embeddings: Tensor) -> Tensor:
-        """What the first layer is given."""
-        return (embeddings - self.center) * self.scale
+    def features(self, embeddings: Tensor) -> Tensor:
+        """What does not change while the network learns: its inputs (B, k), with a gate in a last column (B, k + 1)."""
+        inputs: Tensor = self.inputs(embeddings)
+        return inputs if self.gate is None else torch.cat([inputs, self.gate(inputs)], dim=1)
+
+    def learned(self, features: Tensor) -> Tensor:
+        """What the batch normalization is given, from ``features``."""
+        if self.base is None:
+            outputs: Tensor = self.layers(features)
+            return outputs
+        inputs, gate = features[:, :-1], features[:, -1:]
+        return self.base(inputs) + gate * self.layers(inputs)
+
+
+def new_coders(
+    inputs: Iterable[Scaling],
+    bits: int,
+    size: HashCoderSize = "small",
+    *,
+    logit_scale: float = 1.0,
+    seed: int = 0,
+) -> list[HashCoder]:
+    """New networks, one for each kind of input, with weights from the seed; torch's own random stream is left alone."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # layers draw weights from it before they get these
+        return [
+            HashCoder(part.width, bits, size, inputs=part, logit_scale=logit_scale, generator=generator)
+            for part in inputs
+        ]
+
+
+def coder_on_base(
+    inputs: Coordinates,
+    fitted: FittedBase,
+    gate: Gate,
+    size: HashCoderSize = "small",
+    *,
+    logit_scale: float = 1.5,
+    seed: int = 0,
+) -> HashCoder:
+    """A new network beside a base, with weights from the seed; every bit's logits have the scale of its components."""
+    with torch.random.fork_rng(devices=[]):
+        return HashCoder(
+            inputs.width,
+            len(fitted.scales),
+            size,
+            inputs=inputs,
+            base=fitted.base,
+            gate=gate,
+            hidden=HIDDEN,
+            logit_scale=logit_scale * fitted.scales,
+            generator=torch.Generator().manual_seed(seed),
+        )
 
 
 def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
@@ -115,11 +157,26 @@ def calibrate(coder: HashCoder, values: Rows, *, most: int = 65536) -> None:
     would leave bits stuck. At most ``most`` evenly spaced items are read.
     """
     rows = evenly_spaced(len(values), most)
-    blocks = (
-        torch.from_numpy(np.array(values[rows[start : start + 4096]], np.float32).reshape(-1, coder.width))
-        for start in range(0, len(rows), 4096)
-    )
-    set_statistics(coder, blocks)
+
+    def blocks() -> Iterator[Tensor]:
+        for start in range(0, len(rows), 4096):
+            block = np.array(values[rows[start : start + 4096]], np.float32)
+            yield torch.from_numpy(block.reshape(-1, coder.width))
+
+    if coder.base is not None:
+        _center_layers(coder, blocks())
+    set_statistics(coder, blocks())
+
+
+@torch.no_grad()
+def _center_layers(coder: HashCoder, blocks: Iterable[Tensor]) -> None:
+    """Take the layers' mean out, so that the bits of items whose gate is closed stay in balance, too."""
+    last, total, count = coder.layers[-1], torch.zeros(()), 0
+    assert isinstance(last, nn.Linear)
+    for block in blocks:
+        total = total.to(last.bias.device) + coder.layers(coder.inputs(block.to(last.bias.device))).sum(dim=0)
+        count += len(block)
+    last.bias.sub_(total / count)
 
 
 @torch.no_grad()
@@ -138,47 +195,3 @@ def set_statistics(coder: HashCoder, blocks: Iterable[Tensor]) -> None:
     assert coder.norm.running_var is not None
     coder.norm.running_mean.copy_(mean)
     coder.norm.running_var.copy_(variance)
-
-
-class Towers(nn.Module):
-    """One HashCoder for every view, or one for each modality.
-
-    Args:
-        coders: a single HashCoder that all views go through, or as many as there are views.
-        shared: several coders have the layers of the first; each keeps its own statistics.
-        process_group: processes that each have a part of the batch.
-    """
-
-    def __init__(
-        self, coders: Sequence[HashCoder], *, shared: bool = False, process_group: ProcessGroup = ALONE
-    ) -> None:
-        super().__init__()
-        if shared:
-            for coder in coders[1:]:
-                coder.layers = coders[0].layers
-        self.coders = nn.ModuleList(coders)
-        self.process_group = process_group
-
-    def begin_step(self, epoch: int, seed: int) -> None:
-        """Be told of a training step; there is nothing here that depends on it.
-
-        Args:
-            epoch: from 0 on.
-            seed: for what is random in the network at this step, in this process.
-        """
-
-    def forward(self, views: Sequence[Any]) -> Tensor:
-        """Views [(B, d_1), ..., (B, d_v)] to logits (v, B, bits) of the whole batch.
-
-        Each view is normalized by itself.
-        """
-        if len(self.coders) == 1:
-            coder = self.coders[0]
-            assert isinstance(coder, HashCoder)
-            outputs = torch.stack(coder.raw(torch.cat(list(views))).chunk(len(views)))  # one product
-            return torch.stack([coder.norm(part) for part in self.process_group.gather(outputs, dim=1)])
-        logits = []
-        for coder, view in zip(self.coders, views, strict=True):
-            assert isinstance(coder, HashCoder)
-            logits.append(coder.norm(self.process_group.gather(coder.raw(view))))
-        return torch.stack(logits)

@@ -60,12 +60,12 @@ def start_from_classes(coder: HashCoder, teacher: ClassPrototypes, values: Rows)
             yield features(block.flatten(0, 1)), members
 
     def codes() -> Pairs:
-        for features, members in pairs(lambda block: coder.layers[:-1](coder.shifted(block))):
+        for features, members in pairs(lambda block: coder.layers[:-1](coder.inputs(block))):
             of_some = members.any(dim=1)
             yield features[of_some], 2 * teacher.bits_for(members[of_some]) - 1
 
     teacher.settle(*_class_means(pairs(coder.raw)))
-    _answer_to_groups(coder, ridge_regression(pairs(coder.shifted), _UNIT_RIDGE))
+    _answer_to_groups(coder, ridge_regression(pairs(coder.inputs), _UNIT_RIDGE))
     last = coder.layers[-1]
     assert isinstance(last, nn.Linear)
     weights = ridge_regression(codes(), _CODE_RIDGE).weights
@@ -96,7 +96,7 @@ def start_from_clusters(coder: HashCoder, values: Rows, *, seed: int) -> None:
     def pairs() -> Pairs:
         for chosen, block in _blocks(values, rows):
             members = F.one_hot(torch.from_numpy(cluster[np.searchsorted(rows, chosen)]), count).float()
-            yield coder.shifted(block.flatten(0, 1)), members.repeat_interleave(block.shape[1], dim=0)
+            yield coder.inputs(block.flatten(0, 1)), members.repeat_interleave(block.shape[1], dim=0)
 
     _answer_to_groups(coder, ridge_regression(pairs(), _UNIT_RIDGE))
 

@@ -1,4 +1,4 @@
-"""Going on after an interruption, and the files of a finished model (docs/formats.md)."""
+"""Going on after an interruption (docs/formats.md)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from crovca.data.embeddings import Rows, chunks
 from crovca.errors import ConfigError, FileFormatError, StorageError
 from crovca.hashing.process_group import ALONE, ProcessGroup
 
-__all__ = ["MODEL_FORMAT_VERSION", "Checkpoint", "fingerprint", "model_kind", "read_model", "write_model"]
-
-MODEL_FORMAT_VERSION = 1
+__all__ = ["Checkpoint", "fingerprint", "log_lines", "parse_tensors", "save_tensors"]
 
 
 class Checkpoint:
@@ -56,6 +54,8 @@ class Checkpoint:
     def _begin(self, settings: dict[str, Any]) -> None:
         folder = self.folder
         described = folder / "settings.json"
+        if folder.is_symlink():
+            raise ConfigError(f"{folder} is a symbolic link, into which nothing is written; remove it")
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -108,9 +108,9 @@ class Checkpoint:
         for number, entries in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in entries.items()}
         with files.atomic_file(self._state) as temporary:
-            _save(tensors, temporary, {"step": str(step), "log": json.dumps(log)})
+            save_tensors(tensors, temporary, {"step": str(step), "log": json.dumps(log)})
         with files.atomic_file(self.folder / "log.jsonl") as temporary:
-            temporary.write_text(_lines(log), encoding="utf-8")
+            temporary.write_text(log_lines(log), encoding="utf-8")
         self._last = time.monotonic()
 
     def restore(
@@ -121,7 +121,7 @@ class Checkpoint:
         if content is None:
             return None
         try:
-            tensors, metadata = _parse(content, self._state)
+            tensors, metadata = parse_tensors(content, self._state)
             for part, module in modules.items():
                 module.load_state_dict(_with_prefix(tensors, f"{part}."))
             state: dict[int, dict[str, Tensor]] = {}
@@ -176,63 +176,13 @@ def fingerprint(*arrays: Rows | None) -> str:
     return digest.hexdigest()
 
 
-def write_model(
-    path: Path, weights: dict[str, Tensor], config: dict[str, Any], log: list[dict[str, Any]], *, force: bool
-) -> None:
-    """Write a model folder, atomically: ``config.json``, ``model.safetensors``, ``log.jsonl``."""
-    files.check_output(path, force=force, marker="model.safetensors")
-    with files.atomic_directory(path) as folder:
-        _save(weights, folder / "model.safetensors", {})
-        (folder / "log.jsonl").write_text(_lines(log), encoding="utf-8")
-        checksum = files.sha256(folder / "model.safetensors")
-        head = {"format_version": MODEL_FORMAT_VERSION}
-        files.write_json(folder / "config.json", {**head, **config, "weights_sha256": checksum})
-
-
-def model_kind(path: str | Path) -> str | None:
-    """The kind that a model's config.json names, read without the weights; None where there is none to read."""
-    config = Path(path) / "config.json"
-    kind = files.read_json(config, "model").get("kind") if config.is_file() else None
-    return kind if isinstance(kind, str) else None
-
-
-def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, Any]]]:
-    """Read a model folder: its configuration, weights and log.
-
-    Raises:
-        FileFormatError: not a model, of a newer format, truncated or tampered with.
-    """
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise FileFormatError(f"model {path} {what}; expected a folder that 'crovca train' or .save wrote")
-    config = files.read_json(path / "config.json", "model")
-    version = config.pop("format_version", None)
-    if version != MODEL_FORMAT_VERSION:
-        newer = isinstance(version, int) and version > MODEL_FORMAT_VERSION
-        raise FileFormatError(
-            f"{path}: model of format version {version!r}, this crovca reads {MODEL_FORMAT_VERSION}; "
-            + ("upgrade crovca" if newer else "train it again")
-        )
-    weights_file = path / "model.safetensors"
-    if not weights_file.exists():
-        raise FileFormatError(f"{path}: model.safetensors is missing; copy the whole folder")
-    if files.sha256(weights_file) != config.pop("weights_sha256", None):
-        raise FileFormatError(
-            f"{weights_file} does not match its checksum in config.json; it is truncated or was changed"
-        )
-    log = path / "log.jsonl"
-    try:
-        entries = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
-    except ValueError as error:
-        raise FileFormatError(f"{log} is not readable ({error}); it may be truncated") from error
-    return config, _load(weights_file)[0], entries
-
-
-def _lines(log: list[dict[str, Any]]) -> str:
+def log_lines(log: list[dict[str, Any]]) -> str:
+    """A log as lines of JSON."""
     return "".join(json.dumps(entry) + "\n" for entry in log)
 
 
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a .safetensors."""
     # Copies: networks may share their layers, and a file may not.
     separate = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     try:
@@ -241,15 +191,16 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
         raise StorageError(f"cannot write {path.name}: {error}; nothing was written") from error
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    return _parse(path.read_bytes(), path)
+def parse_tensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a .safetensors.
 
-
-def _parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    Raises:
+        FileFormatError: it is none; ``path`` names it in the message.
+    """
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return load(content), header.get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileFormatError(
             f"{path} is not a readable .safetensors ({error}); it may be truncated"
         ) from error

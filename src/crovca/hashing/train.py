@@ -1,4 +1,4 @@
-"""The training loop. What differs between paradigms comes in as arguments: the views, the teacher, the network."""
+"""The training loop. What differs between methods comes in as arguments: the views, the network, the objective."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from crovca.errors import InvalidInputError, TrainingError
 from crovca.hashing.config import TrainingConfig
 from crovca.hashing.monitor import BitMonitor
-from crovca.hashing.network import Towers
-from crovca.hashing.objective import hash_loss
+from crovca.hashing.objective import Objective, hash_loss
 from crovca.hashing.process_group import ALONE, ProcessGroup
 from crovca.hashing.state import Checkpoint
+from crovca.hashing.towers import Towers
 from crovca.hashing.views import ViewSource
 
 __all__ = ["Observer", "Progress", "Silent", "learning_rate", "random_of", "train"]
@@ -37,7 +37,8 @@ class Progress:
     Attributes:
         step: steps done, of ``steps``.
         epoch: epoch of that step, from 1.
-        loss: L_hash; alignment: L_align in nats a bit; diversity: the coding rate R (larger is better).
+        loss: the weighted sum of the terms.
+        terms: of the objective, by name: alignment in nats a bit, diversity the coding rate (larger is better).
         balance_min, balance_max: smallest and largest share of ones of a bit in this epoch.
     """
 
@@ -45,11 +46,17 @@ class Progress:
     steps: int
     epoch: int
     loss: float
-    alignment: float
-    diversity: float
+    terms: dict[str, float]
     balance_min: float
     balance_max: float
     learning_rate: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every term under its name."""
+        values = asdict(self)
+        place = list(values).index("terms")
+        items = list(values.items())
+        return dict([*items[:place], *self.terms.items(), *items[place + 1 :]])
 
 
 class Observer(Protocol):
@@ -92,7 +99,7 @@ def random_of(config: TrainingConfig, *key: int) -> np.random.Generator:
 def train(
     model: Towers,
     source: ViewSource,
-    teacher: nn.Module,
+    objective: Objective,
     config: TrainingConfig,
     *,
     device: torch.device,
@@ -101,12 +108,12 @@ def train(
     process_group: ProcessGroup = ALONE,
     prefetch: int = 0,
 ) -> list[dict[str, Any]]:
-    """Minimize the objective; ``model`` and ``teacher`` are changed in place and left in evaluation mode.
+    """Minimize the objective; ``model`` and ``objective`` are changed in place and left in evaluation mode.
 
     Args:
         model: views [(B, d_1), ...] to logits (v, B, bits); its parameters that need a gradient are trained.
         source: the views of the items.
-        teacher: (logits, rows) to targets of the logits' shape.
+        objective: (logits, rows) to named terms; a module, whose parameters are trained as well.
         config: settings.
         device: where to compute; on CUDA the network runs in bfloat16, the objective in float32.
         observer: is told how it goes.
@@ -115,15 +122,15 @@ def train(
         prefetch: batches whose views another thread prepares while the model computes.
 
     Returns:
-        The log: a dict of ``Progress`` for every tenth step and the last.
+        The log: ``Progress.to_dict`` of every tenth step and the last.
 
     Raises:
         TrainingError: the loss is not finite.
         InvalidInputError: fewer items than processes.
     """
-    model.to(device).train()
-    teacher.to(device)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert isinstance(objective, nn.Module)
+    learned = nn.ModuleList([model, objective]).to(device).train()
+    parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
     )
@@ -131,9 +138,10 @@ def train(
     steps = plan.steps
     log: list[dict[str, Any]] = []
     first = 0
-    names = ["images: ", "texts: "] if len(model.coders) == 2 else [""]
+    modalities = [tower.modality for tower in model]
+    names = [f"{name}: " for name in modalities] if len(modalities) > 1 else [""]
     monitors = [BitMonitor(config.bits, name).to(device) for name in names]
-    state = {"model": model, "teacher": teacher, "monitors": nn.ModuleList(monitors)}
+    state = {"model": model, "objective": objective, "monitors": nn.ModuleList(monitors)}
     if checkpoint is not None and (resumed := checkpoint.restore(state, optimizer)):
         first, log = resumed
         observer.message(f"going on from step {first:,} of {steps:,}")
@@ -144,16 +152,10 @@ def train(
         model.begin_step(epoch, int(random_of(config, _MODEL, step, process_group.rank).integers(2**63)))
         with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
             logits: Tensor = model([_moved(view, device) for view in views])  # (v, B, b)
-        targets = teacher(logits, torch.from_numpy(rows).to(device))  # (v, B, b)
-        loss = hash_loss(
-            logits,
-            targets,
-            lengths=config.lengths,
-            diversity_weight=config.diversity_weight,
-            epsilon=config.coding_rate_epsilon,
-        )
+        terms = objective(logits, torch.from_numpy(rows).to(device))
+        loss = hash_loss(terms, objective.weights)
         optimizer.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         process_group.mean_gradients(parameters)
         rate = learning_rate(step, steps, config)
         for group in optimizer.param_groups:
@@ -163,24 +165,23 @@ def train(
 
         done = step + 1
         if done % _LOG_EVERY == 0 or done == steps:
-            total, alignment, diversity = (float(term.detach()) for term in loss)
+            total = float(loss.detach())
             if not math.isfinite(total):
                 raise TrainingError(
                     f"the loss became {total} at step {done}; lower the learning rate "
                     f"(now {config.learning_rate}) or scale the embeddings down"
                 )
             balance = list(chain.from_iterable(monitor.balance() for monitor in monitors))
-            progress = Progress(
-                done, steps, epoch + 1, total, alignment, -diversity, min(balance), max(balance), rate,
-            )  # fmt: skip
-            log.append(asdict(progress))
+            values = {name: float(term.detach()) for name, term in terms.items()}
+            progress = Progress(done, steps, epoch + 1, total, values, min(balance), max(balance), rate)
+            log.append(progress.to_dict())
             observer.progress(progress)
         if place == plan.steps_per_epoch - 1:
             for text in chain.from_iterable(monitor.news() for monitor in monitors):
                 observer.message(f"epoch {epoch + 1}: {text}")
         if checkpoint is not None and done < steps:
             checkpoint.save_if_due(done, log, state, optimizer)
-    model.eval()
+    learned.eval()
     return log
 
 

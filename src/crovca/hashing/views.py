@@ -7,6 +7,7 @@ texts are in ``hasher.image_views``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,7 +19,18 @@ from torch import Tensor
 from crovca.data.embeddings import Rows
 from crovca.errors import InvalidInputError
 
-__all__ = ["Copies", "Mixed", "Modalities", "NeighborViews", "StoredViews", "ViewSource", "feature_dropout"]
+__all__ = [
+    "Augment",
+    "CoordinateNoise",
+    "Copies",
+    "EachModality",
+    "FeatureDropout",
+    "Mixed",
+    "Modalities",
+    "NeighborViews",
+    "StoredViews",
+    "ViewSource",
+]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -33,23 +45,53 @@ class ViewSource(Protocol):
         """The views of these items, as the model takes them: float32 tensors (B, d), one a view."""
 
 
-def feature_dropout(batch: Tensor, share: float, random: np.random.Generator, center: Tensor) -> Tensor:
+class Augment(Protocol):
+    """Makes a batch (B, d) another one, with chance from a stream."""
+
+    def __call__(self, batch: Tensor, random: np.random.Generator, /) -> Tensor:
+        """The changed batch (B, d)."""
+
+
+class FeatureDropout:
     """Set a random ``share`` of the numbers to ``center`` and move the others away from it, keeping the mean.
 
     The share is rounded to n/256: one random byte a number is ten times cheaper than a random float.
 
     Args:
-        batch: (B, d).
         share: in [0, 1).
-        random: the stream to draw from.
         center: (d,) or (), what a feature is that says nothing.
     """
-    dropped = round(256 * share)
-    if not dropped:
-        return batch
-    drawn = np.frombuffer(random.bytes(batch.numel()), np.uint8).reshape(batch.shape)
-    kept = torch.from_numpy(drawn >= dropped)
-    return torch.addcmul(center, batch - center, kept, value=256 / (256 - dropped))
+
+    def __init__(self, share: float, center: Tensor) -> None:
+        self._dropped, self._center = round(256 * share), center
+
+    def __call__(self, batch: Tensor, random: np.random.Generator, /) -> Tensor:
+        """The batch (B, d) with features dropped."""
+        dropped = self._dropped
+        if not dropped:
+            return batch
+        drawn = np.frombuffer(random.bytes(batch.numel()), np.uint8).reshape(batch.shape)
+        kept = torch.from_numpy(drawn >= dropped)
+        return torch.addcmul(self._center, batch - self._center, kept, value=256 / (256 - dropped))
+
+
+class CoordinateNoise:
+    """What dropping a ``share`` of d features does to coordinates: noise of sd |c| sqrt(p / (1 - p) / d).
+
+    Args:
+        share: p in [0, 1).
+        width: d.
+        coordinates: how many of the numbers are coordinates; what follows them, the gate, stays.
+    """
+
+    def __init__(self, share: float, width: int, coordinates: int) -> None:
+        self._spread, self._coordinates = math.sqrt(share / (1 - share) / width), coordinates
+
+    def __call__(self, batch: Tensor, random: np.random.Generator, /) -> Tensor:
+        """The batch (B, d) with noise on its coordinates."""
+        points, rest = batch[:, : self._coordinates], batch[:, self._coordinates :]
+        noise = torch.from_numpy(random.standard_normal(points.shape, np.float32))
+        return torch.cat([points + self._spread * points.norm(dim=1, keepdim=True) * noise, rest], dim=1)
 
 
 class StoredViews:
@@ -79,48 +121,35 @@ class StoredViews:
 
 
 class Copies:
-    """The item itself (a random stored view, if there are several), once or several times, with feature dropout.
+    """The item itself (a random stored view, if there are several), augmented.
 
     Args:
         values: (n, d) or (n, v, d).
-        draw: how many copies make a step.
-        dropout: share of the features that is dropped in each.
-        center: what a dropped feature becomes, (d,); None: 0.
+        augment: makes each.
     """
 
-    def __init__(
-        self, values: Rows, draw: int = 1, dropout: float = 0.3, center: Tensor | None = None
-    ) -> None:
-        self._values, self._draw, self._dropout = values, draw, dropout
-        self._center = torch.zeros(()) if center is None else center
+    def __init__(self, values: Rows, augment: Augment) -> None:
+        self._values, self._augment = values, augment
 
     def __len__(self) -> int:
         return len(self._values)
 
     def views(self, rows: Int64, random: np.random.Generator) -> list[Tensor]:
-        """``draw`` copies of each item."""
-        if len(self._values.shape) == 3:
-            copies = [_one_view(self._values, rows, random) for _ in range(self._draw)]
-        else:
-            copies = [_read(self._values, rows)] * self._draw
-        return [feature_dropout(copy, self._dropout, random, self._center) for copy in copies]
+        """One copy of each item."""
+        return [self._augment(_one_view(self._values, rows, random), random)]
 
 
 class NeighborViews:
-    """The item, and a random one of its nearest neighbors with feature dropout.
+    """The item, and a random one of its nearest neighbors, augmented.
 
     Args:
         values: (n, d) or (n, v, d).
         neighbors: (n, k) rows of the nearest items.
-        dropout: share of the neighbor's features that is dropped.
-        center: what a dropped feature becomes, (d,); None: 0.
+        augment: is done to the neighbor.
     """
 
-    def __init__(
-        self, values: Rows, neighbors: Int64, dropout: float = 0.3, center: Tensor | None = None
-    ) -> None:
-        self._values, self._neighbors, self._dropout = values, neighbors, dropout
-        self._center = torch.zeros(()) if center is None else center
+    def __init__(self, values: Rows, neighbors: Int64, augment: Augment) -> None:
+        self._values, self._neighbors, self._augment = values, neighbors, augment
 
     def __len__(self) -> int:
         return len(self._values)
@@ -130,7 +159,7 @@ class NeighborViews:
         chosen = random.integers(self._neighbors.shape[1], size=len(rows))
         near = self._neighbors[rows, chosen]
         item, other = _one_view(self._values, rows, random), _one_view(self._values, near, random)
-        return [item, feature_dropout(other, self._dropout, random, self._center)]
+        return [item, self._augment(other, random)]
 
 
 class Modalities:
@@ -148,6 +177,20 @@ class Modalities:
     def views(self, rows: Int64, random: np.random.Generator) -> list[Tensor]:
         """A view of each modality, in order."""
         return [_one_view(values, rows, random) for values in self._modalities]
+
+
+class EachModality:
+    """The first view of each source: sources of the same items, one a modality."""
+
+    def __init__(self, sources: Sequence[ViewSource]) -> None:
+        self._sources = sources
+
+    def __len__(self) -> int:
+        return len(self._sources[0])
+
+    def views(self, rows: Int64, random: np.random.Generator) -> list[Tensor]:
+        """A view of each modality, in order."""
+        return [source.views(rows, random)[0] for source in self._sources]
 
 
 class Mixed:

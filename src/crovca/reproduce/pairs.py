@@ -21,7 +21,7 @@ from crovca.datasets.structure import Dataset
 from crovca.embedding.job import Origin
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.files import atomic_file
-from crovca.hasher import CrossModalHasher, ImageTextHasher
+from crovca.hasher import Hasher
 from crovca.reproduce.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def text_embeddings(inputs: Inputs, encoder: str, dataset: str, split: str) -> E
 
 def fit_pairs(
     inputs: Inputs, training: Training, parameters: dict[str, Any], checkpoint: Path | None
-) -> ImageTextHasher | CrossModalHasher:
+) -> Hasher:
     """Train a model on the pairs of image and text of a dataset; a random one is only put together.
 
     An image's texts are its views: one of them is drawn at each step. The two random HashCoders have their layers in
@@ -142,16 +142,15 @@ def fit_pairs(
         captions: list[list[str]] = [[] for _ in range(len(source))]
         for text, item in zip(texts.texts, texts.items.tolist(), strict=True):
             captions[item].append(text)
-        adapted = ImageTextHasher.from_preset(training.preset, **parameters)
-        return adapted.fit(source, captions, **saving)
+        return Hasher.for_pairs(preset=training.preset, **parameters).fit(source, texts=captions, **saving)
     images, words = _paired(inputs, training)
     if training.setting == "random":
         drawn = {name: parameters[name] for name in ("seed", "device")}
         drawn |= {"bits": training.bits, "shared": True}
-        return CrossModalHasher.from_preset(training.preset, **drawn).initialize(images, words)
+        return Hasher.for_pairs(preset=training.preset, **drawn).initialize(images, words)
     # of the towers, which stand aside
     parameters = {name: value for name, value in parameters.items() if name not in ("encoder", "dtype")}
-    return CrossModalHasher.from_preset(training.preset, **parameters).fit(images, words, **saving)
+    return Hasher.for_pairs(preset=training.preset, **parameters).fit(images, texts=words, **saving)
 
 
 def _paired(inputs: Inputs, training: Training) -> tuple[Rows, Rows]:

@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from crovca.codes import Codes
-from crovca.data.embeddings import Embeddings
 from crovca.data.encoded import Encoded
 from crovca.datasets.registry import PROTOCOLS
 from crovca.datasets.structure import Protocol
 from crovca.errors import ConfigError
 from crovca.files import load_arrays, remove, save_arrays
-from crovca.hasher import CrossModalHasher, Hasher, ImageHasher, load_hasher
-from crovca.hasher.finetuned import EncodedImages
+from crovca.hasher import Hasher
+from crovca.hasher.hasher import EncodedItems
 from crovca.hashing.config import PRESETS, TrainingConfig
 from crovca.hashing.train import Observer
 from crovca.reproduce.inputs import NESTED_LENGTHS, STATISTICS, Inputs, slice_source
@@ -116,17 +114,20 @@ class Workspace(Inputs):
         if training.setting == "random":
             values = self.embeddings(training.encoder, training.dataset, STATISTICS)
             size = PRESETS[training.preset].hashcoder
-            hasher = Hasher(
-                training.bits, nested=False, hashcoder=size, epochs=1, device=self.device, seed=seed
-            )
-            return hasher.initialize(values)
+            parameters: dict[str, Any] = {
+                "nested": False,
+                "faithfulness": "kinds",
+                "hashcoder": size,
+                "epochs": 1,
+            }
+            return Hasher(training.bits, **parameters, device=self.device, seed=seed).initialize(values)
 
-        def fit(**saving: Any) -> ImageHasher:
+        def fit(**saving: Any) -> Hasher:
             frozen = {"lora_rank": None} if training.fitting == "probing" else {}
             chosen = {**self.parameters(training.encoder, bits, seed), **frozen}
             source = self.source(training.dataset, "train")
             labels = source.labels if training.setting == "supervised" else None
-            return ImageHasher.from_preset(training.preset, **chosen).fit(source, labels, **saving)
+            return Hasher.for_images(preset=training.preset, **chosen).fit(source, labels, **saving)
 
         return self.keep(training, seed, fit)
 
@@ -158,7 +159,7 @@ class Workspace(Inputs):
             frozen = training.setting == "pairs" and training.fitting == "probing"
             self._model = (
                 folder,
-                load_hasher(folder, device=self.device, encoder=None if frozen else elsewhere),
+                Hasher.load(folder, device=self.device, encoder=None if frozen else elsewhere),
             )
         return self._model[1]
 
@@ -171,8 +172,9 @@ class Workspace(Inputs):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             fitted = fit(checkpoint=partial, observer=self.observer)
-            for tower in getattr(fitted.towers_, "encoders", ()):  # a model of embeddings has none in it
-                self.note_weights(encoder, tower.identity)
+            for tower in fitted.towers_:
+                if tower.encoder is not None:
+                    self.note_weights(encoder, tower.encoder.identity)
             fitted.save(folder)
         except Exception as error:
             self._failed[folder] = error
@@ -195,12 +197,17 @@ class Workspace(Inputs):
             hasher = self.model(training, seed)
             if training.setting == "random" or training.fitting == "probing":
                 items = self.embeddings(training.encoder, dataset, split)
-                logits = _logits(hasher, items)
+                logits = hasher.logits_of_embeddings(items, modality=hasher.modalities[0])
                 Encoded(Codes.from_logits(logits), items.ids, items.labels, logits).save(path)
             else:
                 partial = path.with_suffix(".partial")
                 source = self.source(dataset, split)
-                self.encode_parts(hasher.encode_source, source, partial, f"{dataset}/{name}").save(path)
+                self.encode_parts(
+                    lambda part: hasher.encode_source(part, modality="images"),
+                    source,
+                    partial,
+                    f"{dataset}/{name}",
+                ).save(path)
                 remove(partial)
         source = self.source(dataset, split)
         found = Encoded.load(path)
@@ -222,11 +229,16 @@ class Workspace(Inputs):
             hasher = self.model(training, seed)
             if training.fitting == "probing":
                 found = text_embeddings(self, training.encoder, dataset, split)
-                logits = hasher.logits(texts=found)
+                logits = hasher.logits(found, modality="texts")
                 encoded = Encoded(Codes.from_logits(logits), found.ids, None, logits)
             else:
                 source, partial = open_texts(listed_texts(self, dataset, split)), path.with_suffix(".partial")
-                encoded = self.encode_parts(hasher.encode_texts, source, partial, f"{dataset}/{split}.texts")
+                encoded = self.encode_parts(
+                    lambda part: hasher.encode_source(part, modality="texts"),
+                    source,
+                    partial,
+                    f"{dataset}/{split}.texts",
+                )
             encoded.save(path)
             remove(path.with_suffix(".partial"))
         kept = Encoded.load(path).prefix(training.bits)
@@ -234,12 +246,12 @@ class Workspace(Inputs):
         return replace(kept, labels=labels_of(kept.ids, texts.ids, texts.labels))
 
     def encode_parts(
-        self, encode: Callable[[Source[Any]], EncodedImages], source: Source[Any], partial: Path, where: str
+        self, encode: Callable[[Source[Any]], EncodedItems], source: Source[Any], partial: Path, where: str
     ) -> Encoded:
         """Codes of a source's items, written part by part into a folder, so that a run that was killed goes on.
 
         Args:
-            encode: a model's ``encode_source`` or ``encode_texts``.
+            encode: gives logits of a part of it.
             source: images or texts.
             partial: the folder; it may be removed when the codes are saved.
             where: what messages call the items.
@@ -263,10 +275,3 @@ class Workspace(Inputs):
         chosen, values = np.concatenate(rows), np.concatenate(logits)
         labels = None if source.labels is None else source.labels[chosen]
         return Encoded(Codes.from_logits(values), source.ids[chosen], labels, values)
-
-
-def _logits(hasher: Any, items: Embeddings) -> npt.NDArray[np.float32]:
-    """Logits of images' embeddings by the HashCoder alone, of models that have an encoder in them too."""
-    if isinstance(hasher, CrossModalHasher):
-        return hasher.logits(images=items)
-    return Hasher.logits(hasher, items)

@@ -1,0 +1,389 @@
+"""Learning from embeddings of one kind, or of two: what is handed to the training loop."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from crovca._version import __version__
+from crovca.data.embeddings import Embeddings, Rows, as_embeddings, chunks, evenly_spaced
+from crovca.data.labels import ClassMembership, to_membership
+from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, StorageError, TrainingError
+from crovca.hashing.base import fit_base
+from crovca.hashing.config import SETTLE_SHARE, SHORT_RUN, TrainingConfig
+from crovca.hashing.features import features_of
+from crovca.hashing.gate import fit_gate
+from crovca.hashing.inputs import Scaling, fit_coordinates, input_statistics
+from crovca.hashing.neighbors import find_shared_neighbors
+from crovca.hashing.network import HashCoder, calibrate, coder_on_base, new_coders
+from crovca.hashing.objective import HashObjective
+from crovca.hashing.process_group import ALONE, ProcessGroup
+from crovca.hashing.start import start_from_classes, start_from_clusters
+from crovca.hashing.state import Checkpoint, fingerprint
+from crovca.hashing.targets import ClassPrototypes, CrossView
+from crovca.hashing.towers import Tower, Towers
+from crovca.hashing.train import Observer, Silent, train
+from crovca.hashing.views import (
+    Augment,
+    CoordinateNoise,
+    Copies,
+    FeatureDropout,
+    Mixed,
+    Modalities,
+    NeighborViews,
+    StoredViews,
+    ViewSource,
+)
+
+if TYPE_CHECKING:
+    from crovca.hasher.hasher import Hasher
+
+__all__ = ["Fitted", "Run", "fit_embeddings", "initialize", "kept_run", "teacher_of"]
+
+_MOST_READ = 65536
+_GIANT = 1000  # times the median length
+_PAIRINGS = ("views", "neighbors", "classes")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training gives.
+
+    Attributes:
+        towers: the network, in evaluation mode.
+        config: what it was trained with.
+        pairing: where the second views came from.
+        history: the log.
+        classes: names of the classes, or None.
+        neighbor_recall: share of true neighbors that the search found, or None without one.
+        left_out: how many items could not be read, by reason.
+    """
+
+    towers: Towers
+    config: TrainingConfig
+    pairing: tuple[str, ...]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    classes: npt.NDArray[Any] | None = None
+    neighbor_recall: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+class Run(NamedTuple):
+    """How a run is watched and kept.
+
+    Attributes:
+        observer: is told how it goes.
+        checkpoint: folder for its state, or None.
+        seconds: how often the state is written.
+        process_group: processes that train together.
+    """
+
+    observer: Observer
+    checkpoint: str | Path | None = None
+    seconds: float = 15.0
+    process_group: ProcessGroup = ALONE
+
+
+def fit_embeddings(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:
+    """Train on embeddings, or on rows of two kinds that are pairs; takes and raises what ``Hasher.fit`` does."""
+    parts = _checked(hasher, X, y, texts)
+    data = parts[0]
+    labels = data.labels if y is not None else None
+    pairing = (
+        ("modalities",) if len(parts) > 1 else resolve_pairing(hasher.pairing, data, labels, run.observer)
+    )
+    values = [part.values for part in parts]
+    config = hasher._config(len(data), pairing, run.observer)
+    start = _resolve_start(hasher, pairing, config, len(data))
+    classes = to_membership(labels) if "classes" in pairing and labels is not None else None
+    for rows, name in zip(values, hasher.modalities, strict=True):
+        _warn_of_giants(rows, name)
+    with kept_run(hasher, run, config, partial(fingerprint, *values, labels)) as kept:
+        towers = _towers(hasher, values, config)
+        coder = towers.coders[0]
+        towers.on_features = coder.base is not None
+        taken = features_of(coder, data.values) if towers.on_features else data.values
+        source, recall = _source(hasher, parts, taken, pairing, coder, run.observer, kept)
+        teacher = teacher_of(hasher, classes, config, len(data))
+        points = partial(_points, taken, coder.inputs.outputs) if towers.on_features else None
+        if kept is None or not kept.has_state:
+            if start == "classes":
+                assert isinstance(teacher, ClassPrototypes)
+                start_from_classes(towers.coders[0], teacher, data.values)
+            elif start == "clusters":
+                start_from_clusters(towers.coders[0], data.values, seed=hasher.seed)
+        history = train(
+            towers,
+            source,
+            HashObjective(teacher, config, points),
+            config,
+            device=hasher._device(),
+            observer=run.observer,
+            checkpoint=kept,
+        )
+        towers.on_features = False
+        for learned, rows in zip(towers.coders, values, strict=True):
+            calibrate(learned, rows)
+    return Fitted(towers, config, pairing, history, None if classes is None else classes.names, recall)
+
+
+def initialize(hasher: Hasher, X: Any, texts: Any) -> Fitted:
+    """Random weights, with the statistics of these embeddings; takes and raises what ``fit_embeddings`` does."""
+    parts = _checked(hasher, X, None, texts)
+    pairing = ("modalities",) if len(parts) > 1 else ()
+    config = hasher._config(len(parts[0]), pairing, Silent())
+    towers = _towers(hasher, [part.values for part in parts], config)
+    towers.to(hasher._device()).eval()
+    for coder, part in zip(towers.coders, parts, strict=True):
+        calibrate(coder, part.values)
+    return Fitted(towers, config, pairing)
+
+
+@contextmanager
+def kept_run(
+    hasher: Hasher, run: Run, config: TrainingConfig, data: Callable[[], str], **more: Any
+) -> Iterator[Checkpoint | None]:
+    """The folder of an unfinished run; it stays only where going on could end better.
+
+    Args:
+        hasher: whose parameters decide the result.
+        run: names the folder, or none.
+        config: decides the result as well.
+        data: a fingerprint of the data, made where it is needed.
+        more: whatever else decides it.
+    """
+    if run.checkpoint is None:
+        yield None
+        return
+    described = {**hasher.get_params(), **config.to_dict(), "device": str(hasher._device())}
+    if hasher.fine_tuning is not None:
+        del described["fine_tuning"]
+        described |= asdict(hasher.fine_tuning)
+    settings = {"crovca_version": __version__, **json.loads(json.dumps(described, default=plain))}
+    settings |= {"data": data(), **more}
+    kept = Checkpoint(
+        Path(run.checkpoint), settings, every_seconds=run.seconds, process_group=run.process_group
+    )
+    try:
+        yield kept
+    except (InvalidInputError, ConfigError, TrainingError):
+        kept.remove()
+        raise
+    except StorageError:
+        if not kept.has_state:
+            kept.remove()
+        raise
+
+
+def teacher_of(
+    hasher: Hasher, classes: ClassMembership | None, config: TrainingConfig, items: int
+) -> CrossView | ClassPrototypes:
+    """The other view, or prototypes of the classes."""
+    if classes is None:
+        return CrossView()
+    index = torch.from_numpy(classes.index)
+    if hasher.prototypes == "batch":
+        return ClassPrototypes(index, classes.count, config.bits, momentum=0.0)
+    return ClassPrototypes(
+        index,
+        classes.count,
+        config.bits,
+        settle_after=max(1, round(SETTLE_SHARE * config.steps(items))),
+        apart=config.lengths[0],
+    )
+
+
+def resolve_pairing(
+    wanted: Any, data: Embeddings, labels: npt.NDArray[Any] | None, observer: Observer
+) -> tuple[str, ...]:
+    """Where second views come from: what "auto" stands for is said."""
+    if wanted == "auto":
+        if labels is not None:
+            found, why = "classes", "there are labels"
+        elif data.views > 1:
+            found, why = "views", f"there are {data.views} stored views of each item and no labels"
+        else:
+            found, why = "neighbors", "there are embeddings alone"
+        observer.message(f"pairing: {found}, because {why}")
+        return (found,)
+    named = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    unknown = [name for name in named if name not in _PAIRINGS]
+    if unknown or not named or len(set(named)) < len(named):
+        raise ConfigError(f"pairing must be 'auto' or some of {list(_PAIRINGS)}, got {wanted!r}")
+    if "classes" in named and labels is None:
+        raise InvalidInputError("pairing 'classes' needs labels; give them as y, or leave 'classes' out")
+    return named
+
+
+def plain(value: Any) -> Any:
+    """numpy numbers, paths and other sequences as JSON knows them."""
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if isinstance(value, np.generic) else list(value)
+
+
+def _checked(hasher: Hasher, X: Any, y: Any, texts: Any) -> list[Embeddings]:
+    """The embeddings of each modality, as many rows each."""
+    if len(hasher.modalities) == 1:
+        if texts is not None:
+            raise InvalidInputError(
+                "this hasher takes one kind of embeddings; make one with Hasher.for_pairs(...)"
+            )
+        return [as_embeddings(X, y, what="X")]
+    if texts is None or y is not None:
+        got = "no texts" if texts is None else "labels"
+        raise InvalidInputError(
+            f"a hasher of pairs learns from fit(images, texts=texts), whose rows are pairs; got {got}"
+        )
+    parts = [as_embeddings(X, what="images"), as_embeddings(texts, what="texts")]
+    lengths = [len(part) for part in parts]
+    if len(set(lengths)) > 1:
+        raise InvalidInputError(f"paired modalities need as many rows each, got {lengths}")
+    return parts
+
+
+def _towers(hasher: Hasher, values: Sequence[Rows], config: TrainingConfig) -> Towers:
+    """The network as training begins: beside a base where the configuration has one, else the paper's."""
+    require_one_width(hasher, [part.shape[-1] for part in values])
+    if config.faithfulness is not None:
+        coders = [_on_base(part, config) for part in values]
+    else:
+        inputs = [input_statistics(part, center=config.center) for part in values]
+        coders = new_coders(
+            inputs, config.bits, config.hashcoder, logit_scale=config.logit_scale, seed=config.seed
+        )
+    towers = [Tower(coder, name) for coder, name in zip(coders, hasher.modalities, strict=True)]
+    return Towers(towers, shared=hasher.shared)
+
+
+def _on_base(values: Rows, config: TrainingConfig) -> HashCoder:
+    """A new network beside a base and a gate that are fitted to at most 65,536 evenly spaced items."""
+    inputs = fit_coordinates(values)
+    rows = evenly_spaced(len(values), _MOST_READ)
+    blocks = [np.array(values[rows[start : start + 8192]], np.float32) for start in range(0, len(rows), 8192)]
+    points = torch.cat([inputs(torch.from_numpy(block.reshape(-1, inputs.width))) for block in blocks])
+    return coder_on_base(
+        inputs,
+        fit_base(points, config.lengths, seed=config.seed),
+        fit_gate(points, seed=config.seed),
+        config.hashcoder,
+        logit_scale=config.logit_scale,
+        seed=config.seed,
+    )
+
+
+def _points(features: Rows, count: int, rows: Tensor) -> Tensor:
+    """Coordinates (B, k) of items, the mean over their views."""
+    points = torch.from_numpy(np.asarray(features[rows.cpu().numpy()])[..., :count]).to(rows.device)
+    return points if points.ndim == 2 else points.mean(dim=1)
+
+
+def _warn_of_giants(values: Rows, name: str) -> None:
+    """Say which rows are so much longer than the others that they are probably a mistake."""
+    lengths = np.concatenate(
+        [np.linalg.norm(part.reshape(len(part), -1).astype(np.float64), axis=1) for _, part in chunks(values)]
+    )
+    usual = float(np.median(lengths))
+    giants = np.flatnonzero(lengths > _GIANT * usual) if usual > 0 else np.empty(0, np.int64)
+    if len(giants):
+        more = f", and {len(giants) - 1:,} more such rows" if len(giants) > 1 else ""
+        warnings.warn(
+            f"{name}: row {giants[0]} is {lengths[giants[0]] / usual:,.0f} times as long as the median row{more}; "
+            "is it a mistake?",
+            CrovcaWarning,
+            stacklevel=4,
+        )
+
+
+def require_one_width(hasher: Hasher, widths: Sequence[int]) -> None:
+    """Raise ConfigError where layers are shared by embeddings of different widths."""
+    if hasher.shared and len(set(widths)) > 1:
+        raise ConfigError(
+            f"one network for both modalities needs one width, got images of {widths[0]} and texts "
+            f"of {widths[1]}; use shared=False"
+        )
+
+
+def _source(
+    hasher: Hasher,
+    parts: Sequence[Embeddings],
+    values: Rows,
+    pairing: Sequence[str],
+    coder: HashCoder,
+    observer: Observer,
+    kept: Checkpoint | None,
+) -> tuple[ViewSource, float | None]:
+    """The views of the items, and the recall of the search for neighbors where there was one."""
+    if "modalities" in pairing:
+        return Modalities([part.values for part in parts]), None
+    augment: Augment
+    if isinstance(coder.inputs, Scaling):
+        augment = FeatureDropout(hasher.feature_dropout, coder.inputs.center)
+    else:
+        augment = CoordinateNoise(hasher.feature_dropout, coder.width, coder.inputs.outputs)
+    sources: list[ViewSource] = []
+    recall = None
+    if "views" in pairing:
+        if hasher.views > 2 and "neighbors" in pairing:
+            raise ConfigError("views and neighbors together make pairs: views must be 2")
+        sources.append(StoredViews(values, hasher.views))
+    if "neighbors" in pairing:
+        rows, recall = _neighbor_rows(hasher, parts[0], observer, kept)
+        sources.append(NeighborViews(values, rows, augment))
+    if not sources:
+        return Copies(values, augment), None
+    return sources[0] if len(sources) == 1 else Mixed(sources), recall
+
+
+def _neighbor_rows(
+    hasher: Hasher, data: Embeddings, observer: Observer, kept: Checkpoint | None
+) -> tuple[npt.NDArray[np.int64], float | None]:
+    if kept is not None and (rows := kept.load_array("neighbors")) is not None:
+        recall = kept.load_array("neighbor_recall")
+        return rows, None if recall is None else float(recall)
+    found = find_shared_neighbors(
+        data.values,
+        hasher.neighbors,
+        degenerate=data.degenerate,
+        device=hasher._device(),
+        seed=hasher.seed,
+        advance=lambda share: observer.advance("neighbors", share),
+    )
+    if found.cells is not None:
+        observer.message(
+            f"neighbors: {len(data):,} items in {found.cells:,} cells; "
+            f"{100 * found.recall:.1f} % of the true neighbors found (measured on a sample)"
+        )
+    if kept is not None:
+        kept.save_array("neighbor_recall", np.asarray(found.recall))
+        kept.save_array("neighbors", found.rows)
+    return found.rows, found.recall
+
+
+def _resolve_start(hasher: Hasher, pairing: Sequence[str], config: TrainingConfig, items: int) -> str:
+    if config.faithfulness is not None:
+        if hasher.start not in ("auto", "random"):
+            raise ConfigError(
+                f"start={hasher.start!r} goes with faithfulness='kinds': a base needs no other start"
+            )
+        return "random"
+    steps = config.steps(items)
+    taught = "classes" in pairing and hasher.prototypes == "running"
+    if hasher.start == "auto":
+        if "classes" in pairing:
+            return "classes" if taught and steps < SHORT_RUN else "random"
+        return "clusters" if "neighbors" in pairing else "random"
+    if hasher.start == "classes" and not taught:
+        raise ConfigError("start='classes' needs labels and prototypes='running'; use another start")
+    return hasher.start

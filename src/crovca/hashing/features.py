@@ -1,0 +1,49 @@
+"""What a network is given of embeddings, computed once before a training where there is room for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from crovca.data.embeddings import Rows, chunks
+from crovca.hashing.network import HashCoder
+
+__all__ = ["Features", "features_of"]
+
+_ROOM = 1 << 30  # bytes of features that are kept in memory
+_BLOCK = 8192
+
+
+class Features:
+    """``HashCoder.features`` of embeddings, computed whenever rows are asked for.
+
+    Args:
+        coder: on the CPU.
+        values: (n, d) or (n, v, d).
+    """
+
+    def __init__(self, coder: HashCoder, values: Rows) -> None:
+        self._coder, self._values = coder, values
+        width = coder.inputs.outputs + (coder.gate is not None)
+        self.shape = (*values.shape[:-1], width)
+        self.dtype = np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
+        values = torch.from_numpy(np.array(self._values[rows], np.float32))
+        with torch.no_grad():
+            found = self._coder.features(values.reshape(-1, values.shape[-1]))
+        return found.reshape(*values.shape[:-1], self.shape[-1]).numpy()
+
+
+def features_of(coder: HashCoder, values: Rows) -> Rows:
+    """Features float32 (n, k + 1) or (n, v, k + 1): in memory up to 1 GiB, else computed as they are read."""
+    lazy = Features(coder, values)
+    if 4 * int(np.prod(lazy.shape)) > _ROOM:
+        return lazy
+    return np.concatenate([lazy[part] for part, _ in chunks(values, _BLOCK)])

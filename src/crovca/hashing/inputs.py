@@ -1,0 +1,102 @@
+"""How embeddings are made comparable before the network: one closed-form step, kept in the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crovca.data.embeddings import Rows, evenly_spaced, mean_embedding, root_mean_square
+
+__all__ = ["Coordinates", "Scaling", "fit_coordinates", "input_statistics"]
+
+_COMPONENTS, _MOST_READ, _BLOCK = 256, 65536, 8192
+
+
+class Scaling(nn.Module):
+    """(x - center) * scale: embeddings (B, d), shifted and scaled.
+
+    Args:
+        center: (d,).
+        scale: (), one factor for all features, so that their proportions stay.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, center: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("center", center)
+        self.register_buffer("scale", scale)
+        self.width = self.outputs = len(center)
+
+    @classmethod
+    def blank(cls, width: int) -> Scaling:
+        """Embeddings are taken as they are."""
+        return cls(torch.zeros(width), torch.ones(()))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (B, d) to what the first layer is given."""
+        return (embeddings - self.center) * self.scale
+
+
+def input_statistics(values: Rows, *, center: bool) -> Scaling:
+    """One over the root mean square of all numbers, after subtracting the mean embedding if ``center``."""
+    mean = mean_embedding(values) if center else np.zeros(values.shape[-1], np.float32)
+    spread = root_mean_square(values, mean)
+    return Scaling(torch.from_numpy(mean), torch.tensor(1 / spread if spread > 0 else 1.0))
+
+
+class Coordinates(nn.Module):
+    """components (x / |x| - mean): embeddings (B, d) to their strongest coordinates (B, k).
+
+    Computed as components (x - |x| mean) / |x|, which loses the fewest digits where all embeddings have a great part
+    in common. Rows of any length count alike.
+
+    Args:
+        mean: (d,) of the unit vectors.
+        components: (k, d), orthogonal, strongest first, of lengths that make the coordinates' root mean square 1.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, mean: Tensor, components: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("components", components)
+        self.outputs, self.width = components.shape
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, d) to (B, k)."""
+        # First by the largest number: the squares of great ones would be beyond float32.
+        embeddings = embeddings / embeddings.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        length = embeddings.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        return F.linear(embeddings - length * self.mean, self.components) / length
+
+
+def fit_coordinates(values: Rows) -> Coordinates:
+    """The at most 256 leading principal components of the unit vectors of (n, d) or (n, v, d).
+
+    At most 65,536 evenly spaced items are read.
+    """
+    rows, width = evenly_spaced(len(values), _MOST_READ), int(values.shape[-1])
+    total, products, count = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width).double(), 0
+    origin: Tensor | None = None  # near the mean, so that little cancels
+    for start in range(0, len(rows), _BLOCK):
+        block = torch.from_numpy(np.array(values[rows[start : start + _BLOCK]], np.float64)).reshape(
+            -1, width
+        )
+        unit = F.normalize(block, dim=1)
+        origin = unit.mean(dim=0) if origin is None else origin
+        unit -= origin
+        total += unit.sum(dim=0)
+        products += unit.T @ unit
+        count += len(unit)
+    assert origin is not None
+    mean = total / count
+    spread, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    kept = min(_COMPONENTS, width, max(1, count - 1))
+    spread, components = spread.flip(0)[:kept].clamp(min=1e-24), vectors.flip(1)[:, :kept].T
+    return Coordinates((origin + mean).float(), (components * spread.mean().rsqrt()).float().contiguous())

@@ -1,0 +1,1 @@
+"""The objective's terms, a file each; ``hashing.objective.TERMS`` lists them."""

@@ -1,0 +1,162 @@
+"""The closed-form base, the gate and the order of the floats: what each promises, and what they are worth together."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from crovca.codes import Codes
+from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError
+from crovca.hasher import Hasher
+from crovca.hashing.base import fit_base
+from crovca.hashing.gate import fit_gate
+from crovca.hashing.inputs import fit_coordinates
+from crovca.hashing.terms.batch import Batch
+from crovca.hashing.terms.order import order
+
+
+def made(items=600, width=24, classes=6, seed=0):
+    random = np.random.default_rng(seed)
+    labels = random.integers(classes, size=items)
+    centers = 1.5 * random.normal(size=(classes, width))
+    return (centers[labels] + random.normal(size=(items, width))).astype(np.float32), labels
+
+
+def test_coordinates_are_the_principal_components_of_unit_vectors():
+    values, _ = made()
+    unit = values.astype(np.float64) / np.linalg.norm(values, axis=1, keepdims=True)
+    centered = unit - unit.mean(axis=0)
+    inputs = fit_coordinates(values)
+    found = inputs(torch.from_numpy(values)).double().numpy()
+    assert np.square(found).mean() == pytest.approx(1, rel=1e-4)
+    ours, theirs = found @ found.T, centered @ centered.T  # 24 components: no product is lost
+    np.testing.assert_allclose(ours / ours.std(), theirs / theirs.std(), atol=1e-3)
+    spread = found.std(axis=0)
+    assert (spread[:-1] >= spread[1:] - 1e-6).all()
+    for factor in (1e-20, 1e6, 1e30):  # rows of any length count alike
+        np.testing.assert_allclose(inputs(torch.from_numpy(values * np.float32(factor))), found, atol=1e-3)
+
+
+@pytest.mark.parametrize(("width", "lengths"), [(24, (8, 16)), (6, (8, 16)), (24, (40,)), (1, (3,))])
+def test_the_base_has_bits_of_one_variance_and_balance(width, lengths):
+    values, _ = made(width=width)
+    points = fit_coordinates(values)(torch.from_numpy(values))
+    base, scales = fit_base(points, lengths)
+    found = base(points)
+    assert found.shape == (600, lengths[-1])
+    np.testing.assert_allclose(found.std(dim=0)[: min(8, width)].mean(), 0.6, atol=0.1)
+    assert scales[0] == 1
+    assert (scales <= 1.001).all()
+    torch.testing.assert_close(base.weights, fit_base(points, lengths).base.weights)
+
+
+def test_the_gate_is_open_where_items_were_and_closed_where_none_were():
+    values, labels = made(classes=8)
+    known = labels < 4
+    points = fit_coordinates(values[known])(torch.from_numpy(values))
+    gate = fit_gate(points[torch.from_numpy(known)])(points)[:, 0].numpy()
+    assert gate[known].mean() > 0.7
+    assert gate[~known].mean() < 0.4
+    assert ((gate >= 0) & (gate <= 1)).all()
+
+
+def test_order_is_0_for_perfect_codes_and_punishes_shuffled_ones():
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.where(torch.randn(64, 32, generator=generator) > 0, 1.0, -1.0)
+    logits = (20 * signs)[None]
+    perfect = order(Batch(logits, logits, (32,), points=signs))
+    shuffled = order(Batch(logits, logits, (32,), points=signs[torch.randperm(64, generator=generator)]))
+    assert float(perfect) == pytest.approx(0, abs=1e-4)
+    assert float(shuffled) > 0.5
+    learned = (0.1 * torch.randn(1, 64, 32, generator=generator)).requires_grad_()
+    order(Batch(learned, learned, (8, 32), points=signs)).backward()
+    assert learned.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("labeled", [False, True])
+def test_codes_hold_for_kinds_that_were_not_learned(labeled):
+    """Of new kinds, codes beside a base keep more of the floats' neighbors than those of the plain network."""
+    values, labels = made(items=1200, width=40, classes=12)
+    known = labels < 6
+    scores = {}
+    for faithfulness in ("kinds", "balanced", "order"):
+        hasher = Hasher(32, faithfulness=faithfulness, epochs=20, device="cpu", nested=(16,))
+        scores[faithfulness] = hasher.fit(values[known], labels[known] if labeled else None).score(
+            values[~known]
+        )
+    assert scores["kinds"] + 0.03 < scores["balanced"]
+    assert scores["kinds"] + 0.03 < scores["order"]
+
+
+def test_the_dial_is_checked_and_kept(tmp_path):
+    values, _ = made(items=80)
+    for wrong, message in (
+        ("some", "'kinds', 'balanced', 'order' or a number"),
+        (-1.0, "0 or more"),
+        (True, "0 or more"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Hasher(8, faithfulness=wrong, epochs=1).fit(values)
+    with pytest.raises(ConfigError, match="goes with faithfulness='kinds'"):
+        Hasher(8, start="clusters", epochs=1).fit(values)
+    with pytest.raises(ConfigError, match="needs a closed-form base"):
+        Hasher(8, faithfulness="kinds", terms={"order": 1.0}, epochs=1).fit(values)
+    hasher = Hasher(24, faithfulness=0.05, epochs=2, device="cpu").fit(values)
+    assert hasher.config_.faithfulness == 0.05
+    assert "order" in hasher.history_[-1]
+    hasher.save(tmp_path / "model")
+    loaded = Hasher.load(tmp_path / "model", device="cpu")
+    assert np.array_equal(loaded.logits(values), hasher.logits(values))
+    assert (loaded.config_, loaded.get_params()) == (hasher.config_, hasher.get_params())
+    plain = Hasher.from_preset("small", bits=8, device="cpu").fit(values)
+    assert plain.config_.faithfulness is None
+    assert plain.towers_.coders[0].base is None
+
+
+def test_views_and_a_run_too_large_for_memory(monkeypatch):
+    """Stored views go the same way; features that are computed as they are read give the same model."""
+    from crovca.hashing import features
+
+    values, labels = made(items=120)
+    views = np.stack([values, values + 0.1, values - 0.1], axis=1)
+    make = lambda: Hasher(16, epochs=3, batch_size=32, device="cpu")  # noqa: E731
+    kept = [make().fit(views), make().fit(values, labels)]
+    assert kept[0].pairing_ == ("views",)
+    monkeypatch.setattr(features, "_ROOM", 0)
+    for one, other in zip(kept, [make().fit(views), make().fit(values, labels)], strict=True):
+        np.testing.assert_allclose(one.logits(values), other.logits(values), atol=1e-3)
+
+
+@pytest.mark.parametrize("labeled", [False, True])
+def test_one_giant_row_collapses_nothing_and_is_named(labeled):
+    values, labels = made()
+    y = labels if labeled else None
+    usual = Hasher(16, epochs=5, device="cpu").fit(values, y)
+    giant = values.copy()
+    giant[17] *= 1e6
+    with pytest.warns(
+        CrovcaWarning, match=r"row 17 is 1,\d\d\d,\d\d\d times|row 17 is \d+,\d+ times as long as the median"
+    ):
+        found = Hasher(16, epochs=5, device="cpu").fit(giant, y)
+    assert len(np.unique(found.encode(values).packed, axis=0)) > 0.8 * len(
+        np.unique(usual.encode(values).packed, axis=0)
+    )
+    assert found.score(values) > usual.score(values) - 0.03
+
+
+@pytest.mark.parametrize("labeled", [False, True])
+def test_a_common_offset_collapses_nothing(labeled):
+    values, labels = made()
+    y = labels if labeled else None
+    moved = values + np.float32(10_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Hasher(16, epochs=5, device="cpu").fit(moved, y)
+    assert len(np.unique(found.encode(moved).packed, axis=0)) > 100
+    assert found.score(moved) > 0.5
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    with pytest.raises(InvalidInputError, match=r"got NaN in 1 of 3 rows, the first is row 1"):
+        Codes.from_logits(np.array([[1.0, 2.0], [np.nan, 0.0], [-1.0, 1.0]]))
