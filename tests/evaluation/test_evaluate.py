@@ -234,7 +234,7 @@ def test_a_page_escapes_all_that_it_is_given():
     ]  # fmt: skip
     text = page.as_page(nasty, nasty, blocks)
     assert "<script" not in text
-    assert text.count("&lt;script&gt;&#34;&amp;") == 22
+    assert text.count("&lt;script&gt;&#34;&amp;") == 23
     assert 'class="best"' in text
     assert 'content="width=device-width' in text
 

@@ -186,6 +186,7 @@ def _identical(theirs: Embeddings, ours: Embeddings) -> int:
 
 def _print(state: Comparison) -> None:
     from crovca.compare.results import BEST, LEVEL, columns_of, conclusion, failures
+    from crovca.evaluation.situations import FIVE
 
     rows = state.rows()
     for bits in [*state.lengths, None]:
@@ -196,7 +197,7 @@ def _print(state: Comparison) -> None:
     lines = [
         f"{state.described()}; {seeds} (Hashing-Baseline: 10 rotations; a method without chance is run once)",
         f"{BEST} best, {LEVEL} not told from it by the spread of seeds, of those that learn with labels or without",
-        *(f"{column.title}: {column.meaning}" for column in columns_of(state)),
+        *(f"{column.title}: {column.meaning}" for column in columns_of(state) if column.name in FIVE),
         *(f"failed: {sentence}" for sentence in failures(rows)),
         conclusion(state),
     ]
@@ -207,11 +208,11 @@ def _print(state: Comparison) -> None:
 def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
     from crovca.compare.results import columns_of, marks
     from crovca.compare.results import shown as text_of
-    from crovca.evaluation.situations import SITUATIONS
+    from crovca.evaluation.situations import FIVE, SITUATIONS
 
     size = "sizes of their own" if bits is None else f"{bits} bits"
-    judged = f"mAP@{state.k}" if state.labeled else "the floats' top 10 in the codes' top 100"
-    columns = columns_of(state)
+    judged = f"mAP@{state.k}" if state.labeled else "order"
+    columns = [column for column in columns_of(state) if column.name in FIVE]
     situations = ", ".join(column.title for column in columns if column.name in SITUATIONS)
     table = Table(title=f"{size}: five measures in %; {situations}: {judged}", title_justify="left")
     table.add_column("", justify="left")

@@ -232,7 +232,7 @@ def _print_five_measures(five: FiveMeasures, *, k: int) -> None:
     """Print the five measures of a model, of ITQ and of the floats, and what the columns mean."""
     from crovca.evaluation.situations import COLUMNS, SITUATIONS, column_value
 
-    what = f"mAP@{k}" if five.labeled else "the floats' top 10 in the codes' top 100"
+    what = f"mAP@{k}" if five.labeled else "order"
     asked = [name for name in SITUATIONS if name in five.counts]
     columns = [column for column in COLUMNS if column.name not in SITUATIONS or column.name in asked]
     table = Table(title=f"five measures in %; {', '.join(asked)}: {what}", title_justify="left")

@@ -75,7 +75,7 @@ def _blocks(state: Comparison) -> Iterator[Block]:
     for column in columns_of(state):
         if column.name in ("seen", "new", "mixed", "order"):
             yield from _figure(state, rows, column.name, f"{column.title}: {column.meaning}")
-    judged = f"mAP@{state.k:,}" if state.labeled else "the floats' top 10 in the codes' top 100"
+    judged = f"mAP@{state.k:,}" if state.labeled else "order"
     for bits in [*state.lengths, None]:
         at_bits = [
             row for row in rows if row.cells and (row.bits if row.method.size == "asked" else None) == bits

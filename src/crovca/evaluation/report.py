@@ -217,7 +217,7 @@ def _five_table(five: FiveMeasures, k: int) -> Table:
         values = (column_value(measured, column.name, labeled=five.labeled) for column in columns)
         return [name if bits is None else f"{name}, {bits} bits", *map(_percent, values)]
 
-    judged = f"mAP@{k:,}" if five.labeled else "the floats' top 10 in the codes' top 100"
+    judged = f"mAP@{k:,}" if five.labeled else "order"
     return Table(
         f"The five measures in %; {', '.join(asked)}: {judged}",
         ["", *(column.title for column in columns)],

@@ -33,6 +33,7 @@ from crovca.metrics import REPORTED
 
 __all__ = [
     "COLUMNS",
+    "FIVE",
     "SITUATIONS",
     "Column",
     "FiveMeasures",
@@ -47,6 +48,8 @@ __all__ = [
 
 Name = Literal["seen", "new", "mixed"]
 SITUATIONS: tuple[Name, ...] = ("seen", "new", "mixed")
+FIVE = (*SITUATIONS, "order", "distinct")
+"""Names of the five measures; the other ``COLUMNS`` say more of the last two."""
 
 Float32 = npt.NDArray[np.float32]
 Encode = Callable[[Rows], Mapping[int, Float32]]
