@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
+from crovca.index.conditions import DEFAULT_TIMEOUT, checked_condition, refuse, took_too_long
 from crovca.index.scoring import Int64
+
+if TYPE_CHECKING:
+    import duckdb
 
 __all__ = ["Metadata", "as_table", "conform", "matching_rows", "read_all", "read_rows"]
 
@@ -21,6 +28,7 @@ Metadata: TypeAlias = pa.Table | Mapping[str, Any]
 ROW_GROUP = 1 << 16
 _FILE, _ROW = "crovca file", "file_row_number"
 _RESERVED = {"id", _FILE, _ROW}
+_STOPPING = 3.0  # seconds to wait for DuckDB to stop
 
 
 def as_table(metadata: Metadata | None, count: int) -> pa.Table | None:
@@ -105,60 +113,109 @@ def _plain(kind: pa.DataType) -> pa.DataType | None:
     return kind
 
 
-def matching_rows(files: Sequence[Path], where: str) -> list[Int64]:
+def matching_rows(
+    files: Sequence[Path], where: str, *, timeout: float = DEFAULT_TIMEOUT, memory: str = "1GB"
+) -> list[Int64]:
     """The rows of each Parquet file for which a SQL condition holds, ascending: int64 arrays.
 
-    DuckDB evaluates the condition; it sees the files' columns and nothing else of the machine.
+    DuckDB evaluates the condition (``conditions`` has its grammar); it sees the files' columns and nothing else of the
+    machine, in UTC, and writes nothing. The same condition on the same files has the same answer always.
+
+    Args:
+        files: with the columns that the condition may name, each in any number of them.
+        where: the condition.
+        timeout: seconds after which it is stopped.
+        memory: what DuckDB may take, in its own words.
 
     Raises:
-        InvalidInputError: it is not one condition that DuckDB understands for these columns.
+        InvalidInputError: it is not one condition that DuckDB understands for these columns, or took too long.
         StorageError: a file cannot be read.
     """
     import duckdb
 
     if not isinstance(where, str):
         raise InvalidInputError(f"where must be a SQL condition as text, got {where!r}")
-    names = [str(file.resolve()) for file in files]
-    if not names:
+    if not files:
         return []
+    connection = duckdb.connect(":memory:")
+    done: Future[list[Int64]] = Future()
+
+    def work() -> None:
+        try:
+            with connection:
+                found = _matching(connection, [str(file.resolve()) for file in files], where, memory)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(found)
+
+    # In a thread, so that waiting can be interrupted (Ctrl-C) whatever DuckDB is at.
+    thread = Thread(target=work, name="crovca condition")
+    thread.start()
+    try:
+        return done.result(timeout)
+    except BaseException as error:
+        if done.done():  # it failed by itself
+            raise
+        until = time.monotonic() + _STOPPING
+        while thread.is_alive() and time.monotonic() < until:
+            with suppress(Exception):  # closed meanwhile
+                connection.interrupt()
+            thread.join(0.05)
+        if isinstance(error, TimeoutError):
+            took_too_long(where, timeout)
+        raise
+
+
+def _matching(
+    connection: duckdb.DuckDBPyConnection, names: list[str], where: str, memory: str
+) -> list[Int64]:
+    import duckdb
+
     for name in names:
         if any(sign in name for sign in "*?["):
             raise StorageError(
                 f"a condition cannot be evaluated below a folder with *, ? or [ in its name: {name}"
             )
     listed = ", ".join(map(_quoted, names))
-    with duckdb.connect(":memory:") as connection:
-        connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, names))}]")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        try:
-            items = connection.sql(
-                f"SELECT * FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false, "
-                f"file_row_number = true, filename = {_quoted(_FILE)})"
-            )
-        except duckdb.Error as error:
-            raise StorageError(f"cannot read the metadata: {_first_line(error)}") from error
-        try:
-            condition = duckdb.SQLExpression(where)
-            kind = items.select(condition).types[0]
-            if str(kind) != "BOOLEAN":
-                raise InvalidInputError(
-                    f'where must be a condition, like "year < 1960"; {where!r} is a value of type {kind}'
-                )
-            found = (
-                items.filter(condition)
-                .select(duckdb.ColumnExpression(_FILE), duckdb.ColumnExpression(_ROW))
-                .to_arrow_table()
-            )
-        except (duckdb.IOException, duckdb.PermissionException) as error:
-            if "file system operations are disabled" not in str(error):
-                raise StorageError(f"cannot read the metadata: {_first_line(error)}") from error
-            raise InvalidInputError(f"cannot use where = {where!r}: {_first_line(error)}") from error
-        except duckdb.Error as error:
-            columns = [name for name in items.columns if name not in (_FILE, _ROW)]
+    for setting in (
+        "TimeZone = 'UTC'",
+        f"memory_limit = {_quoted(memory)}",
+        "temp_directory = ''",
+        f"allowed_paths = [{listed}]",
+        "enable_external_access = false",
+    ):
+        connection.execute(f"SET {setting}")
+    try:
+        items = connection.sql(
+            f"SELECT * FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false, "
+            f"file_row_number = true, filename = {_quoted(_FILE)})"
+        )
+    except duckdb.Error as error:
+        raise StorageError(f"cannot read the metadata: {_first_line(error)}") from error
+    columns = [name for name in items.columns if name not in (_FILE, _ROW)]
+    condition = duckdb.SQLExpression(checked_condition(where, columns, "duckdb"))
+    if any(kind in str(one) for one in items.types for kind in ("FLOAT", "DOUBLE")):
+        # Parquet's least and greatest values pass over NaN, which is greater than all numbers.
+        connection.execute("SET disabled_optimizers = 'statistics_propagation,filter_pushdown'")
+    connection.execute("SET lock_configuration = true")
+    try:
+        kind = items.select(condition).types[0]
+        if str(kind) != "BOOLEAN":
             raise InvalidInputError(
-                f"cannot use where = {where!r}: {_first_line(error)}; the columns are {', '.join(columns)}"
-            ) from error
+                f'where must be a condition, like "year < 1960"; {where!r} is a value of type {kind}'
+            )
+        found = (
+            items.filter(condition)
+            .select(duckdb.ColumnExpression(_FILE), duckdb.ColumnExpression(_ROW))
+            .to_arrow_table()
+        )
+    except duckdb.OutOfMemoryException:
+        refuse(where, f"it takes more than {memory} of memory")
+    except (duckdb.IOException, duckdb.PermissionException) as error:
+        raise StorageError(f"cannot read the metadata: {_first_line(error)}") from error
+    except duckdb.Error as error:
+        refuse(where, f"{_first_line(error)}; the columns are {', '.join(columns)}")
     owner = found.column(_FILE).combine_chunks().dictionary_encode()
     if isinstance(owner, pa.ChunkedArray):
         owner = owner.combine_chunks()

@@ -23,6 +23,7 @@ import pyarrow as pa
 from crovca.codes import Codes, check_bits
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.ids import as_ids, id_hashes, order_by_hash
+from crovca.index.conditions import DEFAULT_TIMEOUT
 from crovca.index.duplicates import Duplicates, find_duplicates
 from crovca.index.engines.base import Engine, Found, Mask
 from crovca.index.engines.choice import EngineName, build_engine, choose_engine
@@ -105,6 +106,8 @@ class Reader(ABC):
     """Read access to segments of codes of one length. Several threads may search one reader at once."""
 
     bits: int
+    where_timeout: float = DEFAULT_TIMEOUT
+    """Seconds after which a condition is stopped; set it to allow more."""
 
     def __init__(self) -> None:
         self._guard = RLock()  # of what follows
@@ -460,7 +463,9 @@ class Reader(ABC):
             self._selections.move_to_end(where)
             return self._selections[where]
         started = time.perf_counter()
-        rows = matching_rows([segment.metadata for segment in self._segments], where)
+        rows = matching_rows(
+            [segment.metadata for segment in self._segments], where, timeout=self.where_timeout
+        )
         rows = [
             own if segment.alive is None else own[segment.alive[own]]
             for own, segment in zip(rows, self._segments, strict=True)
