@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from crovca.errors import InvalidInputError
 
@@ -98,7 +98,7 @@ def checked_condition(where: str, columns: Sequence[str], database: Database) ->
         found = sqlglot.parse(where, dialect=_dialect(database))
         if len(found) != 1 or not isinstance(found[0], exp.Expression):
             refuse(where, f"it must be one condition, got {len([one for one in found if one is not None])}")
-        (tree,) = found
+        tree = found[0]
         nodes = list(tree.walk())
         for node in nodes:
             _check(where, node)
@@ -143,7 +143,7 @@ def _dialect(database: Database) -> Dialect:
     return type(f"{database}_condition", (base,), {"Parser": parser})()
 
 
-def _check(where: str, node: exp.Expression) -> None:
+def _check(where: str, node: Any) -> None:
     """Refuse what is not of the grammar, naming it."""
     from sqlglot import ErrorLevel, exp
 

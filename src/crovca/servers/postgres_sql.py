@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, LiteralString, cast
+from typing import TYPE_CHECKING, LiteralString
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +92,7 @@ def condition(where: str | None, columns: Sequence[str]) -> Composable:
     if where is None:
         return sql.SQL("")
     checked = checked_condition(where, columns, "postgres")
-    return sql.SQL(cast(LiteralString, "WHERE (" + checked.replace("%", "%%") + ")"))
+    return sql.SQL("WHERE (" + checked.replace("%", "%%") + ")")
 
 
 def bit_literal(code: Codes) -> Composable:
