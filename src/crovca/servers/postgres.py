@@ -36,13 +36,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, LiteralString, Self
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
-from crovca.errors import InvalidInputError, ServerError
+from crovca.errors import ConfigError, InvalidInputError, ServerError
 from crovca.index.conditions import DEFAULT_TIMEOUT
 from crovca.index.results import StoredItems
 from crovca.servers.base import (
@@ -50,10 +51,12 @@ from crovca.servers.base import (
     NOTHING_KNOWN,
     Ids,
     IdType,
+    Server,
     ServerCandidates,
     ServerNeighbors,
     missing,
     search_by_rescoring,
+    split_url,
 )
 from crovca.servers.bounds import Query
 from crovca.servers.postgres_link import connect, errors, regclass
@@ -83,7 +86,7 @@ _LEVELS = 6
 _OLDEST_PGVECTOR = (0, 8)  # hnsw.iterative_scan
 
 
-class PostgresServer:
+class PostgresServer(Server):
     """A table of codes; see ``base.Server`` for what is not described here.
 
     Opened with ``PostgresServer.open`` or made with ``PostgresServer.create``. Not for several threads at once.
@@ -176,11 +179,15 @@ class PostgresServer:
             connection.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
+    @classmethod
+    def open_url(cls, url: str, *, approximate: bool = False) -> Self:
+        """See ``base.Opener``."""
+        return cls.open(*_place(url), approximate=approximate)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @classmethod
+    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
+        """See ``base.Opener``."""
+        return cls.create(*_place(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
 
     def close(self) -> None:
         """See ``Server``."""
@@ -573,3 +580,16 @@ class PostgresServer:
         """From the wire format of ``bit``: the length in bits as int32, then the bytes."""
         raw = b"".join([row[1][4:] for row in found])
         return Codes(np.frombuffer(raw, np.uint8).reshape(len(found), -(-self.bits // 8)), self.bits)
+
+
+def _place(url: str) -> tuple[str, str]:
+    """libpq's own URI, and the table."""
+    parts = split_url(url)
+    parameters = parse_qsl(parts.query, keep_blank_values=True)
+    tables = [value for name, value in parameters if name == "table"]
+    if len(tables) != 1 or not tables[0]:
+        raise ConfigError(
+            "the address of a PostgreSQL cluster has to name one table; expected postgresql://user@host:port/database?table=name"
+        )
+    rest = urlencode([(name, value) for name, value in parameters if name != "table"])
+    return urlunsplit(parts._replace(query=rest)), tables[0]

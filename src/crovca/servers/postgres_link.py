@@ -36,7 +36,7 @@ def connect(address: str) -> Connection[Any]:
     place = f"{parsed.get('host', 'localhost')}:{parsed.get('port', 5432)}"
     try:
         connection = psycopg.connect(**cast(dict[str, Any], parsed), autocommit=True)
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeError) as error:  # the latter of a host that can be no name
         raise ServerError(f"cannot connect to PostgreSQL at {place}: {_line(error)}") from None
     version = connection.info.server_version
     if version < _OLDEST:
