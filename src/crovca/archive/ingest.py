@@ -30,6 +30,8 @@ from crovca.hasher import Hasher
 from crovca.hashing.train import Observer
 from crovca.index.index import HashIndex
 from crovca.index.manifest import WriterLock
+from crovca.index.metadata import columns_of
+from crovca.index.metadata import read_table as read_metadata
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +48,6 @@ __all__ = [
     "of_embeddings",
     "of_encoded",
     "open_items",
-    "read_metadata",
     "source_kind",
 ]
 
@@ -264,7 +265,7 @@ def build_index(
     check_output(output, force=force, inputs=inputs, marker="manifest.json")
     if bits is not None:
         check_bits(bits)
-    extra = read_metadata(metadata)
+    extra = None if metadata is None else read_metadata(metadata)
     # Whoever writes to the index that is replaced is kept out, or keeps us out.
     lock = WriterLock(output) if (output / "manifest.json").exists() else nullcontext()
     with lock, atomic_directory(output) as folder:
@@ -313,7 +314,7 @@ def add_items(
         InvalidInputError: ids are in the index already, or twice among those given.
         CrovcaError: as ``open_items``.
     """
-    extra = read_metadata(metadata)
+    extra = None if metadata is None else read_metadata(metadata)
     with HashIndex.open(index, writable=True) as opened:
         if model is None and (index / MODEL_FOLDER).is_dir():
             model = index / MODEL_FOLDER
@@ -354,28 +355,6 @@ def add_items(
 def _changed(index: HashIndex, added: int, replaced: int) -> Changed:
     size = index.stats()["disk_bytes"]
     return Changed(len(index), added, replaced, index.bits, size, index.encoder)
-
-
-def read_metadata(path: Path | None) -> pa.Table | None:
-    """A table with a column ``id``, from .parquet or .csv."""
-    if path is None:
-        return None
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        raise FileFormatError(f"{path} does not exist")
-    try:
-        table = pq.read_table(path) if path.suffix.lower() == ".parquet" else pyarrow.csv.read_csv(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise FileFormatError(f"{path} is not readable as metadata (.parquet or .csv): {error}") from error
-    if "id" not in table.column_names:
-        raise FileFormatError(f"{path} has no column 'id'; it has {', '.join(table.column_names)}")
-    ids = table.column("id")
-    if len(ids.unique()) != len(ids):
-        raise FileFormatError(f"{path}: an id occurs twice in its column 'id'")
-    return table
 
 
 def encoder_of(path: Path) -> dict[str, Any] | None:
@@ -430,23 +409,16 @@ def _metadata(
     Also returns how many of the ids are not in the table.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     table = pa.table({name: pa.array(values[part]) for name, values in known.items()}) if known else None
     if extra is None:
         return table, 0
-    keys = extra.column("id")
-    wanted = pa.array(ids)
-    try:
-        place = pc.index_in(wanted.cast(keys.type), keys.combine_chunks())
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"the metadata's ids are {keys.type}, those of the items {wanted.type}") from error
-    found = extra.drop_columns("id").take(place)
+    found, missing = columns_of(ids, extra)
     for name in found.column_names if table is not None else ():
         if name in known:
             raise ConfigError(f"the metadata's column {name!r} is known from the source already; rename it")
     if table is None:
-        return found, place.null_count
+        return found, missing
     for name in found.column_names:
         table = table.append_column(name, found.column(name))
-    return table, place.null_count
+    return table, missing

@@ -202,7 +202,9 @@ class HashIndex(Reader):
 
     def view(self) -> View:
         """See ``Reader``."""
-        return self._opened_state()[1]
+        view = self._opened_state()[1]
+        view.where_timeout = self.where_timeout
+        return view
 
     def _opened_state(self) -> tuple[Manifest, View]:
         manifest, view, _ = self._state

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from crovca.codes import Codes, check_bits
 from crovca.errors import InvalidInputError
 from crovca.ids import order_by_hash
+from crovca.index.conditions import DEFAULT_TIMEOUT
 from crovca.index.duplicates import Duplicates, find_duplicates
 from crovca.index.engines.base import Found, Mask
 from crovca.index.engines.choice import EngineName
@@ -38,6 +39,8 @@ class Reader(ABC):
     """Read access to codes of one length. Any number of threads may read at once, beside writes and refreshes."""
 
     bits: int
+    where_timeout: float = DEFAULT_TIMEOUT
+    """Seconds after which a condition is stopped; set it to allow more."""
 
     @abstractmethod
     def view(self) -> View:

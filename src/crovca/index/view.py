@@ -87,10 +87,10 @@ class _Part:
 class _Selection:
     """The live rows of each segment for which a condition holds: as rows, and as masks where they are many."""
 
-    def __init__(self, segments: Sequence[Segment], where: str) -> None:
+    def __init__(self, segments: Sequence[Segment], where: str, timeout: float) -> None:
         imported("duckdb")  # as ``matching_rows`` would
         try:
-            found = matching_rows([segment.metadata for segment in segments], where)
+            found = matching_rows([segment.metadata for segment in segments], where, timeout=timeout)
         except (RuntimeError, UnicodeError) as error:  # what DuckDB's Python makes of text that is none
             raise _damaged(error) from error
         self.rows: list[Int64] = []
@@ -202,7 +202,7 @@ class View(Reader):
         """The live rows of each segment for which a condition holds; the last few are remembered."""
         if not isinstance(where, str):
             raise InvalidInputError(f"where must be a SQL condition as text, got {where!r}")
-        return self._selections.get(where, lambda: _Selection(self.segments, where))
+        return self._selections.get(where, lambda: _Selection(self.segments, where, self.where_timeout))
 
     def parts(self) -> list[_Part]:
         """What was built so far."""

@@ -10,32 +10,40 @@ proven, ``exact=True`` asks the server for every item that could still be among 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes
-from crovca.errors import InvalidInputError
+from crovca.errors import ConfigError, InvalidInputError
 from crovca.ids import tie_order
 from crovca.index.results import Neighbors, StoredItems
 from crovca.index.scoring import BitScorer
 from crovca.metrics import get_metric
 from crovca.servers.bounds import Query
+from crovca.servers.state import PushState
+
+if TYPE_CHECKING:
+    from crovca.servers.rows import ServerRows
 
 __all__ = [
     "ALL_RETURNED",
     "NOTHING_KNOWN",
     "CandidateSource",
     "IdType",
+    "Opener",
     "Server",
     "ServerCandidates",
     "ServerNeighbors",
     "default_overfetch",
     "missing",
     "search_by_rescoring",
+    "split_url",
 ]
 
 IdType = Literal["int64", "string"]
@@ -58,17 +66,22 @@ class ServerNeighbors(Neighbors):
 class Server(Protocol):
     """A collection of codes on a server: what PostgreSQL and Milvus both do.
 
-    Opened and created by ``clusters.connection``. Every method raises ServerError where the server cannot be
+    Opened and created by ``connection``. Every method raises ServerError where the server cannot be
     reached or refuses, and InvalidInputError for arguments that cannot be used.
+
+    Attributes:
+        bits: length of the codes.
+        id_type: what ids are.
     """
 
-    @property
-    def bits(self) -> int:
-        """Length of the codes."""
+    bits: int
+    id_type: IdType
 
-    @property
-    def id_type(self) -> IdType:
-        """What ids are."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def upsert(self, ids: npt.ArrayLike, codes: Codes, metadata: pa.Table | None = None) -> None:
         """Store items; one whose id is there already is replaced whole, its metadata too."""
@@ -105,6 +118,44 @@ class Server(Protocol):
 
     def close(self) -> None:
         """End the connection."""
+
+    # For a push (``push``):
+
+    def upsert_rows(self, rows: ServerRows) -> None:
+        """Store items, replacing those that are there."""
+
+    def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """ids and digests of those of these items that are stored, in no order."""
+
+    def stored_ids(self) -> Iterator[Ids]:
+        """All ids, part by part."""
+
+    def push_lock(self) -> AbstractContextManager[None]:
+        """Keep other pushes out, where the server can."""
+
+    def read_push(self) -> PushState | None:
+        """How far a push came."""
+
+    def write_push(self, state: PushState) -> None:
+        """Remember how far a push came."""
+
+
+class Opener(Protocol):
+    """What opens a server's collections by address: its class."""
+
+    def open_url(self, url: str, *, approximate: bool = False) -> Server:
+        """Open the collection at an address; see ``connection.connect``."""
+
+    def create_url(self, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Server:
+        """Make the collection at an address; see ``connection.create``."""
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of an address; ConfigError where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:  # brackets that are no IPv6 address, for one
+        raise ConfigError(f"the address of a cluster cannot be read ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -21,23 +21,27 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qsl, unquote
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
-from crovca.errors import InvalidInputError, MissingDependencyError, ServerError
+from crovca.errors import ConfigError, InvalidInputError, MissingDependencyError, ServerError
+from crovca.index.conditions import refuse
 from crovca.index.results import StoredItems
 from crovca.servers.base import (
     ALL_RETURNED,
     Ids,
     IdType,
+    Server,
     ServerCandidates,
     ServerNeighbors,
     default_overfetch,
     missing,
     search_by_rescoring,
+    split_url,
 )
 from crovca.servers.bounds import Query
 from crovca.servers.rows import RESERVED, ServerRows, check_ids
@@ -50,6 +54,7 @@ __all__ = ["MOST_RESULTS", "MilvusServer"]
 
 MOST_RESULTS = 16_384  # items that the server returns to one query
 _FORMAT = 1
+_PORT = 19530
 _PUSH = "crovca.push"  # the property that remembers a push
 _TIMEOUT = 10.0  # seconds to connect
 _PART = 8192  # rows sent, or ids asked for, at a time
@@ -58,7 +63,7 @@ _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _LONGEST_ID = 65_535  # bytes: the longest VARCHAR
 
 
-class MilvusServer:
+class MilvusServer(Server):
     """A collection of codes; see ``base.Server`` for what is not described here.
 
     Opened with ``MilvusServer.open`` or made with ``MilvusServer.create``.
@@ -134,11 +139,19 @@ class MilvusServer:
             client.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
+    @classmethod
+    def open_url(cls, url: str, *, approximate: bool = False) -> Self:
+        """See ``base.Opener``."""
+        if approximate:
+            raise ConfigError("approximate search is PostgreSQL's (pgvector) alone; leave it out for Milvus")
+        address, collection, login = _place(url)
+        return cls.open(address, collection, **login)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @classmethod
+    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
+        """See ``base.Opener``."""
+        address, collection, login = _place(url)
+        return cls.create(address, collection, bits=bits, id_type=id_type, exist_ok=exist_ok, **login)
 
     def close(self) -> None:
         """See ``Server``."""
@@ -428,5 +441,28 @@ def _errors(where: str | None = None) -> Iterator[None]:
     except MilvusException as error:
         text = _line(error)
         if where is not None and ("parse expression" in text or "expr" in text):
-            raise InvalidInputError(f"Milvus cannot use the condition {where!r}: {text}") from None
+            refuse(where, f"Milvus: {text}")
         raise ServerError(f"Milvus: {text}") from error
+
+
+def _place(url: str) -> tuple[str, str, dict[str, str]]:
+    """Address, collection and login."""
+    parts = split_url(url)
+    parameters = dict(parse_qsl(parts.query))
+    unknown = sorted(set(parameters) - {"db", "secure"})
+    collection = unquote(parts.path.strip("/"))
+    try:
+        port = parts.port or _PORT
+    except ValueError:
+        raise ConfigError(
+            "the address of a Milvus cluster has no usable port; expected milvus://host:port/collection"
+        ) from None
+    if unknown or not collection or "/" in collection or not parts.hostname:
+        what = f"unknown parameter {unknown[0]!r}" if unknown else "it needs a host and one collection"
+        raise ConfigError(
+            f"the address of a Milvus cluster cannot be used: {what}; expected milvus://host:port/collection"
+        )
+    protocol = "https" if parameters.get("secure") in ("true", "1") else "http"
+    token = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{protocol}://{host}:{port}", collection, {"token": token, "database": parameters.get("db", "")}

@@ -16,7 +16,7 @@ a collection, searches see some of the new state and some of the old.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,12 +27,12 @@ import pyarrow.compute as pc
 
 from crovca.errors import InvalidInputError, ServerError
 from crovca.index.results import StoredItems
-from crovca.servers.base import Ids, IdType
+from crovca.servers.base import Ids, IdType, Server
 from crovca.servers.connection import create
 from crovca.servers.rows import ServerRows, check_ids
 from crovca.servers.state import PushState
 
-__all__ = ["PushResult", "PushSource", "PushTarget", "push", "push_to"]
+__all__ = ["PushResult", "PushSource", "push", "push_to"]
 
 Progress = Callable[[int, int], None]  # items done, items in all
 
@@ -60,42 +60,6 @@ class PushSource(Protocol):
 
     def batches(self, rows: int = ...) -> Iterator[StoredItems]:
         """Live items, in an order that is fixed for one generation."""
-
-
-class PushTarget(Protocol):
-    """What a server does for a push."""
-
-    @property
-    def bits(self) -> int:
-        """Length of the codes."""
-
-    @property
-    def id_type(self) -> IdType:
-        """What ids are."""
-
-    def count(self) -> int:
-        """How many items are stored."""
-
-    def upsert_rows(self, rows: ServerRows) -> None:
-        """Store items, replacing those that are there."""
-
-    def delete(self, ids: npt.ArrayLike) -> None:
-        """Remove items."""
-
-    def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """ids and digests of those of these items that are stored, in no order."""
-
-    def stored_ids(self) -> Iterator[Ids]:
-        """All ids, part by part."""
-
-    def push_lock(self) -> AbstractContextManager[None]:
-        """Keep other pushes out, where the server can."""
-
-    def read_push(self) -> PushState | None:
-        """How far a push came."""
-
-    def write_push(self, state: PushState) -> None:
-        """Remember how far a push came."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +97,7 @@ def push_to(
 
 def push(
     index: PushSource,
-    cluster: PushTarget,
+    cluster: Server,
     *,
     batch_size: int = 65_536,
     force: bool = False,
@@ -163,9 +127,7 @@ def push(
         return _push(index, cluster, batch_size, force, progress or (lambda done, total: None))
 
 
-def _push(
-    index: PushSource, cluster: PushTarget, batch_size: int, force: bool, progress: Progress
-) -> PushResult:
+def _push(index: PushSource, cluster: Server, batch_size: int, force: bool, progress: Progress) -> PushResult:
     before, stored = cluster.read_push(), cluster.count()
     if not force:
         _refuse_another(index, before, stored)
@@ -235,7 +197,7 @@ def _differs(rows: ServerRows, ids: Ids, digests: npt.NDArray[np.int64]) -> npt.
     return ~same
 
 
-def _delete_others(cluster: PushTarget, parts: list[Ids], count: int) -> int:
+def _delete_others(cluster: Server, parts: list[Ids], count: int) -> int:
     """Remove what the index does not have; the server has all that it does, so the numbers tell if there is any."""
     if cluster.count() == count:
         return 0
