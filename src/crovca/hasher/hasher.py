@@ -467,6 +467,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             hashcoder=self.hashcoder,
             batch_size=self.batch_size,
             faithfulness=None if dial is None else dial * automatic.faithfulness,
+            base_weight=automatic.base_weight,
             base_power=automatic.base_power,
             gate_quantile=automatic.gate_quantile,
             hidden=automatic.hidden,

@@ -72,10 +72,10 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     diversity_weight: float = 0.1
     faithfulness: float | None = None
-    base_weight: float = 0.6
+    base_weight: float = 0.4
     base_power: float = 1.75
     gate_quantile: float = 0.1
-    hidden: int = 512
+    hidden: int = 1024
     terms: tuple[tuple[str, float], ...] = ()
     coding_rate_epsilon: float = 0.05
     center: bool = False
@@ -158,8 +158,8 @@ class Recipe:
     Attributes:
         learning_rate, weight_decay, diversity_weight: as in ``TrainingConfig``.
         center: whether the mean embedding is subtracted before the network; it is always scaled.
-        logit_scale, faithfulness, base_power, gate_quantile, hidden: as in ``TrainingConfig``; faithfulness is that of
-            "balanced".
+        logit_scale, base_weight, base_power, gate_quantile, hidden: as in ``TrainingConfig``.
+        faithfulness: the weight of the floats' order at "balanced".
     """
 
     learning_rate: float
@@ -168,9 +168,10 @@ class Recipe:
     center: bool
     logit_scale: float = 1.0
     faithfulness: float = 0.0
+    base_weight: float = 0.4
     base_power: float = 1.75
     gate_quantile: float = 0.1
-    hidden: int = 512
+    hidden: int = 1024
 
 
 def recipe(pairing: Sequence[str], *, base: bool = False) -> Recipe:
@@ -192,9 +193,8 @@ def recipe(pairing: Sequence[str], *, base: bool = False) -> Recipe:
             center=True,
             logit_scale=2.0,
             faithfulness=0.1,
+            base_weight=0.6,
             base_power=0.75,
-            gate_quantile=0.1,
-            hidden=1024,
         )
     if base:
         return Recipe(
