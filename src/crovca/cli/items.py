@@ -220,22 +220,9 @@ def read_metadata(path: Path | None) -> pa.Table | None:
     """A table with a column ``id``, from .parquet or .csv."""
     if path is None:
         return None
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet as pq
+    from crovca.index.metadata import read_table
 
-    if not path.exists():
-        raise FileFormatError(f"{path} does not exist")
-    try:
-        table = pq.read_table(path) if path.suffix.lower() == ".parquet" else pyarrow.csv.read_csv(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise FileFormatError(f"{path} is not readable as metadata (.parquet or .csv): {error}") from error
-    if "id" not in table.column_names:
-        raise FileFormatError(f"{path} has no column 'id'; it has {', '.join(table.column_names)}")
-    ids = table.column("id")
-    if len(ids.unique()) != len(ids):
-        raise FileFormatError(f"{path}: an id occurs twice in its column 'id'")
-    return table
+    return read_table(path)
 
 
 def encoder_of(path: Path) -> dict[str, Any] | None:
@@ -301,23 +288,18 @@ def _metadata(
     Also returns how many of the ids are not in the table.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
+
+    from crovca.index.metadata import columns_of
 
     table = pa.table({name: pa.array(values[part]) for name, values in known.items()}) if known else None
     if extra is None:
         return table, 0
-    keys = extra.column("id")
-    wanted = pa.array(ids)
-    try:
-        place = pc.index_in(wanted.cast(keys.type), keys.combine_chunks())
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"the metadata's ids are {keys.type}, those of the items {wanted.type}") from error
-    found = extra.drop_columns("id").take(place)
+    found, missing = columns_of(ids, extra)
     for name in found.column_names if table is not None else ():
         if name in known:
             raise ConfigError(f"the metadata's column {name!r} is known from the source already; rename it")
     if table is None:
-        return found, place.null_count
+        return found, missing
     for name in found.column_names:
         table = table.append_column(name, found.column(name))
-    return table, place.null_count
+    return table, missing

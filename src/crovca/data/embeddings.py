@@ -18,6 +18,7 @@ import numpy.typing as npt
 from crovca.data.labels import check_labels
 from crovca.errors import CrovcaWarning, FileFormatError, InvalidInputError, StorageError
 from crovca.files import load_arrays
+from crovca.ids import as_ids
 
 __all__ = [
     "Embeddings",
@@ -364,7 +365,7 @@ def _check_ids(ids: npt.NDArray[Any], items: int, what: str) -> npt.NDArray[Any]
     if ids.shape != (items,):
         raise InvalidInputError(f"{what}: expected {items} ids in one dimension, got shape {ids.shape}")
     if ids.dtype.kind in "iu":
-        ids = ids.astype(np.int64)
+        ids = as_ids(ids)
     elif ids.dtype.kind == "O" and all(isinstance(item, str) for item in ids):
         ids = ids.astype(np.str_)
     elif ids.dtype.kind != "U":

@@ -13,6 +13,7 @@ from crovca.codes import Codes
 from crovca.data.labels import check_labels
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.files import load_arrays, save_arrays
+from crovca.ids import as_ids
 
 __all__ = ["Encoded"]
 
@@ -38,8 +39,8 @@ class Encoded:
             raise InvalidInputError(
                 f"logits must have shape {(len(self.codes), self.codes.bits)}, got {self.logits.shape}"
             )
-        if self.ids is not None and self.ids.dtype.kind not in "iuU":
-            raise InvalidInputError(f"ids must be whole numbers or strings, got {self.ids.dtype}")
+        if self.ids is not None:
+            as_ids(self.ids, longest=None)  # raises for what cannot be ids
         for name, values in (("ids", self.ids), ("labels", self.labels)):
             if values is not None and len(values) != len(self.codes):
                 raise InvalidInputError(f"there are {len(values)} {name} for {len(self.codes)} codes")

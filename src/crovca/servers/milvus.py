@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
 from crovca.errors import InvalidInputError, MissingDependencyError, ServerError
+from crovca.index.conditions import refuse
 from crovca.index.results import StoredItems
 from crovca.servers.base import (
     ALL_RETURNED,
@@ -428,5 +429,5 @@ def _errors(where: str | None = None) -> Iterator[None]:
     except MilvusException as error:
         text = _line(error)
         if where is not None and ("parse expression" in text or "expr" in text):
-            raise InvalidInputError(f"Milvus cannot use the condition {where!r}: {text}") from None
+            refuse(where, f"Milvus: {text}")
         raise ServerError(f"Milvus: {text}") from error

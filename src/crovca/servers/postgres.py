@@ -20,8 +20,8 @@ returned as ``bit``, whose bytes are ours (``crovca.codes``).
 The extension pgvector is used for one thing only, an HNSW index, and only where asked for: ``build_hnsw`` and
 ``approximate=True``. Its exact operator ``<~>`` is as fast as ``bit_count``, not faster.
 
-``where`` is a condition in the server's SQL. It is the only text that is not sent as a parameter; a search
-is one statement, so it cannot smuggle in another, in a transaction that is read-only.
+``where`` is a condition as ``HashIndex`` takes it, in PostgreSQL's SQL (``index.conditions``): parsed, checked and
+written anew here, and evaluated in a read-only transaction, in UTC, under a time limit.
 
 ``crovca_digest`` is written by ``upsert`` alone. What other SQL changes in a row leaves it as it was, so a later
 ``upsert`` or push takes the row for unchanged; change items through here.
@@ -43,6 +43,7 @@ import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
 from crovca.errors import InvalidInputError, ServerError
+from crovca.index.conditions import DEFAULT_TIMEOUT
 from crovca.index.results import StoredItems
 from crovca.servers.base import (
     ALL_RETURNED,
@@ -88,8 +89,17 @@ class PostgresServer:
     Opened with ``PostgresServer.open`` or made with ``PostgresServer.create``. Not for several threads at once.
     """
 
+    where_timeout: float = DEFAULT_TIMEOUT
+    """Seconds after which a statement with a condition is stopped; set it to allow more."""
+
     def __init__(
-        self, connection: Connection[Any], name: str, *, approximate: bool = False, levels: int = _LEVELS
+        self,
+        connection: Connection[Any],
+        name: str,
+        *,
+        approximate: bool = False,
+        levels: int = _LEVELS,
+        where_timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         if levels < 1:
             raise InvalidInputError(f"levels must be at least 1, got {levels}")
@@ -279,8 +289,8 @@ class PostgresServer:
         overfetch: int | None = None,
         exact: bool = False,
     ) -> ServerNeighbors:
-        """See ``Server``; ``where`` is PostgreSQL's SQL. All of one call's reads see one state of the table."""
-        with self._reading():
+        """See ``Server``; ``where`` is in PostgreSQL's SQL. All of one call's reads see one state of the table."""
+        with self._reading(where):
             return search_by_rescoring(self, logits, k, metric, where, overfetch, exact)
 
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
@@ -308,7 +318,7 @@ class PostgresServer:
             # The index returns no more than it looks at, 1,000 at most, unless it may look again.
             for setting in (f"hnsw.ef_search = {min(1000, count)}", "hnsw.iterative_scan = strict_order"):
                 self._connection.execute(f"SET LOCAL {setting}")
-        with errors(where), self._connection.cursor(binary=True) as cursor:
+        with errors(where, self.where_timeout), self._connection.cursor(binary=True) as cursor:
             command = self._ranking(distance, order, where)
             return cursor.execute(command, {"count": count}).fetchall()
 
@@ -316,7 +326,7 @@ class PostgresServer:
         from psycopg import sql
 
         return sql.SQL("SELECT id, code, {} AS distance FROM {} {} ORDER BY {} LIMIT %(count)s").format(
-            distance, self._table, condition(where), sql.SQL(order)
+            distance, self._table, self._where(where), sql.SQL(order)
         )
 
     def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
@@ -326,11 +336,14 @@ class PostgresServer:
         levels = query.levels(max(self.levels, 1 if query.metric == "hamming" else _LEVELS))
         command = sql.SQL("SELECT id, code FROM {} {} {} <= %(total)s").format(
             self._table,
-            sql.SQL("WHERE") if where is None else condition(where) + sql.SQL(" AND"),
+            sql.SQL("WHERE") if where is None else self._where(where) + sql.SQL(" AND"),
             levels_sql(query, levels),
         )
         total = query.total(levels, distance)
-        with errors(where), self._connection.cursor("crovca_within", binary=True) as cursor:
+        with (
+            errors(where, self.where_timeout),
+            self._connection.cursor("crovca_within", binary=True) as cursor,
+        ):
             cursor.execute(command, {"total": total})
             while found := cursor.fetchmany(_PART):
                 yield self._ids(found), self._codes(found)
@@ -386,7 +399,7 @@ class PostgresServer:
         query = Query.of(np.asarray(logits, np.float32), metric)
         order = levels_sql(query, query.levels(self.levels))
         command = sql.SQL("EXPLAIN (VERBOSE, COSTS OFF) ") + self._ranking(order, "distance, id", where)
-        with self._reading(), errors(where):
+        with self._reading(where), errors(where, self.where_timeout):
             found = self._connection.execute(command, {"count": count}).fetchall()
         return "\n".join(line for (line,) in found)
 
@@ -467,10 +480,19 @@ class PostgresServer:
         return None if row is None else row[0]
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, where: str | None = None) -> Iterator[None]:
+        """One state of the table, of which nothing is changed; a condition has a time limit and UTC."""
         with errors(), self._connection.transaction():
             self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            if where is not None:
+                limit = max(1, round(1000 * self.where_timeout))
+                for setting in (f"statement_timeout = {limit}", "TimeZone = 'UTC'"):
+                    self._connection.execute(f"SET LOCAL {setting}")  # until the transaction ends
             yield
+
+    def _where(self, where: str | None) -> Composable:
+        columns = [] if where is None else ["id", *self._metadata_columns()]
+        return condition(where, columns)
 
     def _describe(self) -> tuple[int, IdType, bool]:
         """bits, id type and whether partitioned, from the server's own catalog."""

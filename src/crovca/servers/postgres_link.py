@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from crovca.errors import ConfigError, InvalidInputError, MissingDependencyError, ServerError
+from crovca.errors import ConfigError, MissingDependencyError, ServerError
+from crovca.index.conditions import DEFAULT_TIMEOUT, refuse, took_too_long
 from crovca.servers.postgres_sql import name_parts
 
 if TYPE_CHECKING:
@@ -54,17 +55,24 @@ def regclass(connection: Connection[Any], name: str) -> int | None:
 
 
 @contextmanager
-def errors(where: str | None = None) -> Iterator[None]:
-    """Turn the driver's errors into ours."""
+def errors(where: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> Iterator[None]:
+    """Turn the driver's errors into ours.
+
+    Args:
+        where: the condition of the statement, which is named where it is at fault.
+        timeout: its time limit in seconds.
+    """
     import psycopg
 
     try:
         yield
+    except psycopg.errors.QueryCanceled as error:
+        if where is None:
+            raise ServerError(f"PostgreSQL: {_line(error)}") from error
+        took_too_long(where, timeout)
     except psycopg.Error as error:
         if where is not None and not isinstance(error, psycopg.OperationalError):
-            raise InvalidInputError(
-                f"PostgreSQL cannot use the condition {where!r}: {_line(error)}"
-            ) from None
+            refuse(where, f"PostgreSQL: {_line(error)}")
         raise ServerError(f"PostgreSQL: {_line(error)}") from error
 
 

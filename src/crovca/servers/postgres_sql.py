@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, LiteralString
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow.csv
 
 from crovca.codes import Codes
 from crovca.errors import ConfigError, InvalidInputError
+from crovca.index.conditions import checked_condition
 from crovca.servers.base import IdType
 from crovca.servers.bounds import Levels, Query
 from crovca.servers.rows import RESERVED, ServerRows
@@ -84,13 +85,14 @@ def name_parts(name: str) -> list[str]:
     return [part for part in split_name(name) if part]
 
 
-def condition(where: str | None) -> Composable:
-    """WHERE (...), or nothing. On lines of its own, so that a comment in it ends; % is no placeholder."""
+def condition(where: str | None, columns: Sequence[str]) -> Composable:
+    """WHERE (...) of a condition on these columns (``index.conditions``), or nothing; % is no placeholder."""
     from psycopg import sql
 
     if where is None:
         return sql.SQL("")
-    return sql.SQL("WHERE (\n" + where.replace("%", "%%") + "\n)")
+    checked = checked_condition(where, columns, "postgres")
+    return sql.SQL("WHERE (" + checked.replace("%", "%%") + ")")
 
 
 def bit_literal(code: Codes) -> Composable:

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from crovca.ids import as_ids
 from crovca.sources.decode import MAX_BYTES, UnreadableItem
 
 __all__ = ["Fault", "Source", "build_source", "read_file"]
@@ -86,7 +87,7 @@ def build_source(
     for part in (kind, *fingerprint):
         digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
     whole = isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"
-    array = np.asarray(ids, np.int64) if whole else np.asarray(names, np.str_)
+    array = as_ids(ids) if whole else np.asarray(names, np.str_)
     return Source(kind, array, fetch, digest.hexdigest(), faults=faults, **known)
 
 
