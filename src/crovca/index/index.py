@@ -202,9 +202,7 @@ class HashIndex(Reader):
 
     def view(self) -> View:
         """See ``Reader``."""
-        view = self._opened_state()[1]
-        view.where_timeout = self.where_timeout
-        return view
+        return self._opened_state()[1]
 
     def _opened_state(self) -> tuple[Manifest, View]:
         manifest, view, _ = self._state

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,16 @@ from crovca.metrics import get_metric
 if TYPE_CHECKING:
     from crovca.index.view import View
 
-__all__ = ["Reader"]
+__all__ = ["Condition", "Reader"]
 
 _FIRST_RANGE = 128
+
+
+class Condition(NamedTuple):
+    """A SQL condition, and the seconds after which it is stopped."""
+
+    where: str
+    timeout: float
 
 
 class Reader(ABC):
@@ -84,7 +91,9 @@ class Reader(ABC):
         """
         _check_k(k)
         view = self.view()
-        answers = view.nearest(_scorer(view.bits, queries, metric, bits), int(k), where, engine)
+        answers = view.nearest(
+            _scorer(view.bits, queries, metric, bits), int(k), self._condition(where), engine
+        )
         width = min((len(answer.distances) for answer in answers), default=0)
         rows = (
             np.concatenate([answer.rows[:width] for answer in answers]) if answers else np.empty(0, np.int64)
@@ -114,7 +123,9 @@ class Reader(ABC):
         while len(pending):
             part = scorer.only(pending)
             again = []
-            for query, found in zip(pending, view.nearest(part, k, where, engine), strict=True):
+            for query, found in zip(
+                pending, view.nearest(part, k, self._condition(where), engine), strict=True
+            ):
                 if len(found.rows) == k < view.items and found.distances[-1] <= radius:
                     again.append(query)
                     continue
@@ -150,7 +161,9 @@ class Reader(ABC):
         answers = [
             # An item may be beyond the k + 1 nearest: among many at distance 0, or not matching the condition.
             Found(found.rows[found.rows != row], found.distances[found.rows != row])
-            for row, found in zip(asked, view.nearest(scorer, int(k) + 1, where, "auto"), strict=True)
+            for row, found in zip(
+                asked, view.nearest(scorer, int(k) + 1, self._condition(where), "auto"), strict=True
+            )
         ]
         width = min((*(len(found.rows) for found in answers), int(k)))
         rows = np.array([found.rows[:width] for found in answers], np.int64).reshape(len(answers), width)
@@ -174,7 +187,7 @@ class Reader(ABC):
     def select(self, where: str) -> npt.NDArray[Any]:
         """The ids of all items for which a SQL condition holds."""
         view = self.view()
-        selected = view.select_rows(where).rows
+        selected = view.select_rows(Condition(where, self.where_timeout)).rows
         rows = [start + own for start, own in zip(view.starts, selected, strict=False)]
         return view.ids(np.concatenate([np.empty(0, np.int64), *rows]))
 
@@ -216,6 +229,9 @@ class Reader(ABC):
         """Build the engines now, which the first search would do."""
         view = self.view()
         view.searched(view.bits if bits is None else check_bits(bits, at_most=view.bits), None, engine)
+
+    def _condition(self, where: str | None) -> Condition | None:
+        return None if where is None else Condition(where, self.where_timeout)
 
     def engines(self) -> list[dict[str, Any]]:
         """What was built for searching so far: engine, bits, rows, seconds to build, bytes of memory."""

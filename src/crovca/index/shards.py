@@ -73,5 +73,4 @@ class ShardedIndex(Reader):
         if joined is None or joined[0] != views:  # views are equal where they are the same
             segments = [segment for view in views for segment in view.segments]
             joined = self._joined = views, View(segments, self.bits, self.id_type)
-        joined[1].where_timeout = self.where_timeout
         return joined[1]

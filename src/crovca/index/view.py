@@ -23,7 +23,7 @@ from crovca.index.engines.choice import EngineName, build_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
 from crovca.index.metadata import matching_rows, read_rows
-from crovca.index.reader import Reader
+from crovca.index.reader import Condition, Reader
 from crovca.index.scoring import BitScorer, Int64
 from crovca.index.segment import Segment, as_text
 
@@ -87,10 +87,11 @@ class _Part:
 class _Selection:
     """The live rows of each segment for which a condition holds: as rows, and as masks where they are many."""
 
-    def __init__(self, segments: Sequence[Segment], where: str, timeout: float) -> None:
+    def __init__(self, segments: Sequence[Segment], condition: Condition) -> None:
         imported("duckdb")  # as ``matching_rows`` would
         try:
-            found = matching_rows([segment.metadata for segment in segments], where, timeout=timeout)
+            files = [segment.metadata for segment in segments]
+            found = matching_rows(files, condition.where, timeout=condition.timeout)
         except (RuntimeError, UnicodeError) as error:  # what DuckDB's Python makes of text that is none
             raise _damaged(error) from error
         self.rows: list[Int64] = []
@@ -143,10 +144,12 @@ class View(Reader):
 
     # --- searching ---
 
-    def nearest(self, scorer: BitScorer, k: int, where: str | None, engine: EngineChoice) -> list[Found]:
+    def nearest(
+        self, scorer: BitScorer, k: int, condition: Condition | None, engine: EngineChoice
+    ) -> list[Found]:
         """The k nearest rows of each query, of all segments."""
         answers: list[list[Found]] = []
-        for start, part, mask in self.searched(scorer.weights.shape[1], where, engine):
+        for start, part, mask in self.searched(scorer.weights.shape[1], condition, engine):
             found = part.nearest(scorer, k, mask)
             answers.append([Found(start + one.rows, one.distances) for one in found])
         if len(answers) == 1:
@@ -167,7 +170,7 @@ class View(Reader):
         return Found(rows[order], distances[order])
 
     def searched(
-        self, bits: int, where: str | None, engine: EngineChoice
+        self, bits: int, condition: Condition | None, engine: EngineChoice
     ) -> list[tuple[int, _Part, Mask | None]]:
         """The parts to search: first row of the segment, part, and which of the segment's rows count."""
         if engine not in ("auto", *get_args(EngineName)):
@@ -175,15 +178,15 @@ class View(Reader):
                 f"unknown engine {engine!r}; expected 'auto' or one of {list(get_args(EngineName))}"
             )
         parts = []
-        if where is None:
+        if condition is None:
             for start, segment in zip(self.starts, self.segments, strict=False):
                 if segment.live:
                     dead, part = _part(segment, bits, engine)
                     parts.append((start, part, segment.alive if segment.entry.deleted > dead else None))
             return parts
-        selection = self.select_rows(where)
+        selection = self.select_rows(condition)
         selected = self._selected.get(
-            (where, bits, engine),
+            (condition.where, bits, engine),
             lambda: {
                 number: _Part(segment, selection.rows[number], bits, engine)
                 for number, segment in enumerate(self.segments)
@@ -198,11 +201,12 @@ class View(Reader):
                 parts.append((start, selected[number], None))
         return parts
 
-    def select_rows(self, where: str) -> _Selection:
+    def select_rows(self, condition: Condition) -> _Selection:
         """The live rows of each segment for which a condition holds; the last few are remembered."""
+        where = condition.where
         if not isinstance(where, str):
             raise InvalidInputError(f"where must be a SQL condition as text, got {where!r}")
-        return self._selections.get(where, lambda: _Selection(self.segments, where, self.where_timeout))
+        return self._selections.get(where, lambda: _Selection(self.segments, condition))
 
     def parts(self) -> list[_Part]:
         """What was built so far."""
