@@ -219,7 +219,10 @@ def main() -> None:
     if arguments.out is not None and arguments.out.with_suffix(".json").exists():
         kept = json.loads(arguments.out.with_suffix(".json").read_text())
     files = (arguments.database, arguments.query)
-    studies = [name for name in STUDIES if STUDIES[name].learned is None or class_names(_load(files[0]))]
+    named = bool(class_names(_load(files[0])))
+    studies = [
+        name for name, study in STUDIES.items() if study.methods != [] and (named or study.learned is None)
+    ]
     chosen = (
         studies if arguments.only is None else [name for name in arguments.only.split(",") if name != "page"]
     )
