@@ -219,7 +219,9 @@ def main() -> None:
     if arguments.out is not None and arguments.out.with_suffix(".json").exists():
         kept = json.loads(arguments.out.with_suffix(".json").read_text())
     files = (arguments.database, arguments.query)
-    named = bool(class_names(_load(files[0])))
+    named = (
+        len({first_half(name) for name in class_names(_load(files[0])).values()}) == 2
+    )  # both halves occur
     studies = [
         name for name, study in STUDIES.items() if study.methods != [] and (named or study.learned is None)
     ]
