@@ -101,8 +101,6 @@ def train(
     inputs = [path for path in (data, images, texts) if path is not None]
     check_output(output, force=force, inputs=inputs, marker="model.safetensors")
     partial = output.with_name(f"{output.name}.partial")
-    if force:  # an earlier run is not gone on with
-        remove(partial)
     parameters: dict[str, Any] = {"bits": bits, "seed": seed, "device": device}
     chosen: dict[str, Any] = {"hashcoder": hashcoder, "epochs": epochs, "batch_size": batch_size}
     chosen["faithfulness"] = _number_or_name(faithfulness)
@@ -111,14 +109,14 @@ def train(
         parameters["nested"] = parse_lengths(nested, "--nested")
     if no_nested:
         parameters["nested"] = False
-    saving = {"checkpoint": partial, "checkpoint_seconds": checkpoint_every}
+    saving: dict[str, Any] = {"checkpoint": partial, "checkpoint_seconds": checkpoint_every}
 
     started = time.perf_counter()
     with Reporter() as reporter:
         if data is not None:
             if shared:
                 raise ConfigError("--shared goes with --images and --texts")
-            hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, reporter)
+            hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, force, reporter)
         else:
             if pairing != "auto" or unsupervised:
                 raise ConfigError(
@@ -126,7 +124,9 @@ def train(
                 )
             assert images is not None
             assert texts is not None
-            hasher = _train_two(images, texts, {**parameters, "shared": shared}, preset, saving, reporter)
+            hasher = _train_two(
+                images, texts, {**parameters, "shared": shared}, preset, saving, force, reporter
+            )
     try:
         hasher.save(output, force=force)
     except CrovcaError:
@@ -175,6 +175,7 @@ def _train_one(
     unsupervised: bool,
     preset: str | None,
     saving: dict[str, Any],
+    force: bool,
     reporter: Reporter,
 ) -> Hasher:
     from crovca.hasher import Hasher
@@ -185,6 +186,8 @@ def _train_one(
     parameters["pairing"] = named[0] if len(named) == 1 else tuple(named)
     hasher = Hasher.from_preset(preset, **parameters) if preset else Hasher(**parameters)
     embeddings = open_embeddings(data, with_ids=False)
+    if force:  # an earlier run is not gone on with
+        remove(saving["checkpoint"])
     use_labels = (
         embeddings.labels is not None and not unsupervised and (pairing == "auto" or "classes" in named)
     )
@@ -204,10 +207,13 @@ def _train_two(
     parameters: dict[str, Any],
     preset: str | None,
     saving: dict[str, Any],
+    force: bool,
     reporter: Reporter,
 ) -> Hasher:
     from crovca.hasher import Hasher
 
     hasher = Hasher.for_pairs(preset=preset, **parameters)
     pictures, words = open_embeddings(images, with_ids=False), open_embeddings(texts, with_ids=False)
+    if force:
+        remove(saving["checkpoint"])
     return hasher.fit(pictures, texts=words, observer=reporter, **saving)
