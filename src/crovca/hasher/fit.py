@@ -22,7 +22,7 @@ from crovca.data.labels import ClassMembership, to_membership
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, StorageError, TrainingError
 from crovca.hashing.base import fit_base
 from crovca.hashing.config import SETTLE_SHARE, SHORT_RUN, TrainingConfig
-from crovca.hashing.features import features_of
+from crovca.hashing.features import coordinates_of, features_of
 from crovca.hashing.gate import fit_gate
 from crovca.hashing.inputs import Scaling, fit_coordinates, input_statistics
 from crovca.hashing.neighbors import find_shared_neighbors
@@ -114,9 +114,10 @@ def fit_embeddings(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitt
         coder = towers.coders[0]
         towers.on_features = coder.base is not None
         taken = features_of(coder, data.values) if towers.on_features else data.values
-        source, recall = _source(hasher, parts, taken, pairing, coder, run.observer, kept)
+        where = coordinates_of(coder, data.values, taken) if towers.on_features else data.values
+        source, recall = _source(hasher, parts, taken, where, pairing, coder, run.observer, kept)
         teacher = teacher_of(hasher, classes, config, len(data))
-        points = partial(_points, taken, coder.inputs.outputs) if towers.on_features else None
+        points = partial(_points, where) if towers.on_features else None
         if kept is None or not kept.has_state:
             if start == "classes":
                 assert isinstance(teacher, ClassPrototypes)
@@ -286,9 +287,9 @@ def _on_base(values: Rows, config: TrainingConfig) -> HashCoder:
     )
 
 
-def _points(features: Rows, count: int, rows: Tensor) -> Tensor:
+def _points(coordinates: Rows, rows: Tensor) -> Tensor:
     """Coordinates (B, k) of items, the mean over their views."""
-    points = torch.from_numpy(np.asarray(features[rows.cpu().numpy()])[..., :count]).to(rows.device)
+    points = torch.from_numpy(np.asarray(coordinates[rows.cpu().numpy()])).to(rows.device)
     return points if points.ndim == 2 else points.mean(dim=1)
 
 
@@ -322,6 +323,7 @@ def _source(
     hasher: Hasher,
     parts: Sequence[Embeddings],
     values: Rows,
+    where: Rows,
     pairing: Sequence[str],
     coder: HashCoder,
     observer: Observer,
@@ -342,7 +344,7 @@ def _source(
             raise ConfigError("views and neighbors together make pairs: views must be 2")
         sources.append(StoredViews(values, hasher.views))
     if "neighbors" in pairing:
-        rows, recall = _neighbor_rows(hasher, parts[0], observer, kept)
+        rows, recall = _neighbor_rows(hasher, parts[0], where, observer, kept)
         sources.append(NeighborViews(values, rows, augment))
     if not sources:
         return Copies(values, augment), None
@@ -350,13 +352,13 @@ def _source(
 
 
 def _neighbor_rows(
-    hasher: Hasher, data: Embeddings, observer: Observer, kept: Checkpoint | None
+    hasher: Hasher, data: Embeddings, where: Rows, observer: Observer, kept: Checkpoint | None
 ) -> tuple[npt.NDArray[np.int64], float | None]:
     if kept is not None and (rows := kept.load_array("neighbors")) is not None:
         recall = kept.load_array("neighbor_recall")
         return rows, None if recall is None else float(recall)
     found = find_shared_neighbors(
-        data.values,
+        where,
         hasher.neighbors,
         degenerate=data.degenerate,
         device=hasher._device(),

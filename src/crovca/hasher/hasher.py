@@ -80,7 +80,8 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             together, ("views", "neighbors"): each item then takes its pair from one of them at random;
             with "classes" among them, the others give the views and the classes the teacher.
         hashcoder: "small" (2 layers) or "large" (3).
-        epochs: passes over the data; "auto" spends 560 steps (1,400 with labels), but 5 to 100 epochs.
+        epochs: passes over the data; "auto": 20, with labels 40, fewer above 100,000 items; for codes without a base
+            as many as spend 560 steps (1,400 with labels), but 5 to 100.
         batch_size: items in a step.
         learning_rate: of AdamW, falling along a cosine; "auto": 1e-3, with labels 3e-3.
         weight_decay: of AdamW; "auto": 5 where neighbors teach, 0.1 with labels, else 0.01.
@@ -452,11 +453,12 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise InvalidInputError(f"training needs at least 2 items, got {items}")
         if isinstance(self.batch_size, int) and items < self.batch_size:
             observer.message(f"batches of {items}: there are fewer items than batch_size = {self.batch_size}")
+        dial = self._dial(pairing)
+        automatic = recipe(pairing, items, base=dial is not None)
         epochs = self.epochs
         if epochs == "auto":
-            epochs = default_epochs(items, self.batch_size, supervised="classes" in pairing)
-        dial = self._dial(pairing)
-        automatic = recipe(pairing, base=dial is not None)
+            supervised = "classes" in pairing
+            epochs = default_epochs(items, self.batch_size, supervised=supervised, base=dial is not None)
         chosen = {
             name: getattr(automatic if getattr(self, name) == "auto" else self, name)
             for name in ("learning_rate", "weight_decay", "diversity_weight", "center", "logit_scale")

@@ -73,7 +73,7 @@ def fit_base(
         block = (
             slice(start, end) if end <= components else slice(max(0, components - (end - start)), components)
         )
-        rotation = _rotation(points[:, block], seed=seed)
+        rotation = _rotation(points[:, block], seed=seed + start)
         spread = deviations[block].square().mean().sqrt()
         part = torch.zeros(len(rotation), components)
         part[:, block] = rotation.T / spread
