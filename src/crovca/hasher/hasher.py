@@ -17,10 +17,10 @@ from torch import Tensor
 
 from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import Embeddings, Rows, chunks
-from crovca.embedding.items import as_images, name_of
+from crovca.embedding.blocks import embed_blocks
+from crovca.embedding.items import as_images, as_texts, name_of
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, NotFittedError
 from crovca.hasher import files
-from crovca.hasher.blocks import as_texts, item_blocks
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import Fitted, Run, fit_embeddings, initialize
 from crovca.hasher.fit_images import fit_images
@@ -359,13 +359,13 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rows: list[int] = []
         faults: dict[int, Fault] = {}
         embeddings, logits = [], []
-        for block, values, wrong in item_blocks(source, tower.encoder)(np.arange(len(source))):
-            rows += block
-            faults.update(wrong)
-            if len(block):
+        for block in embed_blocks(source, tower.encoder):
+            rows += block.rows
+            faults.update(block.faults)
+            if block.rows:
                 with torch.no_grad():
-                    logits.append(tower.coder(values).float().cpu().numpy())
-                embeddings.append(values.cpu().numpy())
+                    logits.append(tower.coder(block.embeddings).float().cpu().numpy())
+                embeddings.append(block.embeddings.cpu().numpy())
             advance((len(rows) + len(faults)) / len(source))
         return EncodedItems(
             np.array(rows, np.int64),

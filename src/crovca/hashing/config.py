@@ -203,7 +203,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             base_power=0.75,
         )
     if base:
-        trust = min(1.0, items / TRUSTED_ITEMS)
+        trust = min(1.0, max(0.16, items / TRUSTED_ITEMS))
         return Recipe(
             learning_rate=1e-3,
             weight_decay=1e-2,
@@ -211,7 +211,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             center=True,
             logit_scale=1.5,
             faithfulness=0.3 / trust,
-            base_weight=min(1.0, 0.4 / trust**0.5),
+            base_weight=0.4 / trust**0.5,  # up to 1
         )
     if "classes" in pairing:
         return Recipe(
