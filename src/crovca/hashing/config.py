@@ -130,7 +130,7 @@ class TrainingConfig:
     def weights(self) -> dict[str, float]:
         """The objective's terms and what each counts; those that are maximized have negative weights."""
         paper = {"alignment": 1.0, "diversity": -self.diversity_weight}
-        faithful = {} if self.faithfulness is None else {"order": float(self.faithfulness)}
+        faithful = {} if not self.faithfulness else {"order": float(self.faithfulness)}
         return {**paper, **faithful, **dict(self.terms)}
 
     def steps(self, items: int) -> int:
@@ -201,6 +201,15 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             faithfulness=0.1,
             base_weight=0.6,
             base_power=0.75,
+        )
+    if base and "modalities" in pairing:
+        return Recipe(
+            learning_rate=1e-3,
+            weight_decay=1e-2,
+            diversity_weight=0.3,
+            center=True,
+            logit_scale=1.5,
+            base_weight=1.0,
         )
     if base:
         trust = min(1.0, max(0.16, items / TRUSTED_ITEMS))

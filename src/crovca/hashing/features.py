@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,18 @@ class Features:
         return found.reshape(*values.shape[:-1], self.shape[-1]).numpy()
 
 
-def features_of(coder: HashCoder, values: Rows) -> Rows:
+def features_of(
+    coder: HashCoder, values: Rows, advance: Callable[[float], None] = lambda share: None
+) -> Rows:
     """Features float32 (n, k + 1) or (n, v, k + 1): in memory up to 1 GiB, else computed as they are read."""
     lazy = Features(coder, values)
     if 4 * int(np.prod(lazy.shape)) > _ROOM:
         return lazy
-    return np.concatenate([lazy[part] for part, _ in chunks(values, _BLOCK)])
+    found = np.empty(lazy.shape, np.float32)
+    for part, _ in chunks(values, _BLOCK):
+        found[part] = lazy[part]
+        advance(part.stop / len(values))
+    return found
 
 
 def coordinates_of(coder: HashCoder, values: Rows, features: Rows) -> Rows:

@@ -70,10 +70,12 @@ class Coordinates(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(B, d) to (B, k)."""
-        # First by the largest number: the squares of great ones would be beyond float32.
-        low, high = embeddings.aminmax(dim=1, keepdim=True)
-        embeddings = embeddings / torch.maximum(-low, high).clamp(min=1e-30)
-        length = embeddings.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        length = embeddings.norm(dim=1, keepdim=True)
+        if torch.compiler.is_compiling() or not bool(((length > 1e-15) & (length < 1e15)).all()):
+            # The squares of great numbers are beyond float32. Powers of 2 leave the other rows what they are.
+            largest = embeddings.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+            embeddings = embeddings / torch.exp2(torch.log2(largest).floor())
+            length = embeddings.norm(dim=1, keepdim=True).clamp(min=1e-30)
         return F.linear(torch.addcmul(embeddings, length, self.mean, value=-1), self.components) / length
 
 
