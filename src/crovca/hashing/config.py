@@ -193,7 +193,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
     """
     if base and "classes" in pairing:
         return Recipe(
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             weight_decay=1e-2,
             diversity_weight=0.3,
             center=True,
@@ -201,6 +201,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             faithfulness=0.1,
             base_weight=0.6,
             base_power=0.75,
+            gate_quantile=0.05,
         )
     if base and "modalities" in pairing:
         return Recipe(
