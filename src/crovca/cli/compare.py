@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import typer
 from rich.table import Table
+from typer import Option
 
 from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stderr, stdout
@@ -24,51 +24,35 @@ __all__ = ["compare"]
 
 
 def compare(
-    database: Annotated[Path, typer.Option(help="Embeddings that are searched.", show_default=False)],
-    query: Annotated[Path, typer.Option(help="Embeddings that are asked for.", show_default=False)],
+    database: Annotated[Path, Option(help="Embeddings that are searched.")],
+    query: Annotated[Path, Option(help="Embeddings that are asked for.")],
     train: Annotated[
-        Path | None,
-        typer.Option(help="Embeddings that are learned from [default: the database].", show_default=False),
+        Path | None, Option(help="Embeddings that are learned from [default: the database].")
     ] = None,
-    bits: Annotated[str, typer.Option(help="Code lengths, like 16,32,64.")] = "16,32,64",
+    bits: Annotated[str, Option(help="Code lengths, like 16,32,64.")] = "16,32,64",
     methods: Annotated[
-        str, typer.Option(help="Methods with commas, like crovca,itq,pq; or all. A wrong name lists them.")
+        str, Option(help="Methods with commas, like crovca,itq,pq; or all. A wrong name lists them.")
     ] = "all",
     labels: Annotated[
         bool | None,
-        typer.Option(
-            "--labels/--no-labels",
-            help="Whether labels are used [default: where both files have them].",
-            show_default=False,
-        ),
+        Option("--labels/--no-labels", help="Whether labels are used [default: where both files have them]."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds; methods without chance are run once.")] = 3,
+    seeds: Annotated[int, Option(help="How many seeds; methods without chance are run once.")] = 3,
     epochs: Annotated[
         int | None,
-        typer.Option(
-            help="Passes over the data, alike for all learned methods [default: as in crovca train].",
-            show_default=False,
-        ),
+        Option(help="Passes over the data, alike for all learned methods [default: as in crovca train]."),
     ] = None,
     hold_out_classes: Annotated[
         float,
-        typer.Option(
+        Option(
             help="Share of the classes (without labels: of k-means cells) that is not learned, for the measures new "
             "and mixed; 0: do not measure these. With --train they are not measured either."
         ),
     ] = 0.5,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="JSON file of results: a rerun does only what is missing.",
-            show_default=False,
-        ),
+        Path | None, Option("-o", "--output", help="JSON file of results: a rerun does only what is missing.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for an HTML page with figures.", show_default=False)
-    ] = None,
+    report: Annotated[Path | None, Option(help="Folder for an HTML page with figures.")] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:

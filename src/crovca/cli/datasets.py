@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from crovca.cli.options import Force, Json
 from crovca.cli.output import Reporter, emit_json, note, stdout
@@ -20,33 +20,23 @@ __all__ = ["datasets"]
 
 
 def datasets(
-    name: Annotated[
-        str | None, typer.Argument(help="One dataset, with everything known of it.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, Argument(help="One dataset, with everything known of it.")] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with a folder for each dataset: look what is there.", show_default=False),
+        Path | None, Option(help="Folder with a folder for each dataset: look what is there.")
     ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="The folder of dataset NAME itself.", show_default=False)
-    ] = None,
+    folder: Annotated[Path | None, Option(help="The folder of dataset NAME itself.")] = None,
     splits: Annotated[
         Path | None,
-        typer.Option(
-            help="Write its split files here, for 'crovca embed OUT/query.txt --root FOLDER'.",
-            show_default=False,
-        ),
+        Option(help="Write its split files here, for 'crovca embed OUT/query.txt --root FOLDER'."),
     ] = None,
     export: Annotated[
-        Path | None,
-        typer.Option(help="cifar10: write the archive's images here as PNG files.", show_default=False),
+        Path | None, Option(help="cifar10: write the archive's images here as PNG files.")
     ] = None,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="coco, imagenet100, nuswide21: make the missing database.txt.")
+        bool, Option("--rebuild", help="coco, imagenet100, nuswide21: make the missing database.txt.")
     ] = False,
     pin: Annotated[
-        bool,
-        typer.Option("--pin", help="Write down checksums of its files; later, others are refused."),
+        bool, Option("--pin", help="Write down checksums of its files; later, others are refused.")
     ] = False,
     force: Force = False,
     json: Json = False,
@@ -79,13 +69,7 @@ def datasets(
 
 
 def _act(
-    name: str,
-    folder: Path,
-    splits: Path | None,
-    export: Path | None,
-    rebuild: bool,
-    pin: bool,
-    force: bool,
+    name: str, folder: Path, splits: Path | None, export: Path | None, rebuild: bool, pin: bool, force: bool
 ) -> tuple[Dataset, dict[str, str]]:
     """Do what was asked for, and open the dataset; what was written, by the option that asked for it."""
     from crovca.datasets.registry import open_dataset, pin_checksums, rebuild_database

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
+from typer import Option
 
 from crovca.cli.options import Force, Json
 from crovca.cli.output import Reporter, emit_json, stdout
@@ -25,9 +25,7 @@ Next, with your own data (an .npz with 'embeddings' (n, d), and 'labels' if you 
 
 
 def demo(
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for an HTML page with figures.", show_default=False)
-    ] = None,
+    report: Annotated[Path | None, Option(help="Folder for an HTML page with figures.")] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from crovca.cli.options import Json, Modality
 from crovca.cli.output import Reporter, emit_json, stdout
@@ -20,66 +20,45 @@ __all__ = ["embed"]
 def embed(
     images: Annotated[
         Path | None,
-        typer.Argument(
-            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files.",
-            show_default=False,
+        Argument(
+            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files."
         ),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the store.", show_default=False)
-    ] = Path("store"),
-    encoder: Annotated[
-        str, typer.Option(help="Folder of a model, or its id on the hub.", show_default=False)
-    ] = "",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default=False)
-    ] = None,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the store.")] = Path("store"),
+    encoder: Annotated[str, Option(help="Folder of a model, or its id on the hub.")] = "",
+    revision: Annotated[str | None, Option(help="Branch, tag or commit on the hub.")] = None,
     texts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Embed texts: .txt, .csv, .tsv, .parquet, or a store with captions.", show_default=False
-        ),
+        Path | None, Option(help="Embed texts: .txt, .csv, .tsv, .parquet, or a store with captions.")
     ] = None,
     root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Split file: folder that its paths are relative to [default: its own].", show_default=False
-        ),
+        Path | None, Option(help="Split file: folder that its paths are relative to [default: its own].")
     ] = None,
     image_column: Annotated[
-        str | None, typer.Option(help="Parquet: column of the images [default: found].", show_default=False)
+        str | None, Option(help="Parquet: column of the images [default: found].")
     ] = None,
     caption_column: Annotated[
-        str | None, typer.Option(help="Tables: column of the captions [default: found].", show_default=False)
+        str | None, Option(help="Tables: column of the captions [default: found].")
     ] = None,
     resize_rounding: Annotated[
         Literal["down", "nearest"] | None,
-        typer.Option(
-            help="Of a resized image's longer side [default: the encoder's own].", show_default=False
-        ),
+        Option(help="Of a resized image's longer side [default: the encoder's own]."),
     ] = None,
     views: Annotated[
-        int, typer.Option(help="1: the image as it is; more: so many augmented views, as in the paper.")
+        int, Option(help="1: the image as it is; more: so many augmented views, as in the paper.")
     ] = 1,
-    batch_size: Annotated[str, typer.Option(help="Items in a batch, or auto.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="The model computes in: auto, float32, bfloat16 or float16.")
-    ] = "auto",
-    stored: Annotated[Literal["float16", "float32"], typer.Option(help="The store holds these.")] = "float16",
-    shard_size: Annotated[
-        int | None, typer.Option(help="Items in a part [default: 4096; 32768 on a GPU].", show_default=False)
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Processes on this machine, or actors of Ray.")] = 1,
+    batch_size: Annotated[str, Option(help="Items in a batch, or auto.")] = "auto",
+    dtype: Annotated[str, Option(help="The model computes in: auto, float32, bfloat16 or float16.")] = "auto",
+    stored: Annotated[Literal["float16", "float32"], Option(help="The store holds these.")] = "float16",
+    shard_size: Annotated[int | None, Option(help="Items in a part [default: 4096; 32768 on a GPU].")] = None,
+    workers: Annotated[int, Option(help="Processes on this machine, or actors of Ray.")] = 1,
     runner: Annotated[
         Literal["local", "rank", "ray"],
-        typer.Option(help="local; rank: this is one of a launcher's processes (torchrun, srun); ray."),
+        Option(help="local; rank: this is one of a launcher's processes (torchrun, srun); ray."),
     ] = "local",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads within a batch [default: 1 for images].", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same views.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Begin anew where a store exists.")] = False,
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, Option(help="Threads within a batch [default: 1 for images].")] = None,
+    seed: Annotated[int, Option(help="The same seed gives the same views.")] = 0,
+    force: Annotated[bool, Option("--force", help="Begin anew where a store exists.")] = False,
     json: Json = False,
 ) -> None:
     """Turn images or texts into embeddings with a foundation model.

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from crovca.cli.options import EncoderPlace, Force, Json, Modality, Model, Root
 from crovca.cli.output import Reporter, emit_json, stdout
@@ -18,25 +18,17 @@ __all__ = ["encode"]
 def encode(
     model: Model,
     data: Annotated[
-        Path,
-        typer.Argument(
-            help="Embeddings; for a model of images, a folder, split file, ... of images.", show_default=False
-        ),
+        Path, Argument(help="Embeddings; for a model of images, a folder, split file, ... of images.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="File for the codes (.npz).", show_default=False)
-    ] = Path("codes.npz"),
-    bits: Annotated[
-        int | None, typer.Option(help="Cut the codes to this length [default: all].", show_default=False)
-    ] = None,
-    logits: Annotated[bool, typer.Option("--logits", help="Keep the float logits beside the codes.")] = False,
+    output: Annotated[Path, Option("--output", "-o", help="File for the codes (.npz).")] = Path("codes.npz"),
+    bits: Annotated[int | None, Option(help="Cut the codes to this length [default: all].")] = None,
+    logits: Annotated[bool, Option("--logits", help="Keep the float logits beside the codes.")] = False,
     modality: Annotated[
-        Modality | None,
-        typer.Option(help="For a model of two modalities: images or texts.", show_default=False),
+        Modality | None, Option(help="For a model of two modalities: images or texts.")
     ] = None,
     encoder: EncoderPlace = None,
     root: Root = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:

@@ -7,19 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import typer
 from rich.table import Table
+from typer import Option
 
-from crovca.cli.options import (
-    EncoderPlace,
-    Force,
-    Json,
-    Modality,
-    Model,
-    Root,
-    parse_lengths,
-    parse_top_k,
-)
+from crovca.cli.options import EncoderPlace, Force, Json, Modality, Model, Root, parse_lengths, parse_top_k
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.files import check_output
 from crovca.metrics import METRICS
@@ -39,48 +30,32 @@ __all__ = ["evaluate"]
 def evaluate(
     model: Model,
     database: Annotated[
-        Path,
-        typer.Option(
-            help="Embeddings (or images, as the model takes them) that are searched.", show_default=False
-        ),
+        Path, Option(help="Embeddings (or images, as the model takes them) that are searched.")
     ],
-    query: Annotated[
-        Path, typer.Option(help="Embeddings (or images) that are asked for.", show_default=False)
-    ],
+    query: Annotated[Path, Option(help="Embeddings (or images) that are asked for.")],
     bits: Annotated[
-        str | None,
-        typer.Option(
-            help="Lengths to measure, like 16,32,64 [default: those that were trained].", show_default=False
-        ),
+        str | None, Option(help="Lengths to measure, like 16,32,64 [default: those that were trained].")
     ] = None,
-    top_k: Annotated[str, typer.Option(help="Cut-off rank of mAP@k: a number, or all.")] = "1000",
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for an HTML page with figures.", show_default=False)
-    ] = None,
+    top_k: Annotated[str, Option(help="Cut-off rank of mAP@k: a number, or all.")] = "1000",
+    report: Annotated[Path | None, Option(help="Folder for an HTML page with figures.")] = None,
     images: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --report: folder below which an item's id is its image's path.", show_default=False
-        ),
+        Path | None, Option(help="With --report: folder below which an item's id is its image's path.")
     ] = None,
-    query_modality: Annotated[
-        Modality | None, typer.Option(help="Two modalities: what the queries are.", show_default=False)
-    ] = None,
+    query_modality: Annotated[Modality | None, Option(help="Two modalities: what the queries are.")] = None,
     database_modality: Annotated[
-        Modality | None, typer.Option(help="Two modalities: what the database is.", show_default=False)
+        Modality | None, Option(help="Two modalities: what the database is.")
     ] = None,
     hold_out_classes: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Also measure things that were not learned: a model with the same parameters is learned without this "
-            "share of the classes (without labels: of k-means cells), and asked for them. Try 0.5.",
-            show_default=False,
+            "share of the classes (without labels: of k-means cells), and asked for them. Try 0.5."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Which classes are held out.")] = 0,
+    seed: Annotated[int, Option(help="Which classes are held out.")] = 0,
     encoder: EncoderPlace = None,
     root: Root = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:

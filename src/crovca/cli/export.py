@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from crovca.cli.options import EncoderPlace, Force, Json, Model
 from crovca.cli.output import emit_json, stdout
@@ -18,10 +18,8 @@ __all__ = ["export"]
 
 def export(
     model: Model,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the graphs.", show_default=False)
-    ] = Path("exported"),
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX graphs.")] = False,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the graphs.")] = Path("exported"),
+    onnx: Annotated[bool, Option("--onnx", help="Write ONNX graphs.")] = False,
     encoder: EncoderPlace = None,
     force: Force = False,
     json: Json = False,

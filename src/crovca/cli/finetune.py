@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
 from crovca.cli.options import Force, Json, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stdout
@@ -26,97 +26,68 @@ __all__ = ["finetune"]
 def finetune(
     images: Annotated[
         Path,
-        typer.Argument(
-            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files.",
-            show_default=False,
+        Argument(
+            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files."
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the model.", show_default=False)
-    ] = Path("model"),
-    encoder: Annotated[
-        str, typer.Option(help="Folder of a model, or its id on the hub.", show_default=False)
-    ] = "",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default=False)
-    ] = None,
-    bits: Annotated[int, typer.Option(help="Length of the code, 1 to 4096.")] = 256,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the model.")] = Path("model"),
+    encoder: Annotated[str, Option(help="Folder of a model, or its id on the hub.")] = "",
+    revision: Annotated[str | None, Option(help="Branch, tag or commit on the hub.")] = None,
+    bits: Annotated[int, Option(help="Length of the code, 1 to 4096.")] = 256,
     nested: Annotated[
-        str | None,
-        typer.Option(
-            help="Prefixes that become codes of their own [default: 16,32,64,128].", show_default=False
-        ),
+        str | None, Option(help="Prefixes that become codes of their own [default: 16,32,64,128].")
     ] = None,
     no_nested: Annotated[
-        bool, typer.Option("--no-nested", help="Train one length alone, as in the paper.")
+        bool, Option("--no-nested", help="Train one length alone, as in the paper.")
     ] = False,
     supervised: Annotated[
-        bool,
-        typer.Option("--supervised", help="Learn the classes: names of subfolders, or labels in IMAGES."),
+        bool, Option("--supervised", help="Learn the classes: names of subfolders, or labels in IMAGES.")
     ] = False,
     texts: Annotated[
         Path | None,
-        typer.Option(
-            help="Images and texts: a text of each image, by its id or row by row (.txt, .csv, .parquet).",
-            show_default=False,
+        Option(
+            help="Images and texts: a text of each image, by its id or row by row (.txt, .csv, .parquet)."
         ),
     ] = None,
-    captions: Annotated[
-        bool, typer.Option("--captions", help="Images and texts: the captions in IMAGES.")
-    ] = False,
+    captions: Annotated[bool, Option("--captions", help="Images and texts: the captions in IMAGES.")] = False,
     root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Split file: folder that its paths are relative to [default: its own].", show_default=False
-        ),
+        Path | None, Option(help="Split file: folder that its paths are relative to [default: its own].")
     ] = None,
     image_column: Annotated[
-        str | None, typer.Option(help="Parquet: column of the images [default: found].", show_default=False)
+        str | None, Option(help="Parquet: column of the images [default: found].")
     ] = None,
     caption_column: Annotated[
-        str | None, typer.Option(help="Tables: column of the captions [default: found].", show_default=False)
+        str | None, Option(help="Tables: column of the captions [default: found].")
     ] = None,
     preset: Annotated[
-        str | None,
-        typer.Option(help=f"The paper's settings (one length): {', '.join(PRESETS)}.", show_default=False),
+        str | None, Option(help=f"The paper's settings (one length): {', '.join(PRESETS)}.")
     ] = None,
     hashcoder: Annotated[
-        Literal["small", "large"] | None,
-        typer.Option(help="Network: small or large [default: small].", show_default=False),
+        Literal["small", "large"] | None, Option(help="Network: small or large [default: small].")
     ] = None,
     lora_rank: Annotated[
-        int | None,
-        typer.Option(help="Rank of LoRA; 0: the encoder stays frozen [default: 16].", show_default=False),
+        int | None, Option(help="Rank of LoRA; 0: the encoder stays frozen [default: 16].")
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the images [default: 5].", show_default=False)
-    ] = None,
+    epochs: Annotated[int | None, Option(help="Passes over the images [default: 5].")] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(help="Items in a step, over all processes [default: 256].", show_default=False),
+        int | None, Option(help="Items in a step, over all processes [default: 256].")
     ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="At the first step [default: 0.001].", show_default=False)
-    ] = None,
+    learning_rate: Annotated[float | None, Option(help="At the first step [default: 0.001].")] = None,
     dtype: Annotated[
-        str, typer.Option(help="The encoder computes in: auto, float32, bfloat16 or float16.")
+        str, Option(help="The encoder computes in: auto, float32, bfloat16 or float16.")
     ] = "auto",
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
+        bool, Option("--gradient-checkpointing", help="Less memory, a third more time.")
     ] = False,
     compiled: Annotated[
         bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Compile the encoder [default: on a GPU, in long runs].",
-            show_default=False,
-        ),
+        Option("--compile/--no-compile", help="Compile the encoder [default: on a GPU, in long runs]."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
     checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between writings of the state to OUTPUT.partial.")
+        float, Option(help="Seconds between writings of the state to OUTPUT.partial.")
     ] = 15.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same model.")] = 0,
+    seed: Annotated[int, Option(help="The same seed gives the same model.")] = 0,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -195,11 +166,7 @@ def finetune(
 
 
 def _open(
-    images: Path,
-    root: Path | None,
-    image_column: str | None,
-    caption_column: str | None,
-    observer: Observer,
+    images: Path, root: Path | None, image_column: str | None, caption_column: str | None, observer: Observer
 ) -> Source[bytes]:
     from crovca.sources.opening import open_images
 
@@ -273,12 +240,7 @@ def _save(hasher: Hasher, output: Path, partial: Path, force: bool) -> None:
 
 
 def _report(
-    hasher: Hasher,
-    output: Path,
-    process_group: ProcessGroup,
-    seconds: float,
-    notes: list[str],
-    json: bool,
+    hasher: Hasher, output: Path, process_group: ProcessGroup, seconds: float, notes: list[str], json: bool
 ) -> None:
     last = hasher.history_[-1]
     towers = hasher.towers_

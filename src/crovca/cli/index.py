@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from crovca.cli.options import Force, Json
 from crovca.cli.output import Reporter, emit_json, stdout
@@ -21,43 +22,25 @@ __all__ = ["index"]
 
 index = typer.Typer(no_args_is_help=True, help="Build a search index, and add to, delete from or check one.")
 
-_Index = Annotated[Path, typer.Argument(help="Folder of an index.", show_default=False)]
+_Index = Annotated[Path, Argument(help="Folder of an index.")]
 _Source = Annotated[
-    Path,
-    typer.Argument(
-        help="Codes (.npz), embeddings (file or store), or images (folder, split file, .tar).",
-        show_default=False,
-    ),
+    Path, Argument(help="Codes (.npz), embeddings (file or store), or images (folder, split file, .tar).")
 ]
-_Model = Annotated[
-    Path | None,
-    typer.Option(help="Folder that 'crovca train' wrote [default: the index's].", show_default=False),
-]
-_Encoder = Annotated[
-    str | None,
-    typer.Option(help="For images: folder of an encoder, or its id on the hub.", show_default=False),
-]
-_Revision = Annotated[str | None, typer.Option(help="Of the encoder on the hub.", show_default=False)]
-_Metadata = Annotated[
-    Path | None, typer.Option(help="More columns, by a column 'id': .parquet or .csv.", show_default=False)
-]
-_Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+_Model = Annotated[Path | None, Option(help="Folder that 'crovca train' wrote [default: the index's].")]
+_Encoder = Annotated[str | None, Option(help="For images: folder of an encoder, or its id on the hub.")]
+_Revision = Annotated[str | None, Option(help="Of the encoder on the hub.")]
+_Metadata = Annotated[Path | None, Option(help="More columns, by a column 'id': .parquet or .csv.")]
+_Device = Annotated[str, Option(help="auto, cpu or cuda.")]
 
 
 @index.command("build")
 def build(
     source: _Source,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the index.")] = Path("index"),
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the index.")] = Path("index"),
     model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that 'crovca train' wrote [default: learn one, without labels].", show_default=False
-        ),
+        Path | None, Option(help="Folder that 'crovca train' wrote [default: learn one, without labels].")
     ] = None,
-    bits: Annotated[
-        int | None,
-        typer.Option(help="Length of the codes [default: the model's, or 64].", show_default=False),
-    ] = None,
+    bits: Annotated[int | None, Option(help="Length of the codes [default: the model's, or 64].")] = None,
     encoder: _Encoder = None,
     revision: _Revision = None,
     metadata: _Metadata = None,
@@ -121,9 +104,7 @@ def add(
     encoder: _Encoder = None,
     revision: _Revision = None,
     metadata: _Metadata = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace items whose ids are in the index.")
-    ] = False,
+    replace: Annotated[bool, Option("--replace", help="Replace items whose ids are in the index.")] = False,
     device: _Device = "auto",
     json: Json = False,
 ) -> None:
@@ -169,17 +150,10 @@ def delete(
     path: _Index,
     ids: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Ids to delete; write -- before one that begins with -, as in: INDEX -- -5.",
-            show_default=False,
-        ),
+        Argument(help="Ids to delete; write -- before one that begins with -, as in: INDEX -- -5."),
     ] = None,
-    where: Annotated[
-        str | None, typer.Option(help="Delete what this SQL condition selects.", show_default=False)
-    ] = None,
-    ids_from: Annotated[
-        Path | None, typer.Option(help="Text file with an id a line.", show_default=False)
-    ] = None,
+    where: Annotated[str | None, Option(help="Delete what this SQL condition selects.")] = None,
+    ids_from: Annotated[Path | None, Option(help="Text file with an id a line.")] = None,
     json: Json = False,
 ) -> None:
     """Delete items by id or by a condition. Ids that are not in the index are passed over."""
@@ -243,7 +217,7 @@ def verify(path: _Index, json: Json = False) -> None:
 def info(
     path: _Index,
     engines: Annotated[
-        bool, typer.Option("--engines", help="Build the engines, to tell their time and memory.")
+        bool, Option("--engines", help="Build the engines, to tell their time and memory.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -280,16 +254,11 @@ def info(
 def push(
     path: _Index,
     to: Annotated[
-        str,
-        typer.Option(
-            help="postgresql://user@host/database?table=codes or milvus://host:19530/codes.",
-            show_default=False,
-        ),
+        str, Option(help="postgresql://user@host/database?table=codes or milvus://host:19530/codes.")
     ],
-    batch_size: Annotated[int, typer.Option(help="Items sent at a time.")] = 65536,
+    batch_size: Annotated[int, Option(help="Items sent at a time.")] = 65536,
     force: Annotated[
-        bool,
-        typer.Option("--force", help="Take over a table or collection that holds another index's items."),
+        bool, Option("--force", help="Take over a table or collection that holds another index's items.")
     ] = False,
     json: Json = False,
 ) -> None:

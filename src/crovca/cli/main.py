@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import typer
+from typer import Option
 from typer.exceptions import Abort, Exit, TyperException
 
 from crovca.cli import (
@@ -60,7 +61,7 @@ app.command("datasets")(datasets.datasets)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+def _root(version: bool = Option(False, "--version", help="Print the version and stop.")) -> None:
     if version:
         from crovca import __version__
 

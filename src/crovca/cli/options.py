@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from crovca.errors import ConfigError
 
@@ -24,24 +24,16 @@ __all__ = [
     "parse_top_k",
 ]
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Model = Annotated[
-    Path, typer.Argument(help="Folder that 'crovca train' or 'finetune' wrote.", show_default=False)
-]
+Json = Annotated[bool, Option("--json", help="Print one JSON object; progress goes to standard error.")]
+Force = Annotated[bool, Option("--force", help="Replace an output that exists.")]
+Model = Annotated[Path, Argument(help="Folder that 'crovca train' or 'finetune' wrote.")]
 Modality = Literal["images", "texts"]
 EncoderPlace = Annotated[
-    str | None,
-    typer.Option(
-        help="A model of images: where its encoder is now [default: where it was].", show_default=False
-    ),
+    str | None, Option(help="A model of images: where its encoder is now [default: where it was].")
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(
-        help="Split files of images: folder that their paths are relative to [default: their own].",
-        show_default=False,
-    ),
+    Option(help="Split files of images: folder that their paths are relative to [default: their own]."),
 ]
 
 

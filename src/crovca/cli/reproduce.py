@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from crovca.cli.options import Json, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stderr, stdout
@@ -22,56 +23,40 @@ __all__ = ["reproduce"]
 
 def reproduce(
     name: Annotated[
-        str | None,
-        typer.Argument(help="table1 to table7, table11, table12, figure3 to figure9.", show_default=False),
+        str | None, Argument(help="table1 to table7, table11, table12, figure3 to figure9.")
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the datasets, each below it as 'crovca datasets' says.", show_default=False
-        ),
+        Path | None, Option(help="Folder of the datasets, each below it as 'crovca datasets' says.")
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Only these datasets, with commas.", show_default=False)
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Only these encoders, like dinov2,dinov3-b.", show_default=False)
-    ] = None,
-    bits: Annotated[
-        str | None, typer.Option(help="Only these code lengths, like 16,32.", show_default=False)
-    ] = None,
+    dataset: Annotated[str | None, Option(help="Only these datasets, with commas.")] = None,
+    encoder: Annotated[str | None, Option(help="Only these encoders, like dinov2,dinov3-b.")] = None,
+    bits: Annotated[str | None, Option(help="Only these code lengths, like 16,32.")] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="NAME=FOLDER or NAME=HUB_ID: weights of an encoder, where they are not at their usual place. "
-            "May be given several times.",
-            show_default=False,
+            "May be given several times."
         ),
     ] = None,
     work: Annotated[
-        Path, typer.Option(help="Folder for everything that is made; a rerun does only what is missing.")
+        Path, Option(help="Folder for everything that is made; a rerun does only what is missing.")
     ] = Path("reproduce"),
-    seeds: Annotated[int, typer.Option(help="How many seeds; the paper has one.")] = 1,
+    seeds: Annotated[int, Option(help="How many seeds; the paper has one.")] = 1,
     nested: Annotated[
-        bool, typer.Option("--nested", help="Train one model of 16 to 256 bits instead of one a length.")
+        bool, Option("--nested", help="Train one model of 16 to 256 bits instead of one a length.")
     ] = False,
-    epochs: Annotated[
-        int | None, typer.Option(help="Instead of the paper's; the results say so.", show_default=False)
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Likewise.", show_default=False)] = None,
+    epochs: Annotated[int | None, Option(help="Instead of the paper's; the results say so.")] = None,
+    batch_size: Annotated[int | None, Option(help="Likewise.")] = None,
     query: Annotated[
         str | None,
-        typer.Option(
-            help="Figures 4, 5, 9: path of the query to ask with [default: the first of the paper's class].",
-            show_default=False,
+        Option(
+            help="Figures 4, 5, 9: path of the query to ask with [default: the first of the paper's class]."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Encoders compute in: auto, float32, bfloat16 or float16.")
-    ] = "auto",
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, Option(help="Encoders compute in: auto, float32, bfloat16 or float16.")] = "auto",
     json: Json = False,
-    listed: Annotated[bool, typer.Option("--list", help="Only list the cells, and what each needs.")] = False,
+    listed: Annotated[bool, Option("--list", help="Only list the cells, and what each needs.")] = False,
 ) -> None:
     """Measure the numbers of a table or figure of the paper again, beside the paper's own.
 

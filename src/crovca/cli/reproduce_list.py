@@ -48,9 +48,7 @@ def print_experiments(json: bool) -> None:
         what = f"{experiment.title}: {experiment.shows}"
         table.add_row(name, what, experiment.section, *counts)
     stdout.print(table)
-    _say(
-        "crovca reproduce --list NAME shows every cell; crovca reproduce NAME --data DIR measures them.",
-    )
+    _say("crovca reproduce --list NAME shows every cell; crovca reproduce NAME --data DIR measures them.")
 
 
 def print_cells(cells: Sequence[Cell], seeds: int, json: bool, *, nested: bool = False) -> None:

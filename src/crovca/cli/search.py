@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from crovca.cli.options import Force, Json, open_embeddings
 from crovca.cli.output import Console, emit_json, stdout
@@ -36,45 +36,27 @@ def _checked_metric(metric: str | None) -> str | None:
 
 
 def search(
-    index: Annotated[
-        list[Path], typer.Argument(help="Index, or several: they are searched as one.", show_default=False)
-    ],
-    image: Annotated[
-        list[Path] | None, typer.Option(help="Image files to search by.", show_default=False)
-    ] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Texts to search by.", show_default=False)] = None,
-    id: Annotated[
-        list[str] | None, typer.Option("--id", help="Items to search by.", show_default=False)
-    ] = None,
-    embeddings: Annotated[
-        Path | None, typer.Option(help="Embeddings to search by.", show_default=False)
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Model for the queries [default: the index's].", show_default=False)
-    ] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option(help="Encoder of texts [default: the images' one].", show_default=False)
-    ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Results for each query.")] = 10,
+    index: Annotated[list[Path], Argument(help="Index, or several: they are searched as one.")],
+    image: Annotated[list[Path] | None, Option(help="Image files to search by.")] = None,
+    text: Annotated[list[str] | None, Option(help="Texts to search by.")] = None,
+    id: Annotated[list[str] | None, Option("--id", help="Items to search by.")] = None,
+    embeddings: Annotated[Path | None, Option(help="Embeddings to search by.")] = None,
+    model: Annotated[Path | None, Option(help="Model for the queries [default: the index's].")] = None,
+    text_encoder: Annotated[str | None, Option(help="Encoder of texts [default: the images' one].")] = None,
+    top_k: Annotated[int, Option("--top-k", "-k", help="Results for each query.")] = 10,
     metric: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--scoring",
             metavar="|".join(of_codes()),
             callback=_checked_metric,
             help="[default: bce; for --id, hamming].",
-            show_default=False,
         ),
     ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(help='SQL condition on id and metadata, like "year < 1960".', show_default=False),
-    ] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Search by the first so many bits.", show_default=False)
-    ] = None,
-    engine: Annotated[_Engine, typer.Option(help="How to search.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    where: Annotated[str | None, Option(help='SQL condition on id and metadata, like "year < 1960".')] = None,
+    bits: Annotated[int | None, Option(help="Search by the first so many bits.")] = None,
+    engine: Annotated[_Engine, Option(help="How to search.")] = "auto",
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
     json: Json = False,
 ) -> None:
     """Find the items nearest to images, texts, stored items or embeddings; exactly, but for --engine inverted."""
@@ -140,16 +122,13 @@ def search(
 
 
 def dedup(
-    index: Annotated[Path, typer.Argument(help="Folder of an index.", show_default=False)],
-    radius: Annotated[int, typer.Option(help="Bits in which near duplicates may differ.")] = 0,
-    bits: Annotated[
-        int | None, typer.Option(help="Compare the first so many bits.", show_default=False)
-    ] = None,
+    index: Annotated[Path, Argument(help="Folder of an index.")],
+    radius: Annotated[int, Option(help="Bits in which near duplicates may differ.")] = 0,
+    bits: Annotated[int | None, Option(help="Compare the first so many bits.")] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write all groups to this JSON file.", show_default=False),
+        Path | None, Option("--output", "-o", help="Write all groups to this JSON file.")
     ] = None,
-    show: Annotated[int, typer.Option(help="Groups to print.")] = 10,
+    show: Annotated[int, Option(help="Groups to print.")] = 10,
     force: Force = False,
     json: Json = False,
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from crovca.cli.options import Json
 from crovca.cli.output import emit_json, stdout
@@ -17,9 +18,7 @@ store = typer.Typer(help="Stores of embeddings.", no_args_is_help=True, rich_mar
 
 @store.command("verify")
 def verify(
-    path: Annotated[
-        Path, typer.Argument(metavar="STORE", help="Folder that 'crovca embed' wrote.", show_default=False)
-    ],
+    path: Annotated[Path, Argument(metavar="STORE", help="Folder that 'crovca embed' wrote.")],
     json: Json = False,
 ) -> None:
     """Compare every file with the checksum taken when it was written; exits with 1 where one has changed."""

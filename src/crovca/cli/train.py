@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
 from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stdout
@@ -22,70 +22,48 @@ __all__ = ["train"]
 
 def train(
     data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Embeddings: .npz, .npy, .parquet, .safetensors, or a store.", show_default=False
-        ),
+        Path | None, Argument(help="Embeddings: .npz, .npy, .parquet, .safetensors, or a store.")
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the model.", show_default=False)
-    ] = Path("model"),
-    images: Annotated[
-        Path | None, typer.Option(help="Two modalities: embeddings of the images.", show_default=False)
-    ] = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option(help="Two modalities: embeddings of the texts, row by row.", show_default=False),
-    ] = None,
-    bits: Annotated[int, typer.Option(help="Length of the code, 1 to 4096.")] = 256,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the model.")] = Path("model"),
+    images: Annotated[Path | None, Option(help="Two modalities: embeddings of the images.")] = None,
+    texts: Annotated[Path | None, Option(help="Two modalities: embeddings of the texts, row by row.")] = None,
+    bits: Annotated[int, Option(help="Length of the code, 1 to 4096.")] = 256,
     nested: Annotated[
-        str | None,
-        typer.Option(
-            help="Prefixes that become codes of their own [default: 16,32,64,128].", show_default=False
-        ),
+        str | None, Option(help="Prefixes that become codes of their own [default: 16,32,64,128].")
     ] = None,
     no_nested: Annotated[
-        bool, typer.Option("--no-nested", help="Train one length alone, as in the paper.")
+        bool, Option("--no-nested", help="Train one length alone, as in the paper.")
     ] = False,
-    unsupervised: Annotated[
-        bool, typer.Option("--unsupervised", help="Leave labels in DATA unused.")
-    ] = False,
+    unsupervised: Annotated[bool, Option("--unsupervised", help="Leave labels in DATA unused.")] = False,
     pairing: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Where the second view comes from: auto, views, neighbors or classes; or several: views,neighbors."
         ),
     ] = "auto",
     preset: Annotated[
-        str | None,
-        typer.Option(help=f"The paper's settings (one length): {', '.join(PRESETS)}.", show_default=False),
+        str | None, Option(help=f"The paper's settings (one length): {', '.join(PRESETS)}.")
     ] = None,
     hashcoder: Annotated[
-        Literal["small", "large"] | None,
-        typer.Option(help="Network: small or large [default: small].", show_default=False),
+        Literal["small", "large"] | None, Option(help="Network: small or large [default: small].")
     ] = None,
     faithfulness: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="What codes are for: more of the learned kinds, the floats' order, or both: "
-            "kinds, balanced, order, or a number [default: balanced].",
-            show_default=False,
+            "kinds, balanced, order, or a number [default: balanced]."
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data [default: by size].", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Items in a step [default: 256].", show_default=False)
-    ] = None,
+    epochs: Annotated[int | None, Option(help="Passes over the data [default: by size].")] = None,
+    batch_size: Annotated[int | None, Option(help="Items in a step [default: 256].")] = None,
     shared: Annotated[
-        bool, typer.Option("--shared", help="Two modalities of one width: one network for both.")
+        bool, Option("--shared", help="Two modalities of one width: one network for both.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
     checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between writings of the state to OUTPUT.partial.")
+        float, Option(help="Seconds between writings of the state to OUTPUT.partial.")
     ] = 15.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same model.")] = 0,
+    seed: Annotated[int, Option(help="The same seed gives the same model.")] = 0,
     force: Force = False,
     json: Json = False,
 ) -> None:

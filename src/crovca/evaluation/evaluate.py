@@ -329,11 +329,7 @@ class Measure:
             expected[:, 0],
             expected[:, 1],
         )
-        curves = (
-            metrics.map_curve_hits(top),
-            metrics.map_curve_min_k_r(top, total),
-            metrics.hit_curve(top),
-        )
+        curves = (metrics.map_curve_hits(top), metrics.map_curve_min_k_r(top, total), metrics.hit_curve(top))
         return np.stack(columns, axis=1), np.stack(curves)
 
     def _relevant_in(

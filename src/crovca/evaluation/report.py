@@ -181,10 +181,7 @@ def _conclusion(subject: Subject) -> str:
     """The longest codes beside the floats and ITQ, in one sentence."""
     length = max(subject.evaluation.lengths, key=lambda found: found.bits)
     floats, five = subject.evaluation.floats.get("cosine_centred"), subject.five
-    code_map, recall = (
-        length.map_of(REPORTED),
-        (length.float_neighbour_recall or {}).get("10@100"),
-    )
+    code_map, recall = (length.map_of(REPORTED), (length.float_neighbour_recall or {}).get("10@100"))
     known = {"model": (code_map, recall), "floats": (None if floats is None else floats.map, None)}
     if five is not None and length.bits in five.methods.get("ITQ", {}):
         itq = five.methods["ITQ"][length.bits]["seen"]

@@ -251,8 +251,7 @@ class Inputs:
             self._compare(name, noted, self.encoder(name), now)
             return
         self._write_note(
-            name,
-            {"source": self.encoder(name), "revision": identity.get("revision"), "weights_sha256": now},
+            name, {"source": self.encoder(name), "revision": identity.get("revision"), "weights_sha256": now}
         )
 
     def _compare(self, name: str, noted: Mapping[str, Any], place: str, now: str) -> None:

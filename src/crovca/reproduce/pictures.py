@@ -40,11 +40,7 @@ NEIGHBORS = 5
 _LARGE = 520  # pixels of Figure 9's longer sides
 _FLOAT, _BASELINE, _OURS = "float", "Hashing-Baseline", "HashCoder"
 
-_CLASSES = {
-    "n02391049": "zebra",
-    "n01537544": "indigo bird",
-    "n02488291": "gray langur",
-}
+_CLASSES = {"n02391049": "zebra", "n01537544": "indigo bird", "n02488291": "gray langur"}
 """Synsets of the paper's queries, and what it calls them."""
 
 

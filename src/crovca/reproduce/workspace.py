@@ -71,13 +71,7 @@ class Workspace(Inputs):
         observer: Observer | None = None,
     ) -> None:
         super().__init__(
-            data,
-            work,
-            weights=weights,
-            device=device,
-            dtype=dtype,
-            protocols=protocols,
-            observer=observer,
+            data, work, weights=weights, device=device, dtype=dtype, protocols=protocols, observer=observer
         )
         self.training, self.nested = dict(training or {}), nested
         self._model: tuple[Path, Any] | None = None
