@@ -23,8 +23,6 @@ from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.hasher import Hasher
 
-__all__ = ["MODEL_FOLDER", "QueryModel", "describe_encoder"]
-
 MODEL_FOLDER = "model"
 
 Logits = npt.NDArray[np.float32]

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from crovca.baselines.head import LabeledBatch, LearnedBaseline, Setup, cosines_of_halves
 
-__all__ = ["BiHalf", "BiHalfLoss", "bihalf_codes"]
-
 _GAMMA = 6.0
 
 

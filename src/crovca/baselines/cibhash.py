@@ -26,8 +26,6 @@ from crovca.baselines.head import (
     sign_straight_through,
 )
 
-__all__ = ["CIBHash", "CIBHashLoss"]
-
 
 class CIBHash(LearnedBaseline):
     """Signs of logits trained by ``CIBHashLoss``."""

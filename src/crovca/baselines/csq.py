@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 from crovca.baselines.head import LabeledBatch, LearnedBaseline, Setup, class_weights
 
-__all__ = ["CSQ", "CSQLoss", "hash_centers"]
-
 
 class CSQ(LearnedBaseline):
     """Signs of logits trained by ``CSQLoss``."""

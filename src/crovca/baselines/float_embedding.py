@@ -10,8 +10,6 @@ import numpy.typing as npt
 from crovca.baselines.base import Float32, ScoreBaseline, Size, unit_rows
 from crovca.data.labels import ClassMembership
 
-__all__ = ["FloatCentered", "FloatNormalized", "FloatRaw"]
-
 Preparation = Literal["raw", "normalized", "centered"]
 
 

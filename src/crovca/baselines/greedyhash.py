@@ -26,8 +26,6 @@ from crovca.baselines.head import (
     sign_straight_through,
 )
 
-__all__ = ["GreedyHash", "GreedyHashLoss", "GreedyHashSupervised", "GreedyHashSupervisedLoss"]
-
 _ALPHA = 0.1
 
 

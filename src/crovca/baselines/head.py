@@ -29,22 +29,6 @@ from crovca.hashing.towers import Tower, Towers
 from crovca.hashing.train import Silent, train
 from crovca.hashing.views import Copies, FeatureDropout, NeighborViews, ViewSource
 
-__all__ = [
-    "SUPERVISED",
-    "UNSUPERVISED",
-    "HeadSettings",
-    "LabeledBatch",
-    "LearnedBaseline",
-    "Setup",
-    "class_weights",
-    "cosines_of_halves",
-    "cosines_of_pairs",
-    "embed_with",
-    "head_config",
-    "sign_straight_through",
-    "train_head",
-]
-
 _NEIGHBORS = 5
 _BLOCK = 8192
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from crovca.baselines.head import LabeledBatch, LearnedBaseline, Setup, class_weights
 
-__all__ = ["OrthoHash", "OrthoHashLoss"]
-
 
 class OrthoHash(LearnedBaseline):
     """Signs of logits trained by ``OrthoHashLoss``."""

@@ -18,25 +18,6 @@ from crovca.baselines.linear import principal_components
 from crovca.data.labels import ClassMembership
 from crovca.errors import InvalidInputError
 
-__all__ = [
-    "ASH1",
-    "ASH2",
-    "ASH4",
-    "ASH8",
-    "OPQ",
-    "PQ",
-    "SQ4",
-    "SQ8",
-    "FaissQuantizer",
-    "RaBitQ",
-    "RaBitQ2",
-    "RaBitQ4",
-    "TurboQuant1",
-    "TurboQuant2",
-    "TurboQuant4",
-    "beta_codebook",
-]
-
 _CENTROIDS = 256
 _CHUNK = 8192  # items decoded at a time
 _ITERATIONS = 50

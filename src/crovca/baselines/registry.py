@@ -42,8 +42,6 @@ from crovca.baselines.sdc import SDC
 from crovca.baselines.similarity_distillation import SimilarityDistillation
 from crovca.errors import ConfigError
 
-__all__ = ["BASELINES", "Baseline", "baseline"]
-
 
 @dataclass(frozen=True)
 class Baseline:

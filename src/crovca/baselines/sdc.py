@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from crovca.baselines.head import LabeledBatch, LearnedBaseline, Setup, cosines_of_halves
 
-__all__ = ["SDC", "SDCLoss", "quantization_gap"]
-
 
 class SDC(LearnedBaseline):
     """Signs of logits trained by ``SDCLoss``."""

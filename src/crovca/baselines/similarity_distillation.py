@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from crovca.baselines.head import LabeledBatch, LearnedBaseline, Setup, cosines_of_pairs
 from crovca.baselines.sdc import quantization_gap
 
-__all__ = ["SimilarityDistillation", "SimilarityDistillationLoss"]
-
 
 class SimilarityDistillation(LearnedBaseline):
     """Signs of logits trained by ``SimilarityDistillationLoss``."""

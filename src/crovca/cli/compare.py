@@ -11,16 +11,14 @@ import numpy as np
 from rich.table import Table
 from typer import Option
 
-from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
-from crovca.cli.output import Reporter, emit_json, stderr, stdout
+from crovca.cli.options import Force, Json, Report, open_embeddings, parse_lengths
+from crovca.cli.output import Reporter, emit_json, say, stderr, stdout
 from crovca.errors import ConfigError
 from crovca.files import check_output, locked, write_json
 
 if TYPE_CHECKING:
     from crovca.compare.results import Comparison, Row
     from crovca.data.embeddings import Embeddings
-
-__all__ = ["compare"]
 
 
 def compare(
@@ -52,7 +50,7 @@ def compare(
     output: Annotated[
         Path | None, Option("-o", "--output", help="JSON file of results: a rerun does only what is missing.")
     ] = None,
-    report: Annotated[Path | None, Option(help="Folder for an HTML page with figures.")] = None,
+    report: Report = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -115,7 +113,7 @@ def compare(
         return
     _print(state)
     if report is not None:
-        stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
+        say(f"report: {report / 'index.html'}")
 
 
 def _tell(reporter: Reporter, what: str) -> None:
@@ -186,7 +184,7 @@ def _print(state: Comparison) -> None:
         conclusion(state),
     ]
     for line in lines:
-        stdout.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
 
 
 def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:

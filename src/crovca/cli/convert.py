@@ -8,10 +8,8 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from crovca.cli.options import Force, Json
-from crovca.cli.output import emit_json, note, stdout
+from crovca.cli.output import emit_json, note, say
 from crovca.files import check_output
-
-__all__ = ["convert"]
 
 
 def convert(
@@ -54,9 +52,7 @@ def convert(
             }
         )
         return
-    stdout.print(
+    say(
         f"{output}: {encoder.family.name}, embeddings of {encoder.width} from images of {width} x {height}; "
-        f"use it as --encoder {output}",
-        highlight=False,
-        soft_wrap=True,
+        f"use it as --encoder {output}"
     )

@@ -9,14 +9,12 @@ from rich.table import Table
 from typer import Argument, Option
 
 from crovca.cli.options import Force, Json
-from crovca.cli.output import Reporter, emit_json, note, stdout
+from crovca.cli.output import Reporter, emit_json, note, say, stdout
 from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
     from crovca.datasets.registry import Surveyed
     from crovca.datasets.structure import Dataset, Protocol
-
-__all__ = ["datasets"]
 
 
 def datasets(
@@ -171,7 +169,7 @@ def _describe(name: str, dataset: Dataset | None, written: dict[str, str], json:
         lines += [f"note: {text}" for text in dataset.notes]
     lines += [f"written ({option}): {path}" for option, path in written.items()]
     for line in lines:
-        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _count(protocol: Protocol, split: str) -> str:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Annotated
 
 from rich.table import Table
-from typer import Option
 
-from crovca.cli.options import Force, Json
-from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.cli.options import Force, Json, Report
+from crovca.cli.output import Reporter, emit_json, say, stdout
 from crovca.files import check_output
-
-__all__ = ["demo"]
 
 _NEXT = """What the numbers say: a query is an image that the codes have not seen; mAP@{k} is high where images of the
 same digit come first. The class names are vectors of character n-grams, a stand-in for a text encoder.
@@ -24,11 +19,7 @@ Next, with your own data (an .npz with 'embeddings' (n, d), and 'labels' if you 
   crovca evaluate model --database embeddings.npz --query queries.npz --report report"""
 
 
-def demo(
-    report: Annotated[Path | None, Option(help="Folder for an HTML page with figures.")] = None,
-    force: Force = False,
-    json: Json = False,
-) -> None:
+def demo(report: Report = None, force: Force = False, json: Json = False) -> None:
     """Hash codes of real handwritten digits in under a minute: train, search, measure."""
     if report is not None:
         from crovca.evaluation.figures import require_report_packages
@@ -62,6 +53,6 @@ def demo(
         table.add_row(row.what, str(row.bytes_per_item), f"{100 * row.map:.1f}", seconds)
     stdout.print(table)
     if report is not None:
-        stdout.print(f"report with figures: {report / 'index.html'}\n", highlight=False, soft_wrap=True)
-    stdout.print(_NEXT.format(k=result.k), highlight=False, soft_wrap=True)
-    stdout.print(f"\n{time.perf_counter() - started:.0f} s in all", highlight=False)
+        say(f"report with figures: {report / 'index.html'}\n")
+    say(_NEXT.format(k=result.k))
+    say(f"\n{time.perf_counter() - started:.0f} s in all")

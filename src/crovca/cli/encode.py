@@ -8,11 +8,9 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from crovca.cli.options import EncoderPlace, Force, Json, Modality, Model, Root
-from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.cli.options import Device, EncoderPlace, Force, Json, Modality, Model, Root
+from crovca.cli.output import Reporter, emit_json, say
 from crovca.files import check_output
-
-__all__ = ["encode"]
 
 
 def encode(
@@ -28,7 +26,7 @@ def encode(
     ] = None,
     encoder: EncoderPlace = None,
     root: Root = None,
-    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -60,9 +58,7 @@ def encode(
             }
         )
         return
-    stdout.print(
+    say(
         f"{output}: {len(encoded):,} codes of {encoded.codes.bits} bits, {size} bytes an item "
-        f"(the embeddings have {found.bytes_of_floats:,}), in {seconds:.1f} s",
-        highlight=False,
-        soft_wrap=True,
+        f"(the embeddings have {found.bytes_of_floats:,}), in {seconds:.1f} s"
     )

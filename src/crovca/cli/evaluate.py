@@ -10,8 +10,19 @@ import numpy as np
 from rich.table import Table
 from typer import Option
 
-from crovca.cli.options import EncoderPlace, Force, Json, Modality, Model, Root, parse_lengths, parse_top_k
-from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.cli.options import (
+    Device,
+    EncoderPlace,
+    Force,
+    Json,
+    Modality,
+    Model,
+    Report,
+    Root,
+    parse_lengths,
+    parse_top_k,
+)
+from crovca.cli.output import Reporter, emit_json, say, stdout
 from crovca.files import check_output
 from crovca.metrics import METRICS
 
@@ -24,8 +35,6 @@ if TYPE_CHECKING:
     from crovca.evaluation.situations import FiveMeasures
     from crovca.hasher import Hasher
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     model: Model,
@@ -37,7 +46,7 @@ def evaluate(
         str | None, Option(help="Lengths to measure, like 16,32,64 [default: those that were trained].")
     ] = None,
     top_k: Annotated[str, Option(help="Cut-off rank of mAP@k: a number, or all.")] = "1000",
-    report: Annotated[Path | None, Option(help="Folder for an HTML page with figures.")] = None,
+    report: Report = None,
     images: Annotated[
         Path | None, Option(help="With --report: folder below which an item's id is its image's path.")
     ] = None,
@@ -55,7 +64,7 @@ def evaluate(
     seed: Annotated[int, Option(help="Which classes are held out.")] = 0,
     encoder: EncoderPlace = None,
     root: Root = None,
-    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -157,7 +166,7 @@ def evaluate(
     _print_five_measures(five, k=result.k)
     _print_evaluation(result, float_bytes=found_database.width * 4)
     if report is not None:
-        stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
+        say(f"report: {report / 'index.html'}")
 
 
 def _check_hold_out(hasher: Hasher, hold_out: float | None) -> None:
@@ -220,9 +229,9 @@ def _print_five_measures(five: FiveMeasures, *, k: int) -> None:
         table.add_row(shown, *map(_percent, values))
     stdout.print(table)
     for column in columns:
-        stdout.print(f"{column.title}: {column.meaning}", highlight=False, soft_wrap=True)
+        say(f"{column.title}: {column.meaning}")
     if len(asked) == 1:
-        stdout.print("new and mixed: give --hold-out-classes 0.5", highlight=False)
+        say("new and mixed: give --hold-out-classes 0.5")
 
 
 def _print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
@@ -250,21 +259,17 @@ def _print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
         )
     stdout.print(table)
     if result.chance_map is not None:
-        stdout.print(f"a random order scores {_percent(result.chance_map)}", highlight=False)
+        say(f"a random order scores {_percent(result.chance_map)}")
     if result.left_out:
-        stdout.print(
-            f"{result.left_out:,} queries stand in the database; their own item was left out", highlight=False
-        )
+        say(f"{result.left_out:,} queries stand in the database; their own item was left out")
     for length in result.lengths:
         codes = length.codes
-        stdout.print(
+        say(
             f"{length.bits} bits: {codes['distinct']:,} distinct codes, "
             f"{_percent(float(codes['collisions']))} % of the items share theirs; "
-            f"ones in a bit {codes['balance_min']:.2f} to {codes['balance_max']:.2f}",
-            highlight=False,
-            soft_wrap=True,
+            f"ones in a bit {codes['balance_min']:.2f} to {codes['balance_max']:.2f}"
         )
-    stdout.print(f"measured in {result.seconds:.1f} s", highlight=False)
+    say(f"measured in {result.seconds:.1f} s")
 
 
 def _percent(value: float | None) -> str:

@@ -9,11 +9,9 @@ from typing import Annotated
 from typer import Option
 
 from crovca.cli.options import EncoderPlace, Force, Json, Model
-from crovca.cli.output import emit_json, stdout
+from crovca.cli.output import emit_json, say
 from crovca.errors import ConfigError
 from crovca.files import check_output
-
-__all__ = ["export"]
 
 
 def export(
@@ -43,9 +41,6 @@ def export(
         return
     for name, graph in described["graphs"].items():
         shape = ", ".join(str(side) for side in graph["shape"])
-        stdout.print(
-            f"{output / name}: {graph['input']} {graph['dtype']} ({shape}) to {described['bits']} packed bits",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
+        say(
+            f"{output / name}: {graph['input']} {graph['dtype']} ({shape}) to {described['bits']} packed bits"
         )

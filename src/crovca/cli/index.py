@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from crovca.cli.options import Force, Json
-from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.cli.options import Device, Force, Json
+from crovca.cli.output import Reporter, emit_json, say
 from crovca.errors import ConfigError
 from crovca.files import read_lines
 
 if TYPE_CHECKING:
     from crovca.index.reader import Reader
-
-__all__ = ["index"]
 
 index = typer.Typer(no_args_is_help=True, help="Build a search index, and add to, delete from or check one.")
 
@@ -30,7 +28,6 @@ _Model = Annotated[Path | None, Option(help="Folder that 'crovca train' wrote [d
 _Encoder = Annotated[str | None, Option(help="For images: folder of an encoder, or its id on the hub.")]
 _Revision = Annotated[str | None, Option(help="Of the encoder on the hub.")]
 _Metadata = Annotated[Path | None, Option(help="More columns, by a column 'id': .parquet or .csv.")]
-_Device = Annotated[str, Option(help="auto, cpu or cuda.")]
 
 
 @index.command("build")
@@ -44,7 +41,7 @@ def build(
     encoder: _Encoder = None,
     revision: _Revision = None,
     metadata: _Metadata = None,
-    device: _Device = "auto",
+    device: Device = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -84,7 +81,7 @@ def build(
             }
         )
         return
-    _say(
+    say(
         f"{output}: {_items(made.items)}, codes of {made.bits} bits ({_size(size['codes'])}; ids "
         f"{_size(size['ids'])}, metadata {_size(size['metadata'])}), in {seconds:.1f} s"
     )
@@ -93,7 +90,7 @@ def build(
     else:
         images = made.encoder is not None or has_encoder(output / "model")
         how = "--image FILE" if images else "--embeddings FILE"
-    _say(f"next: crovca search {output} {how}")
+    say(f"next: crovca search {output} {how}")
 
 
 @index.command("add")
@@ -105,7 +102,7 @@ def add(
     revision: _Revision = None,
     metadata: _Metadata = None,
     replace: Annotated[bool, Option("--replace", help="Replace items whose ids are in the index.")] = False,
-    device: _Device = "auto",
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Add items; --replace puts them in the place of those with the same ids.
@@ -140,7 +137,7 @@ def add(
             }
         )
         return
-    _say(
+    say(
         f"{path}: {_items(made.added)} added, {made.replaced:,} replaced; {made.items:,} now ({seconds:.1f} s)"
     )
 
@@ -173,7 +170,7 @@ def delete(
         emit_json({"index": str(path), "deleted": gone, "items": left})
         return
     hint = f" ('crovca index compact {path}' frees their space)" if gone else ""
-    _say(f"{path}: {_items(gone)} deleted, {left:,} left{hint}")
+    say(f"{path}: {_items(gone)} deleted, {left:,} left{hint}")
 
 
 @index.command("compact")
@@ -189,7 +186,7 @@ def compact(path: _Index, json: Json = False) -> None:
     if json:
         emit_json({"index": str(path), "dropped": dropped, "disk_bytes": size, "seconds": seconds})
         return
-    _say(
+    say(
         f"{path}: {_items(dropped, 'deleted item')} dropped; {_size(sum(size.values()))} now ({seconds:.1f} s)"
     )
 
@@ -206,9 +203,9 @@ def verify(path: _Index, json: Json = False) -> None:
         emit_json({"index": str(path), "problems": problems, "items": count})
     else:
         for line in problems:
-            _say(f"damaged: {line}")
+            say(f"damaged: {line}")
         whole = f"{path}: {_items(count)}, all whole"
-        _say(f"{path}: {_items(len(problems), 'problem')}" if problems else whole)
+        say(f"{path}: {_items(len(problems), 'problem')}" if problems else whole)
     if problems:
         raise typer.Exit(1)
 
@@ -234,17 +231,17 @@ def info(
         emit_json({"index": str(path), **stats})
         return
     disk = stats["disk_bytes"]
-    _say(
+    say(
         f"{path}: {_items(stats['items'])} ({stats['deleted']:,} deleted), codes of {stats['bits']} bits, "
         + (f"ids {stats['id_type']}" if stats["id_type"] else "no items yet")
     )
-    _say("on disk: " + ", ".join(f"{name} {_size(size)}" for name, size in disk.items()))
-    _say(f"segments: {len(stats['segments'])}; generation {stats['generation']}")
-    _say("metadata: " + (", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items()) or "none"))
-    _say(f"model: {'kept' if stats['model'] else 'none'}; encoder: {stats['encoder'] or 'unknown'}")
+    say("on disk: " + ", ".join(f"{name} {_size(size)}" for name, size in disk.items()))
+    say(f"segments: {len(stats['segments'])}; generation {stats['generation']}")
+    say("metadata: " + (", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items()) or "none"))
+    say(f"model: {'kept' if stats['model'] else 'none'}; encoder: {stats['encoder'] or 'unknown'}")
     for engine in stats["engines"]:
         recall = f", recall@100 {engine['recall_at_100']:.3f}" if "recall_at_100" in engine else ""
-        _say(
+        say(
             f"engine {engine['engine']}: {_items(engine['rows'], 'row')} of {engine['bits']} bits, "
             f"{_size(engine['bytes'])} beyond the codes, built in {engine['build_seconds']:.2f} s{recall}"
         )
@@ -279,7 +276,7 @@ def push(
     if json:
         emit_json({"index": str(path), **asdict(done), "seconds": seconds})
         return
-    _say(
+    say(
         f"{path}: {done.items:,} items are there; {done.written:,} written, {done.deleted:,} deleted"
         + (", nothing had changed" if done.unchanged else "")
         + (f", went on after {done.resumed_at:,}" if done.resumed_at else "")
@@ -314,7 +311,3 @@ def _items(count: int, what: str = "item") -> str:
 def _size(size: int) -> str:
     """In MiB, or in KiB what is less than one."""
     return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"
-
-
-def _say(text: str) -> None:
-    stdout.print(text, highlight=False, soft_wrap=True, markup=False)

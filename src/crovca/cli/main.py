@@ -30,8 +30,6 @@ from crovca.cli import (
 from crovca.cli.output import notes_for_warnings, stderr
 from crovca.errors import CrovcaError
 
-__all__ = ["app", "main"]
-
 _INTERRUPTED = 130
 
 app = typer.Typer(

@@ -9,16 +9,14 @@ import typer
 from rich.table import Table
 from typer import Argument, Option
 
-from crovca.cli.options import Json, parse_lengths
-from crovca.cli.output import Reporter, emit_json, stderr, stdout
+from crovca.cli.options import Device, Json, parse_lengths
+from crovca.cli.output import Reporter, emit_json, say, stderr, stdout
 from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
     from crovca.reproduce.paper import Cell, Experiment
     from crovca.reproduce.run import Results, Row
     from crovca.reproduce.workspace import Workspace
-
-__all__ = ["reproduce"]
 
 
 def reproduce(
@@ -53,7 +51,7 @@ def reproduce(
             help="Figures 4, 5, 9: path of the query to ask with [default: the first of the paper's class]."
         ),
     ] = None,
-    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, Option(help="Encoders compute in: auto, float32, bfloat16 or float16.")] = "auto",
     json: Json = False,
     listed: Annotated[bool, Option("--list", help="Only list the cells, and what each needs.")] = False,
@@ -146,7 +144,7 @@ def _run(
     else:
         _print(experiment, workspace, results)
         for file in files:
-            _say(f"drawn: {file}")
+            say(f"drawn: {file}")
     if results.hopeless:
         raise typer.Exit(1)
 
@@ -224,9 +222,9 @@ def _print(experiment: Experiment, workspace: Workspace, results: Results) -> No
     short = any(len(row.found) < row.asked for row in rows if row.found)
     several = f"mean ± standard deviation of {'up to ' * short}{count} seeds"
     seeds = "one seed" if count == 1 else several
-    _say(f"{experiment.name}: {experiment.title} (section {experiment.section}), percent, {seeds}")
+    say(f"{experiment.name}: {experiment.title} (section {experiment.section}), percent, {seeds}")
     if changes:
-        _say(f"NOT the paper's settings: {', '.join(changes)}")
+        say(f"NOT the paper's settings: {', '.join(changes)}")
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     others = any(row.cell.published_by for row in rows)
     for column in ("row", "column", "paper", *(["published by"] if others else []), "ours", "difference"):
@@ -240,23 +238,23 @@ def _print(experiment: Experiment, workspace: Workspace, results: Results) -> No
         before = row.cell.row
     stdout.print(table)
     for note in dict.fromkeys(row.cell.note for row in rows if row.cell.note and row.cell.measurement):
-        _say(f"note: {note}")
+        say(f"note: {note}")
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for why, seeds_failed in _by_reason(row).items():
             reasons.setdefault(why, []).append(f"{row.cell.row}, {row.cell.column}{seeds_failed}")
     for reason, cells in reasons.items():
         more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
-        _say(f"failed: {'; '.join(cells[:3])}{more}: {reason}")
+        say(f"failed: {'; '.join(cells[:3])}{more}: {reason}")
     for where, found in workspace.left_out.items():
-        _say(f"left out, as they could not be read: {sum(found.values()):,} of {where}")
+        say(f"left out, as they could not be read: {sum(found.values()):,} of {where}")
     if results.measured():
-        _say(
+        say(
             f"measured now: {results.measured_now:,}, kept from earlier runs: {results.kept_before:,}; "
             f"all numbers, seed by seed: {workspace.work / 'results.json'}"
         )
     elif results.keys:
-        _say("nothing was measured")
+        say("nothing was measured")
 
 
 def _by_reason(row: Row) -> dict[str, str]:
@@ -306,12 +304,8 @@ def _report_pictures(
         )
         return
     if changes := _changes(workspace):
-        _say(f"NOT the paper's settings: {', '.join(changes)}")
+        say(f"NOT the paper's settings: {', '.join(changes)}")
     if failed is None:
-        _say(f"{experiment.name}: {experiment.title}: {page}")
+        say(f"{experiment.name}: {experiment.title}: {page}")
     else:
-        _say(f"failed: {experiment.name}: {failed}")
-
-
-def _say(text: str) -> None:
-    stdout.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"failed: {experiment.name}: {failed}")

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
-from crovca.cli.options import Force, Json, open_embeddings
-from crovca.cli.output import Console, emit_json, stdout
+from crovca.cli.options import Device, Force, Json, open_embeddings
+from crovca.cli.output import Console, emit_json, say, stdout
 from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
 from crovca.metrics import get_metric, of_codes
@@ -20,8 +20,6 @@ from crovca.metrics import get_metric, of_codes
 if TYPE_CHECKING:
     from crovca.archive.queries import QueryModel
     from crovca.index.results import Neighbors
-
-__all__ = ["dedup", "search"]
 
 _NO_LIMIT = 1 << 20
 
@@ -56,7 +54,7 @@ def search(
     where: Annotated[str | None, Option(help='SQL condition on id and metadata, like "year < 1960".')] = None,
     bits: Annotated[int | None, Option(help="Search by the first so many bits.")] = None,
     engine: Annotated[_Engine, Option(help="How to search.")] = "auto",
-    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Find the items nearest to images, texts, stored items or embeddings; exactly, but for --engine inverted."""
@@ -115,10 +113,7 @@ def search(
         _print_results(name, ids, distances, metadata)
     queries = "1 query" if len(names) == 1 else f"{len(names):,} queries"
     encoded = "" if id else f"encoded in {encoding:.1f} s, "
-    stdout.print(
-        f"{queries} over {_count(count, 'item')}: {encoded}searched in {seconds * 1000:.1f} ms",
-        highlight=False,
-    )
+    say(f"{queries} over {_count(count, 'item')}: {encoded}searched in {seconds * 1000:.1f} ms")
 
 
 def dedup(
@@ -163,16 +158,12 @@ def dedup(
             f"{one} ({distance})" for one, distance in zip(ids[1:9].tolist(), distances[1:9], strict=True)
         )
         more = f" and {len(ids) - 9:,} more" if len(ids) > 9 else ""
-        stdout.print(f"{ids[0]}: {shown}{more}", highlight=False, soft_wrap=True, markup=False)
+        say(f"{ids[0]}: {shown}{more}")
     if len(found.groups) > show:
-        stdout.print(
-            f"... and {_count(len(found.groups) - show, 'group')} more (--show, or -o FILE)", highlight=False
-        )
+        say(f"... and {_count(len(found.groups) - show, 'group')} more (--show, or -o FILE)")
     groups = _count(len(found.groups), "group")
     spare = found.items - len(found.groups)
-    stdout.print(
-        f"{groups}; {spare:,} of {_count(count, 'item')} could go ({seconds:.1f} s)", highlight=False
-    )
+    say(f"{groups}; {spare:,} of {_count(count, 'item')} could go ({seconds:.1f} s)")
 
 
 def _refuse_with_ids(metric: str | None, engine: str, model: Path | None, text_encoder: str | None) -> None:

@@ -10,10 +10,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from crovca.cli.output import stdout
+from crovca.cli.output import say
 from crovca.errors import ConfigError, MissingDependencyError
-
-__all__ = ["serve"]
 
 
 def serve(
@@ -97,7 +95,7 @@ def _say(server: object, host: str) -> None:
         if server.started:
             port = server.servers[0].sockets[0].getsockname()[1]
             shown = f"[{host}]" if ":" in host else host
-            stdout.print(f"http://{shown}:{port}  (Ctrl-C stops it)", highlight=False, soft_wrap=True)
+            say(f"http://{shown}:{port}  (Ctrl-C stops it)")
 
     server.startup = startup  # type: ignore[method-assign]
 

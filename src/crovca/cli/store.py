@@ -9,9 +9,7 @@ import typer
 from typer import Argument
 
 from crovca.cli.options import Json
-from crovca.cli.output import emit_json, stdout
-
-__all__ = ["store"]
+from crovca.cli.output import emit_json, say
 
 store = typer.Typer(help="Stores of embeddings.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -31,6 +29,6 @@ def verify(
     else:
         whole = f"{path}: {items:,} items in {len(parts):,} parts, all whole"
         lines = [*(f"damaged: {problem}" for problem in problems)] or [whole]
-        stdout.print("\n".join(lines), highlight=False, soft_wrap=True)
+        say("\n".join(lines))
     if problems:
         raise typer.Exit(1)

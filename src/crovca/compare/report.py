@@ -34,8 +34,6 @@ from crovca.evaluation.page import (
 from crovca.files import atomic_directory, check_output, write_json
 from crovca.metrics import METRICS
 
-__all__ = ["write_comparison"]
-
 _GLOSSARY = (
     (
         "bold",

@@ -14,25 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = [
-    "THUMBNAIL",
-    "Block",
-    "Bullets",
-    "Cell",
-    "Conclusion",
-    "Figure",
-    "Glossary",
-    "Grid",
-    "Heading",
-    "Large",
-    "Line",
-    "Picture",
-    "Table",
-    "Text",
-    "as_page",
-    "picture",
-]
-
 THUMBNAIL = 96
 """Pixels of a picture's side, unless another is asked for."""
 

@@ -37,8 +37,6 @@ from crovca.metrics import METRICS, REPORTED
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageOf", "Subject", "class_names", "image_folder", "write_report"]
-
 GRID_QUERIES, GRID_NEIGHBORS = 6, 10
 
 ImageOf = Callable[[Any], "Image | None"]

@@ -31,21 +31,6 @@ from crovca.evaluation.evaluate import Measure
 from crovca.index.scoring import BitScorer, CosineScorer, Ranking, Scorer, rank
 from crovca.metrics import REPORTED
 
-__all__ = [
-    "COLUMNS",
-    "FIVE",
-    "SITUATIONS",
-    "Column",
-    "FiveMeasures",
-    "Judge",
-    "Learn",
-    "Measures",
-    "Situation",
-    "column_value",
-    "five_measures",
-    "make_situations",
-]
-
 Name = Literal["seen", "new", "mixed"]
 SITUATIONS: tuple[Name, ...] = ("seen", "new", "mixed")
 FIVE = (*SITUATIONS, "order", "distinct")

@@ -36,8 +36,6 @@ from crovca.hashing.train import Observer, Silent
 from crovca.sources.opening import open_images
 from crovca.sources.source import Source
 
-__all__ = ["NESTED_LENGTHS", "STATISTICS", "WEIGHTS", "Inputs", "slice_source"]
-
 NESTED_LENGTHS = (16, 32, 64, 128, 256)
 """Lengths of the one model that ``nested`` trains instead of a model for each."""
 STATISTICS = "train-sample"

@@ -32,8 +32,6 @@ from crovca.sources.decode import UnreadableItem, decode
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ITEMS", "NEIGHBORS", "QueryError", "check", "draw"]
-
 ITEMS = 2000
 """Queries on the map of Figure 3, drawn with seed 0 (the paper does not say how many, or which)."""
 NEIGHBORS = 5
