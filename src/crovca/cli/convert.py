@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from crovca.cli.options import Force, Json
-from crovca.cli.output import emit_json, note, say
+from crovca.cli.output import answer, note
 from crovca.files import check_output
 
 
@@ -42,17 +42,9 @@ def convert(
     for text in notes:
         note(text)
     height, width = encoder.preprocessing.size
-    if json:
-        emit_json(
-            {
-                "encoder": str(output),
-                "width": encoder.width,
-                "image_size": [height, width],
-                **encoder.identity,
-            }
-        )
-        return
-    say(
+    answer(
+        json,
+        {"encoder": str(output), "width": encoder.width, "image_size": [height, width], **encoder.identity},
         f"{output}: {encoder.family.name}, embeddings of {encoder.width} from images of {width} x {height}; "
-        f"use it as --encoder {output}"
+        f"use it as --encoder {output}",
     )

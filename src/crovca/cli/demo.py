@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-
-from rich.table import Table
+from dataclasses import asdict
 
 from crovca.cli.options import Force, Json, Report
-from crovca.cli.output import Reporter, emit_json, say, stdout
+from crovca.cli.output import Reporter, emit_json, print_table, say
 from crovca.files import check_output
 
 _NEXT = """What the numbers say: a query is an image that the codes have not seen; mAP@{k} is high where images of the
@@ -38,20 +37,20 @@ def demo(report: Report = None, force: Force = False, json: Json = False) -> Non
             reporter.stage("report")
             write_report(report, result.subjects, force=force)
     if json:
-        rows = [
-            {"what": row.what, "bytes_per_item": row.bytes_per_item, "map": row.map, "seconds": row.seconds}
-            for row in result.rows
-        ]
+        rows = [asdict(row) for row in result.rows]
         emit_json({"k": result.k, "rows": rows, "seconds": round(result.seconds, 2)})
         return
-    table = Table(title="Handwritten digits: 300 queries on 1,497 images", title_justify="left")
-    table.add_column("")
-    for name in ("bytes an item", f"mAP@{result.k}, %", "training, s"):
-        table.add_column(name, justify="right")
-    for row in result.rows:
-        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-        table.add_row(row.what, str(row.bytes_per_item), f"{100 * row.map:.1f}", seconds)
-    stdout.print(table)
+    lines = [
+        (
+            row.what,
+            row.bytes_per_item,
+            f"{100 * row.map:.1f}",
+            "" if row.seconds is None else f"{row.seconds:.1f}",
+        )
+        for row in result.rows
+    ]
+    head = ("", "bytes an item", f"mAP@{result.k}, %", "training, s")
+    print_table(head, lines, "Handwritten digits: 300 queries on 1,497 images")
     if report is not None:
         say(f"report with figures: {report / 'index.html'}\n")
     say(_NEXT.format(k=result.k))

@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from crovca.cli.options import Device, EncoderPlace, Force, Json, Modality, Model, Root
-from crovca.cli.output import Reporter, emit_json, say
+from crovca.cli.output import Reporter, answer
 from crovca.files import check_output
 
 
@@ -45,20 +45,17 @@ def encode(
     encoded = found.encoded
     seconds = time.perf_counter() - started
     encoded.save(output)
-    size = encoded.codes.bytes_per_item
-    if json:
-        emit_json(
-            {
-                "codes": str(output),
-                "items": len(encoded),
-                "bits": encoded.codes.bits,
-                "bytes_per_item": size,
-                "left_out": found.left_out,
-                "seconds": round(seconds, 3),
-            }
-        )
-        return
-    say(
-        f"{output}: {len(encoded):,} codes of {encoded.codes.bits} bits, {size} bytes an item "
+    size, length = encoded.codes.bytes_per_item, encoded.codes.bits
+    content = {
+        "codes": str(output),
+        "items": len(encoded),
+        "bits": length,
+        "bytes_per_item": size,
+        "left_out": found.left_out,
+        "seconds": round(seconds, 3),
+    }
+    text = (
+        f"{output}: {len(encoded):,} codes of {length} bits, {size} bytes an item "
         f"(the embeddings have {found.bytes_of_floats:,}), in {seconds:.1f} s"
     )
+    answer(json, content, text)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from rich.table import Table
 from typer import Option
 
 from crovca.cli.options import (
@@ -22,9 +21,8 @@ from crovca.cli.options import (
     parse_lengths,
     parse_top_k,
 )
-from crovca.cli.output import Reporter, emit_json, say, stdout
+from crovca.cli.output import Reporter, emit_json, print_table, say
 from crovca.files import check_output
-from crovca.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,8 +161,7 @@ def evaluate(
     if json:
         emit_json({**result.to_dict(), "five_measures": five.to_dict()})
         return
-    _print_five_measures(five, k=result.k)
-    _print_evaluation(result, float_bytes=found_database.width * 4)
+    _print(result, five, float_bytes=found_database.width * 4)
     if report is not None:
         say(f"report: {report / 'index.html'}")
 
@@ -212,65 +209,22 @@ def _measure_beside(
     )  # fmt: skip
 
 
-def _print_five_measures(five: FiveMeasures, *, k: int) -> None:
-    """Print the five measures of a model, of ITQ and of the floats, and what the columns mean."""
-    from crovca.evaluation.situations import COLUMNS, SITUATIONS, column_value
+def _print(result: Evaluation, five: FiveMeasures, *, float_bytes: int) -> None:
+    """Print the tables of a report, and what they mean in words."""
+    from crovca.evaluation.report import five_table, percent, scores_table, summary
 
-    what = f"mAP@{k}" if five.labeled else "order"
-    asked = [name for name in SITUATIONS if name in five.counts]
-    columns = [column for column in COLUMNS if column.name not in SITUATIONS or column.name in asked]
-    table = Table(title=f"five measures in %; {', '.join(asked)}: {what}", title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column.title, justify="right")
-    for name, bits, measured in five.lines():
-        shown = name if bits is None else f"{name}, {bits} bits"
-        values = (column_value(measured, column.name, labeled=five.labeled) for column in columns)
-        table.add_row(shown, *map(_percent, values))
-    stdout.print(table)
-    for column in columns:
-        say(f"{column.title}: {column.meaning}")
-    if len(asked) == 1:
+    table = five_table(five, result.k)
+    print_table(table.head, table.rows, table.caption)
+    say(*(f"{column.title}: {column.meaning}" for column in five.columns()))
+    if len(five.counts) == 1:
         say("new and mixed: give --hold-out-classes 0.5")
-
-
-def _print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
-    """Print an evaluation as a table, and what it means in words."""
-    table = Table(
-        title=f"mAP@{result.k} in %, {result.queries:,} queries on {result.database:,} items",
-        title_justify="left",
-    )
-    for name in (
-        "",
-        "bytes",
-        *(metric.title for metric in METRICS.values()),
-        "cosine",
-        "float top-10 in top-100",
-    ):
-        table.add_column(name, justify="left" if not name else "right")
-    for name, ranked in result.floats.items():
-        shown = "float, centered" if name == "cosine_centred" else "float"
-        table.add_row(shown, f"{float_bytes:,}", *[""] * len(METRICS), _percent(ranked.map), "")
-    for length in result.lengths:
-        maps = [length.map_of(metric) for metric in METRICS]
-        recall = (length.float_neighbour_recall or {}).get("10@100")
-        table.add_row(
-            f"{length.bits} bits", str(-(-length.bits // 8)), *map(_percent, maps), "", _percent(recall)
-        )
-    stdout.print(table)
-    if result.chance_map is not None:
-        say(f"a random order scores {_percent(result.chance_map)}")
-    if result.left_out:
-        say(f"{result.left_out:,} queries stand in the database; their own item was left out")
+    table = scores_table(result, float_bytes)
+    print_table(table.head, table.rows, table.caption)
     for length in result.lengths:
         codes = length.codes
         say(
             f"{length.bits} bits: {codes['distinct']:,} distinct codes, "
-            f"{_percent(float(codes['collisions']))} % of the items share theirs; "
+            f"{percent(float(codes['collisions']))} % of the items share theirs; "
             f"ones in a bit {codes['balance_min']:.2f} to {codes['balance_max']:.2f}"
         )
-    say(f"measured in {result.seconds:.1f} s")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    say(summary(result))

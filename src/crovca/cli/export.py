@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Option
 
 from crovca.cli.options import EncoderPlace, Force, Json, Model
-from crovca.cli.output import emit_json, say
+from crovca.cli.output import answer
 from crovca.errors import ConfigError
 from crovca.files import check_output
 
@@ -36,11 +36,9 @@ def export(
     started = time.perf_counter()
     described = export_onnx(Hasher.load(model, device="cpu", encoder=encoder), output, force=force)
     seconds = round(time.perf_counter() - started, 2)
-    if json:
-        emit_json({"folder": str(output), **described, "seconds": seconds})
-        return
-    for name, graph in described["graphs"].items():
-        shape = ", ".join(str(side) for side in graph["shape"])
-        say(
-            f"{output / name}: {graph['input']} {graph['dtype']} ({shape}) to {described['bits']} packed bits"
-        )
+    lines = [
+        f"{output / name}: {graph['input']} {graph['dtype']} ({', '.join(map(str, graph['shape']))}) "
+        f"to {described['bits']} packed bits"
+        for name, graph in described["graphs"].items()
+    ]
+    answer(json, {"folder": str(output), **described, "seconds": seconds}, *lines)

@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from crovca.cli.options import Device, Force, Json
-from crovca.cli.output import Reporter, emit_json, say
+from crovca.cli.output import Reporter, answer
 from crovca.errors import ConfigError
 from crovca.files import read_lines
 
@@ -70,27 +70,19 @@ def build(
         )
     size = made.disk_bytes
     seconds = time.perf_counter() - started
-    if json:
-        emit_json(
-            {
-                "index": str(output),
-                "items": made.items,
-                "bits": made.bits,
-                "disk_bytes": size,
-                "seconds": round(seconds, 3),
-            }
-        )
-        return
-    say(
-        f"{output}: {_items(made.items)}, codes of {made.bits} bits ({_size(size['codes'])}; ids "
-        f"{_size(size['ids'])}, metadata {_size(size['metadata'])}), in {seconds:.1f} s"
-    )
     if not (output / "model").is_dir():
         how = "--id ID"
     else:
         images = made.encoder is not None or has_encoder(output / "model")
         how = "--image FILE" if images else "--embeddings FILE"
-    say(f"next: crovca search {output} {how}")
+    content = {"index": str(output), "items": made.items, "bits": made.bits, "disk_bytes": size}
+    answer(
+        json,
+        {**content, "seconds": round(seconds, 3)},
+        f"{output}: {counted(made.items)}, codes of {made.bits} bits ({_size(size['codes'])}; ids "
+        f"{_size(size['ids'])}, metadata {_size(size['metadata'])}), in {seconds:.1f} s",
+        f"next: crovca search {output} {how}",
+    )
 
 
 @index.command("add")
@@ -126,20 +118,9 @@ def add(
             observer=reporter,
         )
     seconds = round(time.perf_counter() - started, 3)
-    if json:
-        emit_json(
-            {
-                "index": str(path),
-                "added": made.added,
-                "replaced": made.replaced,
-                "items": made.items,
-                "seconds": seconds,
-            }
-        )
-        return
-    say(
-        f"{path}: {_items(made.added)} added, {made.replaced:,} replaced; {made.items:,} now ({seconds:.1f} s)"
-    )
+    content = {"index": str(path), "added": made.added, "replaced": made.replaced, "items": made.items}
+    text = f"{counted(made.added)} added, {made.replaced:,} replaced; {made.items:,} now ({seconds:.1f} s)"
+    answer(json, {**content, "seconds": seconds}, f"{path}: {text}")
 
 
 @index.command("delete")
@@ -162,15 +143,17 @@ def delete(
         if where is not None:
             chosen: Any = opened.select(where)
         else:
-            given = list(ids or []) if ids_from is None else _lines(ids_from)
+            given = (
+                list(ids or [])
+                if ids_from is None
+                else [line for line in read_lines(ids_from, "ids") if line]
+            )
             chosen = parse_ids(given, opened)
         gone = opened.delete(chosen)
         left = len(opened)
-    if json:
-        emit_json({"index": str(path), "deleted": gone, "items": left})
-        return
     hint = f" ('crovca index compact {path}' frees their space)" if gone else ""
-    say(f"{path}: {_items(gone)} deleted, {left:,} left{hint}")
+    content = {"index": str(path), "deleted": gone, "items": left}
+    answer(json, content, f"{path}: {counted(gone)} deleted, {left:,} left{hint}")
 
 
 @index.command("compact")
@@ -183,12 +166,9 @@ def compact(path: _Index, json: Json = False) -> None:
         dropped = opened.compact()
         size = opened.stats()["disk_bytes"]
     seconds = round(time.perf_counter() - started, 3)
-    if json:
-        emit_json({"index": str(path), "dropped": dropped, "disk_bytes": size, "seconds": seconds})
-        return
-    say(
-        f"{path}: {_items(dropped, 'deleted item')} dropped; {_size(sum(size.values()))} now ({seconds:.1f} s)"
-    )
+    content = {"index": str(path), "dropped": dropped, "disk_bytes": size, "seconds": seconds}
+    text = f"{counted(dropped, 'deleted item')} dropped; {_size(sum(size.values()))} now ({seconds:.1f} s)"
+    answer(json, content, f"{path}: {text}")
 
 
 @index.command("verify")
@@ -199,13 +179,11 @@ def verify(path: _Index, json: Json = False) -> None:
     with HashIndex.open(path, skip_damaged=True) as opened:
         problems = opened.verify()
         count = len(opened)
-    if json:
-        emit_json({"index": str(path), "problems": problems, "items": count})
-    else:
-        for line in problems:
-            say(f"damaged: {line}")
-        whole = f"{path}: {_items(count)}, all whole"
-        say(f"{path}: {_items(len(problems), 'problem')}" if problems else whole)
+    found = (
+        f"{path}: {counted(len(problems), 'problem')}" if problems else f"{path}: {counted(count)}, all whole"
+    )
+    content = {"index": str(path), "problems": problems, "items": count}
+    answer(json, content, *(f"damaged: {line}" for line in problems), found)
     if problems:
         raise typer.Exit(1)
 
@@ -227,24 +205,23 @@ def info(
         stats = opened.stats()
         stats["encoder"] = None if opened.encoder is None else opened.encoder["encoder"]
         stats["model"] = (path / "model").is_dir()
-    if json:
-        emit_json({"index": str(path), **stats})
-        return
-    disk = stats["disk_bytes"]
-    say(
-        f"{path}: {_items(stats['items'])} ({stats['deleted']:,} deleted), codes of {stats['bits']} bits, "
-        + (f"ids {stats['id_type']}" if stats["id_type"] else "no items yet")
-    )
-    say("on disk: " + ", ".join(f"{name} {_size(size)}" for name, size in disk.items()))
-    say(f"segments: {len(stats['segments'])}; generation {stats['generation']}")
-    say("metadata: " + (", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items()) or "none"))
-    say(f"model: {'kept' if stats['model'] else 'none'}; encoder: {stats['encoder'] or 'unknown'}")
+    disk = ", ".join(f"{name} {_size(size)}" for name, size in stats["disk_bytes"].items())
+    columns = ", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items())
+    lines = [
+        f"{path}: {counted(stats['items'])} ({stats['deleted']:,} deleted), codes of {stats['bits']} bits, "
+        + (f"ids {stats['id_type']}" if stats["id_type"] else "no items yet"),
+        f"on disk: {disk}",
+        f"segments: {len(stats['segments'])}; generation {stats['generation']}",
+        f"metadata: {columns or 'none'}",
+        f"model: {'kept' if stats['model'] else 'none'}; encoder: {stats['encoder'] or 'unknown'}",
+    ]
     for engine in stats["engines"]:
         recall = f", recall@100 {engine['recall_at_100']:.3f}" if "recall_at_100" in engine else ""
-        say(
-            f"engine {engine['engine']}: {_items(engine['rows'], 'row')} of {engine['bits']} bits, "
+        lines.append(
+            f"engine {engine['engine']}: {counted(engine['rows'], 'row')} of {engine['bits']} bits, "
             f"{_size(engine['bytes'])} beyond the codes, built in {engine['build_seconds']:.2f} s{recall}"
         )
+    answer(json, {"index": str(path), **stats}, *lines)
 
 
 @index.command("push")
@@ -273,15 +250,11 @@ def push(
             progress=lambda items, total: reporter.advance("pushing", items / max(total, 1)),
         )
     seconds = round(time.perf_counter() - started, 3)
-    if json:
-        emit_json({"index": str(path), **asdict(done), "seconds": seconds})
-        return
-    say(
-        f"{path}: {done.items:,} items are there; {done.written:,} written, {done.deleted:,} deleted"
-        + (", nothing had changed" if done.unchanged else "")
-        + (f", went on after {done.resumed_at:,}" if done.resumed_at else "")
-        + f" ({seconds:.1f} s)"
-    )
+    text = f"{done.items:,} items are there; {done.written:,} written, {done.deleted:,} deleted"
+    text += ", nothing had changed" if done.unchanged else ""
+    text += f", went on after {done.resumed_at:,}" if done.resumed_at else ""
+    content = {"index": str(path), **asdict(done), "seconds": seconds}
+    answer(json, content, f"{path}: {text} ({seconds:.1f} s)")
 
 
 def parse_ids(texts: list[str], opened: Reader) -> Any:
@@ -300,11 +273,8 @@ def parse_ids(texts: list[str], opened: Reader) -> Any:
     return numbers
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in read_lines(path, "ids") if line]
-
-
-def _items(count: int, what: str = "item") -> str:
+def counted(count: int, what: str = "item") -> str:
+    """ "1 item", "2 items"."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 

@@ -59,14 +59,14 @@ def answer(json: bool, content: dict[str, Any], *lines: str) -> None:
 
 
 def print_table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, *, right: bool = True
+    head: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, right: bool = True
 ) -> None:
     """A table on standard output; its columns but the first stand to the right, unless ``right`` is False."""
     table = Table(title=title, title_justify="left")
     for number, name in enumerate(head):
         table.add_column(name, justify="right" if number and right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     stdout.print(table)
 
 

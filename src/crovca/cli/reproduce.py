@@ -10,7 +10,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from crovca.cli.options import Device, Json, parse_lengths
-from crovca.cli.output import Reporter, emit_json, say, stderr, stdout
+from crovca.cli.output import Reporter, answer, emit_json, say, stdout
 from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -119,9 +119,7 @@ def _run(
         _draw(experiment, workspace, cells, query, reporter, json=json)
         return
     with runs.opened(work) as (kept, save), reporter:
-        results = runs.reproduce(
-            workspace, cells, list(seeds), kept=kept, save=save, advance=lambda what: _tell(reporter, what)
-        )
+        results = runs.reproduce(workspace, cells, list(seeds), kept=kept, save=save, advance=reporter.tell)
         files = []
         if experiment.kind == "curves" and results.measured():
             from crovca.reproduce.crossmodal import draw_curves
@@ -171,7 +169,21 @@ def _draw(
             raise
         except Exception as error:
             failed = runs.reason_of(error)
-    _report_pictures(experiment, workspace, page, failed, reporter.notes, json)
+    content = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "changes": _changes(workspace),
+        "files": [] if page is None else [str(file) for file in sorted(page.parent.iterdir())],
+        "failed": failed,
+        "notes": reporter.notes,
+    }
+    drawn = f"{experiment.name}: {experiment.title}: {page}"
+    answer(
+        json,
+        content,
+        *_not_the_papers(workspace),
+        drawn if failed is None else f"failed: {experiment.name}: {failed}",
+    )
     if failed is not None:
         raise typer.Exit(1)
 
@@ -209,22 +221,19 @@ def _changes(workspace: Workspace) -> list[str]:
     return [*changes, "one nested model for all lengths"] if workspace.nested else changes
 
 
-def _tell(reporter: Reporter, what: str) -> None:
-    """Show what is measured next, as a line where there is no bar."""
-    reporter.stage(what)
-    if not stderr.is_interactive:
-        stderr.print(what, markup=False, soft_wrap=True)
+def _not_the_papers(workspace: Workspace) -> list[str]:
+    changes = _changes(workspace)
+    return [f"NOT the paper's settings: {', '.join(changes)}"] if changes else []
 
 
 def _print(experiment: Experiment, workspace: Workspace, results: Results) -> None:
-    rows, changes = results.rows(), _changes(workspace)
+    rows = results.rows()
     count = len(results.seeds)
     short = any(len(row.found) < row.asked for row in rows if row.found)
     several = f"mean ± standard deviation of {'up to ' * short}{count} seeds"
     seeds = "one seed" if count == 1 else several
     say(f"{experiment.name}: {experiment.title} (section {experiment.section}), percent, {seeds}")
-    if changes:
-        say(f"NOT the paper's settings: {', '.join(changes)}")
+    say(*_not_the_papers(workspace))
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     others = any(row.cell.published_by for row in rows)
     for column in ("row", "column", "paper", *(["published by"] if others else []), "ours", "difference"):
@@ -281,31 +290,3 @@ def _line(row: Row) -> tuple[str, str, str, str]:
     count = f" ({len(row.found)} of {row.asked} seeds)" if len(row.found) < row.asked else ""
     difference = "" if row.difference is None else f"{row.difference:+.1f}"
     return cell.column, paper, f"{row.mean:.1f}{spread}{count}", difference
-
-
-def _report_pictures(
-    experiment: Experiment,
-    workspace: Workspace,
-    page: Path | None,
-    failed: str | None,
-    notes: list[str],
-    json: bool,
-) -> None:
-    if json:
-        emit_json(
-            {
-                "experiment": experiment.name,
-                "title": experiment.title,
-                "changes": _changes(workspace),
-                "files": [] if page is None else [str(file) for file in sorted(page.parent.iterdir())],
-                "failed": failed,
-                "notes": notes,
-            }
-        )
-        return
-    if changes := _changes(workspace):
-        say(f"NOT the paper's settings: {', '.join(changes)}")
-    if failed is None:
-        say(f"{experiment.name}: {experiment.title}: {page}")
-    else:
-        say(f"failed: {experiment.name}: {failed}")

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
+from crovca.cli.index import counted, parse_ids
 from crovca.cli.options import Device, Force, Json, open_embeddings
-from crovca.cli.output import Console, emit_json, say, stdout
+from crovca.cli.output import Console, answer, emit_json, say, stdout
 from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
 from crovca.metrics import get_metric, of_codes
@@ -58,7 +59,6 @@ def search(
     json: Json = False,
 ) -> None:
     """Find the items nearest to images, texts, stored items or embeddings; exactly, but for --engine inverted."""
-    from crovca.cli.index import parse_ids
     from crovca.index.index import HashIndex
     from crovca.index.shards import ShardedIndex
 
@@ -113,7 +113,7 @@ def search(
         _print_results(name, ids, distances, metadata)
     queries = "1 query" if len(names) == 1 else f"{len(names):,} queries"
     encoded = "" if id else f"encoded in {encoding:.1f} s, "
-    say(f"{queries} over {_count(count, 'item')}: {encoded}searched in {seconds * 1000:.1f} ms")
+    say(f"{queries} over {counted(count)}: {encoded}searched in {seconds * 1000:.1f} ms")
 
 
 def dedup(
@@ -150,20 +150,15 @@ def dedup(
     }
     if output is not None:
         write_json(output, content)
-    if json:
-        emit_json(content)
-        return
+    lines = []
     for ids, distances in list(zip(found.groups, found.distances, strict=True))[:show]:
-        shown = ", ".join(
-            f"{one} ({distance})" for one, distance in zip(ids[1:9].tolist(), distances[1:9], strict=True)
-        )
+        near = zip(ids[1:9].tolist(), distances[1:9], strict=True)
         more = f" and {len(ids) - 9:,} more" if len(ids) > 9 else ""
-        say(f"{ids[0]}: {shown}{more}")
+        lines.append(f"{ids[0]}: {', '.join(f'{one} ({distance})' for one, distance in near)}{more}")
     if len(found.groups) > show:
-        say(f"... and {_count(len(found.groups) - show, 'group')} more (--show, or -o FILE)")
-    groups = _count(len(found.groups), "group")
-    spare = found.items - len(found.groups)
-    say(f"{groups}; {spare:,} of {_count(count, 'item')} could go ({seconds:.1f} s)")
+        lines.append(f"... and {counted(len(found.groups) - show, 'group')} more (--show, or -o FILE)")
+    could_go = f"{content['duplicates']:,} of {counted(count)} could go"
+    answer(json, content, *lines, f"{counted(len(found.groups), 'group')}; {could_go} ({seconds:.1f} s)")
 
 
 def _refuse_with_ids(metric: str | None, engine: str, model: Path | None, text_encoder: str | None) -> None:
@@ -196,10 +191,6 @@ def _metadata(found: Neighbors) -> list[Any]:
     if table is None:
         return [None] * len(found)
     return [table.slice(query * width, width) for query in range(len(found))]
-
-
-def _count(count: int, what: str) -> str:
-    return f"1 {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _as_json(

@@ -9,7 +9,7 @@ import typer
 from typer import Argument
 
 from crovca.cli.options import Json
-from crovca.cli.output import emit_json, say
+from crovca.cli.output import answer
 
 store = typer.Typer(help="Stores of embeddings.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -24,11 +24,8 @@ def verify(
 
     parts, problems = store_parts(path), verify_store(path)
     items = sum(part.rows for part in parts)
-    if json:
-        emit_json({"store": str(path), "parts": len(parts), "items": items, "problems": problems})
-    else:
-        whole = f"{path}: {items:,} items in {len(parts):,} parts, all whole"
-        lines = [*(f"damaged: {problem}" for problem in problems)] or [whole]
-        say("\n".join(lines))
+    content = {"store": str(path), "parts": len(parts), "items": items, "problems": problems}
+    whole = f"{path}: {items:,} items in {len(parts):,} parts, all whole"
+    answer(json, content, *([f"damaged: {problem}" for problem in problems] or [whole]))
     if problems:
         raise typer.Exit(1)

@@ -63,6 +63,9 @@ class Cell:
     text: str
     mark: str
 
+    def __str__(self) -> str:
+        return f"{self.text} {'*' if self.mark == 'best' else '~'}"
+
 
 @dataclass(frozen=True)
 class Table(Block):

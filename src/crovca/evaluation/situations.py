@@ -348,6 +348,10 @@ class FiveMeasures:
         ]
         return [*rows, ("float, centered", None, self.floats)] if self.floats else rows
 
+    def columns(self) -> list[Column]:
+        """Of tables: those of the situations that were measured, and of what is measured in "seen"."""
+        return [one for one in COLUMNS if one.name not in SITUATIONS or one.name in self.counts]
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as in docs/formats.md."""
 
