@@ -39,6 +39,7 @@ __all__ = [
     "TrainingError",
     "WorkerError",
     "printable",
+    "reason_of",
 ]
 
 # Controls (but tab and line feed), what turns the direction of text, and surrogates.
@@ -54,6 +55,12 @@ def printable(text: str) -> str:
     a\x1b[31mb\u202ec
     """
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something failed, in one line; what is no ``CrovcaError`` is named as well."""
+    reason = str(error) if isinstance(error, CrovcaError) else f"{type(error).__name__}: {error}"
+    return " ".join(reason.split())
 
 
 class CrovcaError(Exception):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from typer import Option
 
-from crovca.cli.options import Force, Json, Report, open_embeddings, parse_lengths
+from crovca.cli.options import Force, Json, Report, check_report, open_embeddings, parse_lengths, parse_names
 from crovca.cli.output import Reporter, emit_json, print_table, say
 from crovca.errors import ConfigError
 from crovca.files import check_output, locked, write_json
@@ -65,13 +65,14 @@ def compare(
     from crovca.compare.run import compare as run
 
     lengths = parse_lengths(bits, "--bits")
-    names = None if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
-    if names is not None and not names:
-        raise ConfigError(f"--methods must be 'all' or names with commas, got {methods!r}")
+    names = None if methods == "all" else parse_names(methods, "--methods")
     if names is not None:
         choose_methods(names, labeled=labels is not False)
     inputs = [path for path in (database, query, train) if path is not None]
-    _check_outputs(output, report, inputs, force=force)
+    if output is not None:
+        check_output(output, force=True, inputs=inputs)
+    if report is not None:
+        check_report(report, inputs, force=force)
     theirs, ours = open_embeddings(database), open_embeddings(query)
     learned = None if train is None else open_embeddings(train)
     if database.resolve() == query.resolve() and theirs.ids is None:  # one file: its rows are the same items
@@ -113,17 +114,6 @@ def compare(
     _print(state)
     if report is not None:
         say(f"report: {report / 'index.html'}")
-
-
-def _check_outputs(output: Path | None, report: Path | None, inputs: list[Path], *, force: bool) -> None:
-    """Refuse outputs that cannot be written before anything is run."""
-    if output is not None:
-        check_output(output, force=True, inputs=inputs)
-    if report is not None:
-        from crovca.evaluation.figures import require_report_packages
-
-        require_report_packages()
-        check_output(report, force=force, inputs=inputs, marker="metrics.json")
 
 
 def _with_labels(

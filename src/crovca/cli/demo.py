@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from crovca.cli.options import Force, Json, Report
+from crovca.cli.options import Force, Json, Report, check_report
 from crovca.cli.output import Reporter, emit_json, print_table, say
-from crovca.files import check_output
 
 _NEXT = """What the numbers say: a query is an image that the codes have not seen; mAP@{k} is high where images of the
 same digit come first. The class names are vectors of character n-grams, a stand-in for a text encoder.
@@ -21,10 +20,7 @@ Next, with your own data (an .npz with 'embeddings' (n, d), and 'labels' if you 
 def demo(report: Report = None, force: Force = False, json: Json = False) -> None:
     """Hash codes of real handwritten digits in under a minute: train, search, measure."""
     if report is not None:
-        from crovca.evaluation.figures import require_report_packages
-
-        require_report_packages()
-        check_output(report, force=force, marker="metrics.json")
+        check_report(report, force=force)
     from crovca.archive.demo import run_demo
 
     started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,11 +19,11 @@ from crovca.cli.options import (
     Model,
     Report,
     Root,
+    check_report,
     parse_lengths,
     parse_top_k,
 )
 from crovca.cli.output import Reporter, emit_json, print_table, say
-from crovca.files import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,11 +83,7 @@ def evaluate(
     k = parse_top_k(top_k)
     image_of: ImageOf | None = None
     if report is not None:
-        from crovca.evaluation.figures import require_report_packages
-
-        require_report_packages()
-        sources = [path for path in (model, database, query, images) if path is not None]
-        check_output(report, force=force, inputs=sources, marker="metrics.json")
+        check_report(report, [path for path in (model, database, query, images) if path], force=force)
         if images is not None:
             from crovca.evaluation.report import image_folder
 
@@ -100,22 +97,12 @@ def evaluate(
     for length in lengths:
         check_bits(length, at_most=longest)
     with Reporter() as reporter:
-        found_database = encode_path(
-            hasher,
-            database,
-            database_modality,
-            "--database-modality",
-            observer=reporter,
-            logits=True,
-            root=root,
-        )
-        found_query = encode_path(
-            hasher, query, query_modality, "--query-modality", observer=reporter, logits=True, root=root
-        )
+        encode = partial(encode_path, hasher, observer=reporter, logits=True, root=root)
+        found_database = encode(database, database_modality, "--database-modality")
+        found_query = encode(query, query_modality, "--query-modality")
         theirs, ours = found_database.encoded, found_query.encoded
-        if (
-            database.resolve() == query.resolve() and theirs.ids is None
-        ):  # one file: its rows are the same items
+        # one file: its rows are the same items
+        if database.resolve() == query.resolve() and theirs.ids is None:
             numbers = np.arange(len(theirs))
             theirs, ours = replace(theirs, ids=numbers), replace(ours, ids=numbers)
         if image_of is not None and theirs.ids is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
 from crovca.errors import ConfigError
+from crovca.files import check_output
 from crovca.hashing.config import PRESETS
 
 if TYPE_CHECKING:
@@ -57,6 +59,14 @@ def open_embeddings(path: Path, *, with_ids: bool = True) -> Embeddings:
     return load_embeddings(path, with_ids=with_ids)
 
 
+def check_report(report: Path, inputs: Sequence[Path] = (), *, force: bool) -> None:
+    """Refuse a report that cannot be written, before anything is run."""
+    from crovca.evaluation.figures import require_report_packages
+
+    require_report_packages()
+    check_output(report, force=force, inputs=inputs, marker="metrics.json")
+
+
 def parse_lengths(text: str, option: str) -> tuple[int, ...]:
     """Read "16,32,64"."""
     try:
@@ -65,6 +75,14 @@ def parse_lengths(text: str, option: str) -> tuple[int, ...]:
         raise ConfigError(
             f"{option} must be whole numbers with commas, like 16,32,64; got {text!r}"
         ) from None
+
+
+def parse_names(text: str, option: str) -> list[str]:
+    """Read "itq,pq"."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise ConfigError(f"{option} must be names with commas, got {text!r}")
+    return names
 
 
 def parse_top_k(text: str) -> int | None:

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -65,6 +65,16 @@ def print_table(
     table = Table(title=title, title_justify="left")
     for number, name in enumerate(head):
         table.add_column(name, justify="right" if number and right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    stdout.print(table)
+
+
+def print_plain(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str]) -> None:
+    """A long table without lines; the columns named in ``right`` stand to the right."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in head:
+        table.add_column(name, overflow="fold", justify="right" if name in right else "left")
     for row in rows:
         table.add_row(*map(str, row))
     stdout.print(table)

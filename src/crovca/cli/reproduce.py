@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from typer import Argument, Option
 
-from crovca.cli.options import Device, Json, parse_lengths
-from crovca.cli.output import Reporter, answer, emit_json, say, stdout
-from crovca.errors import ConfigError
+from crovca.cli.options import Device, Json, parse_lengths, parse_names
+from crovca.cli.output import Reporter, answer, emit_json, print_plain, say
+from crovca.cli.train import given
+from crovca.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
     from crovca.reproduce.paper import Cell, Experiment
@@ -63,6 +63,7 @@ def reproduce(
     when the same command is given again.
     """
     from crovca.cli import reproduce_list
+    from crovca.hashing.config import TrainingConfig
     from crovca.reproduce import paper
 
     if seeds < 1:
@@ -73,11 +74,12 @@ def reproduce(
     experiment = paper.experiment_of(name)
     cells = paper.cells(
         name,
-        dataset=_names(dataset, "--dataset"),
-        encoder=_names(encoder, "--encoder"),
+        dataset=None if dataset is None else parse_names(dataset, "--dataset"),
+        encoder=None if encoder is None else parse_names(encoder, "--encoder"),
         bits=None if bits is None else parse_lengths(bits, "--bits"),
     )
-    training = _training(epochs, batch_size)
+    training = given({"epochs": epochs, "batch_size": batch_size})
+    TrainingConfig(lengths=(16,), **{"epochs": 1, **training})  # refuses what cannot be trained with
     if listed:
         reproduce_list.print_cells(cells, seeds, json, nested=nested)
         return
@@ -168,7 +170,7 @@ def _draw(
         except pictures.QueryError:
             raise
         except Exception as error:
-            failed = runs.reason_of(error)
+            failed = reason_of(error)
     content = {
         "experiment": experiment.name,
         "title": experiment.title,
@@ -188,28 +190,9 @@ def _draw(
         raise typer.Exit(1)
 
 
-def _training(epochs: int | None, batch_size: int | None) -> dict[str, Any]:
-    """What differs from the paper's settings, as far as it can be trained with."""
-    from crovca.hashing.config import TrainingConfig
-
-    asked = {"epochs": epochs, "batch_size": batch_size}
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    TrainingConfig(lengths=(16,), **{"epochs": 1, **given})
-    return given
-
-
-def _names(text: str | None, option: str) -> list[str] | None:
-    if text is None:
-        return None
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise ConfigError(f"{option} must be names with commas, got {text!r}")
-    return names
-
-
-def _weights(given: list[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in given]
-    for text, (name, _, place) in zip(given, pairs, strict=True):
+def _weights(texts: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, _, place) in zip(texts, pairs, strict=True):
         if not name or not place:
             raise ConfigError(f"--weights must be NAME=FOLDER or NAME=HUB_ID, got {text!r}")
     return {name: place for name, _, place in pairs}
@@ -234,18 +217,15 @@ def _print(experiment: Experiment, workspace: Workspace, results: Results) -> No
     seeds = "one seed" if count == 1 else several
     say(f"{experiment.name}: {experiment.title} (section {experiment.section}), percent, {seeds}")
     say(*_not_the_papers(workspace))
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     others = any(row.cell.published_by for row in rows)
-    for column in ("row", "column", "paper", *(["published by"] if others else []), "ours", "difference"):
-        right = column in ("paper", "ours", "difference")
-        table.add_column(column, justify="right" if right else "left")
-    before = None
+    lines, before = [], None
     for row in rows:
         name, paper, *ours = _line(row)
         authors = [row.cell.published_by] if others else []
-        table.add_row("" if row.cell.row == before else row.cell.row, name, paper, *authors, *ours)
+        lines.append(["" if row.cell.row == before else row.cell.row, name, paper, *authors, *ours])
         before = row.cell.row
-    stdout.print(table)
+    head = ["row", "column", "paper", *(["published by"] if others else []), "ours", "difference"]
+    print_plain(head, lines, right=("paper", "ours", "difference"))
     for note in dict.fromkeys(row.cell.note for row in rows if row.cell.note and row.cell.measurement):
         say(f"note: {note}")
     reasons: dict[str, list[str]] = {}

@@ -366,6 +366,12 @@ def _examples(labels: npt.NDArray[Any]) -> str:
     return ", ".join(map(repr, np.unique(labels)[:3].tolist()))
 
 
+def one_view(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Embeddings (n, d), or the mean over the views of (n, v, d), as float32 (n, d)."""
+    part = np.asarray(values, np.float32)
+    return part if part.ndim == 2 else part.mean(axis=1)
+
+
 class _Part:
     """Rows of embeddings as (n, d): the mean over stored views, where there are several."""
 
@@ -376,8 +382,7 @@ class _Part:
         return len(self._values)
 
     def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
-        part = np.asarray(self._values[rows], np.float32)
-        return part if part.ndim == 2 else part.mean(axis=1)
+        return one_view(self._values[rows])
 
 
 def _own_rows(ours: npt.NDArray[Any] | None, theirs: npt.NDArray[Any] | None, queries: int) -> Int64:

@@ -20,18 +20,8 @@ Points = npt.NDArray[np.float64]
 MAP_ITEMS = 1000  # items drawn on the 2-D map
 MAP_CLASSES = 10  # classes that get a color of their own
 _INK, _MUTED = "#1c2430", "#8a94a3"
-_COLORS = (
-    "#2962c9",
-    "#d1495b",
-    "#2e8b57",
-    "#e0a100",
-    "#7b4fb5",
-    "#00899e",
-    "#b5562b",
-    "#d276b0",
-    "#7f8a1e",
-    "#556270",
-)
+_COLORS = ("#2962c9", "#d1495b", "#2e8b57", "#e0a100", "#7b4fb5",
+           "#00899e", "#b5562b", "#d276b0", "#7f8a1e", "#556270")  # fmt: skip
 
 
 def require_report_packages() -> None:

@@ -15,7 +15,7 @@ from crovca.data.labels import share_a_label
 from crovca.errors import InvalidInputError, StorageError
 from crovca.evaluation import figures
 from crovca.evaluation.diagnostics import bit_balance
-from crovca.evaluation.evaluate import Evaluation, Items, LengthResult, Ranked
+from crovca.evaluation.evaluate import Evaluation, Items, LengthResult, Ranked, one_view
 from crovca.evaluation.page import (
     THUMBNAIL,
     Block,
@@ -261,9 +261,7 @@ def _item_map(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
     random = np.random.default_rng(0)
     count = min(figures.MAP_ITEMS, len(database))
     rows = np.sort(random.choice(len(database), count, replace=False))
-    embeddings = np.asarray(values[rows], np.float32)
-    if embeddings.ndim == 3:
-        embeddings = embeddings.mean(axis=1)
+    embeddings = one_view(values[rows])
     bits = min(length.bits for length in subject.evaluation.lengths)
     labels = None if database.labels is None else database.labels[rows]
     if labels is not None and names:

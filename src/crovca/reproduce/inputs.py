@@ -248,9 +248,11 @@ class Inputs:
         if noted is not None:
             self._compare(name, noted, self.encoder(name), now)
             return
-        self._write_note(
-            name, {"source": self.encoder(name), "revision": identity.get("revision"), "weights_sha256": now}
-        )
+        assert self._weights is not None
+        note = {"source": self.encoder(name), "revision": identity.get("revision"), "weights_sha256": now}
+        self._weights[name] = note
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_json(self.work / WEIGHTS, {"format_version": _WEIGHTS_FORMAT, "encoders": self._weights})
 
     def _compare(self, name: str, noted: Mapping[str, Any], place: str, now: str) -> None:
         if now != noted["weights_sha256"]:
@@ -264,12 +266,6 @@ class Inputs:
         if self._weights is None:
             self._weights = _read_weights(path) if path.exists() else {}
         return self._weights.get(name)
-
-    def _write_note(self, name: str, note: dict[str, Any]) -> None:
-        assert self._weights is not None
-        self._weights[name] = note
-        self.work.mkdir(parents=True, exist_ok=True)
-        write_json(self.work / WEIGHTS, {"format_version": _WEIGHTS_FORMAT, "encoders": self._weights})
 
     def embeddings(self, encoder: str, dataset: str, split: str) -> Embeddings:
         """Embeddings of a split's images by an encoder as it is; items that cannot be read are left out.
