@@ -10,19 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from typer import Option
 
-from crovca.cli.options import (
-    Device,
-    EncoderPlace,
-    Force,
-    Json,
-    Modality,
-    Model,
-    Report,
-    Root,
-    check_report,
-    parse_lengths,
-    parse_top_k,
-)
+from crovca.cli import options
 from crovca.cli.output import Reporter, emit_json, print_table, say
 
 if TYPE_CHECKING:
@@ -36,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Model,
+    model: options.Model,
     database: Annotated[
         Path, Option(help="Embeddings (or images, as the model takes them) that are searched.")
     ],
@@ -45,13 +33,15 @@ def evaluate(
         str | None, Option(help="Lengths to measure, like 16,32,64 [default: those that were trained].")
     ] = None,
     top_k: Annotated[str, Option(help="Cut-off rank of mAP@k: a number, or all.")] = "1000",
-    report: Report = None,
+    report: options.Report = None,
     images: Annotated[
         Path | None, Option(help="With --report: folder below which an item's id is its image's path.")
     ] = None,
-    query_modality: Annotated[Modality | None, Option(help="Two modalities: what the queries are.")] = None,
+    query_modality: Annotated[
+        options.Modality | None, Option(help="Two modalities: what the queries are.")
+    ] = None,
     database_modality: Annotated[
-        Modality | None, Option(help="Two modalities: what the database is.")
+        options.Modality | None, Option(help="Two modalities: what the database is.")
     ] = None,
     hold_out_classes: Annotated[
         float | None,
@@ -61,11 +51,11 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, Option(help="Which classes are held out.")] = 0,
-    encoder: EncoderPlace = None,
-    root: Root = None,
-    device: Device = "auto",
-    force: Force = False,
-    json: Json = False,
+    encoder: options.EncoderPlace = None,
+    root: options.Root = None,
+    device: options.Device = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Measure how well codes retrieve, beside ITQ and the float embeddings they come from.
 
@@ -80,10 +70,10 @@ def evaluate(
     from crovca.evaluation import evaluate as evaluation
     from crovca.hasher import Hasher
 
-    k = parse_top_k(top_k)
+    k = options.parse_top_k(top_k)
     image_of: ImageOf | None = None
     if report is not None:
-        check_report(report, [path for path in (model, database, query, images) if path], force=force)
+        options.check_report(report, [path for path in (model, database, query, images) if path], force=force)
         if images is not None:
             from crovca.evaluation.report import image_folder
 
@@ -93,7 +83,7 @@ def evaluate(
     hasher = Hasher.load(model, device=device, encoder=encoder)
     _check_hold_out(hasher, hold_out_classes)
     longest = hasher.lengths_[-1]
-    lengths = hasher.lengths_ if bits is None else parse_lengths(bits, "--bits")
+    lengths = hasher.lengths_ if bits is None else options.parse_lengths(bits, "--bits")
     for length in lengths:
         check_bits(length, at_most=longest)
     with Reporter() as reporter:

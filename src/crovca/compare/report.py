@@ -18,19 +18,7 @@ from crovca.compare.results import (
     score_titles,
     shown,
 )
-from crovca.evaluation import figures
-from crovca.evaluation.page import (
-    Block,
-    Bullets,
-    Cell,
-    Conclusion,
-    Figure,
-    Glossary,
-    Heading,
-    Table,
-    Text,
-    as_page,
-)
+from crovca.evaluation import figures, page
 from crovca.evaluation.situations import SITUATIONS, Column
 from crovca.files import atomic_directory, check_output, write_json
 from crovca.metrics import METRICS
@@ -61,30 +49,30 @@ def write_comparison(folder: Path, state: Comparison, *, force: bool = False) ->
     """
     figures.require_report_packages()
     check_output(folder, force=force, marker="metrics.json")
-    page = as_page("crovca compare", "Which method, on these embeddings?", list(_blocks(state)))
+    text = page.as_page("crovca compare", "Which method, on these embeddings?", list(_blocks(state)))
     with atomic_directory(folder) as temporary:
-        (temporary / "index.html").write_text(page, encoding="utf-8")
+        (temporary / "index.html").write_text(text, encoding="utf-8")
         write_json(temporary / "metrics.json", state.to_dict())
 
 
-def _blocks(state: Comparison) -> Iterator[Block]:
+def _blocks(state: Comparison) -> Iterator[page.Block]:
     rows = state.rows()
-    yield Conclusion(conclusion(state))
-    yield Text(f"{state.described()}; mean ± sample standard deviation over seeds, in %.")
+    yield page.Conclusion(conclusion(state))
+    yield page.Text(f"{state.described()}; mean ± sample standard deviation over seeds, in %.")
     for column in columns_of(state):
         if column.name in ("seen", "new", "mixed", "order"):
             yield from _figure(state, rows, column.name, f"{column.title}: {column.meaning}")
     for size, of_size in by_size(state):
         at_size = [row for row in of_size if row.cells]
         if at_size:
-            yield Heading(size)
+            yield page.Heading(size)
             yield five_table(state, size, at_size, columns_of(state))
             yield _table(at_size)
     failed = failures(rows)
     if failed:
-        yield Heading("Failed")
-        yield Bullets(failed)
-    yield Glossary([*((column.title, column.meaning) for column in columns_of(state)), *_GLOSSARY])
+        yield page.Heading("Failed")
+        yield page.Bullets(failed)
+    yield page.Glossary([*((column.title, column.meaning) for column in columns_of(state)), *_GLOSSARY])
 
 
 def by_size(state: Comparison) -> Iterator[tuple[str, list[Row]]]:
@@ -97,19 +85,19 @@ def by_size(state: Comparison) -> Iterator[tuple[str, list[Row]]]:
 
 def five_table(
     state: Comparison, size: str, rows: list[Row], columns: Sequence[Column], *, times: bool = False
-) -> Table:
+) -> page.Table:
     """Methods of one size by the five measures, the best marked; with ``times`` also those of fitting and encoding."""
     marked = {column.name: marks(rows, column, labeled=state.labeled) for column in columns}
-    lines: list[list[str | Cell]] = []
+    lines: list[list[str | page.Cell]] = []
     for row in rows:
         if not row.cells:
             lines.append([row.method.title, "", "failed"])
             continue
-        line: list[str | Cell] = [row.method.title, f"{row.measured('bytes') or 0:,.0f}"]
+        line: list[str | page.Cell] = [row.method.title, f"{row.measured('bytes') or 0:,.0f}"]
         for column in columns:
             text = shown(row.five(column.name, labeled=state.labeled), len(row.cells))
             mark = marked[column.name].get((row.method.name, row.bits))
-            line.append(text if mark is None else Cell(text, "best" if mark == BEST else "level"))
+            line.append(text if mark is None else page.Cell(text, "best" if mark == BEST else "level"))
         lines.append([*line, *_times(row)] if times else line)
     judged = f"mAP@{state.k:,}" if state.labeled else "order"
     situations = ", ".join(column.title for column in columns if column.name in SITUATIONS)
@@ -119,14 +107,14 @@ def five_table(
         *(column.title for column in columns),
         *(("fit, s", "items/s") if times else ()),
     ]
-    return Table(f"{size}: the five measures in %; {situations}: {judged}", head, lines)
+    return page.Table(f"{size}: the five measures in %; {situations}: {judged}", head, lines)
 
 
 def _times(row: Row) -> tuple[str, str]:
     return f"{row.measured('fit_seconds') or 0:.1f}", f"{row.measured('encode_rate') or 0:,.0f}"
 
 
-def _table(rows: list[Row]) -> Table:
+def _table(rows: list[Row]) -> page.Table:
     recalls = ("1@10", "10@10", "10@100", "100@1000")
     lines = [
         [
@@ -142,14 +130,16 @@ def _table(rows: list[Row]) -> Table:
     ]
     head = ("method", "seeds", *score_titles(), "min(k, R) form", "tie-aware Hamming", *recalls,
             "fit, s", "items/s")  # fmt: skip
-    return Table("Learned from what is searched: mAP by every score, float neighbors, times", head, lines)
+    return page.Table(
+        "Learned from what is searched: mAP by every score, float neighbors, times", head, lines
+    )
 
 
-def _figure(state: Comparison, rows: list[Row], name: str, caption: str) -> Iterator[Block]:
+def _figure(state: Comparison, rows: list[Row], name: str, caption: str) -> Iterator[page.Block]:
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         value = row.five(name, labeled=state.labeled)
         if value is not None:
             lines.setdefault(row.method.title, []).append((row.measured("bytes") or 0, value[0]))
     if lines:
-        yield Figure(figures.methods_figure(lines, name), f"{caption}; against bytes an item")
+        yield page.Figure(figures.methods_figure(lines, name), f"{caption}; against bytes an item")

@@ -151,7 +151,11 @@ def compare(
     for method in chosen:
         sizes = {"asked": asked, "width": (database.width,), "float": (32 * database.width,)}[method.size]
         for seed in range(seeds if method.seeds is None else method.seeds):
-            missing = [bits for bits in sizes if not _done(state.cells.get(_key(method, bits, seed)))]
+            missing = [
+                bits
+                for bits in sizes
+                if "failed" in state.cells.get(_key(method, bits, seed), {"failed": ""})
+            ]
             for group in _groups(method, missing):
                 named = f"{method.title}, {', '.join(map(str, group))} bits, seed {seed}"
                 advance(named)
@@ -376,10 +380,6 @@ def _difference(kept: Mapping[str, Any], state: Comparison) -> str:
             what = {"version": "crovca", "trained": "training items"}.get(name, name)
             return f"another run: {what} {kept.get(name)}, now {ours[name]}"
     return "other data, another k or another state of crovca's code"
-
-
-def _done(cell: Cell | None) -> bool:
-    return cell is not None and "failed" not in cell
 
 
 def _key(method: Method, bits: int, seed: int) -> str:

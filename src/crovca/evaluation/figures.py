@@ -37,15 +37,7 @@ def map_curves_figure(curves: Mapping[str, npt.NDArray[np.float64]], chance: flo
     """mAP@k against k, a line for each way of ranking."""
     figure, axes = _axes()
     for number, (name, curve) in enumerate(curves.items()):
-        style = "--" if name.startswith("float") else "-"
-        axes.plot(
-            np.arange(1, len(curve) + 1),
-            100 * curve,
-            style,
-            color=_COLORS[number % 10],
-            label=_plain(name),
-            lw=1.8,
-        )
+        _line(axes, number, name, curve, "--" if name.startswith("float") else "-")
     axes.axhline(100 * chance, color=_MUTED, lw=1, ls=":")
     axes.text(1, 100 * chance, " chance", color=_MUTED, va="bottom", fontsize=8)
     axes.set_xscale("log")
@@ -61,11 +53,7 @@ def curves_figure(lines: Mapping[str, Sequence[float] | npt.NDArray[np.float64]]
     figure, axes = _axes()
     figure.set_size_inches(7.2, 4.2)
     for number, (name, shares) in enumerate(lines.items()):
-        style = ("-", "--", ":")[number // 10 % 3]
-        places = np.arange(1, len(shares) + 1)
-        axes.plot(
-            places, 100 * np.asarray(shares), style, color=_COLORS[number % 10], label=_plain(name), lw=1.8
-        )
+        _line(axes, number, name, np.asarray(shares), ("-", "--", ":")[number // 10 % 3])
     axes.set_xlim(left=1)
     axes.set_xlabel("k")
     axes.set_ylabel(f"{what}, %")
@@ -192,6 +180,11 @@ def _plain(text: str) -> str:
     """Text that is drawn as it stands: no formula between dollars, nothing left out for its underscore, no controls."""
     text = printable(text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
+
+
+def _line(axes: Any, number: int, name: str, shares: npt.NDArray[np.float64], style: str) -> None:
+    places, color = np.arange(1, len(shares) + 1), _COLORS[number % 10]
+    axes.plot(places, 100 * shares, style, color=color, label=_plain(name), lw=1.8)
 
 
 def _axes() -> tuple[Figure, Any]:

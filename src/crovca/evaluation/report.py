@@ -13,23 +13,9 @@ from crovca.data.embeddings import Rows
 from crovca.data.encoded import Encoded
 from crovca.data.labels import share_a_label
 from crovca.errors import InvalidInputError, StorageError
-from crovca.evaluation import figures
+from crovca.evaluation import figures, page
 from crovca.evaluation.diagnostics import bit_balance
-from crovca.evaluation.evaluate import Evaluation, Items, LengthResult, Ranked, one_view
-from crovca.evaluation.page import (
-    THUMBNAIL,
-    Block,
-    Conclusion,
-    Figure,
-    Glossary,
-    Grid,
-    Heading,
-    Line,
-    Table,
-    Text,
-    as_page,
-    picture,
-)
+from crovca.evaluation.evaluate import Evaluation, Items, Ranked, one_view
 from crovca.evaluation.situations import COLUMNS, SITUATIONS, FiveMeasures, Measures, column_value
 from crovca.files import atomic_directory, check_output, write_json
 from crovca.metrics import METRICS, REPORTED
@@ -89,7 +75,7 @@ def image_folder(folder: Path) -> ImageOf:
             return None
         try:
             with Image.open(path) as image:
-                image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
+                image.draft("RGB", (2 * page.THUMBNAIL, 2 * page.THUMBNAIL))
                 return image.convert("RGB")
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
             return None
@@ -110,9 +96,11 @@ def write_report(folder: Path, subjects: Sequence[Subject], *, force: bool = Fal
         if subject.image_of is not None and subject.database.ids is None:
             raise InvalidInputError("neighbor grids need ids (the images' paths) in the database file")
     blocks = [block for subject in subjects for block in _section(subject)]
-    page = as_page(subjects[0].title, "How well do the codes retrieve?", [*blocks, Glossary(_GLOSSARY)])
+    text = page.as_page(
+        subjects[0].title, "How well do the codes retrieve?", [*blocks, page.Glossary(_GLOSSARY)]
+    )
     with atomic_directory(folder) as temporary:
-        (temporary / "index.html").write_text(page, encoding="utf-8")
+        (temporary / "index.html").write_text(text, encoding="utf-8")
         content = {
             subject.title: subject.evaluation.to_dict()
             | ({} if subject.five is None else {"five_measures": subject.five.to_dict()})
@@ -134,11 +122,11 @@ _GLOSSARY = (
 )
 
 
-def _section(subject: Subject) -> Iterator[Block]:
+def _section(subject: Subject) -> Iterator[page.Block]:
     result = subject.evaluation
-    yield Heading(subject.title)
-    yield Conclusion(_conclusion(subject))
-    yield Text(summary(result))
+    yield page.Heading(subject.title)
+    yield page.Conclusion(_conclusion(subject))
+    yield page.Text(summary(result))
     if subject.five is not None:
         yield five_table(subject.five, result.k)
     yield scores_table(result, _float_bytes(subject))
@@ -147,7 +135,7 @@ def _section(subject: Subject) -> Iterator[Block]:
     if measured and result.chance_map is not None:
         curves = {f"{bits} bits": _curve(score) for bits, score in measured.items()}
         curves |= {_float_title(name): _curve(score) for name, score in result.floats.items()}
-        yield Figure(
+        yield page.Figure(
             figures.map_curves_figure(curves, result.chance_map),
             f"mAP@k for every k up to {result.k:,}; codes by the {METRICS[REPORTED].title} score",
         )
@@ -157,7 +145,7 @@ def _section(subject: Subject) -> Iterator[Block]:
             for name, score in result.floats.items()
             if score.map is not None
         }
-        yield Figure(
+        yield page.Figure(
             figures.map_against_bytes_figure(
                 {bits: score.map for bits, score in measured.items() if score.map is not None},
                 floats,
@@ -166,7 +154,7 @@ def _section(subject: Subject) -> Iterator[Block]:
             f"mAP@{result.k:,} against bytes an item",
         )
     longest = max(length.bits for length in result.lengths)
-    yield Figure(
+    yield page.Figure(
         figures.bit_balance_figure(bit_balance(subject.database.codes.prefix(longest))),
         f"Bit balance of the {longest}-bit codes: a bit says most when half of the items have it",
     )
@@ -205,7 +193,7 @@ def summary(result: Evaluation) -> str:
     return f"{text} Measured in {result.seconds:.1f} s."
 
 
-def five_table(five: FiveMeasures, k: int) -> Table:
+def five_table(five: FiveMeasures, k: int) -> page.Table:
     """The five measures of a model, of ITQ and of the floats."""
     asked = [name for name in SITUATIONS if name in five.counts]
     columns = five.columns()
@@ -215,14 +203,14 @@ def five_table(five: FiveMeasures, k: int) -> Table:
         return [name if bits is None else f"{name}, {bits} bits", *map(percent, values)]
 
     judged = f"mAP@{k:,}" if five.labeled else "order"
-    return Table(
+    return page.Table(
         f"The five measures in %; {', '.join(asked)}: {judged}",
         ["", *(column.title for column in columns)],
         [row(*line) for line in five.lines()],
     )
 
 
-def scores_table(result: Evaluation, float_bytes: int) -> Table:
+def scores_table(result: Evaluation, float_bytes: int) -> page.Table:
     """mAP by every score, and what the codes keep of the floats' ranking."""
     nothing = [""] * (len(METRICS) - 1)
     rows = [
@@ -235,7 +223,7 @@ def scores_table(result: Evaluation, float_bytes: int) -> Table:
         size = str(-(-length.bits // 8))
         rows.append([f"{length.bits} bits", size, *maps, percent(recall), f"{length.codes['distinct']:,}"])
     titles = [metric.title for metric in METRICS.values()]
-    return Table(
+    return page.Table(
         f"mAP@{result.k:,} in %, by score (floats by their cosine); and what the codes keep of the float ranking, in %",
         ["", "bytes", *titles, "float top 10 in top 100", "distinct codes"],
         rows,
@@ -254,7 +242,7 @@ def class_names(items: Items) -> Mapping[Any, str]:
     return names if usable else {}
 
 
-def _item_map(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
+def _item_map(subject: Subject, names: Mapping[Any, str]) -> Iterator[page.Block]:
     values, database = subject.database_embeddings, subject.database
     if values is None or len(database) < 10:
         return
@@ -272,33 +260,28 @@ def _item_map(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
         f"{bits} bits": figures.project(codes, "hamming"),
     }
     drawn = figures.map_of_items_figure(panels, labels)
-    yield Figure(drawn, f"{count:,} items in two dimensions (t-SNE): embeddings and codes", wide=True)
+    yield page.Figure(drawn, f"{count:,} items in two dimensions (t-SNE): embeddings and codes", wide=True)
 
 
-def _grids(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
+def _grids(subject: Subject, names: Mapping[Any, str]) -> Iterator[page.Block]:
     image_of, ids = subject.image_of, subject.database.ids
     if image_of is None or ids is None:
         return
     count = len(subject.query)
     random = np.random.default_rng(0)
     queries = np.sort(random.choice(count, min(GRID_QUERIES, count), replace=False))
-    shortest = min(subject.evaluation.lengths, key=lambda length: length.bits)
+    lengths = sorted(subject.evaluation.lengths, key=lambda length: length.bits)
     rankings = [(_float_title(name), found) for name, found in subject.evaluation.floats.items()][-1:]
-    rankings += [(f"{length.bits} bits", s) for length in _ends(subject.evaluation.lengths, shortest)
+    rankings += [(f"{length.bits} bits", s) for length in lengths[:1] + lengths[1:][-1:]
                  if (s := length.scores.get(REPORTED)) is not None]  # fmt: skip
-    yield Heading("Nearest neighbors")
-    yield Text("Frames: green shares a label with the query, red does not.")
+    yield page.Heading("Nearest neighbors")
+    yield page.Text("Frames: green shares a label with the query, red does not.")
     for query in queries.tolist():
         lines = [_grid_line(subject, image_of, query, name, ranked) for name, ranked in rankings]
         yield _grid(subject, image_of, query, lines, names)
 
 
-def _ends(lengths: list[LengthResult], shortest: LengthResult) -> list[LengthResult]:
-    longest = max(lengths, key=lambda length: length.bits)
-    return [shortest] if longest is shortest else [shortest, longest]
-
-
-def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranked: Ranked) -> Line:
+def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranked: Ranked) -> page.Line:
     database, cells = subject.database, []
     rows = ranked.rows[query, :GRID_NEIGHBORS]
     relevant = None
@@ -307,20 +290,20 @@ def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranke
     assert database.ids is not None
     for place, row in enumerate(rows.tolist()):
         right = None if relevant is None else bool(relevant[place])
-        cells.append(picture(image_of(database.ids[row]), str(database.ids[row]), right))
-    return Line(name, cells)
+        cells.append(page.picture(image_of(database.ids[row]), str(database.ids[row]), right))
+    return page.Line(name, cells)
 
 
 def _grid(
-    subject: Subject, image_of: ImageOf, query: int, lines: Sequence[Line], names: Mapping[Any, str]
-) -> Grid:
+    subject: Subject, image_of: ImageOf, query: int, lines: Sequence[page.Line], names: Mapping[Any, str]
+) -> page.Grid:
     if subject.query_text is not None:
-        return Grid(None, f"“{subject.query_text(query)}”", lines)
+        return page.Grid(None, f"“{subject.query_text(query)}”", lines)
     label = "" if subject.query.labels is None else _label(subject.query.labels[query], names)
     if subject.query.ids is None:
-        return Grid(None, label, lines)
+        return page.Grid(None, label, lines)
     name = subject.query.ids[query]
-    return Grid(picture(image_of(name), str(name)), label, lines)
+    return page.Grid(page.picture(image_of(name), str(name)), label, lines)
 
 
 def _label(label: Any, names: Mapping[Any, str]) -> str:
