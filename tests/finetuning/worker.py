@@ -1,9 +1,11 @@
 """One of two processes that train together, with a launcher's variables: python worker.py OUTPUT ENCODER PHOTOS."""
 
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 
 from crovca.data.sources import open_images
 from crovca.errors import ConfigError, CrovcaError
@@ -60,9 +62,11 @@ if __name__ == "__main__":
     output, encoder, photos = map(Path, sys.argv[1:])
     with launched("cpu") as (world, device):
         assert device == "cpu"
+        group = weakref.ref(dist.group.WORLD)
         found = results(encoder, photos, world)
         np.savez(output / f"{world.rank}-of-{world.size}.npz", **found)
         try:
             world.first(refuse)
         except CrovcaError as error:
             (output / f"{world.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    assert group() is None, "what lives on has threads, which can abort the process at its end"

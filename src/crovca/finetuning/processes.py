@@ -43,6 +43,10 @@ def launched(device: str = "auto") -> Iterator[tuple[World, str]]:
         raise ConfigError(
             f"{here} processes on this machine, but {torch.cuda.device_count()} GPUs; start as many as there are GPUs"
         )
+    # This module makes the group that there is when it is first imported a default argument of its functions, and
+    # transformers imports it. Such a group outlives destroy_process_group, which ends gloo's threads only with the last
+    # reference; a thread that lets go of a tensor while the interpreter is being finalised aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     state = importlib.import_module("accelerate").PartialState(cpu=on_cpu)
     try:
         where = str(state.device) if device != "cpu" else "cpu"
