@@ -24,7 +24,9 @@ def launched(device: str = "auto") -> Iterator[tuple[World, str]]:
         device: "auto", "cpu" or "cuda"; with several processes each takes the GPU of its number on its machine.
 
     Yields:
-        The world, and the device of this process.
+        The world, and the device of this process. An error that leaves the block closes this process's connections, so
+        that the others end as well (``WorkerError``). NCCL's do not notice: of those the launcher takes care, once this
+        process has ended.
 
     Raises:
         ConfigError: a certain GPU for several processes, or fewer GPUs than processes.
@@ -39,7 +41,8 @@ def launched(device: str = "auto") -> Iterator[tuple[World, str]]:
         raise MissingDependencyError("accelerate", "images", "training in several processes")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not on_cpu and local >= torch.cuda.device_count():
+    # All of them refuse: some alone would leave the others waiting for them to join.
+    if not on_cpu and max(here, local + 1) > torch.cuda.device_count():
         raise ConfigError(
             f"{here} processes on this machine, but {torch.cuda.device_count()} GPUs; start as many as there are GPUs"
         )
@@ -48,9 +51,14 @@ def launched(device: str = "auto") -> Iterator[tuple[World, str]]:
     # reference; a thread that lets go of a tensor while the interpreter is being finalised aborts the process.
     importlib.import_module("torch.distributed.nn.functional")
     state = importlib.import_module("accelerate").PartialState(cpu=on_cpu)
+    together = False
     try:
         where = str(state.device) if device != "cpu" else "cpu"
         yield World(state.process_index, state.num_processes, here), where
+        together = True
     finally:
-        state.destroy_process_group()
+        # NCCL's group is destroyed by all processes together: one that failed would wait for the others, which wait for
+        # it, and would not end. gloo's closes the connections, by which the others notice.
+        if together or state.backend != "nccl":
+            state.destroy_process_group()
         state._reset_state()
