@@ -24,9 +24,9 @@ def launched(device: str = "auto") -> Iterator[tuple[ProcessGroup, str]]:
         device: "auto", "cpu" or "cuda"; with several processes each takes the GPU of its number on its machine.
 
     Yields:
-        The process group, and the device of this process. An error that leaves the block closes this process's connections, so
-        that the others end as well (``WorkerError``). NCCL's do not notice: of those the launcher takes care, once this
-        process has ended.
+        The process group, and the device of this process. An error that leaves the block closes this process's
+        connections, so that the others end as well (``WorkerError``). NCCL's do not notice: of those the launcher takes
+        care, once this process has ended.
 
     Raises:
         ConfigError: a certain GPU for several processes, or fewer GPUs than processes.

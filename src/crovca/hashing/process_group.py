@@ -6,9 +6,9 @@ computed on the whole batch, in each process alike: so it is what one process wo
 back through ``ProcessGroup.gather`` is multiplied by the number of processes, so that the mean of all processes'
 gradients is the gradient of the whole batch, for the parameters before it as for those after it.
 
-Every process must learn at once that another one failed, or it waits for it until a timeout: ``ProcessGroup.first`` sends
-whatever the first process raised; a process that fails elsewhere closes its connections (``hasher.processes``), and
-what the others are exchanging with it becomes a ``WorkerError``.
+Every process must learn at once that another one failed, or it waits for it until a timeout: ``ProcessGroup.first``
+sends whatever the first process raised; a process that fails elsewhere closes its connections (``hasher.processes``),
+and what the others are exchanging with it becomes a ``WorkerError``.
 
 Needs ``torch.distributed`` alone, with any of its backends (gloo on CPUs, NCCL on GPUs).
 """
