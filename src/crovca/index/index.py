@@ -27,7 +27,14 @@ import pyarrow as pa
 
 from crovca.codes import Codes
 from crovca.data.embeddings import Rows
-from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, OutputExistsError, StorageError
+from crovca.errors import (
+    ConfigError,
+    CrovcaError,
+    FileFormatError,
+    InvalidInputError,
+    OutputExistsError,
+    StorageError,
+)
 from crovca.files import atomic_directory, remove
 from crovca.index.manifest import (
     DELETIONS_NAME,
@@ -89,7 +96,8 @@ class HashIndex(Reader):
         )  # held by the thread that changes ``_state``; whoever reads takes that once, without it
         after_fork(self)
         self.loss = Loss()
-        self._set(self._load(None))
+        self._state = self._load(None)
+        self._set(self._state)
         if lock is not None:
             self._sweep()
 
@@ -115,7 +123,7 @@ class HashIndex(Reader):
             bits: length of the codes, 1 to 4,096.
             id_type: "int64" or "string"; None: as the first items have it.
             encoder: what makes embeddings of queries, kept for whoever searches (JSON).
-            model: fingerprint of the model that makes the codes (``Hasher.fingerprint``); "": as the first that is told.
+            model: fingerprint of the model that makes the codes (``Hasher.fingerprint``); "": as is told first.
             keep: "int8" or "float16" keep the items' embeddings beside their codes, at one or two bytes a number, for
                 ``search(rescore=...)``; "none" does not.
 
@@ -363,7 +371,11 @@ class HashIndex(Reader):
                 save_model(self.path / model)
                 for segment in view.segments if view.items else ():
                     rows = segment.live_rows()
-                    floats = rows.originals if embeddings is None else embeddings(segment.ids(segment.live_numbers()))
+                    floats = (
+                        rows.originals
+                        if embeddings is None
+                        else embeddings(segment.ids(segment.live_numbers()))
+                    )
                     if floats is None:
                         raise InvalidInputError(NO_ORIGINALS)
                     parts = []
@@ -374,7 +386,9 @@ class HashIndex(Reader):
                     if embeddings is not None or keep != manifest.keep:
                         originals, loss = (None, loss) if keep == "none" else Originals.of(floats, keep, loss)
                     written.append(
-                        self._write_segment(replace(rows, codes=Codes.concatenate(parts), originals=originals))
+                        self._write_segment(
+                            replace(rows, codes=Codes.concatenate(parts), originals=originals)
+                        )
                     )
             changed = manifest.next(
                 segments=tuple(written),
@@ -579,7 +593,8 @@ class HashIndex(Reader):
         return write_segment(segments / f"{number:08d}", rows)
 
     def _set(self, state: _State) -> None:
-        self._state, self.bits = state, state.manifest.bits
+        self._state = state
+        self.bits = state.manifest.bits
 
     def _commit(self, manifest: Manifest, view: View) -> None:
         self._check_writable()  # nobody has built another index here in the meantime
@@ -699,7 +714,9 @@ def _kept(manifest: Manifest, embeddings: Any, count: int, loss: Loss) -> tuple[
     values = embeddings if hasattr(embeddings, "shape") else np.asarray(embeddings)
     if len(values.shape) != 2 or len(values) != count or manifest.width not in (None, values.shape[1]):
         width = "d" if manifest.width is None else manifest.width
-        raise InvalidInputError(f"the embeddings must have shape ({count}, {width}), got {tuple(values.shape)}")
+        raise InvalidInputError(
+            f"the embeddings must have shape ({count}, {width}), got {tuple(values.shape)}"
+        )
     return Originals.of(values, manifest.keep, loss)
 
 

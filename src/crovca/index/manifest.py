@@ -5,7 +5,7 @@
     INDEX/manifest.json                        see ``Manifest``; replaced in one step by every write
     INDEX/lock                                 locked by the writer
     INDEX/segments/00000001/                   see ``segment``
-    INDEX/model/, INDEX/model-00000002/        the hasher that makes queries into logits (optional), as the manifest names it
+    INDEX/model/, INDEX/model-00000002/        the hasher that makes queries into logits (optional)
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Manifest:
         encoder: what made the embeddings (id or folder, revision), where that is known.
         written: number of the last segment that was written.
         keep: what is kept of embeddings; width: the numbers in one, once there are some.
-        model: name of the model's folder; fingerprint: of the model that made the codes (``Hasher.fingerprint``), or "".
+        model: name of the model's folder; fingerprint: of what made the codes (``Hasher.fingerprint``), or "".
         tuned: what ``tuning`` chose and measured.
     """
 

@@ -1,4 +1,4 @@
-"""The hasher that lies in an index's folder: it makes logits of embeddings, and stays as long as somebody refers to it."""
+"""The hasher that lies in an index's folder: it makes logits of embeddings, and stays while somebody refers to it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class KeptModel:
         if self.fingerprint and hasher.fingerprint != self.fingerprint:
             raise FileFormatError(
                 f"{self.folder} is not the model that made the codes of the index ({self.fingerprint[:12]}, this is "
-                f"{hasher.fingerprint[:12]}); restore it from a copy, or encode everything anew with 'crovca index refit'"
+                f"{hasher.fingerprint[:12]}); restore it from a copy, or encode all anew with 'crovca index refit'"
             )
         return hasher
 
@@ -67,9 +67,7 @@ class KeptModel:
         wide = {name: hasher.width(name) for name in hasher.modalities}
         fitting = [name for name, width in wide.items() if embeddings.shape[1:] == (width,)]
         if not fitting:
-            raise InvalidInputError(
-                f"the index's model takes embeddings of shape (q, {' or '.join(map(str, dict.fromkeys(wide.values())))}),"
-                f" got {embeddings.shape}"
-            )
+            takes = " or ".join(f"(q, {width})" for width in dict.fromkeys(wide.values()))
+            raise InvalidInputError(f"the index's model takes embeddings {takes}, got {embeddings.shape}")
         found: Float32 = hasher.logits_of_embeddings(embeddings, modality=fitting[0])
         return found

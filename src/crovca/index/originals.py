@@ -1,7 +1,7 @@
 """Embeddings that an index keeps beside its codes: two bytes a number (float16), or one (int8), and a scale a row.
 
-A row is ``values * scale``. The scale of float16 is a power of two, so that what was float16 stays as it was, and nothing
-overflows; that of int8 is the row's largest number / 127. Cosine does not see scales.
+A row is ``values * scale``. The scale of float16 is a power of two: what was float16 stays as it was, and nothing
+overflows. That of int8 is the row's largest number / 127. Cosine does not see scales.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from crovca.data.embeddings import Rows
 from crovca.errors import InvalidInputError
 from crovca.index.scoring import Float32, Int64
 
-__all__ = ["KEPT", "NO_ORIGINALS", "Keep", "Loss", "Originals", "cosines", "unit_rows"]
+__all__ = ["KEPT", "NO_ORIGINALS", "Keep", "Loss", "Originals", "Picked", "cosines", "unit_rows"]
 
 Keep = Literal["none", "float16", "int8"]
 NO_ORIGINALS = (
-    "the index keeps no embeddings; build it with keep='int8' (--keep int8), or give it the embeddings of its items with "
+    "the index keeps no embeddings; build it with keep='int8' (--keep int8), or give it those of its items with "
     "'crovca index refit INDEX --keep int8 --embeddings FILE'"
 )
 KEPT: dict[str, type[np.generic]] = {"float16": np.float16, "int8": np.int8}
@@ -44,6 +44,10 @@ class Loss(NamedTuple):
             return self
         mean = (self.items * self.mean + float(found.sum(dtype=np.float64))) / total
         return Loss(total, mean, min(self.worst, float(found.min(initial=1))))
+
+    def sentence(self, keep: str) -> str:
+        """For people."""
+        return f"embeddings are kept as {keep}: cosine with the floats {self.mean:.5f}, at worst {self.worst:.5f}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class Originals:
             largest = np.abs(rows).max(axis=1, initial=0)
             if not np.isfinite(largest).all():
                 row = start + int(np.flatnonzero(~np.isfinite(largest))[0])
-                raise InvalidInputError(f"the embeddings hold NaN or infinity in row {row}; remove or repair it")
+                raise InvalidInputError(
+                    f"the embeddings hold NaN or infinity in row {row}; remove or repair it"
+                )
             largest[largest < 1e-30] = 1
             scales[part] = largest / 127 if keep == "int8" else np.exp2(np.ceil(np.log2(largest)))
             scaled = rows / scales[part, None]
@@ -143,7 +149,9 @@ class Originals:
 def unit_rows(values: npt.NDArray[Any]) -> Float32:
     """Rows (n, d) of length 1, float32; rows of zeros stay."""
     rows = np.asarray(values, np.float32)
-    rows = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True, initial=0), 1e-30)  # squares may overflow
+    rows = rows / np.maximum(
+        np.abs(rows).max(axis=1, keepdims=True, initial=0), 1e-30
+    )  # squares may overflow
     return rows / np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), 1e-30)[:, None]
 
 
@@ -151,3 +159,27 @@ def cosines(kept: npt.NDArray[Any], unit: Float32) -> Float32:
     """Cosines (m,) of kept rows (m, d) with a vector (d,) of length 1."""
     rows = kept.astype(np.float32)
     return (rows @ unit) / np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-30))
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some rows of a file's embeddings (n, d), not read yet: ``Rows``."""
+
+    values: Rows
+    rows: Int64
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of ``Rows``."""
+        return (len(self.rows), *self.values.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As of ``Rows``."""
+        return self.values.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
+        return np.asarray(self.values[self.rows[rows]])

@@ -212,6 +212,13 @@ class Reader(ABC):
         rows = [start + own for start, own in zip(view.starts, selected, strict=False)]
         return view.ids(np.concatenate([np.empty(0, np.int64), *rows]))
 
+    def candidates(
+        self, queries: npt.ArrayLike | Codes, k: int, metric: str, bits: int | None
+    ) -> list[Found]:
+        """As ``search``, the rows of the view in place of ids."""
+        view = self.view()
+        return view.nearest(_scorer(view.bits, queries, metric, bits), k, None, "auto")
+
     # --- reading ---
 
     def get(self, ids: Any) -> StoredItems:
@@ -303,7 +310,9 @@ def _asked(view: View, queries: object, embeddings: npt.ArrayLike | None, rescor
     if embeddings is None:
         return None
     if queries is not None and rescore is None:
-        raise InvalidInputError("embeddings beside queries are for rescoring: give rescore=4, or leave one of them out")
+        raise InvalidInputError(
+            "embeddings beside queries are for rescoring: give rescore=4, or leave one of them out"
+        )
     values = np.asarray(embeddings)
     if values.ndim != 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
         raise InvalidInputError(
@@ -311,7 +320,7 @@ def _asked(view: View, queries: object, embeddings: npt.ArrayLike | None, rescor
         )
     if rescore is not None and view.segments and values.shape[1] != view.width:
         raise InvalidInputError(
-            f"the index keeps embeddings of {view.width} numbers, those of the queries have {values.shape[1]}: embed them "
+            f"the index keeps embeddings of {view.width} numbers, the queries' have {values.shape[1]}: embed them "
             "with the encoder that the index's come from"
         )
     return values.astype(np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -24,8 +25,8 @@ from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
 from crovca.index.metadata import matching_rows, read_rows
 from crovca.index.model import KeptModel
-from crovca.index.originals import NO_ORIGINALS, Originals, cosines, unit_rows
 from crovca.index.origin import Origin
+from crovca.index.originals import NO_ORIGINALS, Originals, cosines, unit_rows
 from crovca.index.reader import Reader
 from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
@@ -195,12 +196,12 @@ class View(Reader):
             answers: the candidates of each.
             k: how many to keep.
         """
-        results = []
+        results: list[Found] = []
         for unit, found in zip(unit_rows(embeddings), answers, strict=True):
             if not len(found.rows):
                 results.append(found)
                 continue
-            pieces, place = self._by_segment(found.rows, lambda one, own, unit=unit: cosines(one.kept[own], unit))
+            pieces, place = self._by_segment(found.rows, partial(_cosines, unit))
             distances = (1 - np.concatenate(pieces)[place]).astype(np.float32)
             results.append(self._merge([Found(found.rows, distances)], k))
         return results
@@ -354,6 +355,11 @@ class View(Reader):
         place = np.empty(len(rows), np.int64)
         place[order] = np.arange(len(rows))
         return pieces, place
+
+
+def _cosines(unit: Float32, segment: Segment, rows: Int64) -> Float32:
+    assert segment.kept is not None  # see ``View.width``, which the caller compares
+    return cosines(segment.kept[rows], unit)
 
 
 def _part(segment: Segment, bits: int, engine: EngineChoice) -> tuple[int, _Part]:
