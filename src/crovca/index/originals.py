@@ -156,9 +156,11 @@ def unit_rows(values: npt.NDArray[Any]) -> Float32:
 
 
 def cosines(kept: npt.NDArray[Any], unit: Float32) -> Float32:
-    """Cosines (m,) of kept rows (m, d) with a vector (d,) of length 1."""
+    """Cosines (m,) of kept rows (m, d) with a vector (d,) of length 1; of a row the same, whatever stands beside it."""
     rows = kept.astype(np.float32)
-    return (rows @ unit) / np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-30))
+    return np.einsum("nd,d->n", rows, unit) / np.maximum(
+        np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-30)
+    )
 
 
 @dataclass(frozen=True)
