@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from crovca.files import read_lines
 
 if TYPE_CHECKING:
     from crovca.index.reader import Reader
+    from crovca.index.tuned import Tuned
 
 __all__ = ["index"]
 
@@ -41,6 +42,22 @@ _Revision = Annotated[str | None, typer.Option(help="Of the encoder on the hub."
 _Metadata = Annotated[
     Path | None, typer.Option(help="More columns, by a column 'id': .parquet or .csv.", show_default=False)
 ]
+_Keep = Annotated[
+    Literal["float16", "int8", "none"] | None,
+    typer.Option(
+        help="Keep the embeddings, for search --rescore: int8 is a byte a number [default: int8 if at hand].",
+        show_default=False,
+    ),
+]
+_Target = Annotated[
+    float | None,
+    typer.Option(
+        "--target-recall",
+        help="Find the fewest bits and candidates that keep this share of the floats' nearest, like 0.95.",
+        show_default=False,
+    ),
+]
+_TopK = Annotated[int, typer.Option("--top-k", "-k", help="How many nearest the recall is of.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -61,6 +78,9 @@ def build(
     encoder: _Encoder = None,
     revision: _Revision = None,
     metadata: _Metadata = None,
+    keep: _Keep = None,
+    target_recall: _Target = None,
+    top_k: _TopK = 10,
     device: _Device = "auto",
     force: Force = False,
     json: Json = False,
@@ -84,6 +104,9 @@ def build(
             encoder=encoder,
             revision=revision,
             metadata=metadata,
+            keep=keep,
+            target_recall=target_recall,
+            top_k=top_k,
             device=device,
             force=force,
             observer=reporter,
@@ -98,13 +121,18 @@ def build(
                 "bits": made.bits,
                 "disk_bytes": size,
                 "seconds": round(seconds, 3),
+                **({} if made.tuned is None else {"tuned": made.tuned.to_dict()}),
             }
         )
         return
     _say(
         f"{output}: {_items(made.items)}, codes of {made.bits} bits ({_size(size['codes'])}; ids "
-        f"{_size(size['ids'])}, metadata {_size(size['metadata'])}), in {seconds:.1f} s"
+        f"{_size(size['ids'])}, metadata {_size(size['metadata'])}"
+        + (f", embeddings {_size(size['originals'])}" if size["originals"] else "")
+        + f"), in {seconds:.1f} s"
     )
+    if made.tuned is not None:
+        _say(f"tuned: {made.tuned.sentence()}")
     if not (output / "model").is_dir():
         how = "--id ID"
     else:
@@ -121,6 +149,7 @@ def add(
     encoder: _Encoder = None,
     revision: _Revision = None,
     metadata: _Metadata = None,
+    keep: _Keep = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace items whose ids are in the index.")
     ] = False,
@@ -143,6 +172,7 @@ def add(
             encoder=encoder,
             revision=revision,
             metadata=metadata,
+            keep=keep,
             upsert=replace,
             device=device,
             observer=reporter,
@@ -247,15 +277,19 @@ def info(
     ] = False,
     json: Json = False,
 ) -> None:
-    """What an index holds: items, metadata, sizes on disk; with --engines also time and memory of searching."""
+    """What an index holds: items, metadata, sizes on disk, the curve of its tuning; with --engines also time and
+    memory of searching."""
     from crovca.index.index import HashIndex
+    from crovca.index.tuned import settings_of
 
     with HashIndex.open(path) as opened:
         if engines:
             opened.prepare()
         stats = opened.stats()
         stats["encoder"] = None if opened.encoder is None else opened.encoder["encoder"]
-        stats["model"] = (path / "model").is_dir()
+        stats["model"] = opened.model_folder.is_dir()
+        stats["fingerprint"] = opened.origin.model
+        tuned = None if stats["tuned"] is None else settings_of(stats["tuned"])
     if json:
         emit_json({"index": str(path), **stats})
         return
@@ -267,7 +301,12 @@ def info(
     _say("on disk: " + ", ".join(f"{name} {_size(size)}" for name, size in disk.items()))
     _say(f"segments: {len(stats['segments'])}; generation {stats['generation']}")
     _say("metadata: " + (", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items()) or "none"))
-    _say(f"model: {'kept' if stats['model'] else 'none'}; encoder: {stats['encoder'] or 'unknown'}")
+    print_ = f" ({stats['fingerprint'][:12]})" if stats["fingerprint"] else ""
+    _say(f"model: {'kept' if stats['model'] else 'none'}{print_}; encoder: {stats['encoder'] or 'unknown'}")
+    kept = "none" if stats["keep"] == "none" else f"{stats['keep']}, {stats['width'] or '?'} numbers an item"
+    _say(f"embeddings: {kept}")
+    if tuned is not None:
+        print_tuned(tuned, stats["items"])
     for engine in stats["engines"]:
         recall = f", recall@100 {engine['recall_at_100']:.3f}" if "recall_at_100" in engine else ""
         _say(
@@ -316,6 +355,146 @@ def push(
         + (f", went on after {done.resumed_at:,}" if done.resumed_at else "")
         + f" ({seconds:.1f} s)"
     )
+
+
+def print_tuned(tuned: Tuned, items: int) -> None:
+    """What was chosen, and the curve it was chosen from."""
+    _say(f"tuned: {tuned.sentence()}")
+    if abs(items - tuned.items) > tuned.items / 4:
+        _say(f"  there were {tuned.items:,} items then; 'crovca index tune' makes it anew")
+    for bits in sorted({point.bits for point in tuned.curve}):
+        row = [point for point in tuned.curve if point.bits == bits]
+        curve = "  ".join(
+            f"{'bits alone' if point.oversampling is None else f'x{point.oversampling:g}'} {point.recall:.3f}"
+            for point in row
+        )
+        _say(f"  {bits:>4} bits: {curve}")
+
+
+@index.command("tune")
+def tune(
+    path: _Index,
+    target_recall: Annotated[
+        float, typer.Option("--target-recall", help="Share of the floats' nearest to keep, like 0.95.")
+    ] = 0.95,
+    top_k: _TopK = 10,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="The items' embeddings, by id [default: those that are kept].", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find the fewest bits and candidates that reach a recall, on a sample of the index itself; 'crovca search
+    --rescore tuned' uses them. Exits with 1 where nothing reaches it."""
+    from crovca.archive.refit import by_id
+    from crovca.cli.options import open_embeddings
+    from crovca.index.index import HashIndex
+    from crovca.index.tuning import tune
+
+    with Reporter() as reporter, HashIndex.open(path, writable=True) as opened:
+        floats = None if embeddings is None else by_id(open_embeddings(embeddings), embeddings)
+        found = tune(
+            opened,
+            target_recall,
+            top_k,
+            embeddings=floats,
+            advance=lambda share: reporter.advance("measuring", share),
+        )
+        opened.keep_tuned(found)
+    if json:
+        emit_json({"index": str(path), **found.to_dict()})
+    else:
+        print_tuned(found, found.items)
+    if not found.reached:
+        raise typer.Exit(1)
+
+
+@index.command("check")
+def check(
+    path: _Index,
+    new: Annotated[Path, typer.Argument(help="Embeddings of new items.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Whether an index's model serves new items: how many lie outside of what it has learned, and what its codes keep
+    of their neighbors."""
+    from crovca.archive.refit import check_index
+
+    found = check_index(path, new)
+    if json:
+        emit_json(
+            {
+                "index": str(path),
+                "items": found.items,
+                "outside": found.drift.outside,
+                "outside_before": found.outside_before,
+                "recall": found.recall,
+                "recall_before": found.recall_before,
+                "refit": found.advised,
+            }
+        )
+        return
+    _say(found.sentence(path))
+
+
+@index.command("refit")
+def refit(
+    path: _Index,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Embeddings of all items, by id, of any encoder [default: those that are kept].",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Take this model; learn none.", show_default=False)
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Length of the new codes [default: as before].", show_default=False)
+    ] = None,
+    keep: Annotated[
+        Literal["float16", "int8", "none"] | None,
+        typer.Option(
+            help="What is kept of the embeddings from now on [default: as before].", show_default=False
+        ),
+    ] = None,
+    device: _Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Begin anew where a run was stopped.")] = False,
+    json: Json = False,
+) -> None:
+    """Learn anew from what is in an index, and give everything new codes, in one step: the old ones serve until then.
+    The same command goes on where it was stopped."""
+    from crovca.archive.refit import refit
+
+    started = time.perf_counter()
+    with Reporter() as reporter:
+        made = refit(
+            path,
+            embeddings=embeddings,
+            model=model,
+            bits=bits,
+            keep=keep,
+            device=device,
+            force=force,
+            observer=reporter,
+        )
+    seconds = round(time.perf_counter() - started, 3)
+    if json:
+        tuned = {} if made.tuned is None else {"tuned": made.tuned.to_dict()}
+        emit_json(
+            {
+                "index": str(path),
+                "items": made.items,
+                "bits": made.bits,
+                "keep": made.keep,
+                **tuned,
+                "seconds": seconds,
+            }
+        )
+        return
+    _say(f"{path}: {_items(made.items)} have new codes of {made.bits} bits ({seconds:.1f} s)")
+    if made.tuned is not None:
+        _say(f"tuned: {made.tuned.sentence()}")
 
 
 def parse_ids(texts: list[str], opened: Reader) -> Any:
