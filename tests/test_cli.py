@@ -217,7 +217,7 @@ def test_evaluate_prints_a_table(folder, capsys):
         "float, centered",
         "16 bits",
         "32 bits",
-        "a random order scores",
+        "A random order scores",
         "distinct codes",
     ):
         assert text in printed

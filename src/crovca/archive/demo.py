@@ -24,8 +24,6 @@ from crovca.metrics import REPORTED
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DemoResult", "DemoRow", "run_demo"]
-
 T = TypeVar("T")
 QUERIES = 300
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -41,21 +41,6 @@ from crovca.index.tuning import tune
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = [
-    "Changed",
-    "NewItems",
-    "add_items",
-    "build_index",
-    "check_distinct",
-    "check_new",
-    "encoder_of",
-    "fill",
-    "of_embeddings",
-    "of_encoded",
-    "open_items",
-    "source_kind",
-]
-
 _logger = logging.getLogger("crovca.archive")
 
 _BLOCK = 1 << 18

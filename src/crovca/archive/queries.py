@@ -24,8 +24,6 @@ from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.hasher import Hasher
 from crovca.index.manifest import Manifest
 
-__all__ = ["MODEL_FOLDER", "QueryModel", "describe_encoder"]
-
 MODEL_FOLDER = "model"
 
 Logits = npt.NDArray[np.float32]

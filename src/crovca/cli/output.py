@@ -6,21 +6,20 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console as _Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from crovca.errors import CrovcaWarning, printable
 
 if TYPE_CHECKING:
     from crovca.hashing.train import Progress as TrainingProgress
-
-__all__ = ["Console", "Reporter", "emit_json", "notes_for_warnings", "stderr", "stdout"]
 
 _WIDTH_OF_FILES = 120
 
@@ -43,6 +42,32 @@ stdout = Console()
 if not stdout.is_terminal:
     stdout.width = _WIDTH_OF_FILES
 stderr = Console(stderr=True, highlight=False)
+
+
+def say(*lines: str) -> None:
+    """Print lines on standard output as they stand, however long."""
+    for line in lines:
+        stdout.print(line, highlight=False, soft_wrap=True)
+
+
+def answer(json: bool, content: dict[str, Any], *lines: str) -> None:
+    """What a command has to say: one JSON object, or lines for a person."""
+    if json:
+        emit_json(content)
+    else:
+        say(*lines)
+
+
+def print_table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, right: bool = True
+) -> None:
+    """A table on standard output; its columns but the first stand to the right, unless ``right`` is False."""
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number and right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    stdout.print(table)
 
 
 def emit_json(content: dict[str, Any], *, default: Callable[[Any], Any] | None = None) -> None:
@@ -152,6 +177,12 @@ class Reporter:
     def stage(self, what: str) -> None:
         """Name what is being done, without a measure."""
         self._bar.update(self._task("evaluating"), state=printable(what))
+
+    def tell(self, what: str) -> None:
+        """``stage``, as a line where there is no bar."""
+        self.stage(what)
+        if not stderr.is_interactive:
+            stderr.print(what, soft_wrap=True)
 
     def _task(self, name: str) -> TaskID:
         if name not in self._tasks:

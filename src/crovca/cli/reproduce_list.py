@@ -8,10 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from crovca.cli.output import emit_json, stdout
+from crovca.cli.output import emit_json, say, stdout
 from crovca.reproduce.paper import EXPERIMENTS, Cell, Measurement, Training, all_cells
-
-__all__ = ["print_cells", "print_experiments"]
 
 _FITTINGS = {"lora": "LoRA", "probing": "probing"}
 _SCORES = {
@@ -48,9 +46,7 @@ def print_experiments(json: bool) -> None:
         what = f"{experiment.title}: {experiment.shows}"
         table.add_row(name, what, experiment.section, *counts)
     stdout.print(table)
-    _say(
-        "crovca reproduce --list NAME shows every cell; crovca reproduce NAME --data DIR measures them.",
-    )
+    say("crovca reproduce --list NAME shows every cell; crovca reproduce NAME --data DIR measures them.")
 
 
 def print_cells(cells: Sequence[Cell], seeds: int, json: bool, *, nested: bool = False) -> None:
@@ -73,8 +69,8 @@ def print_cells(cells: Sequence[Cell], seeds: int, json: bool, *, nested: bool =
         table.add_row(cell.row, cell.column, _value(cell), *_needs(cell), numbers)
     stdout.print(table)
     needed = [cell.measurement for cell in cells if cell.measurement]
-    _say(*(f"{number}: {note}" for number, note in enumerate(notes, start=1)))
-    _say(
+    say(*(f"{number}: {note}" for number, note in enumerate(notes, start=1)))
+    say(
         f"datasets needed: {', '.join(_datasets(needed)) or 'none'} (crovca datasets NAME says where to get them); "
         f"encoders: {', '.join(dict.fromkeys(one.encoder for one in needed)) or 'none'}",
         "score: cosine of embeddings; of codes AH (asymmetric Hamming), BCE, symBCE (BCE both ways)",
@@ -159,8 +155,3 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold", justify="right" if column in _RIGHT else "left")
     return table
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        stdout.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -27,8 +27,6 @@ from crovca.hasher import Hasher
 from crovca.index.scoring import BitScorer, CosineScorer
 from crovca.metrics import of_codes
 
-__all__ = ["compare", "fingerprint"]
-
 Model = Hasher | BinaryBaseline | ScoreBaseline
 
 _NO_NUMBERS = {

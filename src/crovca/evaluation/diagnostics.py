@@ -10,8 +10,6 @@ import numpy.typing as npt
 from crovca.codes import Codes
 from crovca.errors import InvalidInputError
 
-__all__ = ["CodeDiagnostics", "bit_balance", "bit_correlation", "diagnose"]
-
 _CHUNK = 65536
 
 

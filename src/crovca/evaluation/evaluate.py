@@ -21,8 +21,6 @@ from crovca.ids import tie_order
 from crovca.index.scoring import BitScorer, CosineScorer, Ranking, Scorer, rank
 from crovca.metrics import METRICS, REPORTED, get_metric
 
-__all__ = ["NEIGHBOR_RECALLS", "Evaluation", "Items", "LengthResult", "Measure", "Ranked", "evaluate"]
-
 NEIGHBOR_RECALLS = ((1, 10), (10, 10), (10, 100), (100, 1000))
 """Pairs (m, k): the share of the float ranking's top m that stands in the codes' top k, named "m@k"."""
 
@@ -329,11 +327,7 @@ class Measure:
             expected[:, 0],
             expected[:, 1],
         )
-        curves = (
-            metrics.map_curve_hits(top),
-            metrics.map_curve_min_k_r(top, total),
-            metrics.hit_curve(top),
-        )
+        curves = (metrics.map_curve_hits(top), metrics.map_curve_min_k_r(top, total), metrics.hit_curve(top))
         return np.stack(columns, axis=1), np.stack(curves)
 
     def _relevant_in(

@@ -15,17 +15,6 @@ from crovca.errors import MissingDependencyError, printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "bit_balance_figure",
-    "curves_figure",
-    "map_against_bytes_figure",
-    "map_curves_figure",
-    "map_of_items_figure",
-    "methods_figure",
-    "project",
-    "require_report_packages",
-]
-
 Points = npt.NDArray[np.float64]
 
 MAP_ITEMS = 1000  # items drawn on the 2-D map

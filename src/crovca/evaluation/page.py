@@ -14,25 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = [
-    "THUMBNAIL",
-    "Block",
-    "Bullets",
-    "Cell",
-    "Conclusion",
-    "Figure",
-    "Glossary",
-    "Grid",
-    "Heading",
-    "Large",
-    "Line",
-    "Picture",
-    "Table",
-    "Text",
-    "as_page",
-    "picture",
-]
-
 THUMBNAIL = 96
 """Pixels of a picture's side, unless another is asked for."""
 
@@ -81,6 +62,9 @@ class Cell:
 
     text: str
     mark: str
+
+    def __str__(self) -> str:
+        return f"{self.text} {'*' if self.mark == 'best' else '~'}"
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,6 @@ from crovca.metrics import METRICS, REPORTED
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageOf", "Subject", "class_names", "image_folder", "write_report"]
-
 GRID_QUERIES, GRID_NEIGHBORS = 6, 10
 
 ImageOf = Callable[[Any], "Image | None"]
@@ -140,10 +138,10 @@ def _section(subject: Subject) -> Iterator[Block]:
     result = subject.evaluation
     yield Heading(subject.title)
     yield Conclusion(_conclusion(subject))
-    yield Text(_summary(result))
+    yield Text(summary(result))
     if subject.five is not None:
-        yield _five_table(subject.five, result.k)
-    yield _table(subject)
+        yield five_table(subject.five, result.k)
+    yield scores_table(result, _float_bytes(subject))
     ranked = {length.bits: length.scores.get(REPORTED) for length in result.lengths}
     measured = {bits: score for bits, score in ranked.items() if score is not None and score.map is not None}
     if measured and result.chance_map is not None:
@@ -181,10 +179,7 @@ def _conclusion(subject: Subject) -> str:
     """The longest codes beside the floats and ITQ, in one sentence."""
     length = max(subject.evaluation.lengths, key=lambda found: found.bits)
     floats, five = subject.evaluation.floats.get("cosine_centred"), subject.five
-    code_map, recall = (
-        length.map_of(REPORTED),
-        (length.float_neighbour_recall or {}).get("10@100"),
-    )
+    code_map, recall = (length.map_of(REPORTED), (length.float_neighbour_recall or {}).get("10@100"))
     known = {"model": (code_map, recall), "floats": (None if floats is None else floats.map, None)}
     if five is not None and length.bits in five.methods.get("ITQ", {}):
         itq = five.methods["ITQ"][length.bits]["seen"]
@@ -192,7 +187,7 @@ def _conclusion(subject: Subject) -> str:
     parts = []
     for number, what in enumerate(("mAP", "the floats' order kept")):
         found = [
-            f"{name} {_percent(pair[number])}" for name, pair in known.items() if pair[number] is not None
+            f"{name} {percent(pair[number])}" for name, pair in known.items() if pair[number] is not None
         ]
         if found:
             parts.append(f"{what} {', '.join(found)}")
@@ -200,22 +195,24 @@ def _conclusion(subject: Subject) -> str:
     return f"At {length.bits} bits ({size} bytes an item), in %: {'; '.join(parts) or 'nothing could be measured'}."
 
 
-def _summary(result: Evaluation) -> str:
+def summary(result: Evaluation) -> str:
+    """What was searched, what guessing scores, and how long it took."""
     text = f"{result.queries:,} queries on {result.database:,} items."
     if result.chance_map is not None:
-        text += f" A random order scores {_percent(result.chance_map)} %."
+        text += f" A random order scores {percent(result.chance_map)} %."
     if result.left_out:
         text += f" {result.left_out:,} queries stand in the database; their own item was left out."
     return f"{text} Measured in {result.seconds:.1f} s."
 
 
-def _five_table(five: FiveMeasures, k: int) -> Table:
+def five_table(five: FiveMeasures, k: int) -> Table:
+    """The five measures of a model, of ITQ and of the floats."""
     asked = [name for name in SITUATIONS if name in five.counts]
-    columns = [column for column in COLUMNS if column.name not in SITUATIONS or column.name in asked]
+    columns = five.columns()
 
     def row(name: str, bits: int | None, measured: Mapping[str, Measures]) -> list[str]:
         values = (column_value(measured, column.name, labeled=five.labeled) for column in columns)
-        return [name if bits is None else f"{name}, {bits} bits", *map(_percent, values)]
+        return [name if bits is None else f"{name}, {bits} bits", *map(percent, values)]
 
     judged = f"mAP@{k:,}" if five.labeled else "order"
     return Table(
@@ -225,36 +222,22 @@ def _five_table(five: FiveMeasures, k: int) -> Table:
     )
 
 
-def _table(subject: Subject) -> Table:
-    result = subject.evaluation
+def scores_table(result: Evaluation, float_bytes: int) -> Table:
+    """mAP by every score, and what the codes keep of the floats' ranking."""
+    nothing = [""] * (len(METRICS) - 1)
     rows = [
-        [
-            _float_title(name),
-            f"{_float_bytes(subject):,}",
-            _percent(score.map),
-            *[""] * (len(METRICS) - 1),
-            "",
-            "",
-        ]
+        [_float_title(name), f"{float_bytes:,}", percent(score.map), *nothing, "", ""]
         for name, score in result.floats.items()
     ]
     for length in result.lengths:
-        maps = [_percent(length.map_of(metric)) for metric in METRICS]
+        maps = [percent(length.map_of(metric)) for metric in METRICS]
         recall = (length.float_neighbour_recall or {}).get("10@100")
         size = str(-(-length.bits // 8))
-        rows.append([f"{length.bits} bits", size, *maps, _percent(recall), f"{length.codes['distinct']:,}"])
+        rows.append([f"{length.bits} bits", size, *maps, percent(recall), f"{length.codes['distinct']:,}"])
+    titles = [metric.title for metric in METRICS.values()]
     return Table(
         f"mAP@{result.k:,} in %, by score (floats by their cosine); and what the codes keep of the float ranking, in %",
-        [
-            "",
-            "bytes",
-            "Hamming",
-            "asymmetric",
-            "BCE",
-            "sym. BCE",
-            "float top 10 in top 100",
-            "distinct codes",
-        ],
+        ["", "bytes", *titles, "float top 10 in top 100", "distinct codes"],
         rows,
     )
 
@@ -362,5 +345,6 @@ def _float_bytes(subject: Subject) -> int:
     return 0 if subject.database_embeddings is None else 4 * int(subject.database_embeddings.shape[-1])
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share of 1 in percent; "-" is nothing."""
     return "-" if value is None else f"{100 * value:.1f}"

@@ -31,21 +31,6 @@ from crovca.evaluation.evaluate import Measure
 from crovca.index.scoring import BitScorer, CosineScorer, Ranking, Scorer, rank
 from crovca.metrics import REPORTED
 
-__all__ = [
-    "COLUMNS",
-    "FIVE",
-    "SITUATIONS",
-    "Column",
-    "FiveMeasures",
-    "Judge",
-    "Learn",
-    "Measures",
-    "Situation",
-    "column_value",
-    "five_measures",
-    "make_situations",
-]
-
 Name = Literal["seen", "new", "mixed"]
 SITUATIONS: tuple[Name, ...] = ("seen", "new", "mixed")
 FIVE = (*SITUATIONS, "order", "distinct")
@@ -362,6 +347,10 @@ class FiveMeasures:
             if bits in found
         ]
         return [*rows, ("float, centered", None, self.floats)] if self.floats else rows
+
+    def columns(self) -> list[Column]:
+        """Of tables: those of the situations that were measured, and of what is measured in "seen"."""
+        return [one for one in COLUMNS if one.name not in SITUATIONS or one.name in self.counts]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as in docs/formats.md."""

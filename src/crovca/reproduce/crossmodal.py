@@ -22,8 +22,6 @@ from crovca.reproduce.pairs import image_labels, labels_of, text_embeddings
 from crovca.reproduce.paper import Measurement, Score, Training, all_cells
 from crovca.reproduce.workspace import Workspace
 
-__all__ = ["draw_curves", "measure_pairs", "together"]
-
 Side = Encoded | Embeddings
 
 _LONGEST_CURVE = 1000

@@ -36,8 +36,6 @@ from crovca.hashing.train import Observer, Silent
 from crovca.sources.opening import open_images
 from crovca.sources.source import Source
 
-__all__ = ["NESTED_LENGTHS", "STATISTICS", "WEIGHTS", "Inputs", "slice_source"]
-
 NESTED_LENGTHS = (16, 32, 64, 128, 256)
 """Lengths of the one model that ``nested`` trains instead of a model for each."""
 STATISTICS = "train-sample"
@@ -251,8 +249,7 @@ class Inputs:
             self._compare(name, noted, self.encoder(name), now)
             return
         self._write_note(
-            name,
-            {"source": self.encoder(name), "revision": identity.get("revision"), "weights_sha256": now},
+            name, {"source": self.encoder(name), "revision": identity.get("revision"), "weights_sha256": now}
         )
 
     def _compare(self, name: str, noted: Mapping[str, Any], place: str, now: str) -> None:

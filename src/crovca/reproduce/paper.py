@@ -16,21 +16,6 @@ from typing import Any, Literal, get_args
 
 from crovca.errors import ConfigError, FileFormatError
 
-__all__ = [
-    "EXPERIMENTS",
-    "SETTINGS",
-    "Cell",
-    "Experiment",
-    "Measurement",
-    "Method",
-    "Score",
-    "Training",
-    "all_cells",
-    "cells",
-    "experiment_of",
-    "methods",
-]
-
 Setting = Literal["unsupervised", "supervised", "pairs", "random"]
 Fitting = Literal["lora", "probing"]
 Task = Literal["image-image", "text-image", "image-text"]

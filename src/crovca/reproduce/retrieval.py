@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from crovca.reproduce.paper import Measurement
     from crovca.reproduce.workspace import Workspace
 
-__all__ = ["FeatureWiseScorer", "measure_images"]
-
 _CHUNK = 8192  # items compared at a time
 
 

@@ -22,8 +22,6 @@ from crovca.reproduce.paper import Cell, Measurement
 from crovca.reproduce.retrieval import measure_images
 from crovca.reproduce.workspace import Workspace
 
-__all__ = ["RESULTS", "Kept", "Results", "Row", "opened", "reason_of", "reproduce", "variant_of"]
-
 RESULTS = "results.json"
 _FORMAT = 1
 

@@ -38,8 +38,6 @@ from crovca.sources.source import Source
 if TYPE_CHECKING:
     from crovca.reproduce.paper import Training
 
-__all__ = ["CHANGES", "Workspace"]
-
 CHANGES = ("epochs", "batch_size", "learning_rate", "weight_decay", "diversity_weight")
 """Settings of the paper's Table 8 that a run may change."""
 _PART = 8192  # images whose codes are written at once
@@ -71,13 +69,7 @@ class Workspace(Inputs):
         observer: Observer | None = None,
     ) -> None:
         super().__init__(
-            data,
-            work,
-            weights=weights,
-            device=device,
-            dtype=dtype,
-            protocols=protocols,
-            observer=observer,
+            data, work, weights=weights, device=device, dtype=dtype, protocols=protocols, observer=observer
         )
         self.training, self.nested = dict(training or {}), nested
         self._model: tuple[Path, Any] | None = None

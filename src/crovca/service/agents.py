@@ -16,8 +16,6 @@ import crovca
 from crovca.errors import ConfigError, CrovcaError, InvalidInputError
 from crovca.service.collection import Collection, Term
 
-__all__ = ["agent_server"]
-
 _MOST = 100
 
 

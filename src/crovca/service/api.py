@@ -42,8 +42,6 @@ from crovca.service.schema import (
     Written,
 )
 
-__all__ = ["create_app"]
-
 _WRONG: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "something cannot be used; the message says what to do"},
     404: {"model": Problem, "description": "no such collection or item"},

@@ -23,8 +23,6 @@ from crovca.errors import CrovcaError, InvalidInputError
 from crovca.service.collection import Collection, Term
 from crovca.service.guard import COOKIE
 
-__all__ = ["Served", "routes", "static"]
-
 HERE = Path(__file__).parent
 _PAGE = 48  # pictures at a time
 _BARS = 40
