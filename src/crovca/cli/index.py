@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -17,6 +17,7 @@ from crovca.files import read_lines
 
 if TYPE_CHECKING:
     from crovca.index.reader import Reader
+    from crovca.index.tuned import Tuned
 
 index = typer.Typer(no_args_is_help=True, help="Build a search index, and add to, delete from or check one.")
 
@@ -28,6 +29,20 @@ _Model = Annotated[Path | None, Option(help="Folder that 'crovca train' wrote [d
 _Encoder = Annotated[str | None, Option(help="For images: folder of an encoder, or its id on the hub.")]
 _Revision = Annotated[str | None, Option(help="Of the encoder on the hub.")]
 _Metadata = Annotated[Path | None, Option(help="More columns, by a column 'id': .parquet or .csv.")]
+_Keep = Annotated[
+    Literal["float16", "int8", "none"] | None,
+    Option(
+        help="Keep the embeddings, for search --rescore: int8 is a byte a number [default: int8 if at hand].",
+    ),
+]
+_Target = Annotated[
+    float | None,
+    Option(
+        "--target-recall",
+        help="Find the fewest bits and candidates that keep this share of the floats' nearest, like 0.95.",
+    ),
+]
+_TopK = Annotated[int, Option("--top-k", "-k", help="How many nearest the recall is of.")]
 
 
 @index.command("build")
@@ -41,6 +56,9 @@ def build(
     encoder: _Encoder = None,
     revision: _Revision = None,
     metadata: _Metadata = None,
+    keep: _Keep = None,
+    target_recall: _Target = None,
+    top_k: _TopK = 10,
     device: Device = "auto",
     force: Force = False,
     json: Json = False,
@@ -64,6 +82,9 @@ def build(
             encoder=encoder,
             revision=revision,
             metadata=metadata,
+            keep=keep,
+            target_recall=target_recall,
+            top_k=top_k,
             device=device,
             force=force,
             observer=reporter,
@@ -76,11 +97,16 @@ def build(
         images = made.encoder is not None or has_encoder(output / "model")
         how = "--image FILE" if images else "--embeddings FILE"
     content = {"index": str(output), "items": made.items, "bits": made.bits, "disk_bytes": size}
+    if made.tuned is not None:
+        content["tuned"] = made.tuned.to_dict()
     answer(
         json,
         {**content, "seconds": round(seconds, 3)},
         f"{output}: {counted(made.items)}, codes of {made.bits} bits ({_size(size['codes'])}; ids "
-        f"{_size(size['ids'])}, metadata {_size(size['metadata'])}), in {seconds:.1f} s",
+        f"{_size(size['ids'])}, metadata {_size(size['metadata'])}"
+        + (f", embeddings {_size(size['originals'])}" if size["originals"] else "")
+        + f"), in {seconds:.1f} s",
+        *([] if made.tuned is None else [f"tuned: {made.tuned.sentence()}"]),
         f"next: crovca search {output} {how}",
     )
 
@@ -93,6 +119,7 @@ def add(
     encoder: _Encoder = None,
     revision: _Revision = None,
     metadata: _Metadata = None,
+    keep: _Keep = None,
     replace: Annotated[bool, Option("--replace", help="Replace items whose ids are in the index.")] = False,
     device: Device = "auto",
     json: Json = False,
@@ -113,6 +140,7 @@ def add(
             encoder=encoder,
             revision=revision,
             metadata=metadata,
+            keep=keep,
             upsert=replace,
             device=device,
             observer=reporter,
@@ -196,24 +224,32 @@ def info(
     ] = False,
     json: Json = False,
 ) -> None:
-    """What an index holds: items, metadata, sizes on disk; with --engines also time and memory of searching."""
+    """What an index holds: items, metadata, sizes on disk, the curve of its tuning; with --engines also time and
+    memory of searching."""
     from crovca.index.index import HashIndex
+    from crovca.index.tuned import settings_of
 
     with HashIndex.open(path) as opened:
         if engines:
             opened.prepare()
         stats = opened.stats()
         stats["encoder"] = None if opened.encoder is None else opened.encoder["encoder"]
-        stats["model"] = (path / "model").is_dir()
+        stats["model"] = opened.model_folder.is_dir()
+        stats["fingerprint"] = opened.origin.model
+        tuned = None if stats["tuned"] is None else settings_of(stats["tuned"])
     disk = ", ".join(f"{name} {_size(size)}" for name, size in stats["disk_bytes"].items())
     columns = ", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items())
+    mark = f" ({stats['fingerprint'][:12]})" if stats["fingerprint"] else ""
+    kept = "none" if stats["keep"] == "none" else f"{stats['keep']}, {stats['width'] or '?'} numbers an item"
     lines = [
         f"{path}: {counted(stats['items'])} ({stats['deleted']:,} deleted), codes of {stats['bits']} bits, "
         + (f"ids {stats['id_type']}" if stats["id_type"] else "no items yet"),
         f"on disk: {disk}",
         f"segments: {len(stats['segments'])}; generation {stats['generation']}",
         f"metadata: {columns or 'none'}",
-        f"model: {'kept' if stats['model'] else 'none'}; encoder: {stats['encoder'] or 'unknown'}",
+        f"model: {'kept' if stats['model'] else 'none'}{mark}; encoder: {stats['encoder'] or 'unknown'}",
+        f"embeddings: {kept}",
+        *([] if tuned is None else tuned_lines(tuned, stats["items"])),
     ]
     for engine in stats["engines"]:
         recall = f", recall@100 {engine['recall_at_100']:.3f}" if "recall_at_100" in engine else ""
@@ -255,6 +291,123 @@ def push(
     text += f", went on after {done.resumed_at:,}" if done.resumed_at else ""
     content = {"index": str(path), **asdict(done), "seconds": seconds}
     answer(json, content, f"{path}: {text} ({seconds:.1f} s)")
+
+
+def tuned_lines(tuned: Tuned, items: int) -> list[str]:
+    """What was chosen, and the curve it was chosen from."""
+    lines = [f"tuned: {tuned.sentence()}"]
+    if abs(items - tuned.items) > tuned.items / 4:
+        lines.append(f"  there were {tuned.items:,} items then; 'crovca index tune' makes it anew")
+    for bits in sorted({point.bits for point in tuned.curve}):
+        row = [point for point in tuned.curve if point.bits == bits]
+        curve = "  ".join(
+            f"{'bits alone' if point.oversampling is None else f'x{point.oversampling:g}'} {point.recall:.3f}"
+            for point in row
+        )
+        lines.append(f"  {bits:>4} bits: {curve}")
+    return lines
+
+
+@index.command("tune")
+def tune(
+    path: _Index,
+    target_recall: Annotated[
+        float, Option("--target-recall", help="Share of the floats' nearest to keep, like 0.95.")
+    ] = 0.95,
+    top_k: _TopK = 10,
+    embeddings: Annotated[
+        Path | None,
+        Option(help="The items' embeddings, by id [default: those that are kept]."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find the fewest bits and candidates that reach a recall, on a sample of the index itself; 'crovca search
+    --rescore tuned' uses them. Exits with 1 where nothing reaches it."""
+    from crovca.archive.refit import by_id
+    from crovca.cli.options import open_embeddings
+    from crovca.index.index import HashIndex
+    from crovca.index.tuning import tune
+
+    with Reporter() as reporter, HashIndex.open(path, writable=True) as opened:
+        floats = None if embeddings is None else by_id(open_embeddings(embeddings), embeddings)
+        found = tune(
+            opened,
+            target_recall,
+            top_k,
+            embeddings=floats,
+            advance=lambda share: reporter.advance("measuring", share),
+        )
+        opened.keep_tuned(found)
+    answer(json, {"index": str(path), **found.to_dict()}, *tuned_lines(found, found.items))
+    if not found.reached:
+        raise typer.Exit(1)
+
+
+@index.command("check")
+def check(
+    path: _Index,
+    new: Annotated[Path, Argument(help="Embeddings of new items.")],
+    json: Json = False,
+) -> None:
+    """Whether an index's model serves new items: how many lie outside of what it has learned, and what its codes keep
+    of their neighbors."""
+    from crovca.archive.refit import check_index
+
+    found = check_index(path, new)
+    content = {"index": str(path), "items": found.items, "outside": found.drift.outside}
+    content |= {"outside_before": found.outside_before, "recall": found.recall}
+    content |= {"recall_before": found.recall_before, "refit": found.advised}
+    answer(json, content, found.sentence(path))
+
+
+@index.command("refit")
+def refit(
+    path: _Index,
+    embeddings: Annotated[
+        Path | None,
+        Option(
+            help="Embeddings of all items, by id, of any encoder [default: those that are kept].",
+        ),
+    ] = None,
+    model: Annotated[Path | None, Option(help="Take this model; learn none.")] = None,
+    bits: Annotated[int | None, Option(help="Length of the new codes [default: as before].")] = None,
+    keep: Annotated[
+        Literal["float16", "int8", "none"] | None,
+        Option(help="What is kept of the embeddings from now on [default: as before]."),
+    ] = None,
+    device: Device = "auto",
+    force: Annotated[bool, Option("--force", help="Begin anew where a run was stopped.")] = False,
+    json: Json = False,
+) -> None:
+    """Learn anew from what is in an index, and give everything new codes, in one step: the old ones serve until then.
+    The same command goes on where it was stopped."""
+    from crovca.archive.refit import refit
+
+    started = time.perf_counter()
+    with Reporter() as reporter:
+        made = refit(
+            path,
+            embeddings=embeddings,
+            model=model,
+            bits=bits,
+            keep=keep,
+            device=device,
+            force=force,
+            observer=reporter,
+        )
+    seconds = round(time.perf_counter() - started, 3)
+    content = {
+        "index": str(path),
+        "items": made.items,
+        "bits": made.bits,
+        "keep": made.keep,
+        "seconds": seconds,
+    }
+    lines = [f"{path}: {counted(made.items)} have new codes of {made.bits} bits ({seconds:.1f} s)"]
+    if made.tuned is not None:
+        content["tuned"] = made.tuned.to_dict()
+        lines.append(f"tuned: {made.tuned.sentence()}")
+    answer(json, content, *lines)
 
 
 def parse_ids(texts: list[str], opened: Reader) -> Any:

@@ -54,6 +54,14 @@ def search(
     ] = None,
     where: Annotated[str | None, Option(help='SQL condition on id and metadata, like "year < 1960".')] = None,
     bits: Annotated[int | None, Option(help="Search by the first so many bits.")] = None,
+    rescore: Annotated[
+        str | None,
+        Option(
+            metavar="N|tuned",
+            help="Take N times as many candidates, and order them by the embeddings that the index keeps; 'tuned': as "
+            "'crovca index tune' found. [default: tuned, where it was]",
+        ),
+    ] = None,
     engine: Annotated[_Engine, Option(help="How to search.")] = "auto",
     device: Device = "auto",
     json: Json = False,
@@ -85,27 +93,39 @@ def search(
             names = list(id)
             found = opened.neighbors_of(parse_ids(id, opened), top_k, where=where, bits=bits)
         else:
+            from crovca.archive.ingest import encoder_of
             from crovca.archive.queries import QueryModel  # loads torch, for which --id has no use
+            from crovca.index.origin import Origin
 
             first = opened if len(index) == 1 else opened.shards[0]
             query = QueryModel.of_index(
                 index[0], first.encoder, model=model, text_encoder=text_encoder, device=device
             )
-            names, logits = _encode(query, image, text, embeddings)
+            names, asked, texts = _queries(query, image, text, embeddings)
+            logits = query.of_embeddings(asked, texts=texts)
             logits = logits[:, : first.bits]  # the index may hold the first bits of its model's codes
             encoding = time.perf_counter() - started
             started = time.perf_counter()
+            oversampling = _oversampling(rescore, opened, bits, metric)
             found = opened.search(
-                logits, top_k, metric=metric or "bce", where=where, bits=bits, engine=engine
+                logits,
+                top_k,
+                embeddings=None if oversampling is None else asked,
+                rescore=oversampling,
+                metric=metric or "bce",
+                where=where,
+                bits=bits,
+                engine=engine,
+                origin=Origin(
+                    query.hasher.fingerprint, None if embeddings is None else encoder_of(embeddings)
+                ),
             )
         seconds = time.perf_counter() - started
         rows = _metadata(found)
         engines, count = opened.engines(), len(opened)
     if json:
         emit_json(
-            _as_json(
-                names, found, rows, metric or ("hamming" if id else "bce"), (encoding, seconds), engines
-            ),
+            _as_json(names, found, rows, found.metric, (encoding, seconds), engines),
             default=str,  # dates and the like
         )
         return
@@ -171,18 +191,30 @@ def _refuse_with_ids(metric: str | None, engine: str, model: Path | None, text_e
             raise ConfigError(f"{option} does not go with --id: an item is searched by its stored code")
 
 
-def _encode(
+def _queries(
     query: QueryModel, image: list[Path] | None, text: list[str] | None, embeddings: Path | None
-) -> tuple[list[str], Any]:
-    """Names and logits of the queries."""
+) -> tuple[list[str], Any, bool]:
+    """Names and embeddings of the queries, and whether they are texts."""
     if image:
-        return [str(path) for path in image], query.of_images(image)
+        return [str(path) for path in image], query.embed_images(image), False
     if text:
-        return list(text), query.of_texts(text)
+        return list(text), query.embed_texts(text), True
     assert embeddings is not None
     data = open_embeddings(embeddings)
     names = [str(row) for row in (range(len(data)) if data.ids is None else data.ids)]
-    return names, query.of_embeddings(data.values[:])
+    return names, data.values[:], False
+
+
+def _oversampling(text: str | None, opened: Any, bits: int | None, metric: str | None) -> Any:
+    """What --rescore says; where nothing is said, and nothing else about how to search, what was tuned."""
+    if text is None:
+        return "tuned" if bits is None and metric is None and opened.view().tuned is not None else None
+    if text == "tuned":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--rescore must be a number like 4, or 'tuned'; got {text!r}") from None
 
 
 def _metadata(found: Neighbors) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from crovca.embedding.items import as_images, name_of
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, NotFittedError
 from crovca.hasher import files
 from crovca.hasher.blocks import as_texts, item_blocks
+from crovca.hasher.drift import Drift, drift
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import Fitted, Run, fit_embeddings, initialize
 from crovca.hasher.fit_images import fit_images
@@ -376,6 +378,30 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def width(self, modality: Modality | None = None) -> int:
         """d, the width of a modality's embeddings."""
         return self._tower(modality).coder.width
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of everything that decides a code: tells another model from the same, saved or not."""
+        towers = self._fitted()
+        digest = hashlib.sha256(repr(self.lengths_).encode())
+        for name, value in sorted(towers.state_dict().items()):
+            values = value.detach().cpu().contiguous()
+            digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
+            digest.update(values.numpy().tobytes())
+        for tower in towers:
+            if tower.encoder is not None:
+                digest.update(str(tower.encoder.identity["weights_sha256"]).encode())
+        return digest.hexdigest()
+
+    def drift(self, X: Any, *, modality: Modality | None = None) -> Drift:
+        """How far embeddings (n, d) lie from what was learned (``hasher.drift``).
+
+        Raises:
+            ConfigError: the model keeps nothing of what it learned from (faithfulness="kinds", pairs, images).
+            InvalidInputError: another shape, NaN or infinity.
+        """
+        coder = self._tower(modality).coder
+        return drift(coder, [block for _, block in chunks(_as_rows(X, "X"), _BLOCK)])
 
     # --- files ---
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -23,8 +24,11 @@ from crovca.index.engines.choice import EngineName, build_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
 from crovca.index.metadata import matching_rows, read_rows
+from crovca.index.model import KeptModel
+from crovca.index.origin import Origin
+from crovca.index.originals import NO_ORIGINALS, Originals, cosines, unit_rows
 from crovca.index.reader import Condition, Reader
-from crovca.index.scoring import BitScorer, Int64
+from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
 
 __all__ = ["EngineChoice", "View"]
@@ -34,6 +38,7 @@ EngineChoice: TypeAlias = EngineName | Literal["auto"]
 _FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
 _SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
 _DEAD_SHARE = 0.125  # engines are built anew without the deleted rows when these are more
+_UNKNOWN = Origin()
 
 
 class _Part:
@@ -122,10 +127,23 @@ class View(Reader):
         segments: in the order in which their rows are counted.
         bits: length of the codes.
         id_type: what ids are; None where there are none.
+        model: that makes logits of embeddings; None: there is none.
+        origin: what made codes and embeddings.
+        tuned: what ``tuning`` chose, as the manifest has it.
     """
 
-    def __init__(self, segments: Sequence[Segment], bits: int, id_type: IdType | None) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        bits: int,
+        id_type: IdType | None,
+        *,
+        model: KeptModel | None = None,
+        origin: Origin = _UNKNOWN,
+        tuned: dict[str, Any] | None = None,
+    ) -> None:
         self.segments = tuple(segments)
+        self.model, self.origin, self.tuned = model, origin, tuned
         self.bits = bits
         self._id_type = id_type
         self.starts = list(accumulate((len(segment) for segment in self.segments[:-1]), initial=0))
@@ -168,6 +186,42 @@ class View(Reader):
             order = np.lexsort((self.ids(rows), hashes, distances))
         order = order[:k]
         return Found(rows[order], distances[order])
+
+    @property
+    def width(self) -> int | None:
+        """The numbers in a kept embedding; None where not every item has one."""
+        widths = {None if segment.kept is None else segment.kept.shape[1] for segment in self.segments}
+        return widths.pop() if len(widths) == 1 else None
+
+    def rescored(self, embeddings: Float32, answers: list[Found], k: int) -> list[Found]:
+        """The k candidates of each query that are nearest by 1 - cosine of the kept embeddings, of which no others
+        are read.
+
+        Args:
+            embeddings: (q, d) of the queries.
+            answers: the candidates of each.
+            k: how many to keep.
+        """
+        results: list[Found] = []
+        for unit, found in zip(unit_rows(embeddings), answers, strict=True):
+            if not len(found.rows):
+                results.append(found)
+                continue
+            pieces, place = self._by_segment(found.rows, partial(_cosines, unit))
+            distances = (1 - np.concatenate(pieces)[place]).astype(np.float32)
+            results.append(self._merge([Found(found.rows, distances)], k))
+        return results
+
+    def originals(self) -> Originals:
+        """The kept embeddings of all rows, the deleted ones among them, not read yet.
+
+        Raises:
+            InvalidInputError: there are none.
+        """
+        kept = [segment.originals() for segment in self.segments]
+        if self.width is None:
+            raise InvalidInputError(NO_ORIGINALS)
+        return Originals.concatenate([one for one in kept if one is not None])
 
     def searched(
         self, bits: int, condition: Condition | None, engine: EngineChoice
@@ -224,10 +278,7 @@ class View(Reader):
 
     def live_rows(self) -> list[Int64]:
         """The rows of each segment that are not deleted, counted within it."""
-        return [
-            np.arange(len(segment)) if segment.alive is None else np.flatnonzero(segment.alive)
-            for segment in self.segments
-        ]
+        return [segment.live_numbers() for segment in self.segments]
 
     def find(self, ids: npt.NDArray[Any]) -> Int64:
         """The row of each id, or -1."""
@@ -320,6 +371,11 @@ class View(Reader):
 
 def _damaged(error: Exception) -> FileFormatError:
     return FileFormatError(f"a metadata.parquet is damaged: {error}; 'crovca index verify' tells which")
+
+
+def _cosines(unit: Float32, segment: Segment, rows: Int64) -> Float32:
+    assert segment.kept is not None  # see ``View.width``, which the caller compares
+    return cosines(segment.kept[rows], unit)
 
 
 def _part(segment: Segment, bits: int, engine: EngineChoice) -> tuple[int, _Part]:
