@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crovca.errors import MissingDependencyError
+from crovca.errors import needed
 from crovca.ids import splitmix64
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 __all__ = ["RECIPE", "Recipe", "augment", "draw", "side_for_views"]
 
@@ -252,9 +249,5 @@ def _blur(images: Tensor, sigma: Tensor) -> Tensor:
     return images
 
 
-def _kornia() -> ModuleType:
-    try:
-        import kornia
-    except ImportError:
-        raise MissingDependencyError("kornia", "augment", "making views of images") from None
-    return kornia
+def _kornia() -> Any:
+    return needed("kornia", "augment", "making views of images")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["CROPS", "RESAMPLES", "ROUNDINGS", "Preprocessing"]
+__all__ = ["CLIP", "CROPS", "IMAGENET", "RESAMPLES", "ROUNDINGS", "Preprocessing"]
 
 RESAMPLES: Mapping[int, str] = {
     0: "nearest",
@@ -42,18 +42,18 @@ _REDUCING_GAP = 2
 _LONGEST = 64
 """An image resized to more than this many times the crop's length is resized where the crop is alone."""
 
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 # What the processors of transformers take for keys that preprocessor_config.json leaves out. ``square``: whether a
 # size of one number is the size of both sides, or of the shorter one.
-_BIT = {"size": 224, "square": False, "crop_size": 224, "resample": 3, "statistics": _CLIP}
+_BIT = {"size": 224, "square": False, "crop_size": 224, "resample": 3, "statistics": CLIP}
 _PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "Bit": _BIT,
     "CLIP": _BIT,
     "ConvNext": {"size": 384, "square": False, "resample": 3, "statistics": _HALF},
-    "DINOv3ViT": {"size": 224, "square": True, "resample": 2, "statistics": _IMAGENET},
+    "DINOv3ViT": {"size": 224, "square": True, "resample": 2, "statistics": IMAGENET},
     "DeiT": {"size": 256, "square": True, "crop_size": 224, "resample": 3, "statistics": _HALF},
     "MobileNetV2": {"size": 256, "square": False, "crop_size": 224, "resample": 2, "statistics": _HALF},
     "Siglip": {"size": 224, "square": True, "resample": 3, "statistics": _HALF},

@@ -27,9 +27,9 @@ import pyarrow.compute as pc
 
 from crovca.errors import InvalidInputError, ServerError
 from crovca.index.results import StoredItems
-from crovca.servers.base import Ids, IdType, Server
+from crovca.servers.base import Server
 from crovca.servers.connection import create
-from crovca.servers.rows import ServerRows, check_ids
+from crovca.servers.rows import Ids, IdType, ServerRows, check_ids
 from crovca.servers.state import PushState
 
 __all__ = ["PushResult", "PushSource", "push", "push_to"]
