@@ -21,8 +21,8 @@ line and leaves with ``exit_status``: 2 where the user can mend it, 1 where some
 
 from __future__ import annotations
 
-import importlib
 import re
+import sys
 from typing import Any
 
 __all__ = [
@@ -115,7 +115,8 @@ def needed(module: str, extra: str, purpose: str, *, package: str | None = None)
         package: what it is called where it is installed from, if not as the module.
     """
     try:
-        return importlib.import_module(module)
+        __import__(module)
+        return sys.modules[module]
     except ImportError:
         raise MissingDependencyError(package or module, extra, purpose) from None
 

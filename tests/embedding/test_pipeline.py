@@ -166,6 +166,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(photos, vit, tmp_path
     assert content(store) == expected
 
 
+@pytest.mark.slow
 def test_the_command_killed_and_given_again(photos, folders, tmp_path):
     """The same with the command itself, finished by two processes."""
     arguments = [

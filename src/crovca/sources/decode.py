@@ -91,14 +91,9 @@ Smallest = Callable[[tuple[int, int]], tuple[int, int] | None]
 """From the (width, height) of an upright image to the least that it may be reduced to while decoding; None: not."""
 
 _TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
-}
+}  # fmt: skip
 _ORIENTATION = 0x0112
 
 # How files begin that look like images to their users: what they are, and whether they are images.
