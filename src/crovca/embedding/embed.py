@@ -302,7 +302,10 @@ def _same(store: Path, begun: Job, job: Job, force: bool, observer: Listener) ->
 
 def _note_versions(job: Job, observer: Listener) -> None:
     now = versions()
-    others = [(name, old) for name, old in job.versions.items() if now.get(name) != old]
+    others = [
+        f"{name} {old} (now {now.get(name)})" for name, old in job.versions.items() if now.get(name) != old
+    ]
     if others:
-        changed = ", ".join(f"{name} {old} (now {now.get(name)})" for name, old in others)
-        observer.message(f"the store was begun with {changed}: its last bits may differ between parts")
+        observer.message(
+            f"the store was begun with {', '.join(others)}: its last bits may differ between parts"
+        )
