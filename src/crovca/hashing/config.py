@@ -35,6 +35,10 @@ HashCoderSize = Literal["small", "large"]
 DEFAULT_LENGTHS = (16, 32, 64, 128)
 UNSUPERVISED_STEPS = 560
 SUPERVISED_STEPS = 1400
+HELD_EPOCHS = 20
+"""Beside a closed-form base; with labels twice as many."""
+HELD_STEPS = 8000
+TRUSTED_ITEMS = 4000
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 100
 
 
@@ -126,7 +130,7 @@ class TrainingConfig:
     def weights(self) -> dict[str, float]:
         """The objective's terms and what each counts; those that are maximized have negative weights."""
         paper = {"alignment": 1.0, "diversity": -self.diversity_weight}
-        faithful = {} if self.faithfulness is None else {"order": float(self.faithfulness)}
+        faithful = {} if not self.faithfulness else {"order": float(self.faithfulness)}
         return {**paper, **faithful, **dict(self.terms)}
 
     def steps(self, items: int) -> int:
@@ -174,15 +178,17 @@ class Recipe:
     hidden: int = 1024
 
 
-def recipe(pairing: Sequence[str], *, base: bool = False) -> Recipe:
+def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = False) -> Recipe:
     """The settings for a pairing; those for classes, neighbors and stored views were tuned on splits of training data.
 
     Neighbors are noisy teachers: a strong decay keeps the network from remembering them (docs/reproducing.md). It
     helps stored views as well. Images that are augmented anew in each step, and pairs of modalities, have the
-    paper's settings. Beside a closed-form base the network has less to do: a weak decay is enough.
+    paper's settings. Beside a closed-form base the network has less to do: a weak decay is enough. Below 4,000 items
+    neighbors say less of kinds: the base and the floats' order count for more.
 
     Args:
         pairing: where second views come from.
+        items: how many are learned from.
         base: whether there is a closed-form base.
     """
     if base and "classes" in pairing:
@@ -196,14 +202,25 @@ def recipe(pairing: Sequence[str], *, base: bool = False) -> Recipe:
             base_weight=0.6,
             base_power=0.75,
         )
-    if base:
+    if base and "modalities" in pairing:
         return Recipe(
             learning_rate=1e-3,
             weight_decay=1e-2,
             diversity_weight=0.3,
             center=True,
             logit_scale=1.5,
-            faithfulness=0.3,
+            base_weight=1.0,
+        )
+    if base:
+        trust = min(1.0, max(0.16, items / TRUSTED_ITEMS))
+        return Recipe(
+            learning_rate=1e-3,
+            weight_decay=1e-2,
+            diversity_weight=0.3,
+            center=True,
+            logit_scale=1.5,
+            faithfulness=0.3 / trust,
+            base_weight=0.4 / trust**0.5,  # up to 1
         )
     if "classes" in pairing:
         return Recipe(
@@ -281,14 +298,17 @@ def nested_lengths(bits: int, nested: object) -> tuple[int, ...]:
     return tuple(checked)
 
 
-def default_epochs(items: int, batch_size: int, *, supervised: bool) -> int:
+def default_epochs(items: int, batch_size: int, *, supervised: bool, base: bool = False) -> int:
     """Epochs that spend a budget of steps: 560 unsupervised, 1,400 supervised, but 5 to 100 epochs.
 
     At 7,000 items that is about 20 and 50 epochs; from about 30,000 (unsupervised) or 70,000 (supervised)
-    items on it is 5, as in the paper.
+    items on it is 5, as in the paper. Beside a closed-form base it is 20, with labels 40, as long as that is at most
+    8,000 steps, which are reached at 100,000 items; at least 2.
     """
     _at_least("batch_size", batch_size, 2)
     steps = max(1, items // min(batch_size, items))
+    if base:
+        return min(HELD_EPOCHS * (1 + supervised), max(2, round(HELD_STEPS / steps)))
     budget = SUPERVISED_STEPS if supervised else UNSUPERVISED_STEPS
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(budget / steps)))
 

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crovca.data.clusters import k_means
+
 __all__ = ["Gate", "fit_gate"]
 
 _COMPONENTS = 64  # the strongest tell new from old as well as all, at a quarter of the cost
 _MOST_CENTROIDS, _ITEMS_EACH, _POINTS_EACH = 1024, 4, 32
 _SOFTNESS = 0.25  # of the deviation of held-out items' cosines
-_ITERATIONS = 10
 _CELLS = 20  # coarse, a kind each
 
 
@@ -73,13 +74,7 @@ def fit_gate(points: Tensor, *, quantile: float = 0.1, seed: int = 0) -> Gate:
 
 
 def _centroids(points: Tensor, count: int, *, seed: int) -> Tensor:
-    """Unit centroids (count, k) of unit points (n, k): spherical k-means."""
-    generator = torch.Generator().manual_seed(seed)
-    points = points[torch.randperm(len(points), generator=generator)[: _POINTS_EACH * count]]
-    centroids = points[:count].clone()
-    for _ in range(_ITERATIONS):
-        nearest = (points @ centroids.T).argmax(dim=1)
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, points)
-        taken = torch.bincount(nearest, minlength=count) > 0
-        centroids = torch.where(taken[:, None], F.normalize(sums, dim=1), centroids)
-    return centroids
+    """Unit centroids (count, k) of unit points (n, k)."""
+    return torch.from_numpy(
+        k_means(points.numpy(), count, seed=seed, spherical=True, most_points=_POINTS_EACH)
+    )
