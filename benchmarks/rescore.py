@@ -53,8 +53,8 @@ def share(values: np.ndarray) -> str:
     return f"{values.mean():.4f} ± {1.96 * values.std() / len(values) ** 0.5:.4f}"
 
 
-def built(folder: Path, hasher: Hasher, bits: int, values: np.ndarray, keep: str) -> HashIndex:
-    index = HashIndex.create(folder, bits, keep=keep, model=hasher.fingerprint)
+def built(folder: Path, hasher: Hasher, bits: int, values: np.ndarray) -> HashIndex:
+    index = HashIndex.create(folder, bits, keep="int8", model=hasher.fingerprint)
     index.add(np.arange(len(values)), hasher.encode(values, bits), embeddings=values)
     hasher.save(folder / "model")
     index.refresh()
@@ -66,7 +66,7 @@ def of_set(data: Path, name: str, bits: int, hasher: Hasher, folder: Path) -> tu
     """Rows of the first table and of the second."""
     (values, _), (queries, _) = opened(data, name)
     true, logits = truth(queries, values), hasher.logits(queries)[:, :bits]
-    index = built(folder, hasher, bits, values, "int8")
+    index = built(folder, hasher, bits, values)
     rows = []
     alone = recall(index.search(logits, K).ids, true)
     rows.append(f"| {name} | {bits} | bits alone | {share(alone)} |")
@@ -114,12 +114,13 @@ def of_time(folder: Path, items: int = 1_000_000, bits: int = 64, width: int = 3
         queries = rng.normal(size=(300, width)).astype(np.float32)
         logits = queries @ directions
         rows = []
-        for what, options in (("bits alone", {}), ("int8, oversampling 10", {"rescore": 10})):
+        for what, rescore in (("bits alone", None), ("int8, oversampling 10", 10)):
             taken = []
             for query in range(len(queries)):
-                floats = {"embeddings": queries[query : query + 1]} if options else {}
+                one = slice(query, query + 1)
+                floats = None if rescore is None else queries[one]
                 started = time.perf_counter()
-                index.search(logits[query : query + 1], K, **options, **floats)
+                index.search(logits[one], K, rescore=rescore, embeddings=floats)
                 taken.append(1000 * (time.perf_counter() - started))
             rows.append(
                 f"| {items:,} x {bits} bits, {width} numbers | {what} | {np.median(taken[50:]):.3f} | "
@@ -157,7 +158,8 @@ def main() -> None:
     parts, text = arguments.parts.split(","), [__doc__.replace("\n\npython", "\n\n    python"), ""]
     with tempfile.TemporaryDirectory() as place:
         if "recall" in parts:
-            first, second = [], []
+            first: list[str] = []
+            second: list[str] = []
             for name in arguments.sets.split(","):
                 model = arguments.models and arguments.models / name
                 if model and model.exists():
