@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crovca.archive.encoding import encode_path
-from crovca.archive.queries import MODEL_FOLDER, describe_encoder
+from crovca.archive.queries import describe_encoder
 from crovca.codes import Codes, check_bits
 from crovca.data.columns import read_table
 from crovca.data.embeddings import Embeddings, Rows, evenly_spaced, load_embeddings
@@ -319,9 +319,8 @@ def build_index(
         with HashIndex.create(
             folder, items.bits, encoder=items.encoder, model=model_print, keep=keep
         ) as made:
-            items.save_model(folder / MODEL_FOLDER)
+            items.save_model(made.model_folder)
             fill(made, items, observer)
-            made.refresh()
             tuned = None
             if target_recall is not None:
                 tuned = tune(made, target_recall, top_k, advance=partial(observer.advance, "tuning"))

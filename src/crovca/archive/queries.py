@@ -24,7 +24,7 @@ from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.hasher import Hasher
 from crovca.index.manifest import Manifest
 
-MODEL_FOLDER = "model"
+__all__ = ["QueryModel", "describe_encoder"]
 
 Logits = npt.NDArray[np.float32]
 

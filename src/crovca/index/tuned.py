@@ -16,7 +16,8 @@ class Point(NamedTuple):
     Attributes:
         bits: of a code that are compared.
         oversampling: candidates by k; None: by bits alone, without rescoring.
-        recall: mean over the queries; error: its standard error; low: what it is at least (95 %, one-sided).
+        recall: mean over the queries; error: its standard error; low: what it is at least of other queries
+            (``tuning``).
     """
 
     bits: int
