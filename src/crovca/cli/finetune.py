@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from crovca.cli.options import Force, Json, parse_lengths
+from crovca.cli.options import Force, Json, given, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.errors import ConfigError, CrovcaError
 from crovca.files import check_output, remove
@@ -24,6 +24,7 @@ __all__ = ["finetune"]
 
 
 def finetune(
+    context: typer.Context,
     images: Annotated[
         Path,
         typer.Argument(
@@ -104,7 +105,7 @@ def finetune(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
     ] = False,
-    compiled: Annotated[
+    compile: Annotated[
         bool | None,
         typer.Option(
             "--compile/--no-compile",
@@ -126,6 +127,7 @@ def finetune(
     run that was interrupted goes on from OUTPUT.partial when the same command is given again. Several GPUs:
     'torchrun --nproc-per-node 4 --no-python crovca finetune ...', or 'accelerate launch'.
     """
+    from crovca.hasher import FineTuning, Hasher
     from crovca.hasher.processes import launched
 
     if nested is not None and no_nested:
@@ -138,24 +140,9 @@ def finetune(
     if not encoder:
         raise ConfigError("give --encoder: the folder of a model, or its id on the hub")
     partial = output.with_name(f"{output.name}.partial")
-    parameters: dict[str, Any] = {
-        "encoder": encoder,
-        "bits": bits,
-        "revision": revision,
-        "seed": seed,
-        "dtype": dtype,
-        "gradient_checkpointing": gradient_checkpointing,
-    }
-    chosen = {
-        "hashcoder": hashcoder,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "compile": compiled,
-    }
-    parameters |= {name: value for name, value in chosen.items() if value is not None}
-    if lora_rank is not None:
-        parameters["lora_rank"] = lora_rank or None
+    parameters = given(context, Hasher, FineTuning)
+    if lora_rank == 0:
+        parameters["lora_rank"] = None
     if nested is not None:
         parameters["nested"] = parse_lengths(nested, "--nested")
     if no_nested:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +21,7 @@ __all__ = [
     "Modality",
     "Model",
     "Root",
+    "given",
     "open_embeddings",
     "parse_lengths",
     "parse_top_k",
@@ -43,6 +46,15 @@ Root = Annotated[
         show_default=False,
     ),
 ]
+
+
+def given(context: typer.Context, *makers: Callable[..., Any]) -> dict[str, Any]:
+    """The options of this call that these constructors have as parameters, but for those that are left to them (None).
+
+    So an option that has a parameter's name needs nothing but to be an argument of its command.
+    """
+    names = {name for maker in makers for name in signature(maker).parameters}
+    return {name: value for name, value in context.params.items() if name in names and value is not None}
 
 
 def open_embeddings(path: Path, *, with_ids: bool = True) -> Embeddings:

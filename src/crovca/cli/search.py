@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,6 +15,7 @@ from crovca.cli.options import Force, Json, open_embeddings
 from crovca.cli.output import Console, emit_json, stdout
 from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
+from crovca.index.engines.choice import ENGINES, check_engine
 from crovca.metrics import get_metric, of_codes
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ __all__ = ["dedup", "search"]
 
 _NO_LIMIT = 1 << 20
 
-_Engine = Literal["auto", "exact", "scan", "buckets", "inverted", "accelerator"]
+
+def _checked_engine(engine: str) -> str:
+    if engine != "auto":
+        check_engine(engine)
+    return engine
 
 
 def _checked_metric(metric: str | None) -> str | None:
@@ -73,7 +78,9 @@ def search(
     bits: Annotated[
         int | None, typer.Option(help="Search by the first so many bits.", show_default=False)
     ] = None,
-    engine: Annotated[_Engine, typer.Option(help="How to search.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(callback=_checked_engine, help=f"How to search: auto, {', '.join(ENGINES)}.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
+from crovca.cli.options import Force, Json, given, open_embeddings, parse_lengths
 from crovca.cli.output import Reporter, emit_json, stdout
 from crovca.errors import ConfigError, CrovcaError
 from crovca.files import check_output, remove
@@ -21,6 +21,7 @@ __all__ = ["train"]
 
 
 def train(
+    context: typer.Context,
     data: Annotated[
         Path | None,
         typer.Argument(
@@ -101,10 +102,11 @@ def train(
     inputs = [path for path in (data, images, texts) if path is not None]
     check_output(output, force=force, inputs=inputs, marker="model.safetensors")
     partial = output.with_name(f"{output.name}.partial")
-    parameters: dict[str, Any] = {"bits": bits, "seed": seed, "device": device}
-    chosen: dict[str, Any] = {"hashcoder": hashcoder, "epochs": epochs, "batch_size": batch_size}
-    chosen["faithfulness"] = _number_or_name(faithfulness)
-    parameters |= {name: value for name, value in chosen.items() if value is not None}
+    from crovca.hasher import Hasher
+
+    parameters = given(context, Hasher)
+    if faithfulness is not None:
+        parameters["faithfulness"] = _number_or_name(faithfulness)
     if nested is not None:
         parameters["nested"] = parse_lengths(nested, "--nested")
     if no_nested:
@@ -124,9 +126,7 @@ def train(
                 )
             assert images is not None
             assert texts is not None
-            hasher = _train_two(
-                images, texts, {**parameters, "shared": shared}, preset, saving, force, reporter
-            )
+            hasher = _train_two(images, texts, parameters, preset, saving, force, reporter)
     try:
         hasher.save(output, force=force)
     except CrovcaError:
@@ -161,9 +161,9 @@ def train(
     stdout.print(f"next: crovca encode {output} DATA -o codes.npz", highlight=False, soft_wrap=True)
 
 
-def _number_or_name(text: str | None) -> float | str | None:
+def _number_or_name(text: str) -> float | str:
     try:
-        return None if text is None else float(text)
+        return float(text)
     except ValueError:
         return text
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,6 @@ from crovca.ids import order_by_hash
 from crovca.index.conditions import DEFAULT_TIMEOUT
 from crovca.index.duplicates import Duplicates, find_duplicates
 from crovca.index.engines.base import Found, Mask
-from crovca.index.engines.choice import EngineName
 from crovca.index.manifest import IdType
 from crovca.index.results import Neighbors, RangeNeighbors, StoredItems
 from crovca.index.scoring import BitScorer, Int64
@@ -71,7 +70,7 @@ class Reader(ABC):
         metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
-        engine: EngineName | Literal["auto"] = "auto",
+        engine: str = "auto",
     ) -> Neighbors:
         """The k nearest items of each query, exactly (but for the engine "inverted").
 
@@ -111,7 +110,7 @@ class Reader(ABC):
         metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
-        engine: EngineName | Literal["auto"] = "auto",
+        engine: str = "auto",
     ) -> RangeNeighbors:
         """All items at a distance of at most ``radius`` (in the metric's own unit); else as ``search``."""
         if not isinstance(radius, int | float | np.number) or not abs(float(radius)) < 1e38:
@@ -225,7 +224,7 @@ class Reader(ABC):
             for chosen in [start + live[first : first + rows]]
         )
 
-    def prepare(self, *, bits: int | None = None, engine: EngineName | Literal["auto"] = "auto") -> None:
+    def prepare(self, *, bits: int | None = None, engine: str = "auto") -> None:
         """Build the engines now, which the first search would do."""
         view = self.view()
         view.searched(view.bits if bits is None else check_bits(bits, at_most=view.bits), None, engine)
