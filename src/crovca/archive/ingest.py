@@ -51,7 +51,7 @@ __all__ = [
     "source_kind",
 ]
 
-_logger = logging.getLogger("crovca.archive")
+_logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 18
 
@@ -395,10 +395,10 @@ def _blocks(
         missing += absent
         yield ids[part], encode(part), table
     if missing == len(ids) and missing:
-        _logger.info("none of these items is in the metadata: are its ids written in the same way?")
+        _logger.warning("none of these items is in the metadata: are its ids written in the same way?")
     elif missing:
         what = f"{missing:,} of {len(ids):,} items"
-        _logger.info("%s are not in the metadata: their columns from it are empty", what)
+        _logger.warning("%s are not in the metadata: their columns from it are empty", what)
 
 
 def _metadata(
