@@ -41,7 +41,7 @@ from crovca.index.tuning import tune
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_logger = logging.getLogger("crovca.archive")
+_logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 18
 _SAMPLE = 512  # of a block, to see whether it lies outside of what was learned
@@ -444,10 +444,10 @@ def _blocks(
         missing += absent
         yield ids[part], encode(part), table
     if missing == len(ids) and missing:
-        _logger.info("none of these items is in the metadata: are its ids written in the same way?")
+        _logger.warning("none of these items is in the metadata: are its ids written in the same way?")
     elif missing:
         what = f"{missing:,} of {len(ids):,} items"
-        _logger.info("%s are not in the metadata: their columns from it are empty", what)
+        _logger.warning("%s are not in the metadata: their columns from it are empty", what)
 
 
 def _metadata(

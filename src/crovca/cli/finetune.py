@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from crovca.cli import options
 from crovca.cli.output import Reporter, answer
-from crovca.cli.train import given, nested_lengths, save_model, steps, trained
+from crovca.cli.train import nested_lengths, save_model, steps, trained
 from crovca.errors import ConfigError
 from crovca.files import check_output, remove
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def finetune(
+    context: Context,
     images: Annotated[
         Path,
         Argument(
@@ -63,7 +64,7 @@ def finetune(
     gradient_checkpointing: Annotated[
         bool, Option("--gradient-checkpointing", help="Less memory, a third more time.")
     ] = False,
-    compiled: Annotated[
+    compile: Annotated[
         bool | None,
         Option("--compile/--no-compile", help="Compile the encoder [default: on a GPU, in long runs]."),
     ] = None,
@@ -79,6 +80,7 @@ def finetune(
     run that was interrupted goes on from OUTPUT.partial when the same command is given again. Several GPUs:
     'torchrun --nproc-per-node 4 --no-python crovca finetune ...', or 'accelerate launch'.
     """
+    from crovca.hasher import FineTuning, Hasher
     from crovca.hasher.processes import launched
     from crovca.sources.opening import open_images
 
@@ -91,25 +93,11 @@ def finetune(
     if not encoder:
         raise ConfigError("give --encoder: the folder of a model, or its id on the hub")
     partial = output.with_name(f"{output.name}.partial")
-    parameters: dict[str, Any] = {
-        "encoder": encoder,
-        "bits": bits,
-        "revision": revision,
-        "seed": seed,
-        "dtype": dtype,
-        "gradient_checkpointing": gradient_checkpointing,
-    }
-    chosen = {
-        "hashcoder": hashcoder,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "compile": compiled,
-        "nested": lengths,
-    }
-    parameters |= given(chosen)
-    if lora_rank is not None:
-        parameters["lora_rank"] = lora_rank or None
+    parameters = options.given(context, Hasher, FineTuning)
+    if lora_rank == 0:
+        parameters["lora_rank"] = None
+    if lengths is not None:
+        parameters["nested"] = lengths
 
     started = time.perf_counter()
     with launched(device) as (process_group, where):

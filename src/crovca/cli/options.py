@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from crovca.errors import ConfigError
 from crovca.files import check_output
@@ -50,6 +51,15 @@ NetworkSize = Annotated[
 ]
 CheckpointEvery = Annotated[float, Option(help="Seconds between writings of the state to OUTPUT.partial.")]
 Seed = Annotated[int, Option(help="The same seed gives the same model.")]
+
+
+def given(context: Context, *makers: Callable[..., Any]) -> dict[str, Any]:
+    """The options of this call that these constructors have as parameters, but for those that are left to them (None).
+
+    So an option that has a parameter's name needs nothing but to be an argument of its command.
+    """
+    names = {name for maker in makers for name in signature(maker).parameters}
+    return {name: value for name, value in context.params.items() if name in names and value is not None}
 
 
 def open_embeddings(path: Path, *, with_ids: bool = True) -> Embeddings:

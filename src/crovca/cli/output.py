@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from crovca.errors import CrovcaWarning, printable
+from crovca.errors import ConfigError, CrovcaWarning, printable
 
 if TYPE_CHECKING:
     from crovca.hashing.train import Progress as TrainingProgress
@@ -97,7 +98,10 @@ def emit_json(content: dict[str, Any], *, default: Callable[[Any], Any] | None =
 
 @contextmanager
 def notes_for_warnings() -> Iterator[None]:
-    """Print each CrovcaWarning, and what the library logs for a person, as a line ``note: ...`` on standard error."""
+    """Print each CrovcaWarning, and what the library logs, as a line ``note: ...`` on standard error.
+
+    Of the log warnings are shown, or with CROVCA_LOG=info (debug, warning, error) what is at least that.
+    """
 
     def show(
         message: Warning | str,
@@ -113,9 +117,9 @@ def notes_for_warnings() -> Iterator[None]:
             default(message, category, filename, lineno, file, line)
 
     logger, handler = logging.getLogger("crovca"), _Notes()
-    level = logger.level
+    wanted, level = _level(), logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(wanted)
     try:
         with warnings.catch_warnings():
             default = warnings.showwarning
@@ -127,11 +131,23 @@ def notes_for_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _level() -> int:
+    name = os.environ.get("CROVCA_LOG", "warning")
+    levels = logging.getLevelNamesMapping()
+    if name.upper() not in levels:
+        raise ConfigError(f"CROVCA_LOG must be debug, info, warning or error, got {name!r}")
+    return levels[name.upper()]
+
+
 class _Notes(logging.Handler):
-    """Prints what is logged as notes."""
+    """Prints what is logged: warnings as notes, the rest with its level and module."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(record.getMessage())
+        text = record.getMessage()
+        if record.levelno == logging.WARNING:
+            note(text)
+        else:
+            stderr.print(f"{record.levelname.lower()}: {record.name}: {text}", markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:

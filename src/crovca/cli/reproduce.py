@@ -10,7 +10,6 @@ from typer import Argument, Option
 
 from crovca.cli.options import Device, Json, parse_lengths, parse_names
 from crovca.cli.output import Reporter, answer, emit_json, print_plain, say
-from crovca.cli.train import given
 from crovca.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
@@ -78,7 +77,8 @@ def reproduce(
         encoder=None if encoder is None else parse_names(encoder, "--encoder"),
         bits=None if bits is None else parse_lengths(bits, "--bits"),
     )
-    training = given({"epochs": epochs, "batch_size": batch_size})
+    chosen = {"epochs": epochs, "batch_size": batch_size}
+    training = {name: value for name, value in chosen.items() if value is not None}
     TrainingConfig(lengths=(16,), **{"epochs": 1, **training})  # refuses what cannot be trained with
     if listed:
         reproduce_list.print_cells(cells, seeds, json, nested=nested)

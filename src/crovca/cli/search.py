@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +16,7 @@ from crovca.cli.options import Device, Force, Json, open_embeddings
 from crovca.cli.output import Console, answer, emit_json, say, stdout
 from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
+from crovca.index.engines.choice import ENGINES, check_engine
 from crovca.metrics import get_metric, of_codes
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 _NO_LIMIT = 1 << 20
 
-_Engine = Literal["auto", "exact", "scan", "buckets", "inverted", "accelerator"]
+
+def _checked_engine(engine: str) -> str:
+    if engine != "auto":
+        check_engine(engine)
+    return engine
 
 
 def _checked_metric(metric: str | None) -> str | None:
@@ -62,7 +67,9 @@ def search(
             "'crovca index tune' found. [default: tuned, where it was]",
         ),
     ] = None,
-    engine: Annotated[_Engine, Option(help="How to search.")] = "auto",
+    engine: Annotated[
+        str, Option(callback=_checked_engine, help=f"How to search: auto, {', '.join(ENGINES)}.")
+    ] = "auto",
     device: Device = "auto",
     json: Json = False,
 ) -> None:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from crovca.cli import options
 from crovca.cli.output import Reporter, answer
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: Context,
     data: Annotated[
         Path | None, Argument(help="Embeddings: .npz, .npy, .parquet, .safetensors, or a store.")
     ] = None,
@@ -65,14 +66,13 @@ def train(
     inputs = [path for path in (data, images, texts) if path is not None]
     check_output(output, force=force, inputs=inputs, marker="model.safetensors")
     partial = output.with_name(f"{output.name}.partial")
-    chosen: dict[str, Any] = {
-        "hashcoder": hashcoder,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "nested": lengths,
-    }
-    chosen["faithfulness"] = _number_or_name(faithfulness)
-    parameters = {"bits": bits, "seed": seed, "device": device, **given(chosen)}
+    from crovca.hasher import Hasher
+
+    parameters = options.given(context, Hasher)
+    if faithfulness is not None:
+        parameters["faithfulness"] = _number_or_name(faithfulness)
+    if lengths is not None:
+        parameters["nested"] = lengths
     saving: dict[str, Any] = {"checkpoint": partial, "checkpoint_seconds": checkpoint_every}
 
     started = time.perf_counter()
@@ -88,9 +88,7 @@ def train(
                 )
             assert images is not None
             assert texts is not None
-            hasher = _train_two(
-                images, texts, {**parameters, "shared": shared}, preset, saving, force, reporter
-            )
+            hasher = _train_two(images, texts, parameters, preset, saving, force, reporter)
     save_model(hasher, output, partial, force)
     seconds = round(time.perf_counter() - started, 2)
     answer(
@@ -99,11 +97,6 @@ def train(
         f"{output}: codes of {', '.join(map(str, hasher.lengths_))} bits, trained in {seconds} s ({steps(hasher)})",
         f"next: crovca encode {output} DATA -o codes.npz",
     )
-
-
-def given(chosen: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def nested_lengths(nested: str | None, no_nested: bool) -> tuple[int, ...] | bool | None:
@@ -147,9 +140,9 @@ def steps(hasher: Hasher) -> str:
     return f"{last['epoch']} epochs, {last['steps']:,} steps; loss {last['loss']:.3f}"
 
 
-def _number_or_name(text: str | None) -> float | str | None:
+def _number_or_name(text: str) -> float | str:
     try:
-        return None if text is None else float(text)
+        return float(text)
     except ValueError:
         return text
 

@@ -35,7 +35,7 @@ __all__ = [
     "root_mean_square",
 ]
 
-_logger = logging.getLogger("crovca.data")
+_logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 64 << 20
 
@@ -235,7 +235,7 @@ def load_embeddings(path: str | Path, *, with_ids: bool = True) -> Embeddings:
         opened = reader(path)
         if reader is not _read_npy:
             what = f"{path.name} is loaded into memory ({path.stat().st_size / 2**20:,.1f} MiB)"
-            _logger.info("%s; .npy files and stores are memory-mapped", what)
+            _logger.warning("%s; .npy files and stores are memory-mapped", what)
     try:
         return as_embeddings(*opened)
     except InvalidInputError as error:

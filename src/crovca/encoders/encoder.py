@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 """What ``dtype`` may be, besides "auto"."""
 
 # Weights that no embedding depends on: they may be missing.
+_logger = logging.getLogger(__name__)
+
 _UNUSED = ("mask_token", "position_ids")
 # Tokenizers that do not know their limit say 1e30; then the model's own limit counts.
 _NO_LIMIT = 10**9
@@ -386,6 +389,7 @@ def _load_model(name: str, found: ModelFiles, config: Any, options: dict[str, An
             f"{found.name}: {len(wrong)} weights of {name} are not in its files, as {wrong[0]!r}; config.json and "
             "weights do not belong together, or these are of another kind of model"
         )
+    _logger.info("loaded %s (%s)", found.name, name)
     return model
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -45,6 +47,8 @@ __all__ = ["EncodedItems", "Hasher"]
 
 Float32 = npt.NDArray[np.float32]
 Pairing = Literal["views", "neighbors", "classes"]
+
+_logger = logging.getLogger(__name__)
 
 _BLOCK = 1024  # few enough to stay in the processor's cache between the layers
 _MODALITIES = (("embeddings",), ("images",), ("images", "texts"))
@@ -273,7 +277,12 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         _refuse_sparse(X, "X")
         run = Run(observer or Silent(), checkpoint, checkpoint_seconds, process_group)
         how = fit_embeddings if self.fine_tuning is None else fit_images
-        return self._take(how(self, X, y, texts, run))
+        started = time.perf_counter()
+        _logger.info("learning %d bits of %s", self.bits, " and ".join(self.modalities))
+        self._take(how(self, X, y, texts, run))
+        steps, seconds = self.history_[-1]["steps"], time.perf_counter() - started
+        _logger.info("learned %d bits in %d steps, %.1f s", self.bits, steps, seconds)
+        return self
 
     def initialize(self, X: Any, texts: Any = None) -> Self:
         """Take the random weights that ``fit`` begins with, and learn nothing but scales and the bits' balance.

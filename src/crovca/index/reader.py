@@ -22,7 +22,6 @@ from crovca.ids import order_by_hash
 from crovca.index.conditions import DEFAULT_TIMEOUT
 from crovca.index.duplicates import Duplicates, find_duplicates
 from crovca.index.engines.base import Found, Mask
-from crovca.index.engines.choice import EngineName
 from crovca.index.manifest import IdType
 from crovca.index.origin import Origin
 from crovca.index.originals import NO_ORIGINALS
@@ -73,11 +72,11 @@ class Reader(ABC):
         k: int = 10,
         *,
         embeddings: npt.ArrayLike | None = None,
-        rescore: float | Literal["tuned"] | None = None,
+        rescore: float | Literal[tuned] | None = None,
         metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
-        engine: EngineName | Literal["auto"] = "auto",
+        engine: str = "auto",
         origin: Origin | None = None,
     ) -> Neighbors:
         """The k nearest items of each query, exactly (but for the engine "inverted").
@@ -145,7 +144,7 @@ class Reader(ABC):
         metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
-        engine: EngineName | Literal["auto"] = "auto",
+        engine: str = "auto",
     ) -> RangeNeighbors:
         """All items at a distance of at most ``radius`` (in the metric's own unit); else as ``search``."""
         if not isinstance(radius, int | float | np.number) or not abs(float(radius)) < 1e38:
@@ -267,7 +266,7 @@ class Reader(ABC):
             for chosen in [start + live[first : first + rows]]
         )
 
-    def prepare(self, *, bits: int | None = None, engine: EngineName | Literal["auto"] = "auto") -> None:
+    def prepare(self, *, bits: int | None = None, engine: str = "auto") -> None:
         """Build the engines now, which the first search would do."""
         view = self.view()
         view.searched(view.bits if bits is None else check_bits(bits, at_most=view.bits), None, engine)

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes
-from crovca.errors import ConfigError, FileFormatError, InvalidInputError
+from crovca.errors import FileFormatError, InvalidInputError
 from crovca.ids import as_ids, id_hashes
 from crovca.index.engines.base import Engine, Found, Mask
-from crovca.index.engines.choice import EngineName, build_engine, choose_engine
+from crovca.index.engines.choice import build_engine, check_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
 from crovca.index.metadata import matching_rows, read_rows
@@ -31,9 +31,7 @@ from crovca.index.reader import Condition, Reader
 from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
 
-__all__ = ["EngineChoice", "View"]
-
-EngineChoice: TypeAlias = EngineName | Literal["auto"]
+__all__ = ["View"]
 
 _FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
 _SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
@@ -51,7 +49,7 @@ class _Part:
         engine: a name, or "auto".
     """
 
-    def __init__(self, segment: Segment, rows: Int64 | None, bits: int, engine: EngineChoice) -> None:
+    def __init__(self, segment: Segment, rows: Int64 | None, bits: int, engine: str) -> None:
         started = time.perf_counter()
         self.name, self.rows = segment.name, rows
         codes = segment.codes if rows is None else segment.codes[rows]
@@ -149,7 +147,7 @@ class View(Reader):
         self.starts = list(accumulate((len(segment) for segment in self.segments[:-1]), initial=0))
         self.items = sum(segment.live for segment in self.segments)
         self._selections: Memo[str, _Selection] = Memo(_FILTERS_KEPT)
-        self._selected: Memo[tuple[str, int, EngineChoice], dict[int, _Part]] = Memo(_FILTERS_KEPT)
+        self._selected: Memo[tuple[str, int, str], dict[int, _Part]] = Memo(_FILTERS_KEPT)
 
     @property
     def id_type(self) -> IdType | None:
@@ -162,9 +160,7 @@ class View(Reader):
 
     # --- searching ---
 
-    def nearest(
-        self, scorer: BitScorer, k: int, condition: Condition | None, engine: EngineChoice
-    ) -> list[Found]:
+    def nearest(self, scorer: BitScorer, k: int, condition: Condition | None, engine: str) -> list[Found]:
         """The k nearest rows of each query, of all segments."""
         answers: list[list[Found]] = []
         for start, part, mask in self.searched(scorer.weights.shape[1], condition, engine):
@@ -224,13 +220,11 @@ class View(Reader):
         return Originals.concatenate([one for one in kept if one is not None])
 
     def searched(
-        self, bits: int, condition: Condition | None, engine: EngineChoice
+        self, bits: int, condition: Condition | None, engine: str
     ) -> list[tuple[int, _Part, Mask | None]]:
         """The parts to search: first row of the segment, part, and which of the segment's rows count."""
-        if engine not in ("auto", *get_args(EngineName)):
-            raise ConfigError(
-                f"unknown engine {engine!r}; expected 'auto' or one of {list(get_args(EngineName))}"
-            )
+        if engine != "auto":
+            check_engine(engine)
         parts = []
         if condition is None:
             for start, segment in zip(self.starts, self.segments, strict=False):
@@ -378,7 +372,7 @@ def _cosines(unit: Float32, segment: Segment, rows: Int64) -> Float32:
     return cosines(segment.kept[rows], unit)
 
 
-def _part(segment: Segment, bits: int, engine: EngineChoice) -> tuple[int, _Part]:
+def _part(segment: Segment, bits: int, engine: str) -> tuple[int, _Part]:
     """All rows of a segment that are not deleted, or all that were not so when the engine was built: how many were
     deleted then, and the part. Rows are only ever deleted, so an engine serves as long as its dead rows are few; an
     older view needs rows that a newer engine may lack."""

@@ -62,8 +62,8 @@ def _opener(url: str) -> type[Server]:
     if scheme not in SCHEMES:
         # The address itself is not repeated: it may hold a password.
         raise ConfigError(
-            f"an address of a cluster cannot begin with {scheme[:20]!r}; "
-            "expected postgresql://user@host:port/database?table=name or milvus://host:port/collection"
+            f"an address of a server cannot begin with {scheme[:20]!r}; expected one of "
+            f"{', '.join(f'{known}://' for known in SCHEMES)} (postgresql://user@host:port/database?table=name)"
         )
     module, _, name = SCHEMES[scheme].partition(":")
     opener: type[Server] = getattr(import_module(module), name)
