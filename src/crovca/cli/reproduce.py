@@ -77,7 +77,7 @@ def reproduce(
         encoder=None if encoder is None else parse_names(encoder, "--encoder"),
         bits=None if bits is None else parse_lengths(bits, "--bits"),
     )
-    chosen = {"epochs": epochs, "batch_size": batch_size}
+    chosen: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
     training = {name: value for name, value in chosen.items() if value is not None}
     TrainingConfig(lengths=(16,), **{"epochs": 1, **training})  # refuses what cannot be trained with
     if listed:
