@@ -72,7 +72,7 @@ class Reader(ABC):
         k: int = 10,
         *,
         embeddings: npt.ArrayLike | None = None,
-        rescore: float | Literal[tuned] | None = None,
+        rescore: float | Literal["tuned"] | None = None,
         metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
