@@ -178,13 +178,14 @@ def test_images_whose_ids_are_known_are_refused_before_they_are_embedded(
             capsys, "index", "add", tmp_path / "index", album
         )
     assert not list(tmp_path.glob("*.adding-*"))
-    # Another encoder makes embeddings that the model does not take: that is seen only after embedding.
+    # Another encoder's embeddings are refused: which it is is seen only after embedding.
     for file in album.iterdir():
         file.unlink()
     shutil.copy(photos / "images" / "blue" / "17.png", album)
     model, processor, _ = tiny.models()["DINOv2"]
     tiny.save(model, tmp_path / "other", processor)
-    assert "32" in fails(capsys, "index", "add", tmp_path / "index", album, "--encoder", tmp_path / "other")
+    said = fails(capsys, "index", "add", tmp_path / "index", album, "--encoder", tmp_path / "other")
+    assert "come from another encoder" in said and "refit --embeddings" in said
     assert not list(tmp_path.glob("*.adding-*"))
     assert run_json(capsys, "index", "add", tmp_path / "index", album)["added"] == 1
 

@@ -161,9 +161,8 @@ def locked(path: Path, *, elsewhere: str = "another output") -> Iterator[None]:
     beside = path.with_name(f".{path.name}.lock")
     while True:
         with _storage_errors(path):  # a link in its place would have a file made where it points
-            lock = os.fdopen(
-                os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b", buffering=0
-            )
+            descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            lock = os.fdopen(descriptor, "r+b", buffering=0)
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,7 +201,8 @@ def open_regular(path: Path, what: str = "") -> BufferedReader:
     """
     said = f"{what}: " if what else ""
     try:
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+        waitless = getattr(os, "O_NONBLOCK", 0)
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | waitless))  # noqa: SIM115
     except (FileNotFoundError, NotADirectoryError):
         raise FileFormatError(f"{said}{path} does not exist") from None
     except IsADirectoryError:
@@ -213,10 +213,6 @@ def open_regular(path: Path, what: str = "") -> BufferedReader:
         file.close()
         raise FileFormatError(f"{said}{path} is a pipe or a device, expected a file")
     return file
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_text(path: Path, what: str, *, most: int = _MAX_TEXT) -> str:

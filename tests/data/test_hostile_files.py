@@ -392,6 +392,6 @@ def test_figures_draw_labels_as_they_stand():
 def test_pages_run_no_script():
     from crovca.evaluation import page
 
-    text = page.as_page("<script>", "<script>", page.picture(None, '"><script>'))
+    text = page.as_page("<script>", "<script>", [page.Large("<script>", page.picture(None, '"><script>'))])
     assert "<script" not in text
     assert "default-src 'none'" in text

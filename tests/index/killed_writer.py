@@ -3,8 +3,12 @@
 Each round a child process does one write, and kills itself with SIGKILL at the n-th file operation, or is killed after
 a random time. What is found then must be the state before or the state after that write; after, if the child had said
 that it was done.
+
+Kept embeddings have the signs of 64 random bits; the code is these bits, flipped where the model (a mask in a file)
+says. So codes, embeddings and model must be of one moment.
 """
 
+import json
 import os
 import random
 import signal
@@ -14,6 +18,7 @@ import time
 import numpy as np
 
 from crovca import Codes, HashIndex
+from crovca.index.origin import Origin
 
 BITS = 64
 WATCHED = {
@@ -28,51 +33,82 @@ WATCHED = {
 }
 
 
+def mask_of(version):
+    return np.frombuffer(random.Random(version).randbytes(8), np.uint8)
+
+
+def floats_of(bits):
+    return np.unpackbits(np.ascontiguousarray(bits), axis=1).astype(np.float32) - 0.5
+
+
 def contents(path):
+    """The model's version, and what each item is."""
     with HashIndex.open(path) as index:
         assert index.verify() == []
-        found = {}
-        for batch in index.batches():
+        view, found = index.view(), {}
+        version = int(json.loads((index.model_folder / "config.json").read_text()))
+        for batch in view.batches():
+            bits = np.packbits(view.originals()[view.find_all(batch.ids)] > 0, axis=1)
+            assert (batch.codes.packed == bits ^ mask_of(version)).all(), (
+                "codes of another model, or of other items"
+            )
             numbers = batch.metadata["n"].to_pylist()
-            codes = batch.codes.packed
             found.update(
                 {
-                    one: (code.tobytes(), n)
-                    for one, code, n in zip(batch.ids.tolist(), codes, numbers, strict=True)
+                    one: (item.tobytes(), n)
+                    for one, item, n in zip(batch.ids.tolist(), bits, numbers, strict=True)
                 }
             )
         assert len(found) == len(index)
-        return found
+        return version, found
 
 
 def plan(rng, state):
     """A write, and the state that it leads to."""
-    kind = rng.choice(["add", "add", "upsert", "delete", "compact"])
-    after = dict(state)
+    version, items = state
+    kind = rng.choice(["add", "add", "upsert", "delete", "compact", "refit"])
+    after = dict(items)
     count = rng.choice([1, 7, 60])
     if kind == "add":
         ids = rng.sample(range(10**6), count)
-        ids = [one for one in ids if one not in state]
+        ids = [one for one in ids if one not in items]
     else:
-        ids = rng.sample(sorted(state), min(count, len(state)))
+        ids = rng.sample(sorted(items), min(count, len(items)))
     if kind in ("add", "upsert"):
-        codes = np.frombuffer(rng.randbytes(8 * len(ids)), np.uint8).reshape(-1, 8)
+        bits = np.frombuffer(rng.randbytes(8 * len(ids)), np.uint8).reshape(-1, 8)
         numbers = [rng.randrange(1000) for _ in ids]
-        after.update({one: (code.tobytes(), n) for one, code, n in zip(ids, codes, numbers, strict=True)})
-        return (kind, ids, codes, numbers), after
+        after.update({one: (item.tobytes(), n) for one, item, n in zip(ids, bits, numbers, strict=True)})
+        return (kind, ids, bits, numbers, version), (version, after)
     if kind == "delete":
         for one in ids:
             del after[one]
-        return (kind, ids), after
-    return (kind,), after
+        return (kind, ids), (version, after)
+    if kind == "refit":
+        return (kind, version + 1), (version + 1, after)
+    return (kind,), (version, after)
+
+
+def save_model(version, folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(str(version))
 
 
 def write(path, action):
     with HashIndex.open(path, writable=True) as index:
         if action[0] in ("add", "upsert"):
-            getattr(index, action[0])(action[1], Codes(action[2], BITS), {"n": action[3]})
+            _, ids, bits, numbers, version = action
+            codes = Codes(bits ^ mask_of(version), BITS)
+            getattr(index, action[0])(ids, codes, {"n": numbers}, floats_of(bits))
         elif action[0] == "delete":
             index.delete(action[1])
+        elif action[0] == "refit":
+            mask = mask_of(action[1])
+            index.recode(
+                lambda floats: Codes(np.packbits(floats > 0, axis=1) ^ mask, BITS),
+                bits=BITS,
+                origin=Origin(f"{action[1]:064x}"),
+                save_model=lambda folder: save_model(action[1], folder),
+            )
         else:
             index.compact()
 
@@ -96,18 +132,19 @@ def child(path, action, done, point):
 
 def main(path, rounds, seed):
     rng = random.Random(seed)
-    HashIndex.create(path, BITS).close()
-    state, killed, undone, last_point = {}, 0, 0, 0
+    with HashIndex.create(path, BITS, keep="int8") as index:
+        save_model(0, index.model_folder)
+    state, killed, undone, last_point = (0, {}), 0, 0, 0
     for number in range(rounds):
         action, after = plan(rng, state)
         reading, writing = os.pipe()
-        point = rng.randrange(1, 60) if number % 3 else 0
+        point = rng.randrange(1, 90) if number % 3 else 0
         pid = os.fork()
         if pid == 0:
             child(path, action, writing, point)
         os.close(writing)
         if not point:
-            time.sleep(rng.random() * 0.03)
+            time.sleep(rng.random() * 0.06)
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
@@ -123,9 +160,13 @@ def main(path, rounds, seed):
     with HashIndex.open(path, writable=True) as index:
         listed = {segment.name for segment in index.view().segments}
         assert set(os.listdir(os.path.join(path, "segments"))) == listed, "killed writers' leftovers stay"  # noqa: PTH118, PTH208
+        left = [name for name in os.listdir(path) if name.startswith((".", "model"))]  # noqa: PTH208
+        assert left == [index.model_folder.name], left
         index.compact()
     assert contents(path) == state
-    print(f"{rounds} rounds, {killed} killed, {undone} undone, {len(state)} items, last point {last_point}")
+    print(
+        f"{rounds} rounds, {killed} killed, {undone} undone, {len(state[1])} items, last point {last_point}"
+    )
 
 
 if __name__ == "__main__":

@@ -437,7 +437,7 @@ def test_what_is_not_an_index_is_said(tmp_path):
     manifest = tmp_path / "index" / "manifest.json"
     content = json.loads(manifest.read_text())
     for change, message in (
-        ({"format_version": 2}, "format version 2, this crovca reads 1; upgrade"),
+        ({"format_version": 3}, "format version 3, this crovca reads 1 and 2; upgrade"),
         ({"kind": "model"}, "something else"),
         ({"color": "red"}, "is damaged"),
         ({"segments": [{"name": "x"}]}, "is damaged"),

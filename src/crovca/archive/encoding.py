@@ -20,8 +20,6 @@ from crovca.hashing.train import Observer
 from crovca.sources.opening import open_images, open_texts
 from crovca.sources.source import Source
 
-__all__ = ["EncodedPath", "encode_path", "encode_with"]
-
 Modality = Literal["images", "texts"]
 
 
@@ -124,6 +122,7 @@ def _encode_items(
         source.ids[found.rows],
         None if source.labels is None else source.labels[found.rows],
         kept if logits else None,
+        hasher.fingerprint,
     )
     return EncodedPath(encoded, found.embeddings, 4 * found.embeddings.shape[1], left_out)
 
@@ -146,9 +145,10 @@ def encode_with(
     """
     chosen = _chosen(hasher, data, path, modality, option)
     if not logits:
-        return Encoded(hasher.encode(data.values, bits, modality=chosen), data.ids, data.labels)
+        codes = hasher.encode(data.values, bits, modality=chosen)
+        return Encoded(codes, data.ids, data.labels, model=hasher.fingerprint)
     found = hasher.logits(data.values, modality=chosen)
-    result = Encoded(Codes.from_logits(found), data.ids, data.labels, found)
+    result = Encoded(Codes.from_logits(found), data.ids, data.labels, found, hasher.fingerprint)
     return result if bits is None else result.prefix(bits)
 
 

@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crovca.archive.encoding import encode_path
-from crovca.archive.queries import MODEL_FOLDER, describe_encoder
+from crovca.archive.queries import describe_encoder
 from crovca.codes import Codes, check_bits
 from crovca.data.columns import read_table
-from crovca.data.embeddings import Embeddings, load_embeddings
+from crovca.data.embeddings import Embeddings, Rows, evenly_spaced, load_embeddings
 from crovca.data.encoded import Encoded
 from crovca.data.store import JOB, MANIFEST, store_parts
 from crovca.embedding.blocks import counted
@@ -27,33 +27,24 @@ from crovca.embedding.embed import embed
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, check_output, read_json, remove
 from crovca.hasher import Hasher
+from crovca.hasher.drift import Drift
 from crovca.hashing.train import Observer
 from crovca.index.index import HashIndex
 from crovca.index.manifest import WriterLock
 from crovca.index.metadata import columns_of
 from crovca.index.metadata import read_table as read_metadata
+from crovca.index.origin import Origin
+from crovca.index.originals import Keep, Picked
+from crovca.index.tuned import Tuned
+from crovca.index.tuning import tune
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = [
-    "Changed",
-    "NewItems",
-    "add_items",
-    "build_index",
-    "check_distinct",
-    "check_new",
-    "encoder_of",
-    "fill",
-    "of_embeddings",
-    "of_encoded",
-    "open_items",
-    "source_kind",
-]
-
-_logger = logging.getLogger("crovca.archive")
+_logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 18
+_SAMPLE = 512  # of a block, to see whether it lies outside of what was learned
 
 
 @dataclass(frozen=True)
@@ -65,14 +56,20 @@ class NewItems:
         bits: of a code.
         blocks: (ids, codes, metadata), block by block.
         encoder: what the index keeps of the encoder of images (``queries.describe_encoder``), or None.
-        keep: puts the model that made the codes into a folder, where there is one.
+        save_model: puts the model that made the codes into a folder, where there is one.
+        origin: what made the codes and the embeddings.
+        embeddings: (n, d) of all items, where they are at hand.
+        drift: says how far embeddings lie from what the model has learned, where it knows.
     """
 
     ids: Any
     bits: int
     blocks: Iterator[tuple[Any, Codes, pa.Table | None]]
     encoder: dict[str, Any] | None = None
-    keep: Callable[[Path], object] = lambda folder: None
+    save_model: Callable[[Path], object] = lambda folder: None
+    origin: Origin = field(default_factory=Origin)
+    embeddings: Rows | None = None
+    drift: Callable[[Any], Drift] | None = None
 
 
 def source_kind(path: Path, encoder: str | None) -> str:
@@ -95,7 +92,8 @@ def of_encoded(found: Encoded, extra: pa.Table | None) -> NewItems:
     """Codes with their ids and labels."""
     ids = np.arange(len(found)) if found.ids is None else found.ids
     codes = found.codes
-    return NewItems(ids, codes.bits, _blocks(ids, codes.__getitem__, _labels(found.labels), extra))
+    blocks = _blocks(ids, codes.__getitem__, _labels(found.labels), extra)
+    return NewItems(ids, codes.bits, blocks, origin=Origin(found.model))
 
 
 def of_embeddings(
@@ -110,7 +108,15 @@ def of_embeddings(
     def encode(part: slice) -> Codes:
         return hasher.encode(data.values[part], bits, modality=hasher.modalities[0])
 
-    return NewItems(ids, bits, _blocks(ids, encode, {**_labels(data.labels), **_captions(path)}, extra))
+    encoder = encoder_of(path)
+    return NewItems(
+        ids,
+        bits,
+        _blocks(ids, encode, {**_labels(data.labels), **_captions(path)}, extra),
+        encoder,
+        origin=Origin(hasher.fingerprint, encoder),
+        embeddings=data.values,
+    )
 
 
 def check_new(opened: HashIndex, ids: Any) -> None:
@@ -169,25 +175,30 @@ def open_items(
         CrovcaError: what reading, embedding and encoding raise.
     """
     kind = source_kind(source, encoder)
-    keep: Callable[[Path], object] = partial(shutil.copytree, model) if model else lambda folder: None
+    save: Callable[[Path], object] = partial(shutil.copytree, model) if model else lambda folder: None
     if kind == "codes":
         if bits is not None:
             raise ConfigError("--bits goes with embeddings and images: codes are taken as they are")
-        return replace(of_encoded(Encoded.load(source), extra), keep=keep)
+        items = replace(of_encoded(Encoded.load(source), extra), save_model=save)
+        if model is None:
+            return items
+        maker = Origin(Hasher.load(model, device=device).fingerprint)
+        maker.check(items.origin, "these codes")
+        return replace(items, origin=maker)
     hasher: Any = None if model is None else Hasher.load(model, device=device)
     if hasher is not None and hasher.fine_tuning is not None:  # its encoder is its own
-        encoded = encode_path(hasher, source, None, observer=observer, bits=bits).encoded
-        return replace(of_encoded(encoded, extra), keep=keep)
+        found = encode_path(hasher, source, None, observer=observer, bits=bits)
+        return replace(of_encoded(found.encoded, extra), save_model=save, embeddings=found.embeddings)
     if kind == "images":
         if encoder is None:
             raise ConfigError(
                 f"{source} holds images: give --encoder, the folder of a model or its id on the hub"
             )
         options: Any = {"force": force, "check": check, "observer": observer}
-        found = embed(source, encoder, store, revision=revision, device=device, **options)
-        if broken := found.summary.broken:
+        made = embed(source, encoder, store, revision=revision, device=device, **options)
+        if broken := made.summary.broken:
             observer.message(f"{sum(broken.values()):,} images left out: {counted(broken)}")
-        data, source = found.embeddings, store
+        data, source = made.embeddings, store
     else:
         data = load_embeddings(source)
     if hasher is None:
@@ -195,21 +206,34 @@ def open_items(
             f"no --model: learning codes of {bits or 64} bits from these {len(data):,} embeddings, without labels"
         )
         hasher = Hasher(bits=bits or 64, device=device).fit(data, observer=observer)
-        keep = hasher.save
+        return replace(of_embeddings(data, source, hasher, bits, extra), save_model=hasher.save)
+    known = hasher.towers_.coders[0].gate is not None
     items = of_embeddings(data, source, hasher, bits, extra)
-    return replace(items, encoder=encoder_of(source), keep=keep)
+    return replace(items, save_model=save, drift=hasher.drift if known else None)
 
 
 def fill(index: HashIndex, items: NewItems, observer: Observer, *, upsert: bool = False) -> int:
-    """Put items into an index, block by block; how many took the place of others."""
+    """Put items into an index, block by block; how many took the place of others. Says once where many of a block lie
+    outside of what the model has learned, and what was lost of embeddings that are kept."""
     replaced = done = 0
+    drift = items.drift
     for ids, codes, table in items.blocks:
-        if upsert:
-            replaced += index.upsert(ids, codes, table)
-        else:
-            index.add(ids, codes, table)
+        rows = np.arange(done, done + len(codes))
+        floats = None if items.embeddings is None else Picked(items.embeddings, rows)
+        if drift is not None and floats is not None:
+            found = drift(floats[evenly_spaced(len(rows), _SAMPLE)])
+            if found.much:
+                observer.message(
+                    f"{found.sentence('of the items to add')}: their codes may not find them; look with 'crovca index "
+                    "check', and learn anew with 'crovca index refit'"
+                )
+                drift = None
+        write = index.upsert if upsert else index.add
+        replaced += write(ids, codes, table, floats, origin=items.origin) or 0
         done += len(codes)
         observer.advance("indexing", done / len(items.ids))
+    if index.loss.items:
+        observer.message(index.loss.sentence(index.keep))
     return replaced
 
 
@@ -223,6 +247,7 @@ class Changed:
         bits: of a code.
         disk_bytes: by what they hold, as ``stats`` has them.
         encoder: what is known of the encoder of its images, or None.
+        tuned: what was chosen for a target recall, where one was given.
     """
 
     items: int
@@ -231,6 +256,7 @@ class Changed:
     bits: int
     disk_bytes: dict[str, int]
     encoder: Mapping[str, Any] | None
+    tuned: Tuned | None = None
 
 
 def build_index(
@@ -242,6 +268,9 @@ def build_index(
     encoder: str | None = None,
     revision: str | None = None,
     metadata: Path | None = None,
+    keep: Keep | None = None,
+    target_recall: float | None = None,
+    top_k: int = 10,
     device: str = "auto",
     force: bool = False,
     observer: Observer,
@@ -255,6 +284,8 @@ def build_index(
         source, model, bits, encoder, revision, device, observer: as for ``open_items``.
         output: folder of the index.
         metadata: more columns, by a column "id": .parquet or .csv.
+        keep: what is kept of embeddings; None: "int8" where they are at hand.
+        target_recall, top_k: tune the index for this recall at this k (``index.tuning``); None: not.
         force: whether an index that exists is replaced; and embeddings of other images or of another encoder.
 
     Raises:
@@ -281,10 +312,20 @@ def build_index(
             force=force,
             observer=observer,
         )
-        with HashIndex.create(folder, items.bits, encoder=items.encoder) as made:
-            items.keep(folder / MODEL_FOLDER)
+        keep = ("none" if items.embeddings is None else "int8") if keep is None else keep
+        if keep != "none" and items.embeddings is None:
+            raise ConfigError(f"--keep {keep} goes with embeddings and images; {source} holds codes alone")
+        model_print = items.origin.model or ""
+        with HashIndex.create(
+            folder, items.bits, encoder=items.encoder, model=model_print, keep=keep
+        ) as made:
+            items.save_model(made.model_folder)
             fill(made, items, observer)
-            return _changed(made, len(made), 0)
+            tuned = None
+            if target_recall is not None:
+                tuned = tune(made, target_recall, top_k, advance=partial(observer.advance, "tuning"))
+                made.keep_tuned(tuned)
+            return replace(_changed(made, len(made), 0), tuned=tuned)
 
 
 def add_items(
@@ -295,6 +336,7 @@ def add_items(
     encoder: str | None = None,
     revision: str | None = None,
     metadata: Path | None = None,
+    keep: Keep | None = None,
     upsert: bool = False,
     device: str = "auto",
     observer: Observer,
@@ -308,6 +350,7 @@ def add_items(
         index: its folder.
         source, revision, metadata, device, observer: as for ``build_index``.
         model, encoder: None: the index's.
+        keep: what the index keeps of embeddings, which was settled when it was built; None: that.
         upsert: whether ids may be in the index already.
 
     Raises:
@@ -316,8 +359,13 @@ def add_items(
     """
     extra = None if metadata is None else read_metadata(metadata)
     with HashIndex.open(index, writable=True) as opened:
-        if model is None and (index / MODEL_FOLDER).is_dir():
-            model = index / MODEL_FOLDER
+        if keep not in (None, opened.keep):
+            raise ConfigError(
+                f"{index} keeps {opened.keep} of its items' embeddings, not {keep}; change that for all of them with "
+                f"'crovca index refit {index} --keep {keep}'"
+            )
+        if model is None and opened.model_folder.is_dir():
+            model = opened.model_folder
         if encoder is None and opened.encoder is not None:
             encoder, revision = opened.encoder["encoder"], opened.encoder["revision"]
         kind = source_kind(source, encoder)
@@ -342,6 +390,7 @@ def add_items(
                 check=check,
                 observer=observer,
             )
+            opened.origin.check(items.origin, f"the items of {source}")
             check_distinct(items.ids)
             check(items.ids)
             replaced = fill(opened, items, observer, upsert=upsert)
@@ -395,10 +444,10 @@ def _blocks(
         missing += absent
         yield ids[part], encode(part), table
     if missing == len(ids) and missing:
-        _logger.info("none of these items is in the metadata: are its ids written in the same way?")
+        _logger.warning("none of these items is in the metadata: are its ids written in the same way?")
     elif missing:
         what = f"{missing:,} of {len(ids):,} items"
-        _logger.info("%s are not in the metadata: their columns from it are empty", what)
+        _logger.warning("%s are not in the metadata: their columns from it are empty", what)
 
 
 def _metadata(

@@ -22,10 +22,9 @@ from crovca.encoders.encoder import Encoder, TextEncoder, load_once
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.hasher import Hasher
+from crovca.index.manifest import Manifest
 
-__all__ = ["MODEL_FOLDER", "QueryModel", "describe_encoder"]
-
-MODEL_FOLDER = "model"
+__all__ = ["QueryModel", "describe_encoder"]
 
 Logits = npt.NDArray[np.float32]
 
@@ -77,7 +76,7 @@ class QueryModel:
         Raises:
             ConfigError: neither holds a model.
         """
-        folder = model or index / MODEL_FOLDER
+        folder = model or index / Manifest.load(index).model
         if model is None and not folder.is_dir():
             raise ConfigError(
                 f"{index} holds no model (it was built from codes), so queries cannot be encoded; "
@@ -92,29 +91,41 @@ class QueryModel:
         )
 
     def of_images(self, files: Sequence[Path]) -> Logits:
-        """Logits of image files.
+        """Logits of image files; raises as ``embed_images``."""
+        return self.of_embeddings(self.embed_images(files))
+
+    def of_texts(self, texts: Sequence[str]) -> Logits:
+        """Logits of texts; raises as ``embed_texts``."""
+        return self.of_embeddings(self.embed_texts(texts), texts=True)
+
+    def embed_images(self, files: Sequence[Path]) -> npt.NDArray[np.float32]:
+        """Embeddings float32 (q, d) of image files.
 
         Raises:
             ConfigError: it is not known which encoder to take.
             FileFormatError: a file is not an image that can be read, or the encoder is not the one of the index.
         """
         if self.hasher.fine_tuning is not None:
-            return self.hasher.logits(list(files), modality="images")
+            return self.hasher.embed(list(files), modality="images")
         encoder, source = self._image_encoder(), as_images([os.fspath(file) for file in files])
         found = []
         for block in embed_blocks(source, encoder):
             for row, (reason, detail) in block.faults.items():
                 raise FileFormatError(f"{files[row]}: {reason}: {detail}")
-            found.append(block.embeddings.cpu().numpy())
-        return self.of_embeddings(np.concatenate(found))
+            found.append(block.embeddings.float().cpu().numpy())
+        return np.concatenate(found)
 
-    def of_texts(self, texts: Sequence[str]) -> Logits:
-        """Logits of texts."""
+    def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embeddings float32 (q, d) of texts.
+
+        Raises:
+            ConfigError: the model takes images only, or it is not known which encoder to take.
+        """
         if self.hasher.modalities[-1] == "images":
             raise ConfigError("this index's model takes images only, so it cannot be searched by text")
         if self.hasher.fine_tuning is not None:
-            return self.hasher.logits(list(texts), modality="texts")
-        return self.of_embeddings(self._text_tower().embed(list(texts)).cpu().numpy(), texts=True)
+            return self.hasher.embed(list(texts), modality="texts")
+        return np.asarray(self._text_tower().embed(list(texts)).float().cpu().numpy())
 
     def _image_encoder(self) -> Encoder:
         if self._images is not None:

@@ -52,8 +52,8 @@ class _Items(NamedTuple):
         """Embeddings of at most ``most`` evenly spaced items; each process computes its part, all get the whole."""
         rows = process_group.share(self.rows[evenly_spaced(len(self.rows), most)])
         mine = [block.embeddings.cpu().numpy() for block in embed_blocks(self.source, self.encoder, rows)]
-        parts = process_group.collect(np.concatenate(mine) if mine else None)
-        return np.concatenate([part for part in parts if part is not None])
+        own = np.concatenate(mine) if mine else np.zeros((0, self.encoder.width), np.float32)
+        return np.concatenate(process_group.collect(own))
 
 
 def fit_images(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:

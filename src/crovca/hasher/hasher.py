@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -21,6 +24,7 @@ from crovca.embedding.blocks import embed_blocks
 from crovca.embedding.items import as_images, as_texts, name_of
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, NotFittedError
 from crovca.hasher import files
+from crovca.hasher.drift import Drift, drift
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import Fitted, Run, fit_embeddings, initialize
 from crovca.hasher.fit_images import fit_images
@@ -43,6 +47,8 @@ __all__ = ["EncodedItems", "Hasher"]
 
 Float32 = npt.NDArray[np.float32]
 Pairing = Literal["views", "neighbors", "classes"]
+
+_logger = logging.getLogger(__name__)
 
 _BLOCK = 1024  # few enough to stay in the processor's cache between the layers
 _MODALITIES = (("embeddings",), ("images",), ("images", "texts"))
@@ -271,7 +277,12 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         _refuse_sparse(X, "X")
         run = Run(observer or Silent(), checkpoint, checkpoint_seconds, process_group)
         how = fit_embeddings if self.fine_tuning is None else fit_images
-        return self._take(how(self, X, y, texts, run))
+        started = time.perf_counter()
+        _logger.info("learning %d bits of %s", self.bits, " and ".join(self.modalities))
+        self._take(how(self, X, y, texts, run))
+        steps, seconds = self.history_[-1]["steps"], time.perf_counter() - started
+        _logger.info("learned %d bits in %d steps, %.1f s", self.bits, steps, seconds)
+        return self
 
     def initialize(self, X: Any, texts: Any = None) -> Self:
         """Take the random weights that ``fit`` begins with, and learn nothing but scales and the bits' balance.
@@ -377,6 +388,30 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def width(self, modality: Modality | None = None) -> int:
         """d, the width of a modality's embeddings."""
         return self._tower(modality).coder.width
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of everything that decides a code: tells another model from the same, saved or not."""
+        towers = self._fitted()
+        digest = hashlib.sha256(repr(self.lengths_).encode())
+        for name, value in sorted(towers.state_dict().items()):
+            values = value.detach().cpu().contiguous()
+            digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
+            digest.update(values.numpy().tobytes())
+        for tower in towers:
+            if tower.encoder is not None:
+                digest.update(str(tower.encoder.identity["weights_sha256"]).encode())
+        return digest.hexdigest()
+
+    def drift(self, X: Any, *, modality: Modality | None = None) -> Drift:
+        """How far embeddings (n, d) lie from what was learned (``hasher.drift``).
+
+        Raises:
+            ConfigError: the model keeps nothing of what it learned from (faithfulness="kinds", pairs, images).
+            InvalidInputError: another shape, NaN or infinity.
+        """
+        coder = self._tower(modality).coder
+        return drift(coder, [block for _, block in chunks(_as_rows(X, "X"), _BLOCK)])
 
     # --- files ---
 

@@ -40,9 +40,12 @@ class Gate(nn.Module):
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """(n, k) to (n, 1)."""
+        return torch.sigmoid((self.nearest(coordinates) - self.threshold) / self.width)
+
+    def nearest(self, coordinates: Tensor) -> Tensor:
+        """The cosine to the nearest centroid: (n, k) to (n, 1)."""
         unit = F.normalize(coordinates[:, : self.centroids.shape[1]], dim=1)
-        nearest = F.linear(unit, self.centroids).amax(dim=1, keepdim=True)
-        return torch.sigmoid((nearest - self.threshold) / self.width)
+        return F.linear(unit, self.centroids).amax(dim=1, keepdim=True)
 
 
 def fit_gate(points: Tensor, *, quantile: float = 0.1, seed: int = 0) -> Gate:

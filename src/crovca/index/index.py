@@ -11,25 +11,36 @@ array([['b', 'a']], dtype='<U1')
 
 from __future__ import annotations
 
+import logging
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from errno import EMFILE
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from crovca.codes import Codes
-from crovca.errors import CrovcaError, FileFormatError, InvalidInputError, OutputExistsError, StorageError
+from crovca.data.embeddings import Rows
+from crovca.errors import (
+    ConfigError,
+    CrovcaError,
+    FileFormatError,
+    InvalidInputError,
+    OutputExistsError,
+    StorageError,
+)
 from crovca.files import atomic_directory, remove
 from crovca.index.manifest import (
     DELETIONS_NAME,
     MAX_ROWS,
+    MODEL_NAME,
     SEGMENT_NAME,
     IdType,
     Manifest,
@@ -38,15 +49,22 @@ from crovca.index.manifest import (
 )
 from crovca.index.memo import after_fork
 from crovca.index.metadata import Metadata, as_table, conform
+from crovca.index.model import KeptModel
+from crovca.index.origin import Origin
+from crovca.index.originals import NO_ORIGINALS, Keep, Loss, Originals
 from crovca.index.reader import Reader
-from crovca.index.scoring import Int64
+from crovca.index.scoring import Float32, Int64
 from crovca.index.segment import Segment, SegmentRows, try_remove, write_deletions, write_segment
+from crovca.index.tuned import Tuned
 from crovca.index.view import View
 
 __all__ = ["HashIndex"]
 
 _MERGE_ROWS = 1 << 20  # a write takes smaller segments than this along into its own
 _MAX_ROWS = 1 << 28  # of one segment
+_BLOCK = 1 << 14  # items encoded at a time
+_logger = logging.getLogger(__name__)
+
 _ATTEMPTS = 20  # to open a generation before a writer has replaced it
 
 
@@ -66,6 +84,10 @@ class HashIndex(Reader):
     ``HashIndex`` for reading and for writing; a forked process may go on reading (docs/reliability.md).
 
     Build with ``create`` or ``open``; use as a context manager, or call ``close``.
+
+    Attributes:
+        bits: length of the codes.
+        loss: the cosine between the embeddings that were added through this object and what was kept of them.
     """
 
     def __init__(self, path: Path, lock: WriterLock | None, *, skip_damaged: bool = False) -> None:
@@ -76,8 +98,9 @@ class HashIndex(Reader):
             RLock()
         )  # held by the thread that changes ``_state``; whoever reads takes that once, without it
         after_fork(self)
+        self.loss = Loss()
         self._state = self._load(None)
-        self.bits = self._state.manifest.bits
+        self._set(self._state)
         if lock is not None:
             self._sweep()
 
@@ -93,6 +116,8 @@ class HashIndex(Reader):
         *,
         id_type: IdType | None = None,
         encoder: dict[str, Any] | None = None,
+        model: str = "",
+        keep: Keep = "none",
     ) -> HashIndex:
         """Make an empty index and open it for writing.
 
@@ -101,8 +126,12 @@ class HashIndex(Reader):
             bits: length of the codes, 1 to 4,096.
             id_type: "int64" or "string"; None: as the first items have it.
             encoder: what makes embeddings of queries, kept for whoever searches (JSON).
+            model: fingerprint of the model that makes the codes (``Hasher.fingerprint``); "": as is told first.
+            keep: "int8" or "float16" keep the items' embeddings beside their codes, at one or two bytes a number, for
+                ``search(rescore=...)``; "none" does not.
 
         Raises:
+            ConfigError: another ``keep``.
             OutputExistsError: something stands at ``path``.
             StorageError: the folder cannot be written.
         """
@@ -111,7 +140,8 @@ class HashIndex(Reader):
             raise OutputExistsError(
                 f"{path} exists already; open it with HashIndex.open, or give another folder"
             )
-        manifest = Manifest.new(bits, id_type, encoder)
+        _check_keep(keep)
+        manifest = Manifest.new(bits, id_type=id_type, encoder=encoder, fingerprint=model, keep=keep)
         lock = None
         try:
             with atomic_directory(path.resolve(), new=True) as folder:  # of two who create, the second fails
@@ -200,6 +230,21 @@ class HashIndex(Reader):
         """Segments that are missing or cut short, a line each (``open`` with ``skip_damaged``)."""
         return list(self._state.damaged)
 
+    @property
+    def keep(self) -> Keep:
+        """What is kept of embeddings: "none", "float16" or "int8"."""
+        return self._state.manifest.keep
+
+    @property
+    def origin(self) -> Origin:
+        """What made the codes and the embeddings, as far as it is known."""
+        return self.view().origin
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model of this generation lies, or would."""
+        return self.path / self._state.manifest.model
+
     def view(self) -> View:
         """See ``Reader``."""
         return self._opened_state()[1]
@@ -223,28 +268,46 @@ class HashIndex(Reader):
                 raise FileFormatError(f"{self.path} was built anew; open it again")
             if newest == manifest:
                 return False
-            self._state = self._load(view)
+            self._set(self._load(view))
             return True
 
     # --- writing ---
 
-    def add(self, ids: Any, codes: Codes, metadata: Metadata | None = None) -> None:
+    def add(
+        self,
+        ids: Any,
+        codes: Codes,
+        metadata: Metadata | None = None,
+        embeddings: Any = None,
+        *,
+        origin: Origin | None = None,
+    ) -> None:
         """Add new items, durably.
 
         Args:
             ids: (n,) strings or int64, none of them in the index yet.
             codes: (n,) of the index's length.
             metadata: columns of n values: a mapping or an Arrow table. New columns may come at any time.
+            embeddings: (n, d), where the index keeps them; else passed over.
+            origin: what made the codes and the embeddings, where it is known.
 
         Raises:
             InvalidInputError: what is wrong with them; nothing was added.
             StorageError: not open for writing, or the disk refused; nothing was added.
         """
-        self._write(ids, codes, metadata, replacing=False)
+        self._write(ids, codes, metadata, embeddings, origin or Origin(), replacing=False)
 
-    def upsert(self, ids: Any, codes: Codes, metadata: Metadata | None = None) -> int:
+    def upsert(
+        self,
+        ids: Any,
+        codes: Codes,
+        metadata: Metadata | None = None,
+        embeddings: Any = None,
+        *,
+        origin: Origin | None = None,
+    ) -> int:
         """Add items, in the place of those that have the same ids; else as ``add``. Returns how many were replaced."""
-        return self._write(ids, codes, metadata, replacing=True)
+        return self._write(ids, codes, metadata, embeddings, origin or Origin(), replacing=True)
 
     def delete(self, ids: Any) -> int:
         """Delete items, durably. Ids that are not in the index are passed over. Returns how many were deleted."""
@@ -275,6 +338,79 @@ class HashIndex(Reader):
                 ]
             self._commit(manifest.next(segments=tuple(entries), written=int(entries[-1].name)), view)
             return dropped
+
+    def recode(
+        self,
+        encode: Callable[[Float32], Codes],
+        *,
+        bits: int,
+        origin: Origin,
+        save_model: Callable[[Path], object],
+        embeddings: Callable[[Any], Rows] | None = None,
+        keep: Keep | None = None,
+        advance: Callable[[float], object] = lambda share: None,
+    ) -> None:
+        """Give every item a new code, by a new model, in one step: until then, and whatever happens, all is as it was.
+
+        Args:
+            encode: makes codes of embeddings float32 (n, d).
+            bits: length of the new codes.
+            origin: what makes them.
+            save_model: puts the model into a folder.
+            embeddings: gives the embeddings of some ids; None: those that are kept.
+            keep: what is kept from now on; None: as before.
+            advance: told what share is done.
+
+        Raises:
+            InvalidInputError: there are no embeddings.
+            StorageError: not open for writing, or the disk refused; nothing has changed.
+        """
+        with self._writing() as (manifest, view):
+            keep = _check_keep(manifest.keep if keep is None else keep)
+            model = f"model-{manifest.generation + 1:08d}"
+            written, width, done, loss = [], None, 0, Loss()
+            with self._nothing_changes():
+                remove(self.path / model)
+                save_model(self.path / model)
+                for segment in view.segments if view.items else ():
+                    rows = segment.live_rows()
+                    floats = (
+                        rows.originals
+                        if embeddings is None
+                        else embeddings(segment.ids(segment.live_numbers()))
+                    )
+                    if floats is None:
+                        raise InvalidInputError(NO_ORIGINALS)
+                    parts = []
+                    for start in range(0, len(floats), _BLOCK):
+                        parts.append(encode(np.asarray(floats[start : start + _BLOCK], np.float32)))
+                        advance((done + min(start + _BLOCK, len(floats))) / view.items)
+                    done, width, originals = done + len(floats), int(floats.shape[-1]), rows.originals
+                    if embeddings is not None or keep != manifest.keep:
+                        originals, loss = (None, loss) if keep == "none" else Originals.of(floats, keep, loss)
+                    written.append(
+                        self._write_segment(
+                            replace(rows, codes=Codes.concatenate(parts), originals=originals)
+                        )
+                    )
+            changed = manifest.next(
+                segments=tuple(written),
+                written=int(written[-1].name) if written else manifest.written,
+                bits=bits,
+                model=model,
+                fingerprint=origin.model or "",
+                encoder=manifest.encoder if origin.encoder is None else dict(origin.encoder),
+                keep=keep,
+                width=None if keep == "none" else width,
+                tuned=None,
+            )
+            self._commit(changed, view)
+            self.loss = loss
+
+    def keep_tuned(self, tuned: Tuned) -> None:
+        """Keep what ``tuning`` chose, for searches with rescore="tuned"."""
+        with self._writing() as (manifest, view):
+            self._commit(manifest.next(tuned=tuned.to_dict()), view)
 
     def verify(self) -> list[str]:
         """Read everything and compare it with its checksums and with each other; what is wrong, a line each."""
@@ -313,8 +449,12 @@ class HashIndex(Reader):
                     "codes": ["codes.npy"],
                     "ids": ["ids.npy", "id_offsets.npy", "id_bytes.npy", "hashes.npy"],
                     "metadata": ["metadata.parquet"],
+                    "originals": ["originals.npy", "scales.npy"],
                 }.items()
             },
+            "keep": manifest.keep,
+            "width": manifest.width,
+            "tuned": manifest.tuned,
             "memory_bytes": view.nbytes,
             "engines": view.engines(),
             "damaged": self.damaged,
@@ -331,7 +471,7 @@ class HashIndex(Reader):
             if (
                 Manifest.load(self.path) != manifest
             ):  # an earlier write of ours broke off, and nobody knew how
-                self._state = self._load(view)
+                self._set(self._load(view))
             yield self._opened_state()
 
     def _check_writable(self) -> None:
@@ -356,11 +496,22 @@ class HashIndex(Reader):
         except StorageError as error:
             raise StorageError(f"{self.path} is as it was: {error}") from error
 
-    def _write(self, ids: Any, codes: Codes, metadata: Metadata | None, *, replacing: bool) -> int:
+    def _write(
+        self,
+        ids: Any,
+        codes: Codes,
+        metadata: Metadata | None,
+        embeddings: Any,
+        origin: Origin,
+        *,
+        replacing: bool,
+    ) -> int:
         if not isinstance(codes, Codes) or codes.bits != self.bits:
             got = f"{codes.bits} bits" if isinstance(codes, Codes) else type(codes).__name__
             raise InvalidInputError(f"the index holds codes of {self.bits} bits, got {got}")
         with self._writing() as (manifest, view):
+            view.origin.check(origin, "these items")
+            known_origin = view.origin.known(origin)
             keys = view.as_ids(ids)
             if len(keys) != len(codes):
                 raise InvalidInputError(f"there are {len(keys)} ids for {len(codes)} codes")
@@ -372,7 +523,8 @@ class HashIndex(Reader):
             known = manifest.arrow_schema()
             if table is not None:
                 table = conform(table, known)
-            rows = SegmentRows.of(keys, codes, table)
+            kept, loss = _kept(manifest, embeddings, len(keys), self.loss)
+            rows = SegmentRows.of(keys, codes, table, kept)
             twice = rows.duplicate()
             if twice is not None:
                 raise InvalidInputError(f"the id {twice!r} occurs twice among those given")
@@ -396,8 +548,12 @@ class HashIndex(Reader):
                 columns={field.name: str(field.type).removeprefix("large_") for field in known},
                 schema=b64encode(known.serialize()).decode(),
                 id_type="int64" if keys.dtype.kind == "i" else "string",
+                width=None if kept is None else kept.shape[1],
+                fingerprint=known_origin.model or "",
+                encoder=None if known_origin.encoder is None else dict(known_origin.encoder),
             )
             self._commit(changed, view)
+            self.loss = loss
             return len(replaced)
 
     def _take_along(
@@ -416,6 +572,7 @@ class HashIndex(Reader):
             kept, total = kept - 1, total + live
         if kept == len(entries):
             return entries, rows
+        _logger.info("%s: %d segments are merged with what is added", self.path, len(entries) - kept)
         taken = [self._segment(entry, manifest, view).live_rows() for entry in entries[kept:]]
         return entries[:kept], SegmentRows.concatenate([*taken, rows])
 
@@ -439,6 +596,10 @@ class HashIndex(Reader):
         number = max([self._state.manifest.written, *standing]) + 1
         return write_segment(segments / f"{number:08d}", rows)
 
+    def _set(self, state: _State) -> None:
+        self._state = state
+        self.bits = state.manifest.bits
+
     def _commit(self, manifest: Manifest, view: View) -> None:
         self._check_writable()  # nobody has built another index here in the meantime
         state = self._open_all(manifest, view)  # what cannot be opened is not committed
@@ -446,9 +607,11 @@ class HashIndex(Reader):
             manifest.save(self.path)
         except BaseException:
             with suppress(CrovcaError, OSError):  # the next write looks again
-                self._state = self._load(view)  # which of the two stands there now
+                self._set(self._load(view))  # which of the two stands there now
             raise
-        self._state = state
+        self._set(state)
+        rows = sum(entry.rows - entry.deleted for entry in manifest.segments)
+        _logger.info("%s: state %d written, %d items", self.path, manifest.generation, rows)
         del view, state
         self._sweep()
 
@@ -467,7 +630,8 @@ class HashIndex(Reader):
                         f"{self.path} changes faster than it can be opened; try again"
                     ) from error
                 raise
-            if state.damaged and Manifest.load(self.path).generation != manifest.generation:
+            gone = state.damaged or (manifest.fingerprint and state.view and state.view.model is None)
+            if gone and Manifest.load(self.path).generation != manifest.generation:
                 continue  # retired, not damaged
             return state
         raise StorageError(f"{self.path} changes faster than it can be opened; try again")
@@ -493,7 +657,12 @@ class HashIndex(Reader):
                 if isinstance(error, FileNotFoundError):
                     raise
                 raise StorageError(f"cannot read {self.path}: {error.strerror or error}") from error
-        return _State(manifest, View(opened, manifest.bits, manifest.id_type), tuple(damaged))
+        folder, model = self.path / manifest.model, None if view is None else view.model
+        if model is None or (model.folder, model.fingerprint) != (folder, manifest.fingerprint):
+            model = KeptModel.of(folder, manifest.fingerprint)
+        origin = Origin(manifest.fingerprint or None, manifest.encoder)
+        view = View(opened, manifest.bits, manifest.id_type, model=model, origin=origin, tuned=manifest.tuned)
+        return _State(manifest, view, tuple(damaged))
 
     def _segment(self, entry: SegmentEntry, manifest: Manifest, view: View | None) -> Segment:
         for segment in () if view is None else view.segments:
@@ -502,7 +671,8 @@ class HashIndex(Reader):
                 if same is not None:
                     return same
         assert manifest.id_type is not None  # a manifest without it lists no segments
-        return Segment(self.path / "segments" / entry.name, entry, manifest.bits, manifest.id_type)
+        folder = self.path / "segments" / entry.name
+        return Segment(folder, entry, manifest.bits, manifest.id_type, manifest.keep, manifest.width)
 
     def _sweep(self) -> None:
         """Remove what no manifest lists any more and no reader holds; the rest is left for a later write."""
@@ -510,6 +680,11 @@ class HashIndex(Reader):
         with suppress(OSError):  # what cannot be removed does no harm
             for left in self.path.glob(".manifest.json.*.tmp"):  # of writers that were killed
                 remove(left)
+            for left in self.path.glob(".model*.tmp*"):
+                remove(left)
+            for folder in self.path.glob("model*"):
+                if MODEL_NAME.fullmatch(folder.name) and folder.name != self._state.manifest.model:
+                    try_remove(folder, "config.json")
             for folder in (self.path / "segments").iterdir():
                 entry = listed.get(folder.name)
                 if entry is not None:
@@ -522,6 +697,33 @@ class HashIndex(Reader):
                     try_remove(folder)
                 elif folder.name.startswith(".") and ".tmp" in folder.name:
                     remove(folder)
+
+
+def _check_keep(keep: Keep) -> Keep:
+    if keep not in get_args(Keep):
+        raise ConfigError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep!r}")
+    return keep
+
+
+def _kept(manifest: Manifest, embeddings: Any, count: int, loss: Loss) -> tuple[Originals | None, Loss]:
+    """What is kept of the embeddings of new items, and the loss with theirs.
+
+    Raises:
+        InvalidInputError: they are missing, or are not what the index keeps.
+    """
+    if manifest.keep == "none":
+        return None, loss
+    if embeddings is None:
+        raise InvalidInputError(
+            f"the index keeps embeddings ({manifest.keep}): give those of the items beside their codes (embeddings=)"
+        )
+    values = embeddings if hasattr(embeddings, "shape") else np.asarray(embeddings)
+    if len(values.shape) != 2 or len(values) != count or manifest.width not in (None, values.shape[1]):
+        width = "d" if manifest.width is None else manifest.width
+        raise InvalidInputError(
+            f"the embeddings must have shape ({count}, {width}), got {tuple(values.shape)}"
+        )
+    return Originals.of(values, manifest.keep, loss)
 
 
 def _refuse_links(path: Path, manifest: Manifest) -> None:

@@ -5,7 +5,7 @@
     INDEX/manifest.json                        see ``Manifest``; replaced in one step by every write
     INDEX/lock                                 locked by the writer
     INDEX/segments/00000001/                   see ``segment``
-    INDEX/model/                               the hasher that makes queries into logits (optional)
+    INDEX/model/, INDEX/model-00000002/        the hasher that makes queries into logits (optional)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from base64 import b64decode
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
 
@@ -29,10 +29,12 @@ from crovca.codes import check_bits
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
 from crovca.files import read_json, write_json
 from crovca.index.memo import after_fork
+from crovca.index.originals import Keep
 
-__all__ = ["FORMAT_VERSION", "FileEntry", "IdType", "Manifest", "SegmentEntry", "WriterLock"]
+__all__ = ["FORMAT_VERSION", "FileEntry", "IdType", "Manifest", "SegmentEntry", "WriterLock", "segment_files"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ = (1, 2)  # the first has no originals, fingerprints and settings
 IdType = Literal["int64", "string"]
 
 SEGMENT_NAME = re.compile(r"[0-9]{8,12}")
@@ -41,6 +43,8 @@ FILES: dict[IdType, frozenset[str]] = {
     "int64": frozenset({"codes.npy", "hashes.npy", "ids.npy", "metadata.parquet"}),
     "string": frozenset({"codes.npy", "hashes.npy", "id_offsets.npy", "id_bytes.npy", "metadata.parquet"}),
 }
+MODEL_NAME = re.compile(r"model(-[0-9]{8,12})?")
+_ORIGINALS = frozenset({"originals.npy", "scales.npy"})
 MAX_ROWS = (1 << 32) - 1  # of a segment: engines count rows in 32 bits
 
 _NAME = "manifest.json"
@@ -58,7 +62,7 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         named = isinstance(self.name, str) and (
-            any(self.name in names for names in FILES.values()) or DELETIONS_NAME.fullmatch(self.name)
+            self.name in FILES["int64"] | FILES["string"] | _ORIGINALS or DELETIONS_NAME.fullmatch(self.name)
         )
         _check(named, f"{self.name!r} is no file of a segment")
         _check_whole(self.bytes, f"the size of {self.name}", 1, 1 << 60)
@@ -104,6 +108,9 @@ class Manifest:
             form (base64).
         encoder: what made the embeddings (id or folder, revision), where that is known.
         written: number of the last segment that was written.
+        keep: what is kept of embeddings; width: the numbers in one, once there are some.
+        model: name of the model's folder; fingerprint: of what made the codes (``Hasher.fingerprint``), or "".
+        tuned: what ``tuning`` chose and measured.
     """
 
     bits: int
@@ -115,6 +122,11 @@ class Manifest:
     encoder: dict[str, Any] | None = None
     written: int = 0
     segments: tuple[SegmentEntry, ...] = ()
+    keep: Keep = "none"
+    width: int | None = None
+    model: str = "model"
+    fingerprint: str = ""
+    tuned: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
@@ -129,6 +141,14 @@ class Manifest:
         _check(described, "'columns' is not names and types")
         _check(isinstance(self.schema, str), "'schema' is not text")
         _check(self.encoder is None or isinstance(self.encoder, dict), "'encoder' is not an object")
+        _check(self.keep in get_args(Keep), f"'keep' must be one of {get_args(Keep)}, got {self.keep!r}")
+        if self.width is not None:
+            _check_whole(self.width, "width", 1, 1 << 24)
+        named = isinstance(self.model, str) and MODEL_NAME.fullmatch(self.model)
+        _check(named, f"{self.model!r} cannot be the folder of a model")
+        digest = isinstance(self.fingerprint, str) and re.fullmatch("([0-9a-f]{64})?", self.fingerprint)
+        _check(digest, f"the fingerprint of the model is {self.fingerprint!r}")
+        _check(self.tuned is None or isinstance(self.tuned, dict), "'tuned' is not an object")
         names = [segment.name for segment in self.segments]
         _check(len(set(names)) == len(names), "a segment is listed twice")
         for segment in self.segments:
@@ -137,16 +157,16 @@ class Manifest:
                 f"segment {segment.name} is beyond 'written', {self.written}",
             )
             files = [file.name for file in segment.files]
-            expected = FILES[self.id_type] if self.id_type else frozenset()
+            expected = segment_files(self.id_type, self.keep) if self.id_type else frozenset()
             _check(
                 len(files) == len(expected) and set(files) == expected,
                 f"segment {segment.name} has the files {sorted(files)}, expected {sorted(expected)}",
             )
 
     @classmethod
-    def new(cls, bits: int, id_type: IdType | None, encoder: dict[str, Any] | None) -> Manifest:
+    def new(cls, bits: int, **settings: Any) -> Manifest:
         """An empty index's."""
-        return cls(check_bits(bits), id_type, uuid=str(uuid.uuid4()), encoder=encoder)
+        return cls(check_bits(bits), uuid=str(uuid.uuid4()), **settings)
 
     def next(self, **changes: Any) -> Manifest:
         """The manifest of the next generation."""
@@ -192,9 +212,9 @@ class Manifest:
         if content.get("kind") != "crovca index":
             raise FileFormatError(f"{index} is not an index: its {_NAME} is that of something else")
         version = content.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in _READ:
             raise FileFormatError(
-                f"{index}: index of format version {version!r}, this crovca reads {FORMAT_VERSION}; upgrade crovca"
+                f"{index}: index of format version {version!r}, this crovca reads 1 and 2; upgrade crovca"
             )
         digest = content.pop("sha256", None)  # which indexes of crovca 0.1.0 lack
         try:
@@ -205,6 +225,11 @@ class Manifest:
             return cls(**content, segments=segments)
         except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged: {error}; restore it from a copy") from error
+
+
+def segment_files(id_type: IdType, keep: Keep) -> frozenset[str]:
+    """The files that a segment has, but for deletions."""
+    return FILES[id_type] | (_ORIGINALS if keep != "none" else frozenset())
 
 
 def _segment(entry: dict[str, Any]) -> SegmentEntry:

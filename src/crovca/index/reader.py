@@ -7,6 +7,7 @@ of several are merged by (distance, hash of the id, id), which is the order that
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache, partial
@@ -21,10 +22,12 @@ from crovca.ids import order_by_hash
 from crovca.index.conditions import DEFAULT_TIMEOUT
 from crovca.index.duplicates import Duplicates, find_duplicates
 from crovca.index.engines.base import Found, Mask
-from crovca.index.engines.choice import EngineName
 from crovca.index.manifest import IdType
+from crovca.index.origin import Origin
+from crovca.index.originals import NO_ORIGINALS
 from crovca.index.results import Neighbors, RangeNeighbors, StoredItems
-from crovca.index.scoring import BitScorer, Int64
+from crovca.index.scoring import BitScorer, Float32, Int64
+from crovca.index.tuned import settings_of
 from crovca.metrics import get_metric
 
 if TYPE_CHECKING:
@@ -65,35 +68,64 @@ class Reader(ABC):
 
     def search(
         self,
-        queries: npt.ArrayLike | Codes,
+        queries: npt.ArrayLike | Codes | None = None,
         k: int = 10,
         *,
+        embeddings: npt.ArrayLike | None = None,
+        rescore: float | Literal["tuned"] | None = None,
         metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
-        engine: EngineName | Literal["auto"] = "auto",
+        engine: str = "auto",
+        origin: Origin | None = None,
     ) -> Neighbors:
         """The k nearest items of each query, exactly (but for the engine "inverted").
 
         Args:
-            queries: logits float (q, b), b the length of the codes (or ``bits``); or ``Codes`` for Hamming.
+            queries: logits float (q, b), b the length of the codes (or ``bits``); or ``Codes`` for Hamming. None: the
+                index's model makes them of ``embeddings``.
+            embeddings: float (q, d) of the queries.
+            rescore: take so many times k candidates by bits, and order them by the cosine of their kept embeddings with
+                those of the queries; the distances are 1 - cosine then. "tuned": the bits and the candidates that
+                ``tuning`` chose. None: by bits alone.
             k: how many, at least 1.
             metric: a score of ``crovca.metrics`` that needs codes alone: "bce", "hamming", ...
             where: a SQL condition on ``id`` and the metadata, like ``"year < 1960 AND place = 'Bern'"``.
             bits: search by the first so many bits only.
             engine: "auto" picks by length and size; ``stats`` says what it picked.
+            origin: what made the queries and the embeddings, where it is known.
 
         Returns:
             ids and distances (q, min(k, matching items)); ties in the order of ``ids.tie_order``.
 
         Raises:
-            InvalidInputError: queries, k, metric, condition or bits that cannot be used.
+            InvalidInputError: queries, embeddings, k, metric, condition or bits that cannot be used; or made by another
+                model or encoder than the index's.
         """
         _check_k(k)
         view = self.view()
-        answers = view.nearest(
-            _scorer(view.bits, queries, metric, bits), int(k), self._condition(where), engine
-        )
+        if origin is not None:
+            view.origin.check(origin, "these queries")
+        if rescore == "tuned":
+            chosen = settings_of(view.tuned)
+            bits, rescore = chosen.bits if bits is None else bits, chosen.oversampling
+            embeddings = None if rescore is None and queries is not None else embeddings
+        asked = _asked(view, queries, embeddings, rescore)
+        if queries is None:
+            if view.model is None or asked is None:
+                raise InvalidInputError(
+                    "the index holds no model (it was built from codes): give the queries' logits or codes"
+                    if asked is not None
+                    else "give queries (logits or codes), or embeddings of them"
+                )
+            queries = view.model.logits(asked)[:, : view.bits]
+        scorer = _scorer(view.bits, queries, metric, bits)
+        candidates = int(k) if rescore is None else math.ceil(rescore * k)
+        answers = view.nearest(scorer, candidates, self._condition(where), engine)
+        if rescore is not None and asked is not None:
+            if len(asked) != len(answers):
+                raise InvalidInputError(f"there are {len(asked)} embeddings for {len(answers)} queries")
+            answers, metric = view.rescored(asked, answers, int(k)), "cosine"
         width = min((len(answer.distances) for answer in answers), default=0)
         rows = (
             np.concatenate([answer.rows[:width] for answer in answers]) if answers else np.empty(0, np.int64)
@@ -101,7 +133,8 @@ class Reader(ABC):
         distances = np.concatenate(
             [answer.distances[:width] for answer in answers] or [np.empty(0, np.float32)]
         )
-        return _neighbors(view, rows.reshape(len(answers), width), distances.reshape(len(answers), width))
+        shape = len(answers), width
+        return _neighbors(view, rows.reshape(shape), distances.reshape(shape), metric)
 
     def range_search(
         self,
@@ -111,7 +144,7 @@ class Reader(ABC):
         metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
-        engine: EngineName | Literal["auto"] = "auto",
+        engine: str = "auto",
     ) -> RangeNeighbors:
         """All items at a distance of at most ``radius`` (in the metric's own unit); else as ``search``."""
         if not isinstance(radius, int | float | np.number) or not abs(float(radius)) < 1e38:
@@ -136,7 +169,8 @@ class Reader(ABC):
         offsets = np.cumsum([0, *(len(answer.rows) for answer in answers)]).astype(np.int64)
         rows = np.concatenate([answer.rows for answer in answers] or [np.empty(0, np.int64)])
         distances = np.concatenate([answer.distances for answer in answers] or [np.empty(0, np.float32)])
-        return RangeNeighbors(view.ids(rows), distances, offsets, read_metadata=partial(view.metadata, rows))
+        read = partial(view.metadata, rows)
+        return RangeNeighbors(view.ids(rows), distances, offsets, read_metadata=read, metric=metric)
 
     def neighbors_of(
         self, ids: Any, k: int = 10, *, where: str | None = None, bits: int | None = None
@@ -168,7 +202,7 @@ class Reader(ABC):
         width = min((*(len(found.rows) for found in answers), int(k)))
         rows = np.array([found.rows[:width] for found in answers], np.int64).reshape(len(answers), width)
         distances = np.array([found.distances[:width] for found in answers], np.float32)
-        return _neighbors(view, rows, distances.reshape(len(answers), width))
+        return _neighbors(view, rows, distances.reshape(len(answers), width), "hamming")
 
     def duplicates(self, radius: int = 0, *, bits: int | None = None) -> Duplicates:
         """Groups of items whose codes are within a Hamming distance of each other (``duplicates.Duplicates``)."""
@@ -190,6 +224,13 @@ class Reader(ABC):
         selected = view.select_rows(Condition(where, self.where_timeout)).rows
         rows = [start + own for start, own in zip(view.starts, selected, strict=False)]
         return view.ids(np.concatenate([np.empty(0, np.int64), *rows]))
+
+    def candidates(
+        self, queries: npt.ArrayLike | Codes, k: int, metric: str, bits: int | None
+    ) -> list[Found]:
+        """As ``search``, the rows of the view in place of ids."""
+        view = self.view()
+        return view.nearest(_scorer(view.bits, queries, metric, bits), k, None, "auto")
 
     # --- reading ---
 
@@ -225,7 +266,7 @@ class Reader(ABC):
             for chosen in [start + live[first : first + rows]]
         )
 
-    def prepare(self, *, bits: int | None = None, engine: EngineName | Literal["auto"] = "auto") -> None:
+    def prepare(self, *, bits: int | None = None, engine: str = "auto") -> None:
         """Build the engines now, which the first search would do."""
         view = self.view()
         view.searched(view.bits if bits is None else check_bits(bits, at_most=view.bits), None, engine)
@@ -271,10 +312,40 @@ def _no_codes(bits: int) -> Codes:
     return Codes(np.empty((0, -(-bits // 8)), np.uint8), bits)
 
 
-def _neighbors(view: View, rows: Int64, distances: npt.NDArray[np.float32]) -> Neighbors:
+def _asked(view: View, queries: object, embeddings: npt.ArrayLike | None, rescore: object) -> Float32 | None:
+    """The queries' embeddings, float32 (q, d), where they are of use and can be used."""
+    if rescore is not None:
+        if isinstance(rescore, bool) or not isinstance(rescore, int | float) or not 1 <= rescore <= 1e6:
+            raise InvalidInputError(
+                f"rescore must be a number of at least 1, how many times k candidates are taken; got {rescore!r}"
+            )
+        if embeddings is None:
+            raise InvalidInputError("rescoring compares embeddings: give those of the queries (embeddings=)")
+        if view.width is None and view.segments:
+            raise InvalidInputError(NO_ORIGINALS)
+    if embeddings is None:
+        return None
+    if queries is not None and rescore is None:
+        raise InvalidInputError(
+            "embeddings beside queries are for rescoring: give rescore=4, or leave one of them out"
+        )
+    values = np.asarray(embeddings)
+    if values.ndim != 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise InvalidInputError(
+            f"embeddings must be finite numbers of shape (q, d), got {values.dtype} {values.shape}"
+        )
+    if rescore is not None and view.segments and values.shape[1] != view.width:
+        raise InvalidInputError(
+            f"the index keeps embeddings of {view.width} numbers, the queries' have {values.shape[1]}: embed them "
+            "with the encoder that the index's come from"
+        )
+    return values.astype(np.float32)
+
+
+def _neighbors(view: View, rows: Int64, distances: Float32, metric: str) -> Neighbors:
     """Results by row (q, k), with ids, and metadata for whoever asks."""
     ids = view.ids(rows.ravel()).reshape(rows.shape)
-    return Neighbors(ids, distances, read_metadata=partial(view.metadata, rows.ravel()))
+    return Neighbors(ids, distances, read_metadata=partial(view.metadata, rows.ravel()), metric=metric)
 
 
 def _check_k(k: object) -> None:

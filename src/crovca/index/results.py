@@ -24,6 +24,8 @@ class _Results:
     Args:
         read_metadata: reads the metadata of all results, one row each, from the state that was searched; None where
             nothing is known.
+        metric: what the distances are: a score of ``crovca.metrics``, or "cosine" where they are 1 - cosine of kept
+            embeddings (rescored).
     """
 
     ids: npt.NDArray[Any]
@@ -31,6 +33,7 @@ class _Results:
     read_metadata: Callable[[], pa.Table | None] | None = field(
         default=None, repr=False, compare=False, kw_only=True
     )
+    metric: str = field(default="", kw_only=True)
 
     def metadata(self) -> pa.Table | None:
         """The metadata of all results, one row each, query after query; None where there is none.

@@ -7,6 +7,7 @@
     segments/00000001/ids.npy                int64 (n,); or, for strings,
     segments/00000001/id_offsets.npy, id_bytes.npy    int64 (n + 1,) and the UTF-8 bytes, one id after the other
     segments/00000001/metadata.parquet       column id, and the metadata
+    segments/00000001/originals.npy, scales.npy    int8 or float16 (n, d), float32 (n,): kept embeddings (``originals``)
     segments/00000001/deleted-00000007.npy   one bit a row, 1 where it is deleted (as of generation 7)
 
 Rows stand in the order of (hash, id). That is the order of ties, so among equals the lower row wins; and an id is
@@ -39,9 +40,10 @@ from crovca.ids import id_hashes, order_by_hash
 from crovca.index.manifest import FileEntry, IdType, SegmentEntry
 from crovca.index.memo import Memo
 from crovca.index.metadata import ROW_GROUP, read_all
+from crovca.index.originals import KEPT, Keep, Originals
 from crovca.index.scoring import Int64
 
-__all__ = ["Segment", "SegmentRows", "try_remove", "write_deletions", "write_segment"]
+__all__ = ["Hold", "Segment", "SegmentRows", "opened_file", "try_remove", "write_deletions", "write_segment"]
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -52,7 +54,7 @@ _CHECKED = 1 << 16  # rows that are compared at a time
 
 # What numpy.save writes of arrays such as these, and nothing else.
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00(..)(\{'descr': '([<|][ui][148])', 'fortran_order': False, 'shape': \(([0-9]{1,15}),"
+    rb"\x93NUMPY\x01\x00(..)(\{'descr': '([<|][uif][1248])', 'fortran_order': False, 'shape': \(([0-9]{1,15}),"
     rb"( [0-9]{1,5})?\), \} *\n)",
     re.DOTALL,
 )
@@ -65,9 +67,16 @@ class SegmentRows:
     hashes: Hashes
     codes: Codes
     table: pa.Table
+    originals: Originals | None = None
 
     @classmethod
-    def of(cls, ids: npt.NDArray[Any], codes: Codes, metadata: pa.Table | None) -> SegmentRows:
+    def of(
+        cls,
+        ids: npt.NDArray[Any],
+        codes: Codes,
+        metadata: pa.Table | None,
+        originals: Originals | None = None,
+    ) -> SegmentRows:
         """Items in any order, sorted."""
         hashes = id_hashes(ids)
         kind = pa.int64() if ids.dtype.kind == "i" else pa.large_string()
@@ -76,11 +85,16 @@ class SegmentRows:
         if metadata is not None:
             for name in metadata.column_names:
                 table = table.append_column(name, metadata.column(name))
-        return cls(hashes, codes, table).sorted()
+        return cls(hashes, codes, table, originals).sorted()
 
-    def __getitem__(self, rows: slice) -> SegmentRows:
-        start, stop, _ = rows.indices(len(self.codes))
-        return SegmentRows(self.hashes[rows], self.codes[rows], self.table.slice(start, stop - start))
+    def __getitem__(self, rows: slice | Int64) -> SegmentRows:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(len(self.codes))
+            table = self.table.slice(start, stop - start)
+        else:
+            table = self.table.take(pa.array(rows))
+        originals = None if self.originals is None else self.originals.take(rows)
+        return SegmentRows(self.hashes[rows], self.codes[rows], table, originals)
 
     def sorted(self) -> SegmentRows:
         """The same, by (hash, id)."""
@@ -88,7 +102,7 @@ class SegmentRows:
         order = order_by_hash(self.hashes, lambda rows: _numpy(ids.take(pa.array(rows))))
         if (order[1:] > order[:-1]).all():
             return self
-        return SegmentRows(self.hashes[order], self.codes[order], self.table.take(pa.array(order)))
+        return self[order]
 
     @classmethod
     def concatenate(cls, parts: Sequence[SegmentRows]) -> SegmentRows:
@@ -97,6 +111,9 @@ class SegmentRows:
             np.concatenate([part.hashes for part in parts]),
             Codes.concatenate([part.codes for part in parts]),
             pa.concat_tables([part.table for part in parts], promote_options="default"),
+            Originals.concatenate([part.originals for part in parts if part.originals is not None])
+            if parts[0].originals is not None
+            else None,
         ).sorted()
 
     def duplicate(self) -> Any | None:
@@ -125,6 +142,8 @@ def write_segment(folder: Path, rows: SegmentRows) -> SegmentEntry:
             compression="zstd",
             write_page_checksum=True,
         )
+        if rows.originals is not None:
+            rows.originals.write(temporary)
         files = tuple(_entry(file) for file in sorted(temporary.iterdir()))
     return SegmentEntry(folder.name, len(rows.codes), files)
 
@@ -139,11 +158,11 @@ def write_deletions(
     return replace(entry, deleted=int(deleted.sum()), deletions=_entry(path))
 
 
-def try_remove(folder: Path) -> None:
-    """Remove a segment that is no longer listed, unless a reader holds it (``Segment``)."""
+def try_remove(folder: Path, held: str = "codes.npy") -> None:
+    """Remove a segment (or a model) that is no longer listed, unless a reader holds it: the file of that name."""
     try:
-        with _opened(folder / "codes.npy", follow=False) as codes:
-            fcntl.flock(codes, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with opened_file(folder / held, follow=False) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove(folder)  # locked as long as it takes
     except (FileNotFoundError, NotADirectoryError, FileFormatError):  # no segment, so nobody reads it
         remove(folder)
@@ -151,8 +170,8 @@ def try_remove(folder: Path) -> None:
         return
 
 
-class _Hold:
-    """A shared lock on a segment's codes: while it is held, no writer removes the files (``try_remove``)."""
+class Hold:
+    """A shared lock on one file of a folder: while it is held, no writer removes the folder (``try_remove``)."""
 
     def __init__(self, file: int) -> None:
         self._file = os.dup(file)
@@ -170,6 +189,7 @@ class Segment:
         name, folder, entry: where it is and what the manifest says of it.
         codes: (n,) as stored.
         hashes: uint64 (n,), ascending.
+        kept: int8 or float16 (n, d), the kept embeddings without their scales; None where none are kept.
         alive: bool (n,), or None where nothing is deleted.
         engines: what was built to search it, whatever is deleted (``view``).
 
@@ -178,12 +198,20 @@ class Segment:
         FileNotFoundError: a writer removes it at this moment.
     """
 
-    def __init__(self, folder: Path, entry: SegmentEntry, bits: int, id_type: IdType) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        entry: SegmentEntry,
+        bits: int,
+        id_type: IdType,
+        keep: Keep = "none",
+        width: int | None = None,
+    ) -> None:
         self.folder, self.entry, self.name = folder, entry, entry.name
         self._sizes = {file.name: file.bytes for file in entry.files}
         self._check_size(folder / "metadata.parquet", self._sizes["metadata.parquet"])
         with self._file("codes.npy") as codes:
-            self._hold = _Hold(codes)
+            self._hold = Hold(codes)
             if os.fstat(codes).st_nlink == 0:  # removed before it was locked
                 raise FileNotFoundError(f"{folder} was removed")
             try:
@@ -199,6 +227,10 @@ class Segment:
             self._ids = self._map("id_bytes.npy", np.uint8, None)
             if self._offsets[0] != 0 or self._offsets[-1] != len(self._ids):
                 raise FileFormatError(f"{folder / 'id_offsets.npy'} is damaged: it does not fit id_bytes.npy")
+        self.kept: npt.NDArray[Any] | None = None
+        if keep != "none":
+            self.kept = self._map("originals.npy", KEPT[keep], entry.rows, width)
+            self._scales = self._map("scales.npy", np.float32, entry.rows)
         self.engines: Memo[Any, Any] = Memo(_ENGINES_KEPT)
         self._deletions_digest = ""
         self.alive: npt.NDArray[np.bool_] | None = self._read_deletions()
@@ -223,10 +255,18 @@ class Segment:
         """How many rows are not deleted."""
         return self.entry.rows - self.entry.deleted
 
+    def live_numbers(self) -> Int64:
+        """The rows that are not deleted."""
+        return np.arange(len(self)) if self.alive is None else np.flatnonzero(self.alive)
+
     @property
     def metadata(self) -> Path:
         """The Parquet file with the column id and the metadata."""
         return self.folder / "metadata.parquet"
+
+    def originals(self) -> Originals | None:
+        """The kept embeddings of all rows, or None where none are kept."""
+        return None if self.kept is None else Originals((self.kept,), self._scales, np.arange(len(self)))
 
     def ids(self, rows: Int64) -> npt.NDArray[Any]:
         """The ids of some rows: int64 or str, as objects where one long id would make all of them long."""
@@ -265,7 +305,7 @@ class Segment:
         return result
 
     def live_rows(self) -> SegmentRows:
-        """Everything that is not deleted, loaded, to be written anew.
+        """Everything that is not deleted, loaded but for kept embeddings, to be written anew.
 
         Raises:
             FileFormatError: a file does not have its checksum: damage is not written anew.
@@ -277,12 +317,9 @@ class Segment:
             raise FileFormatError(
                 f"segment {self.name}: metadata.parquet is of other items; restore it from a copy"
             )
-        if self.alive is None:
-            return SegmentRows(
-                np.asarray(self.hashes), Codes(np.asarray(self.codes.packed), self.codes.bits), table
-            )
-        rows = np.flatnonzero(self.alive)
-        return SegmentRows(self.hashes[rows], self.codes[rows], table.take(pa.array(rows)))
+        codes = Codes(np.asarray(self.codes.packed), self.codes.bits)
+        rows = SegmentRows(np.asarray(self.hashes), codes, table, self.originals())
+        return rows if self.alive is None else rows[np.flatnonzero(self.alive)]
 
     def problems(self) -> list[str]:
         """Compare every file with its checksum; what is wrong, a line each."""
@@ -335,7 +372,7 @@ class Segment:
     @contextmanager
     def _file(self, name: str) -> Iterator[int]:
         self._check_size(self.folder / name, self._sizes[name])
-        with _opened(self.folder / name) as file:
+        with opened_file(self.folder / name) as file:
             yield file
 
     def _map(self, name: str, dtype: type[np.generic], rows: int | None, width: int | None = None) -> Any:
@@ -376,13 +413,13 @@ class Segment:
             raise FileFormatError(
                 f"segment {self.name} is damaged: {path} does not mark {self.entry.deleted:,} rows"
             )
-        with _opened(path) as opened:
+        with opened_file(path) as opened:
             self._deletions_digest = hashlib.sha256(os.pread(opened, file.bytes, 0)).hexdigest()
         return deleted == 0
 
 
 @contextmanager
-def _opened(path: Path, *, follow: bool = True) -> Iterator[int]:
+def opened_file(path: Path, *, follow: bool = True) -> Iterator[int]:
     """A file that is one: never a pipe or a device, which would wait or never end."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
     try:

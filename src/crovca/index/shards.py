@@ -72,5 +72,12 @@ class ShardedIndex(Reader):
         joined = self._joined
         if joined is None or joined[0] != views:  # views are equal where they are the same
             segments = [segment for view in views for segment in view.segments]
-            joined = self._joined = views, View(segments, self.bits, self.id_type)
+            origin = views[0].origin
+            for view in views[1:]:
+                origin.check(view.origin, "codes of one shard")
+                origin = origin.known(view.origin)
+            if {view.bits for view in views} != {self.bits}:
+                raise InvalidInputError("a shard has codes of another length now; open the shards again")
+            model = next((view.model for view in views if view.model), None)
+            joined = self._joined = views, View(segments, self.bits, self.id_type, model=model, origin=origin)
         return joined[1]

@@ -8,32 +8,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes
-from crovca.errors import ConfigError, FileFormatError, InvalidInputError
+from crovca.errors import FileFormatError, InvalidInputError
 from crovca.ids import as_ids, id_hashes
 from crovca.index.engines.base import Engine, Found, Mask
-from crovca.index.engines.choice import EngineName, build_engine, choose_engine
+from crovca.index.engines.choice import build_engine, check_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
 from crovca.index.metadata import matching_rows, read_rows
+from crovca.index.model import KeptModel
+from crovca.index.origin import Origin
+from crovca.index.originals import NO_ORIGINALS, Originals, cosines, unit_rows
 from crovca.index.reader import Condition, Reader
-from crovca.index.scoring import BitScorer, Int64
+from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
 
-__all__ = ["EngineChoice", "View"]
-
-EngineChoice: TypeAlias = EngineName | Literal["auto"]
+__all__ = ["View"]
 
 _FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
 _SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
 _DEAD_SHARE = 0.125  # engines are built anew without the deleted rows when these are more
+_UNKNOWN = Origin()
 
 
 class _Part:
@@ -46,7 +49,7 @@ class _Part:
         engine: a name, or "auto".
     """
 
-    def __init__(self, segment: Segment, rows: Int64 | None, bits: int, engine: EngineChoice) -> None:
+    def __init__(self, segment: Segment, rows: Int64 | None, bits: int, engine: str) -> None:
         started = time.perf_counter()
         self.name, self.rows = segment.name, rows
         codes = segment.codes if rows is None else segment.codes[rows]
@@ -122,16 +125,29 @@ class View(Reader):
         segments: in the order in which their rows are counted.
         bits: length of the codes.
         id_type: what ids are; None where there are none.
+        model: that makes logits of embeddings; None: there is none.
+        origin: what made codes and embeddings.
+        tuned: what ``tuning`` chose, as the manifest has it.
     """
 
-    def __init__(self, segments: Sequence[Segment], bits: int, id_type: IdType | None) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        bits: int,
+        id_type: IdType | None,
+        *,
+        model: KeptModel | None = None,
+        origin: Origin = _UNKNOWN,
+        tuned: dict[str, Any] | None = None,
+    ) -> None:
         self.segments = tuple(segments)
+        self.model, self.origin, self.tuned = model, origin, tuned
         self.bits = bits
         self._id_type = id_type
         self.starts = list(accumulate((len(segment) for segment in self.segments[:-1]), initial=0))
         self.items = sum(segment.live for segment in self.segments)
         self._selections: Memo[str, _Selection] = Memo(_FILTERS_KEPT)
-        self._selected: Memo[tuple[str, int, EngineChoice], dict[int, _Part]] = Memo(_FILTERS_KEPT)
+        self._selected: Memo[tuple[str, int, str], dict[int, _Part]] = Memo(_FILTERS_KEPT)
 
     @property
     def id_type(self) -> IdType | None:
@@ -144,9 +160,7 @@ class View(Reader):
 
     # --- searching ---
 
-    def nearest(
-        self, scorer: BitScorer, k: int, condition: Condition | None, engine: EngineChoice
-    ) -> list[Found]:
+    def nearest(self, scorer: BitScorer, k: int, condition: Condition | None, engine: str) -> list[Found]:
         """The k nearest rows of each query, of all segments."""
         answers: list[list[Found]] = []
         for start, part, mask in self.searched(scorer.weights.shape[1], condition, engine):
@@ -169,14 +183,48 @@ class View(Reader):
         order = order[:k]
         return Found(rows[order], distances[order])
 
+    @property
+    def width(self) -> int | None:
+        """The numbers in a kept embedding; None where not every item has one."""
+        widths = {None if segment.kept is None else segment.kept.shape[1] for segment in self.segments}
+        return widths.pop() if len(widths) == 1 else None
+
+    def rescored(self, embeddings: Float32, answers: list[Found], k: int) -> list[Found]:
+        """The k candidates of each query that are nearest by 1 - cosine of the kept embeddings, of which no others
+        are read.
+
+        Args:
+            embeddings: (q, d) of the queries.
+            answers: the candidates of each.
+            k: how many to keep.
+        """
+        results: list[Found] = []
+        for unit, found in zip(unit_rows(embeddings), answers, strict=True):
+            if not len(found.rows):
+                results.append(found)
+                continue
+            pieces, place = self._by_segment(found.rows, partial(_cosines, unit))
+            distances = (1 - np.concatenate(pieces)[place]).astype(np.float32)
+            results.append(self._merge([Found(found.rows, distances)], k))
+        return results
+
+    def originals(self) -> Originals:
+        """The kept embeddings of all rows, the deleted ones among them, not read yet.
+
+        Raises:
+            InvalidInputError: there are none.
+        """
+        kept = [segment.originals() for segment in self.segments]
+        if self.width is None:
+            raise InvalidInputError(NO_ORIGINALS)
+        return Originals.concatenate([one for one in kept if one is not None])
+
     def searched(
-        self, bits: int, condition: Condition | None, engine: EngineChoice
+        self, bits: int, condition: Condition | None, engine: str
     ) -> list[tuple[int, _Part, Mask | None]]:
         """The parts to search: first row of the segment, part, and which of the segment's rows count."""
-        if engine not in ("auto", *get_args(EngineName)):
-            raise ConfigError(
-                f"unknown engine {engine!r}; expected 'auto' or one of {list(get_args(EngineName))}"
-            )
+        if engine != "auto":
+            check_engine(engine)
         parts = []
         if condition is None:
             for start, segment in zip(self.starts, self.segments, strict=False):
@@ -224,10 +272,7 @@ class View(Reader):
 
     def live_rows(self) -> list[Int64]:
         """The rows of each segment that are not deleted, counted within it."""
-        return [
-            np.arange(len(segment)) if segment.alive is None else np.flatnonzero(segment.alive)
-            for segment in self.segments
-        ]
+        return [segment.live_numbers() for segment in self.segments]
 
     def find(self, ids: npt.NDArray[Any]) -> Int64:
         """The row of each id, or -1."""
@@ -322,7 +367,12 @@ def _damaged(error: Exception) -> FileFormatError:
     return FileFormatError(f"a metadata.parquet is damaged: {error}; 'crovca index verify' tells which")
 
 
-def _part(segment: Segment, bits: int, engine: EngineChoice) -> tuple[int, _Part]:
+def _cosines(unit: Float32, segment: Segment, rows: Int64) -> Float32:
+    assert segment.kept is not None  # see ``View.width``, which the caller compares
+    return cosines(segment.kept[rows], unit)
+
+
+def _part(segment: Segment, bits: int, engine: str) -> tuple[int, _Part]:
     """All rows of a segment that are not deleted, or all that were not so when the engine was built: how many were
     deleted then, and the part. Rows are only ever deleted, so an engine serves as long as its dead rows are few; an
     older view needs rows that a newer engine may lack."""

@@ -6,7 +6,7 @@
     postgresql:///database?host=/var/run/postgresql&table=archive.codes  all of libpq's parameters
     milvus://user:password@host:19530/collection?db=name&secure=true
 
-A new server is a file with a class that has what ``base.Server`` and ``base.Opener`` say, and a line in ``SCHEMES``.
+A new server is a file with a subclass of ``base.Server``, and a line in ``SCHEMES``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 
 from crovca.errors import ConfigError
-from crovca.servers.base import IdType, Opener, Server
+from crovca.servers.base import Server
+from crovca.servers.rows import IdType
 
 __all__ = ["SCHEMES", "connect", "create"]
 
@@ -56,14 +57,14 @@ def create(url: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = F
     return _opener(url).create_url(url, bits=bits, id_type=id_type, exist_ok=exist_ok)
 
 
-def _opener(url: str) -> Opener:
+def _opener(url: str) -> type[Server]:
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
         # The address itself is not repeated: it may hold a password.
         raise ConfigError(
-            f"an address of a cluster cannot begin with {scheme[:20]!r}; "
-            "expected postgresql://user@host:port/database?table=name or milvus://host:port/collection"
+            f"an address of a server cannot begin with {scheme[:20]!r}; expected one of "
+            f"{', '.join(f'{known}://' for known in SCHEMES)} (postgresql://user@host:port/database?table=name)"
         )
     module, _, name = SCHEMES[scheme].partition(":")
-    opener: Opener = getattr(import_module(module), name)
+    opener: type[Server] = getattr(import_module(module), name)
     return opener

@@ -24,6 +24,13 @@ _CLUTTER = {
     "lost+found", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini",
 }  # fmt: skip
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
 T = TypeVar("T")
 Fault = tuple[str, str]  # a reason of ``REASONS``, and the detail
 
@@ -142,7 +149,7 @@ def read_file(path: Path) -> bytes:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise UnreadableItem("not a file", _kind_of(found.st_mode))
+        raise UnreadableItem("not a file", _KINDS.get(stat.S_IFMT(found.st_mode), "not a regular file"))
     with os.fdopen(descriptor, "rb") as file:
         if found.st_size > MAX_BYTES:
             raise UnreadableItem("too large", f"{found.st_size:,} bytes, the limit is {MAX_BYTES:,}")
@@ -155,15 +162,3 @@ def _encodes(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _kind_of(mode: int) -> str:
-    for test, what in (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-    ):
-        if test(mode):
-            return what
-    return "not a regular file"
