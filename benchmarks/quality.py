@@ -219,7 +219,12 @@ def main() -> None:
     if arguments.out is not None and arguments.out.with_suffix(".json").exists():
         kept = json.loads(arguments.out.with_suffix(".json").read_text())
     files = (arguments.database, arguments.query)
-    studies = [name for name in STUDIES if STUDIES[name].learned is None or class_names(_load(files[0]))]
+    named = (
+        len({first_half(name) for name in class_names(_load(files[0])).values()}) == 2
+    )  # both halves occur
+    studies = [
+        name for name, study in STUDIES.items() if study.methods != [] and (named or study.learned is None)
+    ]
     chosen = (
         studies if arguments.only is None else [name for name in arguments.only.split(",") if name != "page"]
     )

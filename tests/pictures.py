@@ -9,6 +9,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+HEIC = "damaged" if importlib.util.find_spec("pillow_heif") else "unsupported"
+
 
 def picture(seed=0, size=(60, 40)):
     """A smooth random RGB image: survives JPEG nearly unchanged."""
@@ -75,8 +77,7 @@ def broken_files():
         "json.jpg": (b'{"error": "not found"}', "not an image"),
         "vector.svg": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "unsupported"),
         "vector.png": (b"<svg/>", "unsupported"),
-        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
-                       "damaged" if importlib.util.find_spec("pillow_heif") else "unsupported"),
+        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", HEIC),
         "new.jxl": (b"\xff\x0a" + b"\0" * 50, "unsupported"),
         "layers.psd": (b"8BPS\0\1" + b"\0" * 50, "unsupported"),
         "film.jpg": (b"\0\0\0\x18ftypmp42" + b"\0" * 50, "not an image"),

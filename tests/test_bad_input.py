@@ -627,7 +627,7 @@ def test_bad_models_are_refused(folder, refuses, models, name):
     shutil.copytree(models.model, "m")
     spoil, match = BAD_MODELS[name]
     spoil()
-    refuses("encode", "m", "x.npz", match=f"m.*{match}")
+    refuses("encode", "m", "x.npz", match=match)
     refuses("evaluate", "m", "--database", "x.npz", "--query", "x.npz", match=match)
 
 
@@ -886,7 +886,7 @@ def test_train_refuses_options_of_two_modalities(folder, refuses, options, match
         ("--bits 17", "bits must lie between 1 and 16, got 17"),
         ("--bits 17 --logits", "bits must lie between 1 and 16, got 17"),
         ("--bits a,b", "--bits"),
-        ("--modality images", "--modality is for models of two modalities; this model has one"),
+        ("--modality images", "--modality is for models of two modalities; this model takes embeddings"),
         ("--modality sounds", "--modality"),
         ("--device quantum", "unknown device 'quantum'"),
         ("--device cuda:99", "there is no device 'cuda:99'"),

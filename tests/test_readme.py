@@ -1,4 +1,4 @@
-"""The README's snippets do what they say: Python blocks run in order in one namespace, `crovca` lines as commands."""
+"""Snippets of README and guide do what they say: Python runs in order in one namespace, `crovca` lines as commands."""
 
 import re
 import shlex
@@ -13,11 +13,7 @@ from crovca.cli.main import main
 from tests.encoders import tiny
 
 README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```(python|console)\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-
-
-def test_there_are_snippets():
-    assert {kind for kind, _ in BLOCKS} == {"python", "console"}
+GUIDE = README.parent / "docs" / "guide.md"
 
 
 def make_photos(folder):
@@ -32,14 +28,16 @@ def make_photos(folder):
     tiny.save(model, folder / "encoder", processor)
 
 
-def test_snippets_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [README, GUIDE], ids=["README", "guide"])
+def test_snippets_run(tmp_path, monkeypatch, capsys, page):
     monkeypatch.chdir(tmp_path)
     make_photos(tmp_path)
     namespace = {}
     ran = 0
-    for kind, text in BLOCKS:
+    for kind, text in re.findall(r"```(python|console)\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
         if kind == "python":
-            exec(compile(text, str(README), "exec"), namespace)
+            exec(compile(text, str(page), "exec"), namespace)
             ran += 1
             continue
         for line in text.replace("\\\n", " ").splitlines():
@@ -50,6 +48,15 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
                 assert exit_.value.code == 0, f"{command}: {capsys.readouterr().err}"
                 ran += 1
     assert ran >= 5
+
+
+@pytest.mark.parametrize(
+    "page", sorted([README, README.parent / "CONTRIBUTING.md", *README.parent.glob("docs/**/*.md")]), ids=str
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        if not target.startswith(("http:", "https:")):
+            assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ line and leaves with ``exit_status``: 2 where the user can mend it, 1 where some
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 __all__ = [
@@ -38,7 +39,10 @@ __all__ = [
     "StorageError",
     "TrainingError",
     "WorkerError",
+    "needed",
+    "one_line",
     "printable",
+    "reason_of",
 ]
 
 # Controls (but tab and line feed), what turns the direction of text, and surrogates.
@@ -54,6 +58,12 @@ def printable(text: str) -> str:
     a\x1b[31mb\u202ec
     """
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something failed, in one line; what is no ``CrovcaError`` is named as well."""
+    reason = str(error) if isinstance(error, CrovcaError) else f"{type(error).__name__}: {error}"
+    return " ".join(reason.split())
 
 
 class CrovcaError(Exception):
@@ -100,6 +110,27 @@ class MissingDependencyError(CrovcaError, ImportError):
             f"{purpose} needs the package '{package}', which is not installed; "
             f"install it with: pip install 'crovca[{extra}]'"
         )
+
+
+def needed(module: str, extra: str, purpose: str, *, package: str | None = None) -> Any:
+    """An optional module, imported; MissingDependencyError where it is not installed.
+
+    Args:
+        module: its name.
+        extra: of crovca, which installs it.
+        purpose: what needs it.
+        package: what it is called where it is installed from, if not as the module.
+    """
+    try:
+        __import__(module)
+        return sys.modules[module]
+    except ImportError:
+        raise MissingDependencyError(package or module, extra, purpose) from None
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, in one line of at most ``most`` characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 class ServerError(CrovcaError, RuntimeError):

@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import stat
+import struct
 import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,7 @@ _MAX_TEXT = 1 << 30
 _MAX_MEMBERS = 1000  # arrays in an .npz
 _FREE_BYTES, _MAX_RATIO = 1 << 30, 100  # larger arrays of an .npz are not compressed further than this
 _BLOCK = 16 << 20
+_DESCRIPTOR = 24  # bytes that may follow a member of a .zip
 
 
 def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = (), marker: str | None = None) -> None:
@@ -159,9 +161,8 @@ def locked(path: Path, *, elsewhere: str = "another output") -> Iterator[None]:
     beside = path.with_name(f".{path.name}.lock")
     while True:
         with _storage_errors(path):  # a link in its place would have a file made where it points
-            lock = os.fdopen(
-                os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b", buffering=0
-            )
+            descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            lock = os.fdopen(descriptor, "r+b", buffering=0)
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -200,7 +201,8 @@ def open_regular(path: Path, what: str = "") -> BufferedReader:
     """
     said = f"{what}: " if what else ""
     try:
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+        waitless = getattr(os, "O_NONBLOCK", 0)
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | waitless))  # noqa: SIM115
     except (FileNotFoundError, NotADirectoryError):
         raise FileFormatError(f"{said}{path} does not exist") from None
     except IsADirectoryError:
@@ -211,10 +213,6 @@ def open_regular(path: Path, what: str = "") -> BufferedReader:
         file.close()
         raise FileFormatError(f"{said}{path} is a pipe or a device, expected a file")
     return file
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_text(path: Path, what: str, *, most: int = _MAX_TEXT) -> str:
@@ -352,6 +350,7 @@ def _opened_npz(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile
                 members = {info.filename.removesuffix(".npy"): info for info in infos}
                 if len(members) < len(infos):
                     raise ValueError("two arrays have one name")
+                _check_owned(file, infos, archive.start_dir)
                 yield archive, members
         except FileFormatError:
             raise
@@ -359,6 +358,20 @@ def _opened_npz(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile
             raise FileFormatError(
                 f"{path} is not a readable .npz ({error or type(error).__name__}); it may be truncated"
             ) from error
+
+
+def _check_owned(file: BufferedReader, infos: list[zipfile.ZipInfo], directory: int) -> None:
+    """Every byte before an archive's directory belongs to a member: one whose entry was damaged is missed."""
+    end = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if not 0 <= info.header_offset - end <= _DESCRIPTOR:
+            break
+        file.seek(info.header_offset + 26)
+        end = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + info.compress_size
+    else:
+        if 0 <= directory - end <= _DESCRIPTOR:
+            return
+    raise ValueError("its directory does not list all that it holds")
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> npt.NDArray[Any]:

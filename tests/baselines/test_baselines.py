@@ -7,8 +7,8 @@ import pytest
 
 from crovca.baselines.base import BinaryBaseline, as_matrix
 from crovca.baselines.ddbh import DDBH
+from crovca.baselines.learned import OrthoHash
 from crovca.baselines.linear import ITQ
-from crovca.baselines.orthohash import OrthoHash
 from crovca.baselines.registry import BASELINES, baseline
 from crovca.codes import Codes
 from crovca.data.embeddings import as_embeddings, load_embeddings

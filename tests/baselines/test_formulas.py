@@ -9,16 +9,22 @@ import pytest
 import torch
 from scipy.stats import beta
 
-from crovca.baselines.bihalf import BiHalfLoss, bihalf_codes
-from crovca.baselines.cibhash import CIBHashLoss
-from crovca.baselines.csq import CSQLoss, hash_centers
 from crovca.baselines.ddbh import boundary_preserving_loss, ddbh_terms
-from crovca.baselines.float_embedding import FloatCentered, FloatNormalized, FloatRaw
 from crovca.baselines.fppq import FPPQ, FPPQLoss, class_codes
-from crovca.baselines.greedyhash import GreedyHashLoss, GreedyHashSupervisedLoss
 from crovca.baselines.head import LabeledBatch, sign_straight_through
+from crovca.baselines.learned import (
+    BiHalfLoss,
+    CIBHashLoss,
+    CSQLoss,
+    GreedyHashLoss,
+    GreedyHashSupervisedLoss,
+    OrthoHashLoss,
+    SDCLoss,
+    SimilarityDistillationLoss,
+    bihalf_codes,
+    hash_centers,
+)
 from crovca.baselines.linear import ITQ, LSH, PCA, CenteredSign, FaissITQ, HashingBaseline, SpectralHashing
-from crovca.baselines.orthohash import OrthoHashLoss
 from crovca.baselines.quantizers import (
     ASH1,
     ASH2,
@@ -27,6 +33,9 @@ from crovca.baselines.quantizers import (
     PQ,
     SQ4,
     SQ8,
+    FloatCentered,
+    FloatNormalized,
+    FloatRaw,
     RaBitQ,
     RaBitQ2,
     RaBitQ4,
@@ -35,8 +44,6 @@ from crovca.baselines.quantizers import (
     TurboQuant4,
     beta_codebook,
 )
-from crovca.baselines.sdc import SDCLoss
-from crovca.baselines.similarity_distillation import SimilarityDistillationLoss
 from crovca.errors import InvalidInputError
 
 RANDOM = np.random.default_rng(0)

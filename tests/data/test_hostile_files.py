@@ -92,6 +92,17 @@ def test_archives_that_unpack_to_many_times_their_size_are_refused(tmp_path, mon
         files.array_names(tmp_path / "many.npz")
 
 
+def test_an_array_that_the_directory_lost_is_missed(tmp_path):
+    Encoded(Codes.from_logits(X), labels=np.arange(6), logits=X).save(tmp_path / "c.npz")
+    data = (tmp_path / "c.npz").read_bytes()
+    last, end = data.rindex(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
+    size = struct.unpack("<I", data[end + 12 : end + 16])[0] - (end - last)
+    lost = data[:last] + data[end : end + 12] + struct.pack("<I", size) + data[end + 16 :]
+    (tmp_path / "c.npz").write_bytes(lost)
+    with pytest.raises(FileFormatError, match="does not list all that it holds"):
+        Encoded.load(tmp_path / "c.npz")
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [">f4", "<f2", "<i8", "<U3", "?"])
 def test_arrays_are_read_as_numpy_reads_them(tmp_path, order, dtype):
@@ -291,7 +302,7 @@ def test_codes_are_not_the_buffer_that_they_were_made_of():
 
 @pytest.mark.parametrize(("logits", "match"), [
     ([[1.0, np.nan], [0, 1]], "NaN in 1 of 2 rows, the first 0"),
-    ([["a", "b"]], "real numbers"), ([[1j]], "real numbers")
+    ([["a", "b"]], "real numbers"), ([[1j, 0]], "real numbers"),
 ])  # fmt: skip
 def test_logits_without_a_sign_are_refused(logits, match):
     with pytest.raises(InvalidInputError, match=match):
@@ -381,6 +392,6 @@ def test_figures_draw_labels_as_they_stand():
 def test_pages_run_no_script():
     from crovca.evaluation import page
 
-    text = page.as_page("<script>", "<script>", page.picture(None, '"><script>'))
+    text = page.as_page("<script>", "<script>", [page.Large("<script>", page.picture(None, '"><script>'))])
     assert "<script" not in text
     assert "default-src 'none'" in text

@@ -1,7 +1,6 @@
 """CIFAR-10: the same images from every form of it, no pickle ever run, and an export that survives being killed."""
 
 import hashlib
-import io
 import os
 import pickle
 import signal
@@ -21,7 +20,6 @@ from hypothesis import strategies as st
 from crovca.datasets import PROTOCOLS, open_dataset
 from crovca.datasets.cifar10 import CLASSES, export_cifar10, read_batches
 from crovca.datasets.plain_pickle import as_uint8_array, read_plain_pickle
-from crovca.datasets.png import encode_png
 from crovca.datasets.tree import Tree
 from crovca.errors import ConfigError, FileFormatError, OutputExistsError
 
@@ -190,8 +188,7 @@ def test_a_killed_export_goes_on(tmp_path):
             [sys.executable, "-c", code, "killed"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE
         )
         process.stdout.readline()
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and process.poll() is None:
+        while process.poll() is None:
             if (
                 partial.exists()
                 and len(list(partial.glob(".done/data_*"))) >= wanted
@@ -363,12 +360,3 @@ def test_arrays_are_what_pickle_reads(protocol, order):
     np.testing.assert_array_equal(read, array)
     with pytest.raises(ValueError, match="uint8"):
         as_uint8_array(read_plain_pickle(pickle.dumps(array.astype(int), protocol), "x"))
-
-
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
-def test_png_is_read_as_it_was_written(height, width, seed):
-    image = pytest.importorskip("PIL.Image")
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    with image.open(io.BytesIO(encode_png(pixels))) as opened:
-        opened.load()
-        assert np.array_equal(np.asarray(opened), pixels)

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from crovca.codes import Codes
 from crovca.data.encoded import Encoded
-from crovca.errors import InvalidInputError, StorageError
+from crovca.errors import CrovcaWarning, InvalidInputError, StorageError
 from crovca.evaluation import metrics, page
 from crovca.evaluation.evaluate import Measure, evaluate
 from crovca.evaluation.report import Subject, class_names, image_folder, write_report
@@ -233,7 +234,7 @@ def test_a_page_escapes_all_that_it_is_given():
     ]  # fmt: skip
     text = page.as_page(nasty, nasty, blocks)
     assert "<script" not in text
-    assert text.count("&lt;script&gt;&#34;&amp;") == 22
+    assert text.count("&lt;script&gt;&#34;&amp;") == 23
     assert 'class="best"' in text
     assert 'content="width=device-width' in text
 
@@ -256,3 +257,27 @@ def test_pictures_outside_the_folder_are_not_read(tmp_path):
     assert image_folder(tmp_path / "photos")("missing.png") is None
     with pytest.raises(StorageError, match="is not a folder"):
         image_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("classes", [3, 1])
+def test_the_own_item_counts_neither_in_chance_nor_in_precision(classes):
+    logits = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    items = Encoded(Codes.from_logits(logits), np.arange(6), np.arange(6) % classes, logits)
+    if classes == 1:
+        found = evaluate(items, items, k=None)
+        assert found.chance_map == found.lengths[0].scores["hamming"].precision == 1.0
+        return
+    orders = np.array(sorted(set(itertools.permutations([1, 0, 0, 0, 0]))))[:, :3].astype(bool)
+    assert evaluate(items, items, k=3).chance_map == pytest.approx(
+        metrics.average_precision_hits(orders).mean()
+    )
+
+
+def test_labels_that_never_meet_are_said():
+    logits = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    ours, theirs = (
+        Encoded(Codes.from_logits(logits), None, np.array(list(text)), logits)
+        for text in ("aabbcc", "xxyyzz")
+    )
+    with pytest.warns(CrovcaWarning, match=r"queries: 'a', 'b', 'c'; database: 'x', 'y', 'z'.*written alike"):
+        assert evaluate(ours, theirs).chance_map == 0

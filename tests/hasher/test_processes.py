@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
-from crovca.errors import InvalidInputError
+from crovca.errors import ConfigError, InvalidInputError, WorkerError
+from crovca.hasher.processes import launched
 from crovca.hashing.process_group import ALONE, ProcessGroup
-from tests.hasher import worker
+from tests.hasher import failing, worker
 
 pytest.importorskip("accelerate")
 ROOT = Path(__file__).parents[2]
@@ -89,6 +92,62 @@ def test_the_command_with_a_launcher_writes_one_model(tmp_path, encoder, photos)
     assert ended[1][1] == ""
     assert "Traceback" not in ended[0][2] + ended[1][2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_whatever_the_first_process_raises_reaches_the_others(tmp_path):
+    """While it lives on, and stays in the group."""
+    ended = launch([Path(failing.__file__), tmp_path, "in the first"])
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    for number, error in enumerate(failing.FIRST):
+        first, other = [(tmp_path / f"{number}-{rank}.txt").read_text() for rank in range(2)]
+        assert first == f"{type(error).__name__}: {error}"
+        assert other == "WorkerError: " + first.removesuffix(": ")
+
+
+@pytest.mark.parametrize(("case", "processes"), [("gather", 3), ("train", 2)])
+def test_a_process_that_fails_lets_the_others_go(tmp_path, encoder, photos, case, processes):
+    """Though it lives on. Of three, one may wait for another that waits for it."""
+    ended = launch([Path(failing.__file__), tmp_path, case, encoder, photos], processes)
+    assert [status for status, _, _ in ended] == [0] * processes, ended
+    *others, last = [(tmp_path / f"{rank}.txt").read_text() for rank in range(processes)]
+    assert last == "OSError: the disk is gone"
+    assert all(
+        said.startswith("WorkerError: the exchange with the other processes failed") for said in others
+    )
+
+
+def test_whatever_fails_between_processes_is_their_error(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Connection closed by peer\nand more")
+
+    for name in ("all_gather", "all_gather_object", "all_reduce", "broadcast_object_list"):
+        monkeypatch.setattr(dist, name, fail)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    process_group = ProcessGroup(0, 2)
+    for exchange in (
+        lambda: process_group.gather(torch.ones(2)),
+        lambda: process_group.mean_gradients([parameter]),
+        lambda: process_group.collect(1),
+        lambda: process_group.first(lambda: 1),
+    ):
+        with pytest.raises(WorkerError, match=r"failed; .* \(Connection closed by peer\)$") as caught:
+            exchange()
+        assert caught.value.__cause__.__traceback__ is None  # it would keep the group alive
+    with pytest.raises(ZeroDivisionError):  # its own error says more than that the others are gone
+        process_group.first(lambda: 1 // 0)
+
+
+def test_too_few_gpus_are_refused_by_every_process(monkeypatch):
+    """By the first as well, for which there is one: it would wait for the second to join."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        with pytest.raises(ConfigError, match="2 processes on this machine, but 1 GPUs"), launched():
+            pass
 
 
 def test_shares_are_the_batch():

@@ -1,9 +1,11 @@
 """One of two processes that train together, with a launcher's variables: python worker.py OUTPUT ENCODER PHOTOS."""
 
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 
 from crovca.errors import ConfigError, CrovcaError
 from crovca.hasher import Hasher
@@ -62,9 +64,11 @@ if __name__ == "__main__":
     output, encoder, photos = map(Path, sys.argv[1:])
     with launched("cpu") as (process_group, device):
         assert device == "cpu"
+        group = weakref.ref(dist.group.WORLD)
         found = results(encoder, photos, process_group)
         np.savez(output / f"{process_group.rank}-of-{process_group.size}.npz", **found)
         try:
             process_group.first(refuse)
         except CrovcaError as error:
             (output / f"{process_group.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    assert group() is None, "what lives on has threads, which can abort the process at its end"

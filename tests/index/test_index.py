@@ -317,7 +317,7 @@ def test_what_cannot_be_searched_is_said(index, arguments, message):
         (["a", "b"], 2, {"year": [1]}, "1 rows of metadata for 2 items"),
         (["a", "b"], 2, {"id": [1, 2]}, "cannot be named 'id'"),
         (["a", "b"], 2, {"Year": [1, 2], "year": [1, 2]}, "does not tell case apart"),
-        (["a", "b"], 2, {"year": [1, "x"]}, "equal length|metadata must be"),
+        (["a", "b"], 2, {"year": [1, "x"]}, "cannot be stored|metadata must be"),
         (["a", "b"], 2, [1, 2], "metadata must be"),
     ],
 )

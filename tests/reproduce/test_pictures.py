@@ -57,7 +57,8 @@ def drawn(workspace, name, **chosen):
     page = path.read_text()
     assert path == workspace.work / name / f"{name}.html"
     assert set(re.findall(r'src="([^,]{0,22})', page)) <= {"data:image/jpeg;base64", "data:image/png;base64"}
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
     return page, json.loads((workspace.work / name / f"{name}.json").read_text())
 
 
@@ -111,7 +112,7 @@ def test_figure_5_shows_what_each_method_finds(workspace):
     flags = [
         hit["right"] for entry in content["queries"] for hits in entry["neighbors"].values() for hit in hits
     ]
-    assert (page.count("<img class=yes"), page.count("<img class=no")) == (
+    assert (page.count('<img class="yes"'), page.count('<img class="no"')) == (
         sum(flags),
         len(flags) - sum(flags),
     )
@@ -133,7 +134,7 @@ def test_figure_9_enlarges_the_fifth_neighbor_of_figure_5(workspace):
     _, whole = drawn(workspace, "figure5")
     ours = content["queries"][0]["neighbors"]["HashCoder, 16 bits"]
     assert ours == whole["queries"][0]["neighbors"]["HashCoder, 16 bits"]
-    query, fifth = re.findall(r"<p class=large><img[^>]* alt=\"([^\"]*)\"", page)
+    query, fifth = re.findall(r"<p class=\"large\"><img[^>]* alt=\"([^\"]*)\"", page)
     assert (query, fifth) == (content["queries"][0]["query"], ours[4]["id"])
     assert "<h3>neighbor 5</h3>" in page
 

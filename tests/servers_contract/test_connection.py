@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crovca.errors import ConfigError, InvalidInputError, MissingDependencyError, ServerError
 from crovca.servers import milvus as milvus_module
-from crovca.servers.connection import connect, create
+from crovca.servers.connection import SCHEMES, connect, create
 from crovca.servers.milvus import MilvusServer
 from tests.servers_contract.samples import sample
 
@@ -133,3 +133,21 @@ def test_drivers_are_loaded_when_they_are_used():
         "sys.exit(bool({'torch', 'psycopg', 'pymilvus'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Fake:
+    """A server of another kind."""
+
+    @classmethod
+    def open_url(cls, url, *, approximate=False):
+        return ("opened", url, approximate)
+
+    @classmethod
+    def create_url(cls, url, *, bits, id_type, exist_ok):
+        return ("created", url, bits, id_type, exist_ok)
+
+
+def test_a_server_is_its_class_and_a_line_of_the_table(monkeypatch):
+    monkeypatch.setitem(SCHEMES, "fake", f"{__name__}:Fake")
+    assert connect("fake://x", approximate=True) == ("opened", "fake://x", True)
+    assert create("fake://x", bits=8) == ("created", "fake://x", 8, "int64", False)

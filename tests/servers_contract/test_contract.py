@@ -179,9 +179,9 @@ def test_misuse_is_refused_and_changes_nothing(make):
     ]:
         with pytest.raises(InvalidInputError, match=message):
             cluster.upsert(*wrong)
-    with pytest.raises(InvalidInputError, match="cannot use the condition 'year >'"):
+    with pytest.raises(InvalidInputError, match="cannot use where = 'year >'"):
         cluster.search(np.ones((1, 13)), where="year >")
-    with pytest.raises(InvalidInputError, match="got metric 'cosine'"):
+    with pytest.raises(InvalidInputError, match="the metric 'cosine' is not known"):
         cluster.search(np.ones((1, 13)), metric="cosine")
     assert records(cluster.get(ids)) == records_of(ids, codes, metadata)
 

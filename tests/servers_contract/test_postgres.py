@@ -140,14 +140,32 @@ def test_a_condition_cannot_change_anything(servers):
             f"id IN (SELECT id FROM {name} FOR UPDATE)",
             "true /*",
             "",
+            "pg_sleep(100) IS NOT NULL",
+            "set_config('search_path', 'x', false) = 'x'",
+            "pg_read_file('/etc/passwd') LIKE 'root%'",
+            "ctid IS NOT NULL",
         ):
             for exact in (False, True):
-                with pytest.raises(InvalidInputError, match="cannot use the condition"):
+                with pytest.raises(InvalidInputError, match="cannot use where = "):
                     cluster.search(np.ones((1, 16)), 3, where=where, overfetch=3, exact=exact)
         assert cluster.count() == 20
+        before = cluster._value("SELECT current_setting(%s)", "statement_timeout")
         found = cluster.search(np.ones((1, 16)), 20, where="label LIKE '%a%' OR label LIKE '%s'")
         labels = metadata["label"].to_pylist()
         assert found.ids.shape[1] == sum(label in ("cat", "it's") for label in labels)
+        assert cluster._value("SELECT current_setting(%s)", "statement_timeout") == before
+
+
+def test_a_condition_has_an_end_and_the_session_goes_on(servers):
+    ids, codes, metadata = sample(3000, 16)
+    with create(servers.address("postgres"), bits=16) as cluster:
+        cluster.upsert(ids, codes, metadata)
+        cluster.where_timeout = 0.001
+        slow = " AND ".join(["lower(upper(label)) <> 'x'"] * 90)
+        with pytest.raises(InvalidInputError, match=r"took longer than 0\.001 s"):
+            cluster.search(np.ones((1, 16)), 3, where=slow, overfetch=3)
+        cluster.where_timeout = 10
+        assert cluster.search(np.ones((1, 16)), 3, where="label IS NULL OR true").ids.shape == (1, 3)
 
 
 def test_column_names_are_quoted(servers):

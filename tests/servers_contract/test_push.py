@@ -20,7 +20,7 @@ from crovca.servers.state import PushState
 from tests.servers_contract.push_process import index_of
 from tests.servers_contract.samples import MemoryIndex, records, sample
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def contents(cluster):

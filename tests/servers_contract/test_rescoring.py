@@ -54,6 +54,7 @@ class MemoryEngine:
             yield self.ids[part], self.codes[part]
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     count=st.integers(1, 200),
@@ -97,6 +98,7 @@ def test_a_proof_is_found_where_there_is_one():
     assert found.candidates.tolist() == [10]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["bce", "asymmetric_hamming"])
 def test_levels_prove_what_hamming_distance_cannot(metric):
     random = np.random.default_rng(0)
@@ -115,6 +117,7 @@ def test_levels_prove_what_hamming_distance_cannot(metric):
     assert widened[6] < 200
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     bits=st.integers(1, 300),

@@ -16,15 +16,13 @@ import numpy.typing as npt
 
 from crovca.codes import Codes
 from crovca.data.encoded import Encoded
-from crovca.evaluation.evaluate import Evaluation, evaluate
+from crovca.evaluation.evaluate import Evaluation, Ranked, evaluate
 from crovca.evaluation.report import Subject
 from crovca.hasher import Hasher
 from crovca.metrics import REPORTED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-__all__ = ["DemoResult", "DemoRow", "run_demo"]
 
 T = TypeVar("T")
 QUERIES = 300
@@ -69,15 +67,15 @@ def run_demo(advance: Callable[[str], None] = lambda what: None) -> DemoResult:
     unsupervised, fit_seconds = _timed(lambda: Hasher(bits=64).fit(database.pixels))
     first = _measure(unsupervised, query, database, (16, 32, 64))
     cosine = first.floats["cosine"]
-    table = [DemoRow("the 64 floats themselves, cosine", 64 * 4, _value(cosine.map), None)]
+    table = [DemoRow("the 64 floats themselves, cosine", 64 * 4, _map(cosine), None)]
     for length in first.lengths:
         label = f"unsupervised, {length.bits} bits"
-        table.append(DemoRow(label, length.bits // 8, _asymmetric(first, length.bits), fit_seconds))
+        table.append(DemoRow(label, length.bits // 8, _map(length.scores[REPORTED]), fit_seconds))
 
     advance("supervised, 16 bits")
     supervised, seconds = _timed(lambda: Hasher(bits=16, nested=False).fit(database.pixels, database.labels))
     second = _measure(supervised, query, database, (16,))
-    table.append(DemoRow("supervised, 16 bits", 2, _asymmetric(second, 16), seconds))
+    table.append(DemoRow("supervised, 16 bits", 2, _map(second.lengths[0].scores[REPORTED]), seconds))
 
     advance("text to image, 64 bits")
     texts = _name_vectors()  # (templates, 10, e)
@@ -88,7 +86,7 @@ def run_demo(advance: Callable[[str], None] = lambda what: None) -> DemoResult:
     names = Encoded(Codes.from_logits(asked), labels=np.arange(10), logits=asked)
     images = Encoded(Codes.from_logits(found), database.ids, database.labels, found)
     third = evaluate(names, images)
-    table.append(DemoRow("class name to image, 64 bits", 8, _asymmetric(third, 64), seconds))
+    table.append(DemoRow("class name to image, 64 bits", 8, _map(third.lengths[0].scores[REPORTED]), seconds))
 
     def image_of(item: Any) -> Image:
         from PIL import Image
@@ -160,14 +158,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - started
 
 
-def _asymmetric(result: Evaluation, bits: int) -> float:
-    for length in result.lengths:
-        ranked = length.scores.get(REPORTED)
-        if length.bits == bits and ranked is not None:
-            return _value(ranked.map)
-    raise KeyError(bits)
-
-
-def _value(score: float | None) -> float:
-    assert score is not None
-    return score
+def _map(ranked: Ranked | None) -> float:
+    assert ranked is not None
+    assert ranked.map is not None
+    return ranked.map

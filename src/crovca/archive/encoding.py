@@ -20,8 +20,6 @@ from crovca.hashing.train import Observer
 from crovca.sources.opening import open_images, open_texts
 from crovca.sources.source import Source
 
-__all__ = ["EncodedPath", "encode_path", "encode_with"]
-
 Modality = Literal["images", "texts"]
 
 

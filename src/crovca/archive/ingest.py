@@ -31,6 +31,8 @@ from crovca.hasher.drift import Drift
 from crovca.hashing.train import Observer
 from crovca.index.index import HashIndex
 from crovca.index.manifest import WriterLock
+from crovca.index.metadata import columns_of
+from crovca.index.metadata import read_table as read_metadata
 from crovca.index.origin import Origin
 from crovca.index.originals import Keep, Picked
 from crovca.index.tuned import Tuned
@@ -39,23 +41,7 @@ from crovca.index.tuning import tune
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = [
-    "Changed",
-    "NewItems",
-    "add_items",
-    "build_index",
-    "check_distinct",
-    "check_new",
-    "encoder_of",
-    "fill",
-    "of_embeddings",
-    "of_encoded",
-    "open_items",
-    "read_metadata",
-    "source_kind",
-]
-
-_logger = logging.getLogger("crovca.archive")
+_logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 18
 _SAMPLE = 512  # of a block, to see whether it lies outside of what was learned
@@ -310,7 +296,7 @@ def build_index(
     check_output(output, force=force, inputs=inputs, marker="manifest.json")
     if bits is not None:
         check_bits(bits)
-    extra = read_metadata(metadata)
+    extra = None if metadata is None else read_metadata(metadata)
     # Whoever writes to the index that is replaced is kept out, or keeps us out.
     lock = WriterLock(output) if (output / "manifest.json").exists() else nullcontext()
     with lock, atomic_directory(output) as folder:
@@ -371,7 +357,7 @@ def add_items(
         InvalidInputError: ids are in the index already, or twice among those given.
         CrovcaError: as ``open_items``.
     """
-    extra = read_metadata(metadata)
+    extra = None if metadata is None else read_metadata(metadata)
     with HashIndex.open(index, writable=True) as opened:
         if keep not in (None, opened.keep):
             raise ConfigError(
@@ -420,28 +406,6 @@ def _changed(index: HashIndex, added: int, replaced: int) -> Changed:
     return Changed(len(index), added, replaced, index.bits, size, index.encoder)
 
 
-def read_metadata(path: Path | None) -> pa.Table | None:
-    """A table with a column ``id``, from .parquet or .csv."""
-    if path is None:
-        return None
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        raise FileFormatError(f"{path} does not exist")
-    try:
-        table = pq.read_table(path) if path.suffix.lower() == ".parquet" else pyarrow.csv.read_csv(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise FileFormatError(f"{path} is not readable as metadata (.parquet or .csv): {error}") from error
-    if "id" not in table.column_names:
-        raise FileFormatError(f"{path} has no column 'id'; it has {', '.join(table.column_names)}")
-    ids = table.column("id")
-    if len(ids.unique()) != len(ids):
-        raise FileFormatError(f"{path}: an id occurs twice in its column 'id'")
-    return table
-
-
 def encoder_of(path: Path) -> dict[str, Any] | None:
     """What a store says of the encoder of its images."""
     job = read_json(path / MANIFEST, "embedding store").get("job") if path.is_dir() else None
@@ -480,10 +444,10 @@ def _blocks(
         missing += absent
         yield ids[part], encode(part), table
     if missing == len(ids) and missing:
-        _logger.info("none of these items is in the metadata: are its ids written in the same way?")
+        _logger.warning("none of these items is in the metadata: are its ids written in the same way?")
     elif missing:
         what = f"{missing:,} of {len(ids):,} items"
-        _logger.info("%s are not in the metadata: their columns from it are empty", what)
+        _logger.warning("%s are not in the metadata: their columns from it are empty", what)
 
 
 def _metadata(
@@ -494,23 +458,16 @@ def _metadata(
     Also returns how many of the ids are not in the table.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     table = pa.table({name: pa.array(values[part]) for name, values in known.items()}) if known else None
     if extra is None:
         return table, 0
-    keys = extra.column("id")
-    wanted = pa.array(ids)
-    try:
-        place = pc.index_in(wanted.cast(keys.type), keys.combine_chunks())
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"the metadata's ids are {keys.type}, those of the items {wanted.type}") from error
-    found = extra.drop_columns("id").take(place)
+    found, missing = columns_of(ids, extra)
     for name in found.column_names if table is not None else ():
         if name in known:
             raise ConfigError(f"the metadata's column {name!r} is known from the source already; rename it")
     if table is None:
-        return found, place.null_count
+        return found, missing
     for name in found.column_names:
         table = table.append_column(name, found.column(name))
-    return table, place.null_count
+    return table, missing

@@ -17,16 +17,6 @@ from crovca.data.embeddings import as_embeddings
 from crovca.data.labels import ClassMembership, to_membership
 from crovca.errors import InvalidInputError, NotFittedError
 
-__all__ = [
-    "BinaryBaseline",
-    "Float32",
-    "LinearBaseline",
-    "ScoreBaseline",
-    "as_matrix",
-    "orthogonal",
-    "unit_rows",
-]
-
 Float32 = npt.NDArray[np.float32]
 Size = Literal["asked", "width", "float"]
 

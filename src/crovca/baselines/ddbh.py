@@ -41,8 +41,6 @@ from crovca.hashing.towers import Tower, Towers
 from crovca.hashing.train import Silent, train
 from crovca.hashing.views import Copies, EachModality, FeatureDropout
 
-__all__ = ["DDBH", "DDBHLoss", "boundary_preserving_loss", "ddbh_terms"]
-
 _QUANTIZATION = 0.1
 _TENTH = 0.9
 

@@ -29,8 +29,6 @@ from crovca.baselines.head import SUPERVISED, LabeledBatch, Setup, embed_with, t
 from crovca.data.labels import ClassMembership
 from crovca.errors import InvalidInputError
 
-__all__ = ["FPPQ", "FPPQLoss", "class_codes"]
-
 _CENTROIDS = 256
 _EMBEDDING = 512
 

@@ -8,7 +8,6 @@ trained with stands in each file.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -28,22 +27,6 @@ from crovca.hashing.network import HashCoder, calibrate, new_coders
 from crovca.hashing.towers import Tower, Towers
 from crovca.hashing.train import Silent, train
 from crovca.hashing.views import Copies, FeatureDropout, NeighborViews, ViewSource
-
-__all__ = [
-    "SUPERVISED",
-    "UNSUPERVISED",
-    "HeadSettings",
-    "LabeledBatch",
-    "LearnedBaseline",
-    "Setup",
-    "class_weights",
-    "cosines_of_halves",
-    "cosines_of_pairs",
-    "embed_with",
-    "head_config",
-    "sign_straight_through",
-    "train_head",
-]
 
 _NEIGHBORS = 5
 _BLOCK = 8192
@@ -120,6 +103,7 @@ class LearnedBaseline(BinaryBaseline):
 
     learned = True
     views: ClassVar[Literal["one", "neighbors"]] = "one"
+    loss: ClassVar[type[nn.Module]]  # where it is made of nothing
 
     def __init__(
         self,
@@ -133,9 +117,9 @@ class LearnedBaseline(BinaryBaseline):
         self.epochs = epochs
         self.settings = settings
 
-    @abstractmethod
     def objective(self, setup: Setup) -> nn.Module:
         """The loss of a ``LabeledBatch``: a module, whose parameters are trained as well."""
+        return self.loss()
 
     def _fit(self, values: Float32, classes: ClassMembership | None) -> None:
         settings = self.settings or (SUPERVISED if self.supervised else UNSUPERVISED)

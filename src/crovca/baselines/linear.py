@@ -15,18 +15,6 @@ from crovca.baselines.base import BinaryBaseline, Float32, LinearBaseline, Size,
 from crovca.data.labels import ClassMembership
 from crovca.errors import InvalidInputError
 
-__all__ = [
-    "ITQ",
-    "LSH",
-    "PCA",
-    "CenteredSign",
-    "CenteredSignOfAll",
-    "FaissITQ",
-    "HashingBaseline",
-    "SpectralHashing",
-    "principal_components",
-]
-
 _ITERATIONS = 50
 
 

@@ -1,46 +1,71 @@
-"""Quantizers at the same bytes an item: the query stays floats, only the database is compressed.
+"""The floats, and quantizers at the same bytes an item: the query stays floats, only the database is compressed.
 
-All see centered unit vectors, on which squared distance and inner product rank as the cosine (``FloatCentered``), and
-as many principal components as fit into the bytes.
+Quantizers see centered unit vectors, on which squared distance and inner product rank as the cosine
+(``FloatCentered``), and as many principal components as fit into the bytes.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from crovca.baselines.base import Float32, ScoreBaseline, orthogonal, unit_rows
+from crovca.baselines.base import Float32, ScoreBaseline, Size, orthogonal, unit_rows
 from crovca.baselines.linear import principal_components
 from crovca.data.labels import ClassMembership
 from crovca.errors import InvalidInputError
 
-__all__ = [
-    "ASH1",
-    "ASH2",
-    "ASH4",
-    "ASH8",
-    "OPQ",
-    "PQ",
-    "SQ4",
-    "SQ8",
-    "FaissQuantizer",
-    "RaBitQ",
-    "RaBitQ2",
-    "RaBitQ4",
-    "TurboQuant1",
-    "TurboQuant2",
-    "TurboQuant4",
-    "beta_codebook",
-]
+Preparation = Literal["raw", "normalized", "centered"]
 
 _CENTROIDS = 256
 _CHUNK = 8192  # items decoded at a time
 _ITERATIONS = 50
 _GRID = 1 << 16  # points of the sphere's density
+
+
+# --- the floats themselves, exact and at 4 bytes a number: what codes are measured against --------------
+
+
+class FloatRaw(ScoreBaseline):
+    """Inner product of the embeddings as they are."""
+
+    seeds: ClassVar[int | None] = 1
+    size: ClassVar[Size] = "float"
+    preparation: ClassVar[Preparation] = "raw"
+
+    def _fit(self, values: Float32, classes: ClassMembership | None) -> None:
+        self.mean_ = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+    @property
+    def bytes_per_item(self) -> int:
+        """4 d."""
+        return 4 * self.n_features_in_
+
+    def _store(self, values: Float32) -> Float32:
+        if self.preparation == "raw":
+            return values
+        return unit_rows(values - self.mean_ if self.preparation == "centered" else values)
+
+    def _compare(self, values: Float32, stored: Float32) -> npt.NDArray[Any]:
+        return self._store(values) @ stored.T
+
+
+class FloatNormalized(FloatRaw):
+    """Cosine."""
+
+    preparation: ClassVar[Preparation] = "normalized"
+
+
+class FloatCentered(FloatRaw):
+    """Cosine after subtracting the mean embedding of the database."""
+
+    preparation: ClassVar[Preparation] = "centered"
+
+
+# --- compressed --------------------------------------------------------------------------------------------
 
 
 class _Quantizer(ScoreBaseline):

@@ -8,67 +8,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import typer
-from rich.table import Table
+from typer import Option
 
-from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
-from crovca.cli.output import Reporter, emit_json, stderr, stdout
+from crovca.cli.options import Force, Json, Report, check_report, open_embeddings, parse_lengths, parse_names
+from crovca.cli.output import Reporter, emit_json, print_table, say
 from crovca.errors import ConfigError
 from crovca.files import check_output, locked, write_json
 
 if TYPE_CHECKING:
-    from crovca.compare.results import Comparison, Row
+    from crovca.compare.results import Comparison
     from crovca.data.embeddings import Embeddings
-
-__all__ = ["compare"]
 
 
 def compare(
-    database: Annotated[Path, typer.Option(help="Embeddings that are searched.", show_default=False)],
-    query: Annotated[Path, typer.Option(help="Embeddings that are asked for.", show_default=False)],
+    database: Annotated[Path, Option(help="Embeddings that are searched.")],
+    query: Annotated[Path, Option(help="Embeddings that are asked for.")],
     train: Annotated[
-        Path | None,
-        typer.Option(help="Embeddings that are learned from [default: the database].", show_default=False),
+        Path | None, Option(help="Embeddings that are learned from [default: the database].")
     ] = None,
-    bits: Annotated[str, typer.Option(help="Code lengths, like 16,32,64.")] = "16,32,64",
+    bits: Annotated[str, Option(help="Code lengths, like 16,32,64.")] = "16,32,64",
     methods: Annotated[
-        str, typer.Option(help="Methods with commas, like crovca,itq,pq; or all. A wrong name lists them.")
+        str, Option(help="Methods with commas, like crovca,itq,pq; or all. A wrong name lists them.")
     ] = "all",
     labels: Annotated[
         bool | None,
-        typer.Option(
-            "--labels/--no-labels",
-            help="Whether labels are used [default: where both files have them].",
-            show_default=False,
-        ),
+        Option("--labels/--no-labels", help="Whether labels are used [default: where both files have them]."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds; methods without chance are run once.")] = 3,
+    seeds: Annotated[int, Option(help="How many seeds; methods without chance are run once.")] = 3,
     epochs: Annotated[
         int | None,
-        typer.Option(
-            help="Passes over the data, alike for all learned methods [default: as in crovca train].",
-            show_default=False,
-        ),
+        Option(help="Passes over the data, alike for all learned methods [default: as in crovca train]."),
     ] = None,
     hold_out_classes: Annotated[
         float,
-        typer.Option(
+        Option(
             help="Share of the classes (without labels: of k-means cells) that is not learned, for the measures new "
             "and mixed; 0: do not measure these. With --train they are not measured either."
         ),
     ] = 0.5,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="JSON file of results: a rerun does only what is missing.",
-            show_default=False,
-        ),
+        Path | None, Option("-o", "--output", help="JSON file of results: a rerun does only what is missing.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for an HTML page with figures.", show_default=False)
-    ] = None,
+    report: Report = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -84,13 +65,14 @@ def compare(
     from crovca.compare.run import compare as run
 
     lengths = parse_lengths(bits, "--bits")
-    names = None if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
-    if names is not None and not names:
-        raise ConfigError(f"--methods must be 'all' or names with commas, got {methods!r}")
+    names = None if methods == "all" else parse_names(methods, "--methods")
     if names is not None:
         choose_methods(names, labeled=labels is not False)
     inputs = [path for path in (database, query, train) if path is not None]
-    _check_outputs(output, report, inputs, force=force)
+    if output is not None:
+        check_output(output, force=True, inputs=inputs)
+    if report is not None:
+        check_report(report, inputs, force=force)
     theirs, ours = open_embeddings(database), open_embeddings(query)
     learned = None if train is None else open_embeddings(train)
     if database.resolve() == query.resolve() and theirs.ids is None:  # one file: its rows are the same items
@@ -118,7 +100,7 @@ def compare(
             hold_out=hold_out_classes or None,
             kept=kept,
             save=save,
-            advance=lambda what: _tell(reporter, what),
+            advance=reporter.tell,
         )
         save(state)
         if report is not None:
@@ -131,25 +113,7 @@ def compare(
         return
     _print(state)
     if report is not None:
-        stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
-
-
-def _tell(reporter: Reporter, what: str) -> None:
-    """Show what is run next, as a line where there is no bar."""
-    reporter.stage(what)
-    if not stderr.is_interactive:
-        stderr.print(what, markup=False, soft_wrap=True)
-
-
-def _check_outputs(output: Path | None, report: Path | None, inputs: list[Path], *, force: bool) -> None:
-    """Refuse outputs that cannot be written before anything is run."""
-    if output is not None:
-        check_output(output, force=True, inputs=inputs)
-    if report is not None:
-        from crovca.evaluation.figures import require_report_packages
-
-        require_report_packages()
-        check_output(report, force=force, inputs=inputs, marker="metrics.json")
+        say(f"report: {report / 'index.html'}")
 
 
 def _with_labels(
@@ -185,51 +149,19 @@ def _identical(theirs: Embeddings, ours: Embeddings) -> int:
 
 
 def _print(state: Comparison) -> None:
+    from crovca.compare.report import by_size, five_table
     from crovca.compare.results import BEST, LEVEL, columns_of, conclusion, failures
+    from crovca.evaluation.situations import FIVE
 
-    rows = state.rows()
-    for bits in [*state.lengths, None]:
-        shown = [row for row in rows if (row.bits if row.method.size == "asked" else None) == bits]
-        if shown:
-            _print_table(state, shown, bits)
+    columns = [column for column in columns_of(state) if column.name in FIVE]
+    for size, rows in by_size(state):
+        table = five_table(state, size, rows, columns, times=True)
+        print_table(table.head, table.rows, table.caption)
     seeds = "one seed" if state.seeds == 1 else f"mean ± sample standard deviation of {state.seeds} seeds"
-    lines = [
+    say(
         f"{state.described()}; {seeds} (Hashing-Baseline: 10 rotations; a method without chance is run once)",
         f"{BEST} best, {LEVEL} not told from it by the spread of seeds, of those that learn with labels or without",
-        *(f"{column.title}: {column.meaning}" for column in columns_of(state)),
-        *(f"failed: {sentence}" for sentence in failures(rows)),
+        *(f"{column.title}: {column.meaning}" for column in columns),
+        *(f"failed: {sentence}" for sentence in failures(state.rows())),
         conclusion(state),
-    ]
-    for line in lines:
-        stdout.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_table(state: Comparison, rows: list[Row], bits: int | None) -> None:
-    from crovca.compare.results import columns_of, marks
-    from crovca.compare.results import shown as text_of
-    from crovca.evaluation.situations import SITUATIONS
-
-    size = "sizes of their own" if bits is None else f"{bits} bits"
-    judged = f"mAP@{state.k}" if state.labeled else "the floats' top 10 in the codes' top 100"
-    columns = columns_of(state)
-    situations = ", ".join(column.title for column in columns if column.name in SITUATIONS)
-    table = Table(title=f"{size}: five measures in %; {situations}: {judged}", title_justify="left")
-    table.add_column("", justify="left")
-    for name in ("bytes", *(column.title for column in columns), "fit, s", "items/s"):
-        table.add_column(name, justify="right")
-    marked = {column.name: marks(rows, column, labeled=state.labeled) for column in columns}
-    for row in rows:
-        if not row.cells:
-            table.add_row(row.method.title, "", "failed")
-            continue
-        values = [
-            text_of(
-                row.five(column.name, labeled=state.labeled),
-                len(row.cells),
-                marked[column.name].get((row.method.name, row.bits), ""),
-            )
-            for column in columns
-        ]
-        size_of, seconds, rate = (row.measured(name) or 0 for name in ("bytes", "fit_seconds", "encode_rate"))
-        table.add_row(row.method.title, f"{size_of:,.0f}", *values, f"{seconds:.1f}", f"{rate:,.0f}")
-    stdout.print(table)
+    )

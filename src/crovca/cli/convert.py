@@ -5,42 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from crovca.cli.options import Force, Json
-from crovca.cli.output import emit_json, note, stdout
+from crovca.cli.output import answer, note
 from crovca.files import check_output
-
-__all__ = ["convert"]
 
 
 def convert(
     checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            help="Checkpoint; for open_clip also the folder with its open_clip_config.json.",
-            show_default=False,
-        ),
+        Path, Argument(help="Checkpoint; for open_clip also the folder with its open_clip_config.json.")
     ],
     layout: Annotated[
-        Literal["simdinov2", "open_clip", "torchvision"],
-        typer.Option("--from", help="Who wrote the checkpoint.", show_default=False),
+        Literal["simdinov2", "open_clip", "torchvision"], Option("--from", help="Who wrote the checkpoint.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the encoder.", show_default=False)
-    ],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the encoder.")],
     variant: Annotated[
         Literal["imagenet1k_v1", "swag_e2e", "swag_linear"] | None,
-        typer.Option(help="Which of torchvision's weights.", show_default=False),
+        Option(help="Which of torchvision's weights."),
     ] = None,
     activation: Annotated[
         Literal["auto", "gelu", "quick_gelu"],
-        typer.Option(help="Of open_clip's weights; auto: as open_clip_config.json says."),
+        Option(help="Of open_clip's weights; auto: as open_clip_config.json says."),
     ] = "auto",
-    heads: Annotated[
-        int | None,
-        typer.Option(help="Attention heads [default: one for 64 channels].", show_default=False),
-    ] = None,
+    heads: Annotated[int | None, Option(help="Attention heads [default: one for 64 channels].")] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -54,19 +42,9 @@ def convert(
     for text in notes:
         note(text)
     height, width = encoder.preprocessing.size
-    if json:
-        emit_json(
-            {
-                "encoder": str(output),
-                "width": encoder.width,
-                "image_size": [height, width],
-                **encoder.identity,
-            }
-        )
-        return
-    stdout.print(
+    answer(
+        json,
+        {"encoder": str(output), "width": encoder.width, "image_size": [height, width], **encoder.identity},
         f"{output}: {encoder.family.name}, embeddings of {encoder.width} from images of {width} x {height}; "
         f"use it as --encoder {output}",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -5,48 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.table import Table
+from typer import Argument, Option
 
 from crovca.cli.options import Force, Json
-from crovca.cli.output import Reporter, emit_json, note, stdout
+from crovca.cli.output import Reporter, emit_json, note, print_table, say
 from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
     from crovca.datasets.registry import Surveyed
     from crovca.datasets.structure import Dataset, Protocol
 
-__all__ = ["datasets"]
-
 
 def datasets(
-    name: Annotated[
-        str | None, typer.Argument(help="One dataset, with everything known of it.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, Argument(help="One dataset, with everything known of it.")] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with a folder for each dataset: look what is there.", show_default=False),
+        Path | None, Option(help="Folder with a folder for each dataset: look what is there.")
     ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="The folder of dataset NAME itself.", show_default=False)
-    ] = None,
+    folder: Annotated[Path | None, Option(help="The folder of dataset NAME itself.")] = None,
     splits: Annotated[
         Path | None,
-        typer.Option(
-            help="Write its split files here, for 'crovca embed OUT/query.txt --root FOLDER'.",
-            show_default=False,
-        ),
+        Option(help="Write its split files here, for 'crovca embed OUT/query.txt --root FOLDER'."),
     ] = None,
     export: Annotated[
-        Path | None,
-        typer.Option(help="cifar10: write the archive's images here as PNG files.", show_default=False),
+        Path | None, Option(help="cifar10: write the archive's images here as PNG files.")
     ] = None,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="coco, imagenet100, nuswide21: make the missing database.txt.")
+        bool, Option("--rebuild", help="coco, imagenet100, nuswide21: make the missing database.txt.")
     ] = False,
     pin: Annotated[
-        bool,
-        typer.Option("--pin", help="Write down checksums of its files; later, others are refused."),
+        bool, Option("--pin", help="Write down checksums of its files; later, others are refused.")
     ] = False,
     force: Force = False,
     json: Json = False,
@@ -79,16 +66,11 @@ def datasets(
 
 
 def _act(
-    name: str,
-    folder: Path,
-    splits: Path | None,
-    export: Path | None,
-    rebuild: bool,
-    pin: bool,
-    force: bool,
+    name: str, folder: Path, splits: Path | None, export: Path | None, rebuild: bool, pin: bool, force: bool
 ) -> tuple[Dataset, dict[str, str]]:
     """Do what was asked for, and open the dataset; what was written, by the option that asked for it."""
-    from crovca.datasets.registry import open_dataset, pin_checksums, rebuild_database
+    from crovca.datasets.cifar10 import export_cifar10
+    from crovca.datasets.registry import open_dataset, pin_checksums, protocol_of, rebuild_database
     from crovca.datasets.splits import export_splits
     from crovca.files import check_output
 
@@ -98,7 +80,9 @@ def _act(
     if export is not None:
         if name != "cifar10":
             raise ConfigError(f"--export is for cifar10, whose archives hold no image files; {name} has them")
-        written["export"] = _export(folder, export)
+        with Reporter() as reporter:
+            cifar10 = protocol_of("cifar10")
+            written["export"] = export_cifar10(folder, export, protocol=cifar10, progress=reporter.advance)
         folder = export  # from here on that is the copy to speak of
     if rebuild:
         written["rebuild"] = rebuild_database(name, folder)
@@ -112,14 +96,6 @@ def _act(
     if pin:
         written["pin"] = pin_checksums(dataset)
     return dataset, {option: str(path) for option, path in written.items()}
-
-
-def _export(folder: Path, output: Path) -> Path:
-    from crovca.datasets.cifar10 import export_cifar10
-    from crovca.datasets.registry import protocol_of
-
-    with Reporter() as reporter:
-        return export_cifar10(folder, output, protocol=protocol_of("cifar10"), progress=reporter.advance)
 
 
 def _existing(data: Path) -> Path:
@@ -137,24 +113,27 @@ def _list(found: list[Surveyed] | None, json: bool) -> None:
             row |= {"folder": str(state.folder), "state": state.state, "problem": state.problem or None}
         emit_json({"datasets": rows})
         return
-    table = Table(title_justify="left")
-    columns = ("name", "searched", "metric", "train", "database", "query")
-    for column in columns if found is None else ("name", "state", "what was found, or is wrong"):
-        table.add_column(column, overflow="fold")
     if found is None:
-        for protocol in PROTOCOLS.values():
-            counts = [_count(protocol, split) for split in ("train", "database", "query")]
-            table.add_row(protocol.name, protocol.task, protocol.metric, *counts)
-        stdout.print(table)
-        stdout.print("crovca datasets NAME says where to get each of its files; --data DIR what is there.")
+        lines = [
+            (
+                one.name,
+                one.task,
+                one.metric,
+                *(_count(one, split) for split in ("train", "database", "query")),
+            )
+            for one in PROTOCOLS.values()
+        ]
+        print_table(("name", "searched", "metric", "train", "database", "query"), lines, right=False)
+        say("crovca datasets NAME says where to get each of its files; --data DIR what is there.")
         return
+    states = []
     for state in found:
         detail = state.problem or f"expected in {state.folder}"
         if state.dataset is not None:
             sizes = (f"{split} {len(items):,}" for split, items in state.dataset.splits.items())
             detail = "; ".join([", ".join(sizes), *state.dataset.notes])
-        table.add_row(state.protocol.name, state.state, detail)
-    stdout.print(table)
+        states.append((state.protocol.name, state.state, detail))
+    print_table(("name", "state", "what was found, or is wrong"), states, right=False)
 
 
 def _describe(name: str, dataset: Dataset | None, written: dict[str, str], json: bool) -> None:
@@ -186,8 +165,7 @@ def _describe(name: str, dataset: Dataset | None, written: dict[str, str], json:
             lines.append(f"  {split}: {len(items):,} items{texts}")
         lines += [f"note: {text}" for text in dataset.notes]
     lines += [f"written ({option}): {path}" for option, path in written.items()]
-    for line in lines:
-        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(*lines)
 
 
 def _count(protocol: Protocol, split: str) -> str:
@@ -198,14 +176,9 @@ def _count(protocol: Protocol, split: str) -> str:
 
 
 def _facts(protocol: Protocol) -> dict[str, Any]:
+    names = ("name", "title", "task", "metric", "k", "relevance", "classes")
     return {
-        "name": protocol.name,
-        "title": protocol.title,
-        "task": protocol.task,
-        "metric": protocol.metric,
-        "k": protocol.k,
-        "relevance": protocol.relevance,
-        "classes": protocol.classes,
+        **{name: getattr(protocol, name) for name in names},
         "counts": dict(protocol.counts),
         "sources": [
             {"path": source.path, "url": source.url, "needed": source.needed} for source in protocol.sources

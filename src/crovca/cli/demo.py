@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Annotated
+from dataclasses import asdict
 
-import typer
-from rich.table import Table
-
-from crovca.cli.options import Force, Json
-from crovca.cli.output import Reporter, emit_json, stdout
-from crovca.files import check_output
-
-__all__ = ["demo"]
+from crovca.cli.options import Force, Json, Report, check_report
+from crovca.cli.output import Reporter, emit_json, print_table, say
 
 _NEXT = """What the numbers say: a query is an image that the codes have not seen; mAP@{k} is high where images of the
 same digit come first. The class names are vectors of character n-grams, a stand-in for a text encoder.
@@ -24,19 +17,10 @@ Next, with your own data (an .npz with 'embeddings' (n, d), and 'labels' if you 
   crovca evaluate model --database embeddings.npz --query queries.npz --report report"""
 
 
-def demo(
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for an HTML page with figures.", show_default=False)
-    ] = None,
-    force: Force = False,
-    json: Json = False,
-) -> None:
+def demo(report: Report = None, force: Force = False, json: Json = False) -> None:
     """Hash codes of real handwritten digits in under a minute: train, search, measure."""
     if report is not None:
-        from crovca.evaluation.figures import require_report_packages
-
-        require_report_packages()
-        check_output(report, force=force, marker="metrics.json")
+        check_report(report, force=force)
     from crovca.archive.demo import run_demo
 
     started = time.perf_counter()
@@ -49,21 +33,21 @@ def demo(
             reporter.stage("report")
             write_report(report, result.subjects, force=force)
     if json:
-        rows = [
-            {"what": row.what, "bytes_per_item": row.bytes_per_item, "map": row.map, "seconds": row.seconds}
-            for row in result.rows
-        ]
+        rows = [asdict(row) for row in result.rows]
         emit_json({"k": result.k, "rows": rows, "seconds": round(result.seconds, 2)})
         return
-    table = Table(title="Handwritten digits: 300 queries on 1,497 images", title_justify="left")
-    table.add_column("")
-    for name in ("bytes an item", f"mAP@{result.k}, %", "training, s"):
-        table.add_column(name, justify="right")
-    for row in result.rows:
-        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-        table.add_row(row.what, str(row.bytes_per_item), f"{100 * row.map:.1f}", seconds)
-    stdout.print(table)
+    lines = [
+        (
+            row.what,
+            row.bytes_per_item,
+            f"{100 * row.map:.1f}",
+            "" if row.seconds is None else f"{row.seconds:.1f}",
+        )
+        for row in result.rows
+    ]
+    head = ("", "bytes an item", f"mAP@{result.k}, %", "training, s")
+    print_table(head, lines, "Handwritten digits: 300 queries on 1,497 images")
     if report is not None:
-        stdout.print(f"report with figures: {report / 'index.html'}\n", highlight=False, soft_wrap=True)
-    stdout.print(_NEXT.format(k=result.k), highlight=False, soft_wrap=True)
-    stdout.print(f"\n{time.perf_counter() - started:.0f} s in all", highlight=False)
+        say(f"report with figures: {report / 'index.html'}\n")
+    say(_NEXT.format(k=result.k))
+    say(f"\n{time.perf_counter() - started:.0f} s in all")

@@ -5,82 +5,53 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
-from crovca.cli.options import Json, Modality
-from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.cli import options
+from crovca.cli.output import Reporter, answer
 from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
     from crovca.embedding.embed import Embedded
 
-__all__ = ["embed"]
-
 
 def embed(
     images: Annotated[
         Path | None,
-        typer.Argument(
-            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files.",
-            show_default=False,
+        Argument(
+            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files."
         ),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the store.", show_default=False)
-    ] = Path("store"),
-    encoder: Annotated[
-        str, typer.Option(help="Folder of a model, or its id on the hub.", show_default=False)
-    ] = "",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default=False)
-    ] = None,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the store.")] = Path("store"),
+    encoder: options.OfEncoder = "",
+    revision: options.Revision = None,
     texts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Embed texts: .txt, .csv, .tsv, .parquet, or a store with captions.", show_default=False
-        ),
+        Path | None, Option(help="Embed texts: .txt, .csv, .tsv, .parquet, or a store with captions.")
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Split file: folder that its paths are relative to [default: its own].", show_default=False
-        ),
-    ] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Parquet: column of the images [default: found].", show_default=False)
-    ] = None,
-    caption_column: Annotated[
-        str | None, typer.Option(help="Tables: column of the captions [default: found].", show_default=False)
-    ] = None,
+    root: options.SplitRoot = None,
+    image_column: options.ImageColumn = None,
+    caption_column: options.CaptionColumn = None,
     resize_rounding: Annotated[
         Literal["down", "nearest"] | None,
-        typer.Option(
-            help="Of a resized image's longer side [default: the encoder's own].", show_default=False
-        ),
+        Option(help="Of a resized image's longer side [default: the encoder's own]."),
     ] = None,
     views: Annotated[
-        int, typer.Option(help="1: the image as it is; more: so many augmented views, as in the paper.")
+        int, Option(help="1: the image as it is; more: so many augmented views, as in the paper.")
     ] = 1,
-    batch_size: Annotated[str, typer.Option(help="Items in a batch, or auto.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="The model computes in: auto, float32, bfloat16 or float16.")
-    ] = "auto",
-    stored: Annotated[Literal["float16", "float32"], typer.Option(help="The store holds these.")] = "float16",
-    shard_size: Annotated[
-        int | None, typer.Option(help="Items in a part [default: 4096; 32768 on a GPU].", show_default=False)
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Processes on this machine, or actors of Ray.")] = 1,
+    batch_size: Annotated[str, Option(help="Items in a batch, or auto.")] = "auto",
+    dtype: Annotated[str, Option(help="The model computes in: auto, float32, bfloat16 or float16.")] = "auto",
+    stored: Annotated[Literal["float16", "float32"], Option(help="The store holds these.")] = "float16",
+    shard_size: Annotated[int | None, Option(help="Items in a part [default: 4096; 32768 on a GPU].")] = None,
+    workers: Annotated[int, Option(help="Processes on this machine, or actors of Ray.")] = 1,
     runner: Annotated[
         Literal["local", "rank", "ray"],
-        typer.Option(help="local; rank: this is one of a launcher's processes (torchrun, srun); ray."),
+        Option(help="local; rank: this is one of a launcher's processes (torchrun, srun); ray."),
     ] = "local",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads within a batch [default: 1 for images].", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same views.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Begin anew where a store exists.")] = False,
-    json: Json = False,
+    device: options.Device = "auto",
+    threads: Annotated[int | None, Option(help="Threads within a batch [default: 1 for images].")] = None,
+    seed: Annotated[int, Option(help="The same seed gives the same views.")] = 0,
+    force: Annotated[bool, Option("--force", help="Begin anew where a store exists.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Turn images or texts into embeddings with a foundation model.
 
@@ -95,7 +66,7 @@ def embed(
         raise ConfigError("give either IMAGES or --texts FILE")
     if not encoder:
         raise ConfigError("give --encoder: the folder of a model, or its id on the hub")
-    modality: Modality = "images" if texts is None else "texts"
+    modality: options.Modality = "images" if texts is None else "texts"
     place = None if root is None else str(root)
     with Reporter() as reporter:
         found = embed_items(
@@ -106,7 +77,7 @@ def embed(
             views=views,
             seed=seed,
             stored=stored,
-            batch_size=_parse_batch_size(batch_size),
+            batch_size=options.parse_batch_size(batch_size),
             shard_size=shard_size,
             threads=threads,
             resize_rounding=resize_rounding,
@@ -121,65 +92,45 @@ def embed(
     _report(found, reporter.notes, json)
 
 
-def _parse_batch_size(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise ConfigError(f"--batch-size must be a whole number of at least 1, or auto; got {text!r}")
-
-
 def _report(result: Embedded, notes: list[str], json: bool) -> None:
     from crovca.embedding.blocks import counted
 
     output, job, found = result.store, result.job, result.summary
-    items, seconds, what = result.items_now, result.seconds, job.origin.modality
-    if json:
-        emit_json(
-            {
-                "store": str(output),
-                "finished": found.finished,
-                "items": job.items,
-                "embedded": found.embedded,
-                "broken": found.broken,
-                "item_notes": found.notes,
-                "parts": found.parts,
-                "missing_parts": found.missing,
-                "d": job.d,
-                "v": job.v,
-                "batch_size": job.batch_size,
-                "dtype": job.dtype,
-                "stored": job.stored,
-                "device": job.device,
-                "threads": job.threads,
-                "items_now": items,
-                "seconds": round(seconds, 3),
-                "items_per_second": round(items / seconds, 2) if items else None,
-                "notes": notes,
-            }
-        )
-        return
-
-    def say(text: str) -> None:
-        stdout.print(text, highlight=False, soft_wrap=True, markup=False)
-
+    items, seconds = result.items_now, result.seconds
+    content = {
+        "store": str(output),
+        "finished": found.finished,
+        "items": job.items,
+        "embedded": found.embedded,
+        "broken": found.broken,
+        "item_notes": found.notes,
+        "parts": found.parts,
+        "missing_parts": found.missing,
+        **{
+            name: getattr(job, name)
+            for name in ("d", "v", "batch_size", "dtype", "stored", "device", "threads")
+        },
+        "items_now": items,
+        "seconds": round(seconds, 3),
+        "items_per_second": round(items / seconds, 2) if items else None,
+        "notes": notes,
+    }
     shape = f"{job.d} numbers" if job.v == 1 else f"{job.v} views of {job.d} numbers"
     rate = f", {items / seconds:,.1f} a second" if items else ""
-    say(
-        f"{output}: {found.embedded:,} of {job.items:,} {what} embedded, {shape} in {job.stored} "
+    lines = [
+        f"{output}: {found.embedded:,} of {job.items:,} {job.origin.modality} embedded, {shape} in {job.stored} "
         f"({seconds:.1f} s{rate})"
-    )
+    ]
     if found.broken:
-        say(
+        lines.append(
             f"left out: {sum(found.broken.values()):,} ({counted(found.broken)}), "
             f"listed in {output}/part-*/errors.parquet"
         )
     if found.notes:
-        say(f"noted: {counted(found.notes)}")
-    if not found.finished:
-        say(
-            f"{found.missing:,} of {job.shards:,} parts are not there yet: "
-            "whoever writes the last of them finishes the store"
-        )
-        return
-    say(f"next: crovca train {output} -o model, or crovca index build {output} -o index")
+        lines.append(f"noted: {counted(found.notes)}")
+    if found.finished:
+        lines.append(f"next: crovca train {output} -o model, or crovca index build {output} -o index")
+    else:
+        missing = f"{found.missing:,} of {job.shards:,} parts are not there yet"
+        lines.append(f"{missing}: whoever writes the last of them finishes the store")
+    answer(json, content, *lines)

@@ -6,37 +6,27 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from crovca.cli.options import EncoderPlace, Force, Json, Modality, Model, Root
-from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.cli.options import Device, EncoderPlace, Force, Json, Modality, Model, Root
+from crovca.cli.output import Reporter, answer
 from crovca.files import check_output
-
-__all__ = ["encode"]
 
 
 def encode(
     model: Model,
     data: Annotated[
-        Path,
-        typer.Argument(
-            help="Embeddings; for a model of images, a folder, split file, ... of images.", show_default=False
-        ),
+        Path, Argument(help="Embeddings; for a model of images, a folder, split file, ... of images.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="File for the codes (.npz).", show_default=False)
-    ] = Path("codes.npz"),
-    bits: Annotated[
-        int | None, typer.Option(help="Cut the codes to this length [default: all].", show_default=False)
-    ] = None,
-    logits: Annotated[bool, typer.Option("--logits", help="Keep the float logits beside the codes.")] = False,
+    output: Annotated[Path, Option("--output", "-o", help="File for the codes (.npz).")] = Path("codes.npz"),
+    bits: Annotated[int | None, Option(help="Cut the codes to this length [default: all].")] = None,
+    logits: Annotated[bool, Option("--logits", help="Keep the float logits beside the codes.")] = False,
     modality: Annotated[
-        Modality | None,
-        typer.Option(help="For a model of two modalities: images or texts.", show_default=False),
+        Modality | None, Option(help="For a model of two modalities: images or texts.")
     ] = None,
     encoder: EncoderPlace = None,
     root: Root = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -55,22 +45,17 @@ def encode(
     encoded = found.encoded
     seconds = time.perf_counter() - started
     encoded.save(output)
-    size = encoded.codes.bytes_per_item
-    if json:
-        emit_json(
-            {
-                "codes": str(output),
-                "items": len(encoded),
-                "bits": encoded.codes.bits,
-                "bytes_per_item": size,
-                "left_out": found.left_out,
-                "seconds": round(seconds, 3),
-            }
-        )
-        return
-    stdout.print(
-        f"{output}: {len(encoded):,} codes of {encoded.codes.bits} bits, {size} bytes an item "
-        f"(the embeddings have {found.bytes_of_floats:,}), in {seconds:.1f} s",
-        highlight=False,
-        soft_wrap=True,
+    size, length = encoded.codes.bytes_per_item, encoded.codes.bits
+    content = {
+        "codes": str(output),
+        "items": len(encoded),
+        "bits": length,
+        "bytes_per_item": size,
+        "left_out": found.left_out,
+        "seconds": round(seconds, 3),
+    }
+    text = (
+        f"{output}: {len(encoded):,} codes of {length} bits, {size} bytes an item "
+        f"(the embeddings have {found.bytes_of_floats:,}), in {seconds:.1f} s"
     )
+    answer(json, content, text)

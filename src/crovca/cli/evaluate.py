@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import typer
-from rich.table import Table
+from typer import Option
 
-from crovca.cli.options import (
-    EncoderPlace,
-    Force,
-    Json,
-    Modality,
-    Model,
-    Root,
-    parse_lengths,
-    parse_top_k,
-)
-from crovca.cli.output import Reporter, emit_json, stdout
-from crovca.files import check_output
-from crovca.metrics import METRICS
+from crovca.cli import options
+from crovca.cli.output import Reporter, emit_json, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,56 +22,40 @@ if TYPE_CHECKING:
     from crovca.evaluation.situations import FiveMeasures
     from crovca.hasher import Hasher
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
-    model: Model,
+    model: options.Model,
     database: Annotated[
-        Path,
-        typer.Option(
-            help="Embeddings (or images, as the model takes them) that are searched.", show_default=False
-        ),
+        Path, Option(help="Embeddings (or images, as the model takes them) that are searched.")
     ],
-    query: Annotated[
-        Path, typer.Option(help="Embeddings (or images) that are asked for.", show_default=False)
-    ],
+    query: Annotated[Path, Option(help="Embeddings (or images) that are asked for.")],
     bits: Annotated[
-        str | None,
-        typer.Option(
-            help="Lengths to measure, like 16,32,64 [default: those that were trained].", show_default=False
-        ),
+        str | None, Option(help="Lengths to measure, like 16,32,64 [default: those that were trained].")
     ] = None,
-    top_k: Annotated[str, typer.Option(help="Cut-off rank of mAP@k: a number, or all.")] = "1000",
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for an HTML page with figures.", show_default=False)
-    ] = None,
+    top_k: Annotated[str, Option(help="Cut-off rank of mAP@k: a number, or all.")] = "1000",
+    report: options.Report = None,
     images: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --report: folder below which an item's id is its image's path.", show_default=False
-        ),
+        Path | None, Option(help="With --report: folder below which an item's id is its image's path.")
     ] = None,
     query_modality: Annotated[
-        Modality | None, typer.Option(help="Two modalities: what the queries are.", show_default=False)
+        options.Modality | None, Option(help="Two modalities: what the queries are.")
     ] = None,
     database_modality: Annotated[
-        Modality | None, typer.Option(help="Two modalities: what the database is.", show_default=False)
+        options.Modality | None, Option(help="Two modalities: what the database is.")
     ] = None,
     hold_out_classes: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Also measure things that were not learned: a model with the same parameters is learned without this "
-            "share of the classes (without labels: of k-means cells), and asked for them. Try 0.5.",
-            show_default=False,
+            "share of the classes (without labels: of k-means cells), and asked for them. Try 0.5."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Which classes are held out.")] = 0,
-    encoder: EncoderPlace = None,
-    root: Root = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    force: Force = False,
-    json: Json = False,
+    seed: Annotated[int, Option(help="Which classes are held out.")] = 0,
+    encoder: options.EncoderPlace = None,
+    root: options.Root = None,
+    device: options.Device = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Measure how well codes retrieve, beside ITQ and the float embeddings they come from.
 
@@ -97,14 +70,10 @@ def evaluate(
     from crovca.evaluation import evaluate as evaluation
     from crovca.hasher import Hasher
 
-    k = parse_top_k(top_k)
+    k = options.parse_top_k(top_k)
     image_of: ImageOf | None = None
     if report is not None:
-        from crovca.evaluation.figures import require_report_packages
-
-        require_report_packages()
-        sources = [path for path in (model, database, query, images) if path is not None]
-        check_output(report, force=force, inputs=sources, marker="metrics.json")
+        options.check_report(report, [path for path in (model, database, query, images) if path], force=force)
         if images is not None:
             from crovca.evaluation.report import image_folder
 
@@ -114,26 +83,16 @@ def evaluate(
     hasher = Hasher.load(model, device=device, encoder=encoder)
     _check_hold_out(hasher, hold_out_classes)
     longest = hasher.lengths_[-1]
-    lengths = hasher.lengths_ if bits is None else parse_lengths(bits, "--bits")
+    lengths = hasher.lengths_ if bits is None else options.parse_lengths(bits, "--bits")
     for length in lengths:
         check_bits(length, at_most=longest)
     with Reporter() as reporter:
-        found_database = encode_path(
-            hasher,
-            database,
-            database_modality,
-            "--database-modality",
-            observer=reporter,
-            logits=True,
-            root=root,
-        )
-        found_query = encode_path(
-            hasher, query, query_modality, "--query-modality", observer=reporter, logits=True, root=root
-        )
+        encode = partial(encode_path, hasher, observer=reporter, logits=True, root=root)
+        found_database = encode(database, database_modality, "--database-modality")
+        found_query = encode(query, query_modality, "--query-modality")
         theirs, ours = found_database.encoded, found_query.encoded
-        if (
-            database.resolve() == query.resolve() and theirs.ids is None
-        ):  # one file: its rows are the same items
+        # one file: its rows are the same items
+        if database.resolve() == query.resolve() and theirs.ids is None:
             numbers = np.arange(len(theirs))
             theirs, ours = replace(theirs, ids=numbers), replace(ours, ids=numbers)
         if image_of is not None and theirs.ids is None:
@@ -179,10 +138,9 @@ def evaluate(
     if json:
         emit_json({**result.to_dict(), "five_measures": five.to_dict()})
         return
-    _print_five_measures(five, k=result.k)
-    _print_evaluation(result, float_bytes=found_database.width * 4)
+    _print(result, five, float_bytes=found_database.width * 4)
     if report is not None:
-        stdout.print(f"report: {report / 'index.html'}", highlight=False, soft_wrap=True)
+        say(f"report: {report / 'index.html'}")
 
 
 def _check_hold_out(hasher: Hasher, hold_out: float | None) -> None:
@@ -228,69 +186,22 @@ def _measure_beside(
     )  # fmt: skip
 
 
-def _print_five_measures(five: FiveMeasures, *, k: int) -> None:
-    """Print the five measures of a model, of ITQ and of the floats, and what the columns mean."""
-    from crovca.evaluation.situations import COLUMNS, SITUATIONS, column_value
+def _print(result: Evaluation, five: FiveMeasures, *, float_bytes: int) -> None:
+    """Print the tables of a report, and what they mean in words."""
+    from crovca.evaluation.report import five_table, percent, scores_table, summary
 
-    what = f"mAP@{k}" if five.labeled else "the floats' top 10 in the codes' top 100"
-    asked = [name for name in SITUATIONS if name in five.counts]
-    columns = [column for column in COLUMNS if column.name not in SITUATIONS or column.name in asked]
-    table = Table(title=f"five measures in %; {', '.join(asked)}: {what}", title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column.title, justify="right")
-    for name, bits, measured in five.lines():
-        shown = name if bits is None else f"{name}, {bits} bits"
-        values = (column_value(measured, column.name, labeled=five.labeled) for column in columns)
-        table.add_row(shown, *map(_percent, values))
-    stdout.print(table)
-    for column in columns:
-        stdout.print(f"{column.title}: {column.meaning}", highlight=False, soft_wrap=True)
-    if len(asked) == 1:
-        stdout.print("new and mixed: give --hold-out-classes 0.5", highlight=False)
-
-
-def _print_evaluation(result: Evaluation, *, float_bytes: int) -> None:
-    """Print an evaluation as a table, and what it means in words."""
-    table = Table(
-        title=f"mAP@{result.k} in %, {result.queries:,} queries on {result.database:,} items",
-        title_justify="left",
-    )
-    for name in (
-        "",
-        "bytes",
-        *(metric.title for metric in METRICS.values()),
-        "cosine",
-        "float top-10 in top-100",
-    ):
-        table.add_column(name, justify="left" if not name else "right")
-    for name, ranked in result.floats.items():
-        shown = "float, centered" if name == "cosine_centred" else "float"
-        table.add_row(shown, f"{float_bytes:,}", *[""] * len(METRICS), _percent(ranked.map), "")
-    for length in result.lengths:
-        maps = [length.map_of(metric) for metric in METRICS]
-        recall = (length.float_neighbour_recall or {}).get("10@100")
-        table.add_row(
-            f"{length.bits} bits", str(-(-length.bits // 8)), *map(_percent, maps), "", _percent(recall)
-        )
-    stdout.print(table)
-    if result.chance_map is not None:
-        stdout.print(f"a random order scores {_percent(result.chance_map)}", highlight=False)
-    if result.left_out:
-        stdout.print(
-            f"{result.left_out:,} queries stand in the database; their own item was left out", highlight=False
-        )
+    table = five_table(five, result.k)
+    print_table(table.head, table.rows, table.caption)
+    say(*(f"{column.title}: {column.meaning}" for column in five.columns()))
+    if len(five.counts) == 1:
+        say("new and mixed: give --hold-out-classes 0.5")
+    table = scores_table(result, float_bytes)
+    print_table(table.head, table.rows, table.caption)
     for length in result.lengths:
         codes = length.codes
-        stdout.print(
+        say(
             f"{length.bits} bits: {codes['distinct']:,} distinct codes, "
-            f"{_percent(float(codes['collisions']))} % of the items share theirs; "
-            f"ones in a bit {codes['balance_min']:.2f} to {codes['balance_max']:.2f}",
-            highlight=False,
-            soft_wrap=True,
+            f"{percent(float(codes['collisions']))} % of the items share theirs; "
+            f"ones in a bit {codes['balance_min']:.2f} to {codes['balance_max']:.2f}"
         )
-    stdout.print(f"measured in {result.seconds:.1f} s", highlight=False)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    say(summary(result))

@@ -6,22 +6,18 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from crovca.cli.options import EncoderPlace, Force, Json, Model
-from crovca.cli.output import emit_json, stdout
+from crovca.cli.output import answer
 from crovca.errors import ConfigError
 from crovca.files import check_output
-
-__all__ = ["export"]
 
 
 def export(
     model: Model,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the graphs.", show_default=False)
-    ] = Path("exported"),
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX graphs.")] = False,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the graphs.")] = Path("exported"),
+    onnx: Annotated[bool, Option("--onnx", help="Write ONNX graphs.")] = False,
     encoder: EncoderPlace = None,
     force: Force = False,
     json: Json = False,
@@ -40,14 +36,9 @@ def export(
     started = time.perf_counter()
     described = export_onnx(Hasher.load(model, device="cpu", encoder=encoder), output, force=force)
     seconds = round(time.perf_counter() - started, 2)
-    if json:
-        emit_json({"folder": str(output), **described, "seconds": seconds})
-        return
-    for name, graph in described["graphs"].items():
-        shape = ", ".join(str(side) for side in graph["shape"])
-        stdout.print(
-            f"{output / name}: {graph['input']} {graph['dtype']} ({shape}) to {described['bits']} packed bits",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
+    lines = [
+        f"{output / name}: {graph['input']} {graph['dtype']} ({', '.join(map(str, graph['shape']))}) "
+        f"to {described['bits']} packed bits"
+        for name, graph in described["graphs"].items()
+    ]
+    answer(json, {"folder": str(output), **described, "seconds": seconds}, *lines)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
-from crovca.cli.options import Force, Json, parse_lengths
-from crovca.cli.output import Reporter, emit_json, stdout
-from crovca.errors import ConfigError, CrovcaError
+from crovca.cli import options
+from crovca.cli.output import Reporter, answer
+from crovca.cli.train import nested_lengths, save_model, steps, trained
+from crovca.errors import ConfigError
 from crovca.files import check_output, remove
-from crovca.hashing.config import PRESETS
 
 if TYPE_CHECKING:
     from crovca.hasher import Hasher
@@ -20,105 +20,59 @@ if TYPE_CHECKING:
     from crovca.hashing.train import Observer
     from crovca.sources.source import Source
 
-__all__ = ["finetune"]
-
 
 def finetune(
+    context: Context,
     images: Annotated[
         Path,
-        typer.Argument(
-            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files.",
-            show_default=False,
+        Argument(
+            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files."
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the model.", show_default=False)
-    ] = Path("model"),
-    encoder: Annotated[
-        str, typer.Option(help="Folder of a model, or its id on the hub.", show_default=False)
-    ] = "",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default=False)
-    ] = None,
-    bits: Annotated[int, typer.Option(help="Length of the code, 1 to 4096.")] = 256,
-    nested: Annotated[
-        str | None,
-        typer.Option(
-            help="Prefixes that become codes of their own [default: 16,32,64,128].", show_default=False
-        ),
-    ] = None,
-    no_nested: Annotated[
-        bool, typer.Option("--no-nested", help="Train one length alone, as in the paper.")
-    ] = False,
+    output: options.ModelFolder = Path("model"),
+    encoder: options.OfEncoder = "",
+    revision: options.Revision = None,
+    bits: options.Bits = 256,
+    nested: options.Nested = None,
+    no_nested: options.NoNested = False,
     supervised: Annotated[
-        bool,
-        typer.Option("--supervised", help="Learn the classes: names of subfolders, or labels in IMAGES."),
+        bool, Option("--supervised", help="Learn the classes: names of subfolders, or labels in IMAGES.")
     ] = False,
     texts: Annotated[
         Path | None,
-        typer.Option(
-            help="Images and texts: a text of each image, by its id or row by row (.txt, .csv, .parquet).",
-            show_default=False,
+        Option(
+            help="Images and texts: a text of each image, by its id or row by row (.txt, .csv, .parquet)."
         ),
     ] = None,
-    captions: Annotated[
-        bool, typer.Option("--captions", help="Images and texts: the captions in IMAGES.")
-    ] = False,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Split file: folder that its paths are relative to [default: its own].", show_default=False
-        ),
-    ] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Parquet: column of the images [default: found].", show_default=False)
-    ] = None,
-    caption_column: Annotated[
-        str | None, typer.Option(help="Tables: column of the captions [default: found].", show_default=False)
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help=f"The paper's settings (one length): {', '.join(PRESETS)}.", show_default=False),
-    ] = None,
-    hashcoder: Annotated[
-        Literal["small", "large"] | None,
-        typer.Option(help="Network: small or large [default: small].", show_default=False),
-    ] = None,
+    captions: Annotated[bool, Option("--captions", help="Images and texts: the captions in IMAGES.")] = False,
+    root: options.SplitRoot = None,
+    image_column: options.ImageColumn = None,
+    caption_column: options.CaptionColumn = None,
+    preset: options.Preset = None,
+    hashcoder: options.NetworkSize = None,
     lora_rank: Annotated[
-        int | None,
-        typer.Option(help="Rank of LoRA; 0: the encoder stays frozen [default: 16].", show_default=False),
+        int | None, Option(help="Rank of LoRA; 0: the encoder stays frozen [default: 16].")
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the images [default: 5].", show_default=False)
-    ] = None,
+    epochs: Annotated[int | None, Option(help="Passes over the images [default: 5].")] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(help="Items in a step, over all processes [default: 256].", show_default=False),
+        int | None, Option(help="Items in a step, over all processes [default: 256].")
     ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="At the first step [default: 0.001].", show_default=False)
-    ] = None,
+    learning_rate: Annotated[float | None, Option(help="At the first step [default: 0.001].")] = None,
     dtype: Annotated[
-        str, typer.Option(help="The encoder computes in: auto, float32, bfloat16 or float16.")
+        str, Option(help="The encoder computes in: auto, float32, bfloat16 or float16.")
     ] = "auto",
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
+        bool, Option("--gradient-checkpointing", help="Less memory, a third more time.")
     ] = False,
-    compiled: Annotated[
+    compile: Annotated[
         bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Compile the encoder [default: on a GPU, in long runs].",
-            show_default=False,
-        ),
+        Option("--compile/--no-compile", help="Compile the encoder [default: on a GPU, in long runs]."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between writings of the state to OUTPUT.partial.")
-    ] = 15.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same model.")] = 0,
-    force: Force = False,
-    json: Json = False,
+    device: options.Device = "auto",
+    checkpoint_every: options.CheckpointEvery = 15.0,
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Learn hash codes from images, or from images and texts, and adapt the encoder to them (LoRA).
 
@@ -126,10 +80,11 @@ def finetune(
     run that was interrupted goes on from OUTPUT.partial when the same command is given again. Several GPUs:
     'torchrun --nproc-per-node 4 --no-python crovca finetune ...', or 'accelerate launch'.
     """
+    from crovca.hasher import FineTuning, Hasher
     from crovca.hasher.processes import launched
+    from crovca.sources.opening import open_images
 
-    if nested is not None and no_nested:
-        raise ConfigError("--nested and --no-nested contradict each other; give one of them")
+    lengths = nested_lengths(nested, no_nested)
     if texts is not None and captions:
         raise ConfigError("--texts and --captions contradict each other; give one of them")
     paired = texts is not None or captions
@@ -138,28 +93,11 @@ def finetune(
     if not encoder:
         raise ConfigError("give --encoder: the folder of a model, or its id on the hub")
     partial = output.with_name(f"{output.name}.partial")
-    parameters: dict[str, Any] = {
-        "encoder": encoder,
-        "bits": bits,
-        "revision": revision,
-        "seed": seed,
-        "dtype": dtype,
-        "gradient_checkpointing": gradient_checkpointing,
-    }
-    chosen = {
-        "hashcoder": hashcoder,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "compile": compiled,
-    }
-    parameters |= {name: value for name, value in chosen.items() if value is not None}
-    if lora_rank is not None:
-        parameters["lora_rank"] = lora_rank or None
-    if nested is not None:
-        parameters["nested"] = parse_lengths(nested, "--nested")
-    if no_nested:
-        parameters["nested"] = False
+    parameters = options.given(context, Hasher, FineTuning)
+    if lora_rank == 0:
+        parameters["lora_rank"] = None
+    if lengths is not None:
+        parameters["nested"] = lengths
 
     started = time.perf_counter()
     with launched(device) as (process_group, where):
@@ -178,9 +116,14 @@ def finetune(
 
         process_group.first(prepare)
         with reporter:
-            source = _open(
-                images, root, image_column, None if texts is not None else caption_column, observer
+            source = open_images(
+                images,
+                root=root,
+                image_column=image_column,
+                caption_column=None if texts is not None else caption_column,
             )
+            for note in source.notes:
+                observer.message(note)
             saving = {
                 "checkpoint": partial,
                 "checkpoint_seconds": checkpoint_every,
@@ -189,24 +132,9 @@ def finetune(
             }
             parameters["device"] = where
             hasher = _fit(source, parameters, preset, texts, caption_column, paired, supervised, saving)
-        process_group.first(lambda: _save(hasher, output, partial, force))
+        process_group.first(lambda: save_model(hasher, output, partial, force))
         if process_group.rank == 0:
             _report(hasher, output, process_group, time.perf_counter() - started, reporter.notes, json)
-
-
-def _open(
-    images: Path,
-    root: Path | None,
-    image_column: str | None,
-    caption_column: str | None,
-    observer: Observer,
-) -> Source[bytes]:
-    from crovca.sources.opening import open_images
-
-    source = open_images(images, root=root, image_column=image_column, caption_column=caption_column)
-    for text in source.notes:
-        observer.message(text)
-    return source
 
 
 def _fit(
@@ -262,52 +190,23 @@ def pair_texts(source: Source[bytes], texts: Path, caption_column: str | None) -
     return pairs
 
 
-def _save(hasher: Hasher, output: Path, partial: Path, force: bool) -> None:
-    try:
-        hasher.save(output, force=force)
-    except CrovcaError:
-        if not (partial / "state.safetensors").exists():
-            remove(partial)
-        raise
-    remove(partial)
-
-
 def _report(
-    hasher: Hasher,
-    output: Path,
-    process_group: ProcessGroup,
-    seconds: float,
-    notes: list[str],
-    json: bool,
+    hasher: Hasher, output: Path, process_group: ProcessGroup, seconds: float, notes: list[str], json: bool
 ) -> None:
-    last = hasher.history_[-1]
     towers = hasher.towers_
-    summary = {
-        "model": str(output),
-        "kind": " and ".join(hasher.modalities),
-        "lengths": list(hasher.lengths_),
-        "pairing": list(hasher.pairing_),
+    content = {
+        **trained(hasher, output),
         "left_out": hasher.left_out_,
         "trained_parameters": towers.trained,
         "parameters": towers.total,
         "processes": process_group.size,
-        "epochs": last["epoch"],
-        "steps": last["steps"],
-        "loss": last["loss"],
-        **{name: last[name] for name in hasher.config_.weights},
         "seconds": round(seconds, 2),
         "notes": notes,
     }
-    if json:
-        emit_json(summary)
-        return
-
-    def say(text: str) -> None:
-        stdout.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    lengths = ", ".join(map(str, hasher.lengths_))
-    say(
-        f"{output}: codes of {lengths} bits, trained in {seconds:.1f} s ({last['epoch']} epochs, "
-        f"{last['steps']:,} steps; {towers.trained:,} of {towers.total:,} parameters; loss {last['loss']:.3f})"
+    answer(
+        json,
+        content,
+        f"{output}: codes of {', '.join(map(str, hasher.lengths_))} bits, trained in {seconds:.1f} s "
+        f"({towers.trained:,} of {towers.total:,} parameters; {steps(hasher)})",
+        f"next: crovca encode {output} IMAGES -o codes.npz",
     )
-    say(f"next: crovca encode {output} IMAGES -o codes.npz")

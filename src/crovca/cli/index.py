@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
-from crovca.cli.options import Force, Json
-from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.cli.options import Device, Force, Json
+from crovca.cli.output import Reporter, answer
 from crovca.errors import ConfigError
 from crovca.files import read_lines
 
@@ -18,70 +19,47 @@ if TYPE_CHECKING:
     from crovca.index.reader import Reader
     from crovca.index.tuned import Tuned
 
-__all__ = ["index"]
-
 index = typer.Typer(no_args_is_help=True, help="Build a search index, and add to, delete from or check one.")
 
-_Index = Annotated[Path, typer.Argument(help="Folder of an index.", show_default=False)]
+_Index = Annotated[Path, Argument(help="Folder of an index.")]
 _Source = Annotated[
-    Path,
-    typer.Argument(
-        help="Codes (.npz), embeddings (file or store), or images (folder, split file, .tar).",
-        show_default=False,
-    ),
+    Path, Argument(help="Codes (.npz), embeddings (file or store), or images (folder, split file, .tar).")
 ]
-_Model = Annotated[
-    Path | None,
-    typer.Option(help="Folder that 'crovca train' wrote [default: the index's].", show_default=False),
-]
-_Encoder = Annotated[
-    str | None,
-    typer.Option(help="For images: folder of an encoder, or its id on the hub.", show_default=False),
-]
-_Revision = Annotated[str | None, typer.Option(help="Of the encoder on the hub.", show_default=False)]
-_Metadata = Annotated[
-    Path | None, typer.Option(help="More columns, by a column 'id': .parquet or .csv.", show_default=False)
-]
+_Model = Annotated[Path | None, Option(help="Folder that 'crovca train' wrote [default: the index's].")]
+_Encoder = Annotated[str | None, Option(help="For images: folder of an encoder, or its id on the hub.")]
+_Revision = Annotated[str | None, Option(help="Of the encoder on the hub.")]
+_Metadata = Annotated[Path | None, Option(help="More columns, by a column 'id': .parquet or .csv.")]
 _Keep = Annotated[
     Literal["float16", "int8", "none"] | None,
-    typer.Option(
+    Option(
         help="Keep the embeddings, for search --rescore: int8 is a byte a number [default: int8 if at hand].",
-        show_default=False,
     ),
 ]
 _Target = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--target-recall",
         help="Find the fewest bits and candidates that keep this share of the floats' nearest, like 0.95.",
-        show_default=False,
     ),
 ]
-_TopK = Annotated[int, typer.Option("--top-k", "-k", help="How many nearest the recall is of.")]
-_Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+_TopK = Annotated[int, Option("--top-k", "-k", help="How many nearest the recall is of.")]
 
 
 @index.command("build")
 def build(
     source: _Source,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the index.")] = Path("index"),
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the index.")] = Path("index"),
     model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that 'crovca train' wrote [default: learn one, without labels].", show_default=False
-        ),
+        Path | None, Option(help="Folder that 'crovca train' wrote [default: learn one, without labels].")
     ] = None,
-    bits: Annotated[
-        int | None,
-        typer.Option(help="Length of the codes [default: the model's, or 64].", show_default=False),
-    ] = None,
+    bits: Annotated[int | None, Option(help="Length of the codes [default: the model's, or 64].")] = None,
     encoder: _Encoder = None,
     revision: _Revision = None,
     metadata: _Metadata = None,
     keep: _Keep = None,
     target_recall: _Target = None,
     top_k: _TopK = 10,
-    device: _Device = "auto",
+    device: Device = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -113,32 +91,24 @@ def build(
         )
     size = made.disk_bytes
     seconds = time.perf_counter() - started
-    if json:
-        emit_json(
-            {
-                "index": str(output),
-                "items": made.items,
-                "bits": made.bits,
-                "disk_bytes": size,
-                "seconds": round(seconds, 3),
-                **({} if made.tuned is None else {"tuned": made.tuned.to_dict()}),
-            }
-        )
-        return
-    _say(
-        f"{output}: {_items(made.items)}, codes of {made.bits} bits ({_size(size['codes'])}; ids "
-        f"{_size(size['ids'])}, metadata {_size(size['metadata'])}"
-        + (f", embeddings {_size(size['originals'])}" if size["originals"] else "")
-        + f"), in {seconds:.1f} s"
-    )
-    if made.tuned is not None:
-        _say(f"tuned: {made.tuned.sentence()}")
     if not (output / "model").is_dir():
         how = "--id ID"
     else:
         images = made.encoder is not None or has_encoder(output / "model")
         how = "--image FILE" if images else "--embeddings FILE"
-    _say(f"next: crovca search {output} {how}")
+    content = {"index": str(output), "items": made.items, "bits": made.bits, "disk_bytes": size}
+    if made.tuned is not None:
+        content["tuned"] = made.tuned.to_dict()
+    answer(
+        json,
+        {**content, "seconds": round(seconds, 3)},
+        f"{output}: {counted(made.items)}, codes of {made.bits} bits ({_size(size['codes'])}; ids "
+        f"{_size(size['ids'])}, metadata {_size(size['metadata'])}"
+        + (f", embeddings {_size(size['originals'])}" if size["originals"] else "")
+        + f"), in {seconds:.1f} s",
+        *([] if made.tuned is None else [f"tuned: {made.tuned.sentence()}"]),
+        f"next: crovca search {output} {how}",
+    )
 
 
 @index.command("add")
@@ -150,10 +120,8 @@ def add(
     revision: _Revision = None,
     metadata: _Metadata = None,
     keep: _Keep = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace items whose ids are in the index.")
-    ] = False,
-    device: _Device = "auto",
+    replace: Annotated[bool, Option("--replace", help="Replace items whose ids are in the index.")] = False,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Add items; --replace puts them in the place of those with the same ids.
@@ -178,20 +146,9 @@ def add(
             observer=reporter,
         )
     seconds = round(time.perf_counter() - started, 3)
-    if json:
-        emit_json(
-            {
-                "index": str(path),
-                "added": made.added,
-                "replaced": made.replaced,
-                "items": made.items,
-                "seconds": seconds,
-            }
-        )
-        return
-    _say(
-        f"{path}: {_items(made.added)} added, {made.replaced:,} replaced; {made.items:,} now ({seconds:.1f} s)"
-    )
+    content = {"index": str(path), "added": made.added, "replaced": made.replaced, "items": made.items}
+    text = f"{counted(made.added)} added, {made.replaced:,} replaced; {made.items:,} now ({seconds:.1f} s)"
+    answer(json, {**content, "seconds": seconds}, f"{path}: {text}")
 
 
 @index.command("delete")
@@ -199,17 +156,10 @@ def delete(
     path: _Index,
     ids: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Ids to delete; write -- before one that begins with -, as in: INDEX -- -5.",
-            show_default=False,
-        ),
+        Argument(help="Ids to delete; write -- before one that begins with -, as in: INDEX -- -5."),
     ] = None,
-    where: Annotated[
-        str | None, typer.Option(help="Delete what this SQL condition selects.", show_default=False)
-    ] = None,
-    ids_from: Annotated[
-        Path | None, typer.Option(help="Text file with an id a line.", show_default=False)
-    ] = None,
+    where: Annotated[str | None, Option(help="Delete what this SQL condition selects.")] = None,
+    ids_from: Annotated[Path | None, Option(help="Text file with an id a line.")] = None,
     json: Json = False,
 ) -> None:
     """Delete items by id or by a condition. Ids that are not in the index are passed over."""
@@ -221,15 +171,17 @@ def delete(
         if where is not None:
             chosen: Any = opened.select(where)
         else:
-            given = list(ids or []) if ids_from is None else _lines(ids_from)
+            given = (
+                list(ids or [])
+                if ids_from is None
+                else [line for line in read_lines(ids_from, "ids") if line]
+            )
             chosen = parse_ids(given, opened)
         gone = opened.delete(chosen)
         left = len(opened)
-    if json:
-        emit_json({"index": str(path), "deleted": gone, "items": left})
-        return
     hint = f" ('crovca index compact {path}' frees their space)" if gone else ""
-    _say(f"{path}: {_items(gone)} deleted, {left:,} left{hint}")
+    content = {"index": str(path), "deleted": gone, "items": left}
+    answer(json, content, f"{path}: {counted(gone)} deleted, {left:,} left{hint}")
 
 
 @index.command("compact")
@@ -242,12 +194,9 @@ def compact(path: _Index, json: Json = False) -> None:
         dropped = opened.compact()
         size = opened.stats()["disk_bytes"]
     seconds = round(time.perf_counter() - started, 3)
-    if json:
-        emit_json({"index": str(path), "dropped": dropped, "disk_bytes": size, "seconds": seconds})
-        return
-    _say(
-        f"{path}: {_items(dropped, 'deleted item')} dropped; {_size(sum(size.values()))} now ({seconds:.1f} s)"
-    )
+    content = {"index": str(path), "dropped": dropped, "disk_bytes": size, "seconds": seconds}
+    text = f"{counted(dropped, 'deleted item')} dropped; {_size(sum(size.values()))} now ({seconds:.1f} s)"
+    answer(json, content, f"{path}: {text}")
 
 
 @index.command("verify")
@@ -258,13 +207,11 @@ def verify(path: _Index, json: Json = False) -> None:
     with HashIndex.open(path, skip_damaged=True) as opened:
         problems = opened.verify()
         count = len(opened)
-    if json:
-        emit_json({"index": str(path), "problems": problems, "items": count})
-    else:
-        for line in problems:
-            _say(f"damaged: {line}")
-        whole = f"{path}: {_items(count)}, all whole"
-        _say(f"{path}: {_items(len(problems), 'problem')}" if problems else whole)
+    found = (
+        f"{path}: {counted(len(problems), 'problem')}" if problems else f"{path}: {counted(count)}, all whole"
+    )
+    content = {"index": str(path), "problems": problems, "items": count}
+    answer(json, content, *(f"damaged: {line}" for line in problems), found)
     if problems:
         raise typer.Exit(1)
 
@@ -273,7 +220,7 @@ def verify(path: _Index, json: Json = False) -> None:
 def info(
     path: _Index,
     engines: Annotated[
-        bool, typer.Option("--engines", help="Build the engines, to tell their time and memory.")
+        bool, Option("--engines", help="Build the engines, to tell their time and memory.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -290,45 +237,38 @@ def info(
         stats["model"] = opened.model_folder.is_dir()
         stats["fingerprint"] = opened.origin.model
         tuned = None if stats["tuned"] is None else settings_of(stats["tuned"])
-    if json:
-        emit_json({"index": str(path), **stats})
-        return
-    disk = stats["disk_bytes"]
-    _say(
-        f"{path}: {_items(stats['items'])} ({stats['deleted']:,} deleted), codes of {stats['bits']} bits, "
-        + (f"ids {stats['id_type']}" if stats["id_type"] else "no items yet")
-    )
-    _say("on disk: " + ", ".join(f"{name} {_size(size)}" for name, size in disk.items()))
-    _say(f"segments: {len(stats['segments'])}; generation {stats['generation']}")
-    _say("metadata: " + (", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items()) or "none"))
-    print_ = f" ({stats['fingerprint'][:12]})" if stats["fingerprint"] else ""
-    _say(f"model: {'kept' if stats['model'] else 'none'}{print_}; encoder: {stats['encoder'] or 'unknown'}")
+    disk = ", ".join(f"{name} {_size(size)}" for name, size in stats["disk_bytes"].items())
+    columns = ", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items())
+    mark = f" ({stats['fingerprint'][:12]})" if stats["fingerprint"] else ""
     kept = "none" if stats["keep"] == "none" else f"{stats['keep']}, {stats['width'] or '?'} numbers an item"
-    _say(f"embeddings: {kept}")
-    if tuned is not None:
-        print_tuned(tuned, stats["items"])
+    lines = [
+        f"{path}: {counted(stats['items'])} ({stats['deleted']:,} deleted), codes of {stats['bits']} bits, "
+        + (f"ids {stats['id_type']}" if stats["id_type"] else "no items yet"),
+        f"on disk: {disk}",
+        f"segments: {len(stats['segments'])}; generation {stats['generation']}",
+        f"metadata: {columns or 'none'}",
+        f"model: {'kept' if stats['model'] else 'none'}{mark}; encoder: {stats['encoder'] or 'unknown'}",
+        f"embeddings: {kept}",
+        *([] if tuned is None else tuned_lines(tuned, stats["items"])),
+    ]
     for engine in stats["engines"]:
         recall = f", recall@100 {engine['recall_at_100']:.3f}" if "recall_at_100" in engine else ""
-        _say(
-            f"engine {engine['engine']}: {_items(engine['rows'], 'row')} of {engine['bits']} bits, "
+        lines.append(
+            f"engine {engine['engine']}: {counted(engine['rows'], 'row')} of {engine['bits']} bits, "
             f"{_size(engine['bytes'])} beyond the codes, built in {engine['build_seconds']:.2f} s{recall}"
         )
+    answer(json, {"index": str(path), **stats}, *lines)
 
 
 @index.command("push")
 def push(
     path: _Index,
     to: Annotated[
-        str,
-        typer.Option(
-            help="postgresql://user@host/database?table=codes or milvus://host:19530/codes.",
-            show_default=False,
-        ),
+        str, Option(help="postgresql://user@host/database?table=codes or milvus://host:19530/codes.")
     ],
-    batch_size: Annotated[int, typer.Option(help="Items sent at a time.")] = 65536,
+    batch_size: Annotated[int, Option(help="Items sent at a time.")] = 65536,
     force: Annotated[
-        bool,
-        typer.Option("--force", help="Take over a table or collection that holds another index's items."),
+        bool, Option("--force", help="Take over a table or collection that holds another index's items.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -346,41 +286,38 @@ def push(
             progress=lambda items, total: reporter.advance("pushing", items / max(total, 1)),
         )
     seconds = round(time.perf_counter() - started, 3)
-    if json:
-        emit_json({"index": str(path), **asdict(done), "seconds": seconds})
-        return
-    _say(
-        f"{path}: {done.items:,} items are there; {done.written:,} written, {done.deleted:,} deleted"
-        + (", nothing had changed" if done.unchanged else "")
-        + (f", went on after {done.resumed_at:,}" if done.resumed_at else "")
-        + f" ({seconds:.1f} s)"
-    )
+    text = f"{done.items:,} items are there; {done.written:,} written, {done.deleted:,} deleted"
+    text += ", nothing had changed" if done.unchanged else ""
+    text += f", went on after {done.resumed_at:,}" if done.resumed_at else ""
+    content = {"index": str(path), **asdict(done), "seconds": seconds}
+    answer(json, content, f"{path}: {text} ({seconds:.1f} s)")
 
 
-def print_tuned(tuned: Tuned, items: int) -> None:
+def tuned_lines(tuned: Tuned, items: int) -> list[str]:
     """What was chosen, and the curve it was chosen from."""
-    _say(f"tuned: {tuned.sentence()}")
+    lines = [f"tuned: {tuned.sentence()}"]
     if abs(items - tuned.items) > tuned.items / 4:
-        _say(f"  there were {tuned.items:,} items then; 'crovca index tune' makes it anew")
+        lines.append(f"  there were {tuned.items:,} items then; 'crovca index tune' makes it anew")
     for bits in sorted({point.bits for point in tuned.curve}):
         row = [point for point in tuned.curve if point.bits == bits]
         curve = "  ".join(
             f"{'bits alone' if point.oversampling is None else f'x{point.oversampling:g}'} {point.recall:.3f}"
             for point in row
         )
-        _say(f"  {bits:>4} bits: {curve}")
+        lines.append(f"  {bits:>4} bits: {curve}")
+    return lines
 
 
 @index.command("tune")
 def tune(
     path: _Index,
     target_recall: Annotated[
-        float, typer.Option("--target-recall", help="Share of the floats' nearest to keep, like 0.95.")
+        float, Option("--target-recall", help="Share of the floats' nearest to keep, like 0.95.")
     ] = 0.95,
     top_k: _TopK = 10,
     embeddings: Annotated[
         Path | None,
-        typer.Option(help="The items' embeddings, by id [default: those that are kept].", show_default=False),
+        Option(help="The items' embeddings, by id [default: those that are kept]."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -401,10 +338,7 @@ def tune(
             advance=lambda share: reporter.advance("measuring", share),
         )
         opened.keep_tuned(found)
-    if json:
-        emit_json({"index": str(path), **found.to_dict()})
-    else:
-        print_tuned(found, found.items)
+    answer(json, {"index": str(path), **found.to_dict()}, *tuned_lines(found, found.items))
     if not found.reached:
         raise typer.Exit(1)
 
@@ -412,7 +346,7 @@ def tune(
 @index.command("check")
 def check(
     path: _Index,
-    new: Annotated[Path, typer.Argument(help="Embeddings of new items.", show_default=False)],
+    new: Annotated[Path, Argument(help="Embeddings of new items.")],
     json: Json = False,
 ) -> None:
     """Whether an index's model serves new items: how many lie outside of what it has learned, and what its codes keep
@@ -420,20 +354,10 @@ def check(
     from crovca.archive.refit import check_index
 
     found = check_index(path, new)
-    if json:
-        emit_json(
-            {
-                "index": str(path),
-                "items": found.items,
-                "outside": found.drift.outside,
-                "outside_before": found.outside_before,
-                "recall": found.recall,
-                "recall_before": found.recall_before,
-                "refit": found.advised,
-            }
-        )
-        return
-    _say(found.sentence(path))
+    content = {"index": str(path), "items": found.items, "outside": found.drift.outside}
+    content |= {"outside_before": found.outside_before, "recall": found.recall}
+    content |= {"recall_before": found.recall_before, "refit": found.advised}
+    answer(json, content, found.sentence(path))
 
 
 @index.command("refit")
@@ -441,25 +365,18 @@ def refit(
     path: _Index,
     embeddings: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Embeddings of all items, by id, of any encoder [default: those that are kept].",
-            show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Take this model; learn none.", show_default=False)
-    ] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Length of the new codes [default: as before].", show_default=False)
-    ] = None,
+    model: Annotated[Path | None, Option(help="Take this model; learn none.")] = None,
+    bits: Annotated[int | None, Option(help="Length of the new codes [default: as before].")] = None,
     keep: Annotated[
         Literal["float16", "int8", "none"] | None,
-        typer.Option(
-            help="What is kept of the embeddings from now on [default: as before].", show_default=False
-        ),
+        Option(help="What is kept of the embeddings from now on [default: as before]."),
     ] = None,
-    device: _Device = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Begin anew where a run was stopped.")] = False,
+    device: Device = "auto",
+    force: Annotated[bool, Option("--force", help="Begin anew where a run was stopped.")] = False,
     json: Json = False,
 ) -> None:
     """Learn anew from what is in an index, and give everything new codes, in one step: the old ones serve until then.
@@ -479,22 +396,18 @@ def refit(
             observer=reporter,
         )
     seconds = round(time.perf_counter() - started, 3)
-    if json:
-        tuned = {} if made.tuned is None else {"tuned": made.tuned.to_dict()}
-        emit_json(
-            {
-                "index": str(path),
-                "items": made.items,
-                "bits": made.bits,
-                "keep": made.keep,
-                **tuned,
-                "seconds": seconds,
-            }
-        )
-        return
-    _say(f"{path}: {_items(made.items)} have new codes of {made.bits} bits ({seconds:.1f} s)")
+    content = {
+        "index": str(path),
+        "items": made.items,
+        "bits": made.bits,
+        "keep": made.keep,
+        "seconds": seconds,
+    }
+    lines = [f"{path}: {counted(made.items)} have new codes of {made.bits} bits ({seconds:.1f} s)"]
     if made.tuned is not None:
-        _say(f"tuned: {made.tuned.sentence()}")
+        content["tuned"] = made.tuned.to_dict()
+        lines.append(f"tuned: {made.tuned.sentence()}")
+    answer(json, content, *lines)
 
 
 def parse_ids(texts: list[str], opened: Reader) -> Any:
@@ -513,18 +426,11 @@ def parse_ids(texts: list[str], opened: Reader) -> Any:
     return numbers
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in read_lines(path, "ids") if line]
-
-
-def _items(count: int, what: str = "item") -> str:
+def counted(count: int, what: str = "item") -> str:
+    """ "1 item", "2 items"."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _size(size: int) -> str:
     """In MiB, or in KiB what is less than one."""
     return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"
-
-
-def _say(text: str) -> None:
-    stdout.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import typer
+from typer import Option
 from typer.exceptions import Abort, Exit, TyperException
 
 from crovca.cli import (
@@ -28,8 +29,6 @@ from crovca.cli import (
 )
 from crovca.cli.output import notes_for_warnings, stderr
 from crovca.errors import CrovcaError
-
-__all__ = ["app", "main"]
 
 _INTERRUPTED = 130
 
@@ -60,7 +59,7 @@ app.command("datasets")(datasets.datasets)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+def _root(version: bool = Option(False, "--version", help="Print the version and stop.")) -> None:
     if version:
         from crovca import __version__
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console as _Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
-from crovca.errors import CrovcaWarning, printable
+from crovca.errors import ConfigError, CrovcaWarning, printable
 
 if TYPE_CHECKING:
     from crovca.hashing.train import Progress as TrainingProgress
-
-__all__ = ["Console", "Reporter", "emit_json", "notes_for_warnings", "stderr", "stdout"]
 
 _WIDTH_OF_FILES = 120
 
@@ -45,6 +45,42 @@ if not stdout.is_terminal:
 stderr = Console(stderr=True, highlight=False)
 
 
+def say(*lines: str) -> None:
+    """Print lines on standard output as they stand, however long."""
+    for line in lines:
+        stdout.print(line, highlight=False, soft_wrap=True)
+
+
+def answer(json: bool, content: dict[str, Any], *lines: str) -> None:
+    """What a command has to say: one JSON object, or lines for a person."""
+    if json:
+        emit_json(content)
+    else:
+        say(*lines)
+
+
+def print_table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, right: bool = True
+) -> None:
+    """A table on standard output; its columns but the first stand to the right, unless ``right`` is False."""
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number and right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    stdout.print(table)
+
+
+def print_plain(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str]) -> None:
+    """A long table without lines; the columns named in ``right`` stand to the right."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in head:
+        table.add_column(name, overflow="fold", justify="right" if name in right else "left")
+    for row in rows:
+        table.add_row(*map(str, row))
+    stdout.print(table)
+
+
 def emit_json(content: dict[str, Any], *, default: Callable[[Any], Any] | None = None) -> None:
     """One JSON object on standard output; NaN and infinity are null in it, which a note says.
 
@@ -62,7 +98,10 @@ def emit_json(content: dict[str, Any], *, default: Callable[[Any], Any] | None =
 
 @contextmanager
 def notes_for_warnings() -> Iterator[None]:
-    """Print each CrovcaWarning, and what the library logs for a person, as a line ``note: ...`` on standard error."""
+    """Print each CrovcaWarning, and what the library logs, as a line ``note: ...`` on standard error.
+
+    Of the log warnings are shown, or with CROVCA_LOG=info (debug, warning, error) what is at least that.
+    """
 
     def show(
         message: Warning | str,
@@ -78,9 +117,9 @@ def notes_for_warnings() -> Iterator[None]:
             default(message, category, filename, lineno, file, line)
 
     logger, handler = logging.getLogger("crovca"), _Notes()
-    level = logger.level
+    wanted, level = _level(), logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(wanted)
     try:
         with warnings.catch_warnings():
             default = warnings.showwarning
@@ -92,11 +131,23 @@ def notes_for_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _level() -> int:
+    name = os.environ.get("CROVCA_LOG", "warning")
+    levels = logging.getLevelNamesMapping()
+    if name.upper() not in levels:
+        raise ConfigError(f"CROVCA_LOG must be debug, info, warning or error, got {name!r}")
+    return levels[name.upper()]
+
+
 class _Notes(logging.Handler):
-    """Prints what is logged as notes."""
+    """Prints what is logged: warnings as notes, the rest with its level and module."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(record.getMessage())
+        text = record.getMessage()
+        if record.levelno == logging.WARNING:
+            note(text)
+        else:
+            stderr.print(f"{record.levelname.lower()}: {record.name}: {text}", markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
@@ -152,6 +203,12 @@ class Reporter:
     def stage(self, what: str) -> None:
         """Name what is being done, without a measure."""
         self._bar.update(self._task("evaluating"), state=printable(what))
+
+    def tell(self, what: str) -> None:
+        """``stage``, as a line where there is no bar."""
+        self.stage(what)
+        if not stderr.is_interactive:
+            stderr.print(what, soft_wrap=True)
 
     def _task(self, name: str) -> TaskID:
         if name not in self._tasks:

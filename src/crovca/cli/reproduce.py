@@ -6,72 +6,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from typer import Argument, Option
 
-from crovca.cli.options import Json, parse_lengths
-from crovca.cli.output import Reporter, emit_json, stderr, stdout
-from crovca.errors import ConfigError
+from crovca.cli.options import Device, Json, parse_lengths, parse_names
+from crovca.cli.output import Reporter, answer, emit_json, print_plain, say
+from crovca.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
     from crovca.reproduce.paper import Cell, Experiment
     from crovca.reproduce.run import Results, Row
     from crovca.reproduce.workspace import Workspace
 
-__all__ = ["reproduce"]
-
 
 def reproduce(
     name: Annotated[
-        str | None,
-        typer.Argument(help="table1 to table7, table11, table12, figure3 to figure9.", show_default=False),
+        str | None, Argument(help="table1 to table7, table11, table12, figure3 to figure9.")
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the datasets, each below it as 'crovca datasets' says.", show_default=False
-        ),
+        Path | None, Option(help="Folder of the datasets, each below it as 'crovca datasets' says.")
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Only these datasets, with commas.", show_default=False)
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Only these encoders, like dinov2,dinov3-b.", show_default=False)
-    ] = None,
-    bits: Annotated[
-        str | None, typer.Option(help="Only these code lengths, like 16,32.", show_default=False)
-    ] = None,
+    dataset: Annotated[str | None, Option(help="Only these datasets, with commas.")] = None,
+    encoder: Annotated[str | None, Option(help="Only these encoders, like dinov2,dinov3-b.")] = None,
+    bits: Annotated[str | None, Option(help="Only these code lengths, like 16,32.")] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="NAME=FOLDER or NAME=HUB_ID: weights of an encoder, where they are not at their usual place. "
-            "May be given several times.",
-            show_default=False,
+            "May be given several times."
         ),
     ] = None,
     work: Annotated[
-        Path, typer.Option(help="Folder for everything that is made; a rerun does only what is missing.")
+        Path, Option(help="Folder for everything that is made; a rerun does only what is missing.")
     ] = Path("reproduce"),
-    seeds: Annotated[int, typer.Option(help="How many seeds; the paper has one.")] = 1,
+    seeds: Annotated[int, Option(help="How many seeds; the paper has one.")] = 1,
     nested: Annotated[
-        bool, typer.Option("--nested", help="Train one model of 16 to 256 bits instead of one a length.")
+        bool, Option("--nested", help="Train one model of 16 to 256 bits instead of one a length.")
     ] = False,
-    epochs: Annotated[
-        int | None, typer.Option(help="Instead of the paper's; the results say so.", show_default=False)
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Likewise.", show_default=False)] = None,
+    epochs: Annotated[int | None, Option(help="Instead of the paper's; the results say so.")] = None,
+    batch_size: Annotated[int | None, Option(help="Likewise.")] = None,
     query: Annotated[
         str | None,
-        typer.Option(
-            help="Figures 4, 5, 9: path of the query to ask with [default: the first of the paper's class].",
-            show_default=False,
+        Option(
+            help="Figures 4, 5, 9: path of the query to ask with [default: the first of the paper's class]."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Encoders compute in: auto, float32, bfloat16 or float16.")
-    ] = "auto",
+    device: Device = "auto",
+    dtype: Annotated[str, Option(help="Encoders compute in: auto, float32, bfloat16 or float16.")] = "auto",
     json: Json = False,
-    listed: Annotated[bool, typer.Option("--list", help="Only list the cells, and what each needs.")] = False,
+    listed: Annotated[bool, Option("--list", help="Only list the cells, and what each needs.")] = False,
 ) -> None:
     """Measure the numbers of a table or figure of the paper again, beside the paper's own.
 
@@ -80,6 +62,7 @@ def reproduce(
     when the same command is given again.
     """
     from crovca.cli import reproduce_list
+    from crovca.hashing.config import TrainingConfig
     from crovca.reproduce import paper
 
     if seeds < 1:
@@ -90,11 +73,13 @@ def reproduce(
     experiment = paper.experiment_of(name)
     cells = paper.cells(
         name,
-        dataset=_names(dataset, "--dataset"),
-        encoder=_names(encoder, "--encoder"),
+        dataset=None if dataset is None else parse_names(dataset, "--dataset"),
+        encoder=None if encoder is None else parse_names(encoder, "--encoder"),
         bits=None if bits is None else parse_lengths(bits, "--bits"),
     )
-    training = _training(epochs, batch_size)
+    chosen: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
+    training = {name: value for name, value in chosen.items() if value is not None}
+    TrainingConfig(lengths=(16,), **{"epochs": 1, **training})  # refuses what cannot be trained with
     if listed:
         reproduce_list.print_cells(cells, seeds, json, nested=nested)
         return
@@ -136,9 +121,7 @@ def _run(
         _draw(experiment, workspace, cells, query, reporter, json=json)
         return
     with runs.opened(work) as (kept, save), reporter:
-        results = runs.reproduce(
-            workspace, cells, list(seeds), kept=kept, save=save, advance=lambda what: _tell(reporter, what)
-        )
+        results = runs.reproduce(workspace, cells, list(seeds), kept=kept, save=save, advance=reporter.tell)
         files = []
         if experiment.kind == "curves" and results.measured():
             from crovca.reproduce.crossmodal import draw_curves
@@ -161,7 +144,7 @@ def _run(
     else:
         _print(experiment, workspace, results)
         for file in files:
-            _say(f"drawn: {file}")
+            say(f"drawn: {file}")
     if results.hopeless:
         raise typer.Exit(1)
 
@@ -187,34 +170,29 @@ def _draw(
         except pictures.QueryError:
             raise
         except Exception as error:
-            failed = runs.reason_of(error)
-    _report_pictures(experiment, workspace, page, failed, reporter.notes, json)
+            failed = reason_of(error)
+    content = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "changes": _changes(workspace),
+        "files": [] if page is None else [str(file) for file in sorted(page.parent.iterdir())],
+        "failed": failed,
+        "notes": reporter.notes,
+    }
+    drawn = f"{experiment.name}: {experiment.title}: {page}"
+    answer(
+        json,
+        content,
+        *_not_the_papers(workspace),
+        drawn if failed is None else f"failed: {experiment.name}: {failed}",
+    )
     if failed is not None:
         raise typer.Exit(1)
 
 
-def _training(epochs: int | None, batch_size: int | None) -> dict[str, Any]:
-    """What differs from the paper's settings, as far as it can be trained with."""
-    from crovca.hashing.config import TrainingConfig
-
-    asked = {"epochs": epochs, "batch_size": batch_size}
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    TrainingConfig(lengths=(16,), **{"epochs": 1, **given})
-    return given
-
-
-def _names(text: str | None, option: str) -> list[str] | None:
-    if text is None:
-        return None
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise ConfigError(f"{option} must be names with commas, got {text!r}")
-    return names
-
-
-def _weights(given: list[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in given]
-    for text, (name, _, place) in zip(given, pairs, strict=True):
+def _weights(texts: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, _, place) in zip(texts, pairs, strict=True):
         if not name or not place:
             raise ConfigError(f"--weights must be NAME=FOLDER or NAME=HUB_ID, got {text!r}")
     return {name: place for name, _, place in pairs}
@@ -226,52 +204,46 @@ def _changes(workspace: Workspace) -> list[str]:
     return [*changes, "one nested model for all lengths"] if workspace.nested else changes
 
 
-def _tell(reporter: Reporter, what: str) -> None:
-    """Show what is measured next, as a line where there is no bar."""
-    reporter.stage(what)
-    if not stderr.is_interactive:
-        stderr.print(what, markup=False, soft_wrap=True)
+def _not_the_papers(workspace: Workspace) -> list[str]:
+    changes = _changes(workspace)
+    return [f"NOT the paper's settings: {', '.join(changes)}"] if changes else []
 
 
 def _print(experiment: Experiment, workspace: Workspace, results: Results) -> None:
-    rows, changes = results.rows(), _changes(workspace)
+    rows = results.rows()
     count = len(results.seeds)
     short = any(len(row.found) < row.asked for row in rows if row.found)
     several = f"mean ± standard deviation of {'up to ' * short}{count} seeds"
     seeds = "one seed" if count == 1 else several
-    _say(f"{experiment.name}: {experiment.title} (section {experiment.section}), percent, {seeds}")
-    if changes:
-        _say(f"NOT the paper's settings: {', '.join(changes)}")
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    say(f"{experiment.name}: {experiment.title} (section {experiment.section}), percent, {seeds}")
+    say(*_not_the_papers(workspace))
     others = any(row.cell.published_by for row in rows)
-    for column in ("row", "column", "paper", *(["published by"] if others else []), "ours", "difference"):
-        right = column in ("paper", "ours", "difference")
-        table.add_column(column, justify="right" if right else "left")
-    before = None
+    lines, before = [], None
     for row in rows:
         name, paper, *ours = _line(row)
         authors = [row.cell.published_by] if others else []
-        table.add_row("" if row.cell.row == before else row.cell.row, name, paper, *authors, *ours)
+        lines.append(["" if row.cell.row == before else row.cell.row, name, paper, *authors, *ours])
         before = row.cell.row
-    stdout.print(table)
+    head = ["row", "column", "paper", *(["published by"] if others else []), "ours", "difference"]
+    print_plain(head, lines, right=("paper", "ours", "difference"))
     for note in dict.fromkeys(row.cell.note for row in rows if row.cell.note and row.cell.measurement):
-        _say(f"note: {note}")
+        say(f"note: {note}")
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for why, seeds_failed in _by_reason(row).items():
             reasons.setdefault(why, []).append(f"{row.cell.row}, {row.cell.column}{seeds_failed}")
     for reason, cells in reasons.items():
         more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
-        _say(f"failed: {'; '.join(cells[:3])}{more}: {reason}")
+        say(f"failed: {'; '.join(cells[:3])}{more}: {reason}")
     for where, found in workspace.left_out.items():
-        _say(f"left out, as they could not be read: {sum(found.values()):,} of {where}")
+        say(f"left out, as they could not be read: {sum(found.values()):,} of {where}")
     if results.measured():
-        _say(
+        say(
             f"measured now: {results.measured_now:,}, kept from earlier runs: {results.kept_before:,}; "
             f"all numbers, seed by seed: {workspace.work / 'results.json'}"
         )
     elif results.keys:
-        _say("nothing was measured")
+        say("nothing was measured")
 
 
 def _by_reason(row: Row) -> dict[str, str]:
@@ -298,35 +270,3 @@ def _line(row: Row) -> tuple[str, str, str, str]:
     count = f" ({len(row.found)} of {row.asked} seeds)" if len(row.found) < row.asked else ""
     difference = "" if row.difference is None else f"{row.difference:+.1f}"
     return cell.column, paper, f"{row.mean:.1f}{spread}{count}", difference
-
-
-def _report_pictures(
-    experiment: Experiment,
-    workspace: Workspace,
-    page: Path | None,
-    failed: str | None,
-    notes: list[str],
-    json: bool,
-) -> None:
-    if json:
-        emit_json(
-            {
-                "experiment": experiment.name,
-                "title": experiment.title,
-                "changes": _changes(workspace),
-                "files": [] if page is None else [str(file) for file in sorted(page.parent.iterdir())],
-                "failed": failed,
-                "notes": notes,
-            }
-        )
-        return
-    if changes := _changes(workspace):
-        _say(f"NOT the paper's settings: {', '.join(changes)}")
-    if failed is None:
-        _say(f"{experiment.name}: {experiment.title}: {page}")
-    else:
-        _say(f"failed: {experiment.name}: {failed}")
-
-
-def _say(text: str) -> None:
-    stdout.print(text, markup=False, highlight=False, soft_wrap=True)

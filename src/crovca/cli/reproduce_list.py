@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from rich.table import Table
-
-from crovca.cli.output import emit_json, stdout
+from crovca.cli.output import emit_json, print_plain, say
 from crovca.reproduce.paper import EXPERIMENTS, Cell, Measurement, Training, all_cells
-
-__all__ = ["print_cells", "print_experiments"]
 
 _FITTINGS = {"lora": "LoRA", "probing": "probing"}
 _SCORES = {
@@ -42,15 +38,13 @@ def print_experiments(json: bool) -> None:
         ]
         emit_json({"experiments": rows})
         return
-    table = _table("name", "what", "section", "cells", "to measure", "models")
+    lines = []
     for name, experiment in EXPERIMENTS.items():
-        counts = [str(count) for count in (len(all_cells(name)), measured[name], models[name])]
         what = f"{experiment.title}: {experiment.shows}"
-        table.add_row(name, what, experiment.section, *counts)
-    stdout.print(table)
-    _say(
-        "crovca reproduce --list NAME shows every cell; crovca reproduce NAME --data DIR measures them.",
-    )
+        counts = (len(all_cells(name)), measured[name], models[name])
+        lines.append((name, what, experiment.section, *counts))
+    print_plain(("name", "what", "section", "cells", "to measure", "models"), lines, right=_RIGHT)
+    say("crovca reproduce --list NAME shows every cell; crovca reproduce NAME --data DIR measures them.")
 
 
 def print_cells(cells: Sequence[Cell], seeds: int, json: bool, *, nested: bool = False) -> None:
@@ -67,14 +61,21 @@ def print_cells(cells: Sequence[Cell], seeds: int, json: bool, *, nested: bool =
         emit_json(_json(cells, seeds, count))
         return
     notes = list(dict.fromkeys(note for cell in cells for note in _notes(cell)))
-    table = _table("row", "column", "paper", "encoder", "trained on > searched", "model", "score", "notes")
-    for cell in cells:
-        numbers = ", ".join(str(notes.index(note) + 1) for note in _notes(cell))
-        table.add_row(cell.row, cell.column, _value(cell), *_needs(cell), numbers)
-    stdout.print(table)
+    lines = [
+        (
+            one.row,
+            one.column,
+            _value(one),
+            *_needs(one),
+            ", ".join(str(notes.index(n) + 1) for n in _notes(one)),
+        )
+        for one in cells
+    ]
+    head = ("row", "column", "paper", "encoder", "trained on > searched", "model", "score", "notes")
+    print_plain(head, lines, right=_RIGHT)
     needed = [cell.measurement for cell in cells if cell.measurement]
-    _say(*(f"{number}: {note}" for number, note in enumerate(notes, start=1)))
-    _say(
+    say(*(f"{number}: {note}" for number, note in enumerate(notes, start=1)))
+    say(
         f"datasets needed: {', '.join(_datasets(needed)) or 'none'} (crovca datasets NAME says where to get them); "
         f"encoders: {', '.join(dict.fromkeys(one.encoder for one in needed)) or 'none'}",
         "score: cosine of embeddings; of codes AH (asymmetric Hamming), BCE, symBCE (BCE both ways)",
@@ -93,12 +94,8 @@ def _json(cells: Sequence[Cell], seeds: int, models: int) -> dict[str, Any]:
     return {
         "cells": [
             {
-                "experiment": cell.experiment,
-                "row": cell.row,
-                "column": cell.column,
+                **{name: getattr(cell, name) for name in ("experiment", "row", "column", "dataset", "bits")},
                 "paper": cell.value,
-                "dataset": cell.dataset,
-                "bits": cell.bits,
                 "published_by": cell.published_by or None,
                 "measurement": _facts(cell.measurement),
                 "note": cell.note or None,
@@ -152,15 +149,3 @@ def _datasets(needed: Sequence[Measurement]) -> list[str]:
     """Protocols that are trained on or searched, in the order of the cells."""
     pairs = [(one.training.dataset if one.training else one.dataset, one.dataset) for one in needed]
     return list(dict.fromkeys(name for pair in pairs for name in pair))
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column in _RIGHT else "left")
-    return table
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        stdout.print(line, markup=False, highlight=False, soft_wrap=True)

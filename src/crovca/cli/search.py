@@ -5,27 +5,31 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
-from crovca.cli.options import Force, Json, open_embeddings
-from crovca.cli.output import Console, emit_json, stdout
+from crovca.cli.index import counted, parse_ids
+from crovca.cli.options import Device, Force, Json, open_embeddings
+from crovca.cli.output import Console, answer, emit_json, say, stdout
 from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
+from crovca.index.engines.choice import ENGINES, check_engine
 from crovca.metrics import get_metric, of_codes
 
 if TYPE_CHECKING:
     from crovca.archive.queries import QueryModel
     from crovca.index.results import Neighbors
 
-__all__ = ["dedup", "search"]
-
 _NO_LIMIT = 1 << 20
 
-_Engine = Literal["auto", "exact", "scan", "buckets", "inverted", "accelerator"]
+
+def _checked_engine(engine: str) -> str:
+    if engine != "auto":
+        check_engine(engine)
+    return engine
 
 
 def _checked_metric(metric: str | None) -> str | None:
@@ -36,58 +40,40 @@ def _checked_metric(metric: str | None) -> str | None:
 
 
 def search(
-    index: Annotated[
-        list[Path], typer.Argument(help="Index, or several: they are searched as one.", show_default=False)
-    ],
-    image: Annotated[
-        list[Path] | None, typer.Option(help="Image files to search by.", show_default=False)
-    ] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Texts to search by.", show_default=False)] = None,
-    id: Annotated[
-        list[str] | None, typer.Option("--id", help="Items to search by.", show_default=False)
-    ] = None,
-    embeddings: Annotated[
-        Path | None, typer.Option(help="Embeddings to search by.", show_default=False)
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Model for the queries [default: the index's].", show_default=False)
-    ] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option(help="Encoder of texts [default: the images' one].", show_default=False)
-    ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Results for each query.")] = 10,
+    index: Annotated[list[Path], Argument(help="Index, or several: they are searched as one.")],
+    image: Annotated[list[Path] | None, Option(help="Image files to search by.")] = None,
+    text: Annotated[list[str] | None, Option(help="Texts to search by.")] = None,
+    id: Annotated[list[str] | None, Option("--id", help="Items to search by.")] = None,
+    embeddings: Annotated[Path | None, Option(help="Embeddings to search by.")] = None,
+    model: Annotated[Path | None, Option(help="Model for the queries [default: the index's].")] = None,
+    text_encoder: Annotated[str | None, Option(help="Encoder of texts [default: the images' one].")] = None,
+    top_k: Annotated[int, Option("--top-k", "-k", help="Results for each query.")] = 10,
     metric: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--scoring",
             metavar="|".join(of_codes()),
             callback=_checked_metric,
             help="[default: bce; for --id, hamming].",
-            show_default=False,
         ),
     ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(help='SQL condition on id and metadata, like "year < 1960".', show_default=False),
-    ] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Search by the first so many bits.", show_default=False)
-    ] = None,
+    where: Annotated[str | None, Option(help='SQL condition on id and metadata, like "year < 1960".')] = None,
+    bits: Annotated[int | None, Option(help="Search by the first so many bits.")] = None,
     rescore: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="N|tuned",
             help="Take N times as many candidates, and order them by the embeddings that the index keeps; 'tuned': as "
             "'crovca index tune' found. [default: tuned, where it was]",
-            show_default=False,
         ),
     ] = None,
-    engine: Annotated[_Engine, typer.Option(help="How to search.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    engine: Annotated[
+        str, Option(callback=_checked_engine, help=f"How to search: auto, {', '.join(ENGINES)}.")
+    ] = "auto",
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Find the items nearest to images, texts, stored items or embeddings; exactly, but for --engine inverted."""
-    from crovca.cli.index import parse_ids
     from crovca.index.index import HashIndex
     from crovca.index.shards import ShardedIndex
 
@@ -154,23 +140,17 @@ def search(
         _print_results(name, ids, distances, metadata)
     queries = "1 query" if len(names) == 1 else f"{len(names):,} queries"
     encoded = "" if id else f"encoded in {encoding:.1f} s, "
-    stdout.print(
-        f"{queries} over {_count(count, 'item')}: {encoded}searched in {seconds * 1000:.1f} ms",
-        highlight=False,
-    )
+    say(f"{queries} over {counted(count)}: {encoded}searched in {seconds * 1000:.1f} ms")
 
 
 def dedup(
-    index: Annotated[Path, typer.Argument(help="Folder of an index.", show_default=False)],
-    radius: Annotated[int, typer.Option(help="Bits in which near duplicates may differ.")] = 0,
-    bits: Annotated[
-        int | None, typer.Option(help="Compare the first so many bits.", show_default=False)
-    ] = None,
+    index: Annotated[Path, Argument(help="Folder of an index.")],
+    radius: Annotated[int, Option(help="Bits in which near duplicates may differ.")] = 0,
+    bits: Annotated[int | None, Option(help="Compare the first so many bits.")] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write all groups to this JSON file.", show_default=False),
+        Path | None, Option("--output", "-o", help="Write all groups to this JSON file.")
     ] = None,
-    show: Annotated[int, typer.Option(help="Groups to print.")] = 10,
+    show: Annotated[int, Option(help="Groups to print.")] = 10,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -197,24 +177,15 @@ def dedup(
     }
     if output is not None:
         write_json(output, content)
-    if json:
-        emit_json(content)
-        return
+    lines = []
     for ids, distances in list(zip(found.groups, found.distances, strict=True))[:show]:
-        shown = ", ".join(
-            f"{one} ({distance})" for one, distance in zip(ids[1:9].tolist(), distances[1:9], strict=True)
-        )
+        near = zip(ids[1:9].tolist(), distances[1:9], strict=True)
         more = f" and {len(ids) - 9:,} more" if len(ids) > 9 else ""
-        stdout.print(f"{ids[0]}: {shown}{more}", highlight=False, soft_wrap=True, markup=False)
+        lines.append(f"{ids[0]}: {', '.join(f'{one} ({distance})' for one, distance in near)}{more}")
     if len(found.groups) > show:
-        stdout.print(
-            f"... and {_count(len(found.groups) - show, 'group')} more (--show, or -o FILE)", highlight=False
-        )
-    groups = _count(len(found.groups), "group")
-    spare = found.items - len(found.groups)
-    stdout.print(
-        f"{groups}; {spare:,} of {_count(count, 'item')} could go ({seconds:.1f} s)", highlight=False
-    )
+        lines.append(f"... and {counted(len(found.groups) - show, 'group')} more (--show, or -o FILE)")
+    could_go = f"{content['duplicates']:,} of {counted(count)} could go"
+    answer(json, content, *lines, f"{counted(len(found.groups), 'group')}; {could_go} ({seconds:.1f} s)")
 
 
 def _refuse_with_ids(metric: str | None, engine: str, model: Path | None, text_encoder: str | None) -> None:
@@ -259,10 +230,6 @@ def _metadata(found: Neighbors) -> list[Any]:
     if table is None:
         return [None] * len(found)
     return [table.slice(query * width, width) for query in range(len(found))]
-
-
-def _count(count: int, what: str) -> str:
-    return f"1 {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _as_json(

@@ -8,42 +8,31 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from crovca.cli.output import stdout
+from crovca.cli.output import say
 from crovca.errors import ConfigError, MissingDependencyError
-
-__all__ = ["serve"]
 
 
 def serve(
-    index: Annotated[
-        list[str], typer.Argument(help="Folder of an index, or NAME=FOLDER; several may be given.")
-    ],
+    index: Annotated[list[str], Argument(help="Folder of an index, or NAME=FOLDER; several may be given.")],
     root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that ids are paths below: pictures are shown from it.", show_default=False),
+        Path | None, Option(help="Folder that ids are paths below: pictures are shown from it.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port; 0 takes a free one.")] = 8000,
     token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="CROVCA_TOKEN",
-            help="What clients must show (better: set CROVCA_TOKEN).",
-            show_default=False,
-        ),
+        str | None, Option(envvar="CROVCA_TOKEN", help="What clients must show (better: set CROVCA_TOKEN).")
     ] = None,
     writable: Annotated[
-        bool, typer.Option("--writable", help="Let clients add and delete; needs a token.")
+        bool, Option("--writable", help="Let clients add and delete; needs a token.")
     ] = False,
     mcp: Annotated[
-        bool, typer.Option("--mcp", help="No HTTP: tools for agents on standard input and output, read-only.")
+        bool, Option("--mcp", help="No HTTP: tools for agents on standard input and output, read-only.")
     ] = False,
-    rate: Annotated[float, typer.Option(help="Requests a second of one address; 0: no limit.")] = 100.0,
+    rate: Annotated[float, Option(help="Requests a second of one address; 0: no limit.")] = 100.0,
     thumbnails: Annotated[
-        Path | None,
-        typer.Option(help="Folder for small pictures [default: in the user's cache].", show_default=False),
+        Path | None, Option(help="Folder for small pictures [default: in the user's cache].")
     ] = None,
 ) -> None:
     """Serve indexes: a page to search with pictures and text, and an API under /v1 (described at /openapi.json).
@@ -106,7 +95,7 @@ def _say(server: object, host: str) -> None:
         if server.started:
             port = server.servers[0].sockets[0].getsockname()[1]
             shown = f"[{host}]" if ":" in host else host
-            stdout.print(f"http://{shown}:{port}  (Ctrl-C stops it)", highlight=False, soft_wrap=True)
+            say(f"http://{shown}:{port}  (Ctrl-C stops it)")
 
     server.startup = startup  # type: ignore[method-assign]
 

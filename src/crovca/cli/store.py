@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from crovca.cli.options import Json
-from crovca.cli.output import emit_json, stdout
-
-__all__ = ["store"]
+from crovca.cli.output import answer
 
 store = typer.Typer(help="Stores of embeddings.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @store.command("verify")
 def verify(
-    path: Annotated[
-        Path, typer.Argument(metavar="STORE", help="Folder that 'crovca embed' wrote.", show_default=False)
-    ],
+    path: Annotated[Path, Argument(metavar="STORE", help="Folder that 'crovca embed' wrote.")],
     json: Json = False,
 ) -> None:
     """Compare every file with the checksum taken when it was written; exits with 1 where one has changed."""
@@ -27,11 +24,8 @@ def verify(
 
     parts, problems = store_parts(path), verify_store(path)
     items = sum(part.rows for part in parts)
-    if json:
-        emit_json({"store": str(path), "parts": len(parts), "items": items, "problems": problems})
-    else:
-        whole = f"{path}: {items:,} items in {len(parts):,} parts, all whole"
-        lines = [*(f"damaged: {problem}" for problem in problems)] or [whole]
-        stdout.print("\n".join(lines), highlight=False, soft_wrap=True)
+    content = {"store": str(path), "parts": len(parts), "items": items, "problems": problems}
+    whole = f"{path}: {items:,} items in {len(parts):,} parts, all whole"
+    answer(json, content, *([f"damaged: {problem}" for problem in problems] or [whole]))
     if problems:
         raise typer.Exit(1)

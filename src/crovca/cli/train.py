@@ -4,90 +4,56 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
-from crovca.cli.options import Force, Json, open_embeddings, parse_lengths
-from crovca.cli.output import Reporter, emit_json, stdout
+from crovca.cli import options
+from crovca.cli.output import Reporter, answer
 from crovca.errors import ConfigError, CrovcaError
 from crovca.files import check_output, remove
-from crovca.hashing.config import PRESETS
 
 if TYPE_CHECKING:
     from crovca.hasher import Hasher
 
-__all__ = ["train"]
-
 
 def train(
+    context: Context,
     data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Embeddings: .npz, .npy, .parquet, .safetensors, or a store.", show_default=False
-        ),
+        Path | None, Argument(help="Embeddings: .npz, .npy, .parquet, .safetensors, or a store.")
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the model.", show_default=False)
-    ] = Path("model"),
-    images: Annotated[
-        Path | None, typer.Option(help="Two modalities: embeddings of the images.", show_default=False)
-    ] = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option(help="Two modalities: embeddings of the texts, row by row.", show_default=False),
-    ] = None,
-    bits: Annotated[int, typer.Option(help="Length of the code, 1 to 4096.")] = 256,
-    nested: Annotated[
-        str | None,
-        typer.Option(
-            help="Prefixes that become codes of their own [default: 16,32,64,128].", show_default=False
-        ),
-    ] = None,
-    no_nested: Annotated[
-        bool, typer.Option("--no-nested", help="Train one length alone, as in the paper.")
-    ] = False,
-    unsupervised: Annotated[
-        bool, typer.Option("--unsupervised", help="Leave labels in DATA unused.")
-    ] = False,
+    output: options.ModelFolder = Path("model"),
+    images: Annotated[Path | None, Option(help="Two modalities: embeddings of the images.")] = None,
+    texts: Annotated[Path | None, Option(help="Two modalities: embeddings of the texts, row by row.")] = None,
+    bits: options.Bits = 256,
+    nested: options.Nested = None,
+    no_nested: options.NoNested = False,
+    unsupervised: Annotated[bool, Option("--unsupervised", help="Leave labels in DATA unused.")] = False,
     pairing: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Where the second view comes from: auto, views, neighbors or classes; or several: views,neighbors."
         ),
     ] = "auto",
-    preset: Annotated[
-        str | None,
-        typer.Option(help=f"The paper's settings (one length): {', '.join(PRESETS)}.", show_default=False),
-    ] = None,
-    hashcoder: Annotated[
-        Literal["small", "large"] | None,
-        typer.Option(help="Network: small or large [default: small].", show_default=False),
-    ] = None,
+    preset: options.Preset = None,
+    hashcoder: options.NetworkSize = None,
     faithfulness: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="What codes are for: more of the learned kinds, the floats' order, or both: "
-            "kinds, balanced, order, or a number [default: balanced].",
-            show_default=False,
+            "kinds, balanced, order, or a number [default: balanced]."
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data [default: by size].", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Items in a step [default: 256].", show_default=False)
-    ] = None,
+    epochs: Annotated[int | None, Option(help="Passes over the data [default: by size].")] = None,
+    batch_size: Annotated[int | None, Option(help="Items in a step [default: 256].")] = None,
     shared: Annotated[
-        bool, typer.Option("--shared", help="Two modalities of one width: one network for both.")
+        bool, Option("--shared", help="Two modalities of one width: one network for both.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between writings of the state to OUTPUT.partial.")
-    ] = 15.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same model.")] = 0,
-    force: Force = False,
-    json: Json = False,
+    device: options.Device = "auto",
+    checkpoint_every: options.CheckpointEvery = 15.0,
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Learn hash codes from embeddings.
 
@@ -96,29 +62,25 @@ def train(
     """
     if (images is None) != (texts is None) or (data is None) == (images is None):
         raise ConfigError("give either DATA, or both --images and --texts")
-    if nested is not None and no_nested:
-        raise ConfigError("--nested and --no-nested contradict each other; give one of them")
+    lengths = nested_lengths(nested, no_nested)
     inputs = [path for path in (data, images, texts) if path is not None]
     check_output(output, force=force, inputs=inputs, marker="model.safetensors")
     partial = output.with_name(f"{output.name}.partial")
-    if force:  # an earlier run is not gone on with
-        remove(partial)
-    parameters: dict[str, Any] = {"bits": bits, "seed": seed, "device": device}
-    chosen: dict[str, Any] = {"hashcoder": hashcoder, "epochs": epochs, "batch_size": batch_size}
-    chosen["faithfulness"] = _number_or_name(faithfulness)
-    parameters |= {name: value for name, value in chosen.items() if value is not None}
-    if nested is not None:
-        parameters["nested"] = parse_lengths(nested, "--nested")
-    if no_nested:
-        parameters["nested"] = False
-    saving = {"checkpoint": partial, "checkpoint_seconds": checkpoint_every}
+    from crovca.hasher import Hasher
+
+    parameters = options.given(context, Hasher)
+    if faithfulness is not None:
+        parameters["faithfulness"] = _number_or_name(faithfulness)
+    if lengths is not None:
+        parameters["nested"] = lengths
+    saving: dict[str, Any] = {"checkpoint": partial, "checkpoint_seconds": checkpoint_every}
 
     started = time.perf_counter()
     with Reporter() as reporter:
         if data is not None:
             if shared:
                 raise ConfigError("--shared goes with --images and --texts")
-            hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, reporter)
+            hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, force, reporter)
         else:
             if pairing != "auto" or unsupervised:
                 raise ConfigError(
@@ -126,7 +88,28 @@ def train(
                 )
             assert images is not None
             assert texts is not None
-            hasher = _train_two(images, texts, {**parameters, "shared": shared}, preset, saving, reporter)
+            hasher = _train_two(images, texts, parameters, preset, saving, force, reporter)
+    save_model(hasher, output, partial, force)
+    seconds = round(time.perf_counter() - started, 2)
+    answer(
+        json,
+        {**trained(hasher, output), "seconds": seconds, "notes": reporter.notes},
+        f"{output}: codes of {', '.join(map(str, hasher.lengths_))} bits, trained in {seconds} s ({steps(hasher)})",
+        f"next: crovca encode {output} DATA -o codes.npz",
+    )
+
+
+def nested_lengths(nested: str | None, no_nested: bool) -> tuple[int, ...] | bool | None:
+    """The hasher's ``nested`` as two options say it; None: as it is by default."""
+    if nested is not None and no_nested:
+        raise ConfigError("--nested and --no-nested contradict each other; give one of them")
+    if nested is not None:
+        return options.parse_lengths(nested, "--nested")
+    return False if no_nested else None
+
+
+def save_model(hasher: Hasher, output: Path, partial: Path, force: bool) -> None:
+    """Save a model, and remove the state of its run; that stays where the model cannot be saved."""
     try:
         hasher.save(output, force=force)
     except CrovcaError:
@@ -135,8 +118,11 @@ def train(
         raise
     remove(partial)
 
+
+def trained(hasher: Hasher, output: Path) -> dict[str, Any]:
+    """What JSON says of a trained model."""
     last = hasher.history_[-1]
-    summary = {
+    return {
         "model": str(output),
         "kind": " and ".join(hasher.modalities),
         "lengths": list(hasher.lengths_),
@@ -145,25 +131,18 @@ def train(
         "steps": last["steps"],
         "loss": last["loss"],
         **{name: last[name] for name in hasher.config_.weights},
-        "seconds": round(time.perf_counter() - started, 2),
-        "notes": reporter.notes,
     }
-    if json:
-        emit_json(summary)
-        return
-    lengths = ", ".join(map(str, hasher.lengths_))
-    stdout.print(
-        f"{output}: codes of {lengths} bits, trained in {summary['seconds']} s "
-        f"({last['epoch']} epochs, {last['steps']:,} steps; loss {last['loss']:.3f})",
-        highlight=False,
-        soft_wrap=True,
-    )
-    stdout.print(f"next: crovca encode {output} DATA -o codes.npz", highlight=False, soft_wrap=True)
 
 
-def _number_or_name(text: str | None) -> float | str | None:
+def steps(hasher: Hasher) -> str:
+    """How long a model was trained, and how well, in words."""
+    last = hasher.history_[-1]
+    return f"{last['epoch']} epochs, {last['steps']:,} steps; loss {last['loss']:.3f}"
+
+
+def _number_or_name(text: str) -> float | str:
     try:
-        return None if text is None else float(text)
+        return float(text)
     except ValueError:
         return text
 
@@ -175,6 +154,7 @@ def _train_one(
     unsupervised: bool,
     preset: str | None,
     saving: dict[str, Any],
+    force: bool,
     reporter: Reporter,
 ) -> Hasher:
     from crovca.hasher import Hasher
@@ -184,7 +164,9 @@ def _train_one(
         raise ConfigError("--unsupervised and --pairing classes contradict each other; give one of them")
     parameters["pairing"] = named[0] if len(named) == 1 else tuple(named)
     hasher = Hasher.from_preset(preset, **parameters) if preset else Hasher(**parameters)
-    embeddings = open_embeddings(data, with_ids=False)
+    embeddings = options.open_embeddings(data, with_ids=False)
+    if force:  # an earlier run is not gone on with
+        remove(saving["checkpoint"])
     use_labels = (
         embeddings.labels is not None and not unsupervised and (pairing == "auto" or "classes" in named)
     )
@@ -204,10 +186,16 @@ def _train_two(
     parameters: dict[str, Any],
     preset: str | None,
     saving: dict[str, Any],
+    force: bool,
     reporter: Reporter,
 ) -> Hasher:
     from crovca.hasher import Hasher
 
     hasher = Hasher.for_pairs(preset=preset, **parameters)
-    pictures, words = open_embeddings(images, with_ids=False), open_embeddings(texts, with_ids=False)
+    pictures, words = (
+        options.open_embeddings(images, with_ids=False),
+        options.open_embeddings(texts, with_ids=False),
+    )
+    if force:
+        remove(saving["checkpoint"])
     return hasher.fit(pictures, texts=words, observer=reporter, **saving)

@@ -14,8 +14,6 @@ from crovca.errors import InvalidInputError
 from crovca.evaluation.situations import FiveMeasures, Learn, five_measures, make_situations
 from crovca.hasher import Hasher
 
-__all__ = ["MODEL", "learn_itq", "learn_like", "measure_beside"]
-
 MODEL = "model"
 _ITQ_ITEMS = 100_000  # that ITQ learns from at most
 

@@ -11,8 +11,6 @@ from crovca.errors import ConfigError
 from crovca.hasher import Hasher
 from crovca.hashing.config import DEFAULT_LENGTHS
 
-__all__ = ["METHODS", "OUR_LENGTHS", "Method", "choose_methods"]
-
 OUR_LENGTHS = (*DEFAULT_LENGTHS, 256)
 """Bits that one nested model of ours serves."""
 

@@ -21,25 +21,6 @@ from crovca.evaluation.situations import COLUMNS, Column, column_value
 from crovca.files import read_json
 from crovca.metrics import METRICS, REPORTED, of_codes
 
-__all__ = [
-    "BEST",
-    "FORMAT",
-    "LEVEL",
-    "OWN_SCORE",
-    "Cell",
-    "Comparison",
-    "Row",
-    "columns_of",
-    "conclusion",
-    "failures",
-    "marks",
-    "percent",
-    "read_kept",
-    "score_cells",
-    "score_titles",
-    "shown",
-]
-
 OWN_SCORE = "own"
 BEST, LEVEL = "*", "~"
 """Marks: the best, and what the spread of seeds does not tell from it."""

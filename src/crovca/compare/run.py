@@ -19,7 +19,7 @@ from crovca.codes import Codes, check_bits
 from crovca.compare.methods import OUR_LENGTHS, Method, choose_methods
 from crovca.compare.results import FORMAT, OWN_SCORE, Cell, Comparison
 from crovca.data.embeddings import Embeddings, mean_embedding
-from crovca.errors import ConfigError, CrovcaError, InvalidInputError
+from crovca.errors import ConfigError, InvalidInputError, reason_of
 from crovca.evaluation import metrics
 from crovca.evaluation.evaluate import NEIGHBOR_RECALLS, Measure, Ranked
 from crovca.evaluation.situations import Judge, Situation, make_situations
@@ -27,21 +27,11 @@ from crovca.hasher import Hasher
 from crovca.index.scoring import BitScorer, CosineScorer
 from crovca.metrics import of_codes
 
-__all__ = ["compare", "fingerprint"]
-
 Model = Hasher | BinaryBaseline | ScoreBaseline
 
-_NO_NUMBERS = {
-    "archive",
-    "cli",
-    "datasets",
-    "embedding",
-    "encoders",
-    "reproduce",
-    "servers",
-    "service",
-    "sources",
-}
+_NO_NUMBERS = frozenset(
+    ("archive", "cli", "datasets", "embedding", "encoders", "reproduce", "servers", "service", "sources")
+)
 """Rooms that make no codes, ranks or measures: where any other changes, kept results are of other code."""
 
 
@@ -161,7 +151,11 @@ def compare(
     for method in chosen:
         sizes = {"asked": asked, "width": (database.width,), "float": (32 * database.width,)}[method.size]
         for seed in range(seeds if method.seeds is None else method.seeds):
-            missing = [bits for bits in sizes if not _done(state.cells.get(_key(method, bits, seed)))]
+            missing = [
+                bits
+                for bits in sizes
+                if "failed" in state.cells.get(_key(method, bits, seed), {"failed": ""})
+            ]
             for group in _groups(method, missing):
                 named = f"{method.title}, {', '.join(map(str, group))} bits, seed {seed}"
                 advance(named)
@@ -256,14 +250,14 @@ class _Bench:
                 bits: {**named, "bits": bits, **cell} for bits, cell in self._seen(method, lengths, seed)
             }
         except Exception as error:  # whatever a method cannot do with these data, the others go on
-            return [{**named, "bits": bits, "failed": _reason(error)} for bits in lengths]
+            return [{**named, "bits": bits, "failed": reason_of(error)} for bits in lengths]
         if len(self.places) > 1:
             try:
                 for bits, name, measured in self._held_out(method, lengths, seed):
                     cells[bits]["measures"][name] = measured
             except Exception as error:
                 for cell in cells.values():
-                    cell["held_out_failed"] = _reason(error)
+                    cell["held_out_failed"] = reason_of(error)
         return list(cells.values())
 
     def _seen(self, method: Method, lengths: Sequence[int], seed: int) -> Iterator[tuple[int, Cell]]:
@@ -356,13 +350,6 @@ def _measures(stored: _Stored, judge: Judge) -> dict[str, float | None]:
     return judge.of_codes(stored.logits, stored.codes).to_dict()
 
 
-def _reason(error: Exception) -> str:
-    """Why a method failed, in one line."""
-    return " ".join(
-        (str(error) if isinstance(error, CrovcaError) else f"{type(error).__name__}: {error}").split()
-    )
-
-
 @dataclass(frozen=True)
 class _OwnScorer:
     """Distances from a method's similarities."""
@@ -393,10 +380,6 @@ def _difference(kept: Mapping[str, Any], state: Comparison) -> str:
             what = {"version": "crovca", "trained": "training items"}.get(name, name)
             return f"another run: {what} {kept.get(name)}, now {ours[name]}"
     return "other data, another k or another state of crovca's code"
-
-
-def _done(cell: Cell | None) -> bool:
-    return cell is not None and "failed" not in cell
 
 
 def _key(method: Method, bits: int, seed: int) -> str:

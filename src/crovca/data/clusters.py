@@ -8,7 +8,9 @@ import numpy.typing as npt
 
 from crovca.errors import InvalidInputError
 
-__all__ = ["k_means"]
+__all__ = ["k_means", "nearest_centroid"]
+
+_BLOCK = 4096
 
 
 def k_means(
@@ -48,3 +50,11 @@ def k_means(
     )
     found.train(np.ascontiguousarray(values, np.float32))
     return np.asarray(found.centroids, np.float32).reshape(count, -1)
+
+
+def nearest_centroid(
+    values: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int64]:
+    """Of each of ``values`` (n, d) the number (n,) of the centroid (c, d) with the largest inner product."""
+    parts = range(0, len(values), _BLOCK)
+    return np.concatenate([(values[i : i + _BLOCK] @ centroids.T).argmax(axis=1) for i in parts])

@@ -22,7 +22,7 @@ ID_NAMES, LABEL_NAMES = ("ids", "id"), ("labels", "label")
 _FREE_VALUES, _VALUES_PER_BYTE = (
     1 << 26,
     1000,
-)  # a file of more values than this packs no more of them into a byte
+)  # with more values than that, no more of them are packed into a byte
 _MAX_TEXT_BYTES = 16 << 30
 
 
@@ -104,10 +104,7 @@ def column(table: Any, name: str, path: Path) -> npt.NDArray[Any]:
     parts = [_as_array(chunk, where) for chunk in chunks]
     if len({part.shape[1:] for part in parts}) > 1:
         raise FileFormatError(f"{where}: its lists have different lengths")
-    if (
-        parts[0].dtype.kind == "U"
-        and 4 * len(data) * max(part.itemsize // 4 for part in parts) > _MAX_TEXT_BYTES
-    ):
+    if parts[0].dtype.kind == "U" and len(data) * max(part.itemsize for part in parts) > _MAX_TEXT_BYTES:
         raise FileFormatError(f"{where} has texts too long to be ids or labels")
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -157,12 +154,7 @@ def _as_array(data: Any, where: str) -> npt.NDArray[Any]:
 
 
 def _is_nested(kind: Any) -> bool:
-    import pyarrow as pa
+    from pyarrow import types
 
-    return (
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
-    )
+    lists = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    return any(getattr(types, f"is_{name}")(kind) for name in lists)

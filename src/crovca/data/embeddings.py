@@ -35,7 +35,7 @@ __all__ = [
     "root_mean_square",
 ]
 
-_logger = logging.getLogger("crovca.data")
+_logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 64 << 20
 
@@ -181,9 +181,8 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
         with np.errstate(over="ignore"):  # beyond float32 is infinity, and refused below
             values = np.asarray(values[:]).astype(np.float32)
     elif values.dtype.itemsize > 4:
-        warnings.warn(
-            f"{what}: {values.dtype} numbers are converted to float32 when used", CrovcaWarning, stacklevel=2
-        )
+        text = f"{what}: {values.dtype} numbers are converted to float32 when used"
+        warnings.warn(text, CrovcaWarning, stacklevel=2)
     bad: list[npt.NDArray[np.int64]] = []
     flat: list[npt.NDArray[np.int64]] = []
     for part, numbers in chunks(values):
@@ -202,11 +201,9 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
     if values.shape[-1] == 1:
         degenerate = degenerate[:0]  # a single number is always equal to itself
     if len(degenerate):
+        text = f"{len(degenerate)} of {len(values)} rows are zero or constant ({_listed(degenerate)})"
         warnings.warn(
-            f"{what}: {len(degenerate)} of {len(values)} rows are zero or constant ({_listed(degenerate)}); "
-            "they are kept, but never used as neighbors",
-            CrovcaWarning,
-            stacklevel=2,
+            f"{what}: {text}; they are kept, but never used as neighbors", CrovcaWarning, stacklevel=2
         )
     return values, degenerate
 
@@ -238,7 +235,7 @@ def load_embeddings(path: str | Path, *, with_ids: bool = True) -> Embeddings:
         opened = reader(path)
         if reader is not _read_npy:
             what = f"{path.name} is loaded into memory ({path.stat().st_size / 2**20:,.1f} MiB)"
-            _logger.info("%s; .npy files and stores are memory-mapped", what)
+            _logger.warning("%s; .npy files and stores are memory-mapped", what)
     try:
         return as_embeddings(*opened)
     except InvalidInputError as error:
@@ -313,11 +310,8 @@ def _described(
     if path.suffix.lower() in (".npz", ".safetensors"):
         left = sorted(set(names) - {"embeddings", labels, *((ids,) if known is None else ())})
         if left:
-            warnings.warn(
-                f"{path.name}: {', '.join(map(repr, left[:8]))} not read; embeddings, labels and ids are",
-                CrovcaWarning,
-                stacklevel=4,
-            )
+            text = f"{path.name}: {', '.join(map(repr, left[:8]))} not read; embeddings, labels and ids are"
+            warnings.warn(text, CrovcaWarning, stacklevel=4)
     return ids, labels
 
 

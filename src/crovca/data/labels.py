@@ -99,10 +99,10 @@ def check_text(values: npt.NDArray[Any], expected: str) -> npt.NDArray[np.str_]:
         texts = np.ascontiguousarray(plain, np.str_)
     except (ValueError, TypeError) as error:
         raise InvalidInputError(f"{expected}, got {values.dtype} ({error})") from error
-    points: npt.NDArray[Any] = (
-        texts.view(f"{texts.dtype.byteorder}u4".replace("|", "=")) if texts.dtype.itemsize else texts[:0]
-    )
-    if len(points) and (((points >= 0xD800) & (points < 0xE000)) | (points > 0x10FFFF)).any():
+    if not texts.dtype.itemsize:
+        return texts
+    points = texts.view(f"{texts.dtype.byteorder}u4".replace("|", "="))
+    if (((points >= 0xD800) & (points < 0xE000)) | (points > 0x10FFFF)).any():
         raise InvalidInputError(
             f"{expected}, got text with code points that are no characters (damaged Unicode)"
         )
@@ -178,10 +178,8 @@ def share_a_label(
         )
     wide = ours.astype(np.float32)
     if rows is None:
-        parts = [
-            wide @ theirs[start : start + _CHUNK].T.astype(np.float32)
-            for start in range(0, len(theirs), _CHUNK)
-        ]
+        starts = range(0, len(theirs), _CHUNK)
+        parts = [wide @ theirs[start : start + _CHUNK].T.astype(np.float32) for start in starts]
         return np.concatenate(parts, axis=1) > 0 if parts else np.zeros((len(ours), 0), np.bool_)
     return np.stack([theirs[found] @ mine > 0 for mine, found in zip(wide, rows, strict=True)])
 

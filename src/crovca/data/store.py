@@ -177,15 +177,15 @@ def _open_part(part: Part, manifest: dict[str, Any]) -> tuple[npt.NDArray[Any], 
         raise FileFormatError(
             f"{part.folder}: {len(array)} embeddings and {items.metadata.num_rows} items, the manifest says {part.rows}"
         )
-    facts = {
-        "d": array.shape[-1],
-        "v": array.shape[1] if array.ndim == 3 else 1,
-        "dtype": str(array.dtype),
-    }
-    for name, value in facts.items():
+    for name, value in _facts(array).items():
         if part.rows and manifest.get(name, value) != value:
             raise FileFormatError(f"{part.folder}: {name} is {value!r}, the manifest says {manifest[name]!r}")
     return array, list(items.schema_arrow.names)
+
+
+def _facts(array: npt.NDArray[Any]) -> dict[str, Any]:
+    """What a manifest says of embeddings."""
+    return {"d": array.shape[-1], "v": array.shape[1] if array.ndim == 3 else 1, "dtype": str(array.dtype)}
 
 
 def store_parts(path: Path) -> list[Part]:
@@ -343,11 +343,8 @@ def write_part(
     if errors:
         rows = {name: [getattr(error, name) for error in errors] for name in _ERROR_COLUMNS}
         described = {name: pa.array(rows[name], pa.string()) for name in _ERROR_COLUMNS[1:]}
-        pq.write_table(
-            pa.table({"id": pa.array(rows["id"]), **described}),
-            part / "errors.parquet",
-            write_page_checksum=True,
-        )
+        table = pa.table({"id": pa.array(rows["id"]), **described})
+        pq.write_table(table, part / "errors.parquet", write_page_checksum=True)
 
 
 def write_manifest(path: Path, rows: Sequence[int], values: Mapping[str, Any]) -> None:
@@ -402,15 +399,10 @@ def save_store(
             if labels is not None:
                 columns["labels"] = labels[rows]
             write_part(part, values[rows], columns)
-        write_manifest(
-            folder,
-            counts,
-            {
-                "encoder": encoder,
-                "d": int(values.shape[-1]),
-                "v": 1 if values.ndim == 2 else int(values.shape[1]),
-                "dtype": str(values.dtype),
-                "seed": seed,
-                "batch_size": batch_size,
-            },
-        )
+        described = {
+            "encoder": encoder,
+            **_facts(values),
+            "seed": seed,
+            "batch_size": batch_size,
+        }
+        write_manifest(folder, counts, described)

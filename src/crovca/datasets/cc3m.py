@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, check_splits
+from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split
 from crovca.datasets.tree import IMAGE_SUFFIXES, Tree
 from crovca.errors import FileFormatError, StorageError
 
@@ -65,10 +65,8 @@ def open_cc3m(tree: Tree) -> Dataset:
                 else f"get them: {tree.protocol.sources[0].url}"
             )
         )
-    splits = {"train": Split(np.array(paths, np.str_), None, Captions.gather(texts))}
-    check_splits(tree.protocol, splits)
     notes = (f"{len(paths):,} pairs of the list's 3.3 million are in this copy",)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used), notes=notes)
+    return tree.dataset({"train": Split(np.array(paths, np.str_), None, Captions.gather(texts))}, notes=notes)
 
 
 def _read(tree: Tree, path: str) -> str:

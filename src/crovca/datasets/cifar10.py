@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from crovca.datasets.plain_pickle import as_bytes, as_uint8_array, read_plain_pickle
-from crovca.datasets.png import encode_png
-from crovca.datasets.splits import FILES, write_split
-from crovca.datasets.structure import Dataset, Fetched, Protocol, Split, check_splits
+from crovca.datasets.splits import write_split
+from crovca.datasets.structure import FILES, Dataset, Fetched, Protocol, Split
 from crovca.datasets.tree import IMAGE_SUFFIXES, Tree
-from crovca.errors import ConfigError, FileFormatError, StorageError
+from crovca.errors import ConfigError, FileFormatError, StorageError, needed
 from crovca.files import atomic_file, check_output, remove
 
 __all__ = ["CLASSES", "PROTOCOL", "export_cifar10", "open_cifar10", "read_batches"]
@@ -86,18 +85,16 @@ def open_cifar10(tree: Tree) -> Dataset:
         FileFormatError: no known form of it is in the folder, or that form is incomplete or damaged.
     """
     notes: tuple[str, ...] = ()
-    if tree.has_folder("train"):
+    images = tree.has_folder("train")
+    if images:
         parts = {part: _list_images(tree, part) for part in ("train", "test")}
-        if any(path.lower().endswith((".jpg", ".jpeg")) for path in parts["train"].paths.tolist()):
+        if any(path.lower().endswith((".jpg", ".jpeg")) for path in parts["train"][0].tolist()):
             notes = ("the images are .jpg: encoded again, not the original pixels",)
-        embeddable = True
     else:
         parts = _list_batches(tree)
         notes = (f"the images are in {tree.used[0].split('/')[0]}; write them as files with --export",)
-        embeddable = False
-    splits = {"train": parts["train"], "database": parts["train"], "query": parts["test"]}
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used), embeddable, notes)
+    train, test = Split(*parts["train"]), Split(*parts["test"])
+    return tree.dataset({"train": train, "database": train, "query": test}, embeddable=images, notes=notes)
 
 
 def read_batches(tree: Tree) -> Iterator[CifarFile]:
@@ -190,8 +187,9 @@ def _write_batch(output: Path, batch: CifarFile, first: int) -> None:
         return
     for name in CLASSES:
         (output / batch.part / name).mkdir(parents=True, exist_ok=True)
+    pillow = needed("PIL.Image", "images", "writing images", package="pillow")
     for row, (label, pixels) in enumerate(zip(batch.labels, batch.images, strict=True), start=first):
-        (output / _path(batch.part, int(label), row)).write_bytes(encode_png(pixels))
+        pillow.fromarray(pixels).save(output / _path(batch.part, int(label), row))
     os.sync()  # one call for ten thousand small files; syncing each takes minutes
     with atomic_file(done) as temporary:
         temporary.write_text(content)
@@ -201,11 +199,7 @@ def _path(part: str, label: int, row: int) -> str:
     return f"{part}/{CLASSES[label]}/{row:05d}.png"
 
 
-@dataclass(frozen=True)
-class _Part(Split):
-    """A split that certainly has paths."""
-
-    paths: npt.NDArray[np.str_]
+_Part = tuple[npt.NDArray[np.str_], npt.NDArray[np.int64]]  # paths and labels
 
 
 def _list_images(tree: Tree, part: str) -> _Part:
@@ -223,7 +217,7 @@ def _list_images(tree: Tree, part: str) -> _Part:
         paths += [f"{part}/{name}/{file}" for file in images]
         labels += [label] * len(images)
     order = sorted(range(len(paths)), key=lambda row: (paths[row].rpartition("/")[2], paths[row]))
-    return _Part(np.array(paths, np.str_)[order], np.array(labels, np.int64)[order])
+    return np.array(paths, np.str_)[order], np.array(labels, np.int64)[order]
 
 
 def _list_batches(tree: Tree) -> dict[str, _Part]:
@@ -234,7 +228,7 @@ def _list_batches(tree: Tree) -> dict[str, _Part]:
     for part, found in labels.items():
         numbers = np.concatenate(found).astype(np.int64)
         paths = [_path(part, label, row) for row, label in enumerate(numbers.tolist())]
-        parts[part] = _Part(np.array(paths, np.str_), numbers)
+        parts[part] = np.array(paths, np.str_), numbers
     return parts
 
 

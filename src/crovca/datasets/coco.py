@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.datasets.flickr25k import DEEPHASH
-from crovca.datasets.splits import FILES, open_split_files, parse_split
-from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, check_splits
+from crovca.datasets.splits import open_split_files, read_split
+from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, split_files
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
 
@@ -23,7 +22,6 @@ __all__ = [
     "open_coco_text",
 ]
 
-_SPLITS = f"{DEEPHASH}/coco"
 _ANNOTATIONS_2014 = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 _LICENSE = "annotations CC BY 4.0; images are their owners' on Flickr"
 
@@ -40,9 +38,7 @@ PROTOCOL = Protocol(
     multi_label=True,
     train_in_database=True,
     sources=(
-        Fetched("train.txt", f"{_SPLITS}/train.txt"),
-        Fetched("database.txt", f"{_SPLITS}/database.txt"),
-        Fetched("test.txt", f"{_SPLITS}/test.txt"),
+        *split_files("coco"),
         Fetched("train2014/", "http://images.cocodataset.org/zips/train2014.zip"),
         Fetched("val2014/", "http://images.cocodataset.org/zips/val2014.zip"),
         Fetched("annotations/captions_train2014.json", _ANNOTATIONS_2014, needed=False),
@@ -101,8 +97,7 @@ def open_coco(tree: Tree) -> Dataset:
             assert split.paths is not None
             rows = [texts.get(path, []) for path in split.paths.tolist()]
             splits[name] = Split(split.paths, split.labels, Captions.gather(rows))
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used))
+    return tree.dataset(splits)
 
 
 def open_coco_text(tree: Tree) -> Dataset:
@@ -117,9 +112,7 @@ def open_coco_text(tree: Tree) -> Dataset:
         )
     captions = Captions.gather([texts[name][:_CAPTIONS_PER_IMAGE] for name in names])
     paths = tree.locate("query", [f"val2017/{name}" for name in names])
-    splits = {"query": Split(paths, None, captions)}
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used))
+    return tree.dataset({"query": Split(paths, None, captions)})
 
 
 def captions_by_image(tree: Tree, path: str) -> dict[str, list[str]]:
@@ -148,8 +141,7 @@ def database_of_coco(tree: Tree) -> list[str]:
         FileFormatError: an annotation or split file is missing, or no order of the categories explains the labels
             in the split files.
     """
-    classes = tree.protocol.classes
-    assert classes is not None
+    classes = tree.classes
     notes: list[tuple[str, int, bool]] = []
     for year in _YEARS:
         notes += _instances(tree, year)
@@ -161,8 +153,7 @@ def database_of_coco(tree: Tree) -> list[str]:
     known: dict[str, npt.NDArray[np.bool_]] = {}
     queries: set[str] = set()
     for split in ("train", "query"):
-        file = FILES[split]
-        paths, labels = parse_split(tree.text(file), classes, str(tree.root / file))
+        paths, labels = read_split(tree, split)
         known |= dict(zip(paths, labels, strict=True))
         queries = set(paths)
     tried = []

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crovca.data.labels import check_labels
-from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, check_splits
+from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError, InvalidInputError
 
@@ -131,8 +131,7 @@ def open_ddbh(tree: Tree) -> Dataset:
         name: Split(found[mine], labels[mine], Captions.gather([captions[row] for row in mine.tolist()]))
         for name, mine in rows.items()
     }
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used))
+    return tree.dataset(splits)
 
 
 def _endings(path: str) -> Iterator[str]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from crovca.datasets.splits import open_split_files
-from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, check_splits
+from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, split_files
 from crovca.datasets.tree import Tree
 
-__all__ = ["DEEPHASH", "PROTOCOL", "open_flickr25k"]
-
-DEEPHASH = "https://github.com/swuxyj/DeepHash-pytorch/raw/ab14068/data"
-_SPLITS = f"{DEEPHASH}/mirflickr"
+__all__ = ["PROTOCOL", "open_flickr25k"]
 
 PROTOCOL = Protocol(
     name="flickr25k",
@@ -27,9 +24,7 @@ PROTOCOL = Protocol(
     train_in_database=False,
     unlabeled={"train": None, "database": 328, "query": 19},
     sources=(
-        Fetched("train.txt", f"{_SPLITS}/train.txt"),
-        Fetched("database.txt", f"{_SPLITS}/database.txt"),
-        Fetched("test.txt", f"{_SPLITS}/test.txt"),
+        *split_files("mirflickr"),
         Fetched("mirflickr/", "https://press.liacs.nl/mirflickr/mirdownload.html (mirflickr25k.zip)"),
         Fetched("mirflickr/meta/tags/", "the same mirflickr25k.zip: the users' tags", needed=False),
     ),
@@ -51,8 +46,7 @@ def open_flickr25k(tree: Tree) -> Dataset:
     tags = next((f"{base}meta/tags" for base in _FOLDERS if tree.has_folder(f"{base}meta/tags")), None)
     if tags is not None:
         splits = {name: _with_tags(tree, split, tags) for name, split in splits.items()}
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used))
+    return tree.dataset(splits)
 
 
 def _with_tags(tree: Tree, split: Split, folder: str) -> Split:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, check_splits
+from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
 
@@ -75,6 +75,4 @@ def open_flickr30k(tree: Tree) -> Dataset:
         )
     images = tree.locate("query", names, lambda name: [f"{folder}{name}" for folder in _FOLDERS])
     rows = [[texts[name][number] for number in sorted(texts[name])] for name in names]
-    splits = {"query": Split(images, None, Captions.gather(rows))}
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used))
+    return tree.dataset({"query": Split(images, None, Captions.gather(rows))})

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from crovca.datasets.flickr25k import DEEPHASH
-from crovca.datasets.splits import FILES, open_split_files, parse_split, to_classes
-from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, check_splits
+from crovca.datasets.splits import open_split_files, read_split, to_classes
+from crovca.datasets.structure import FILES, Captions, Dataset, Fetched, Protocol, Split, split_files
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
 from crovca.files import split_lines
@@ -27,7 +26,6 @@ __all__ = [
     "open_imagenet100",
 ]
 
-_SPLITS = f"{DEEPHASH}/imagenet"
 _KAGGLE = "https://www.kaggle.com/c/imagenet-object-localization-challenge"
 _IMAGENET = f"https://image-net.org/challenges/LSVRC/2012/ (free account) or {_KAGGLE}"
 _LICENSE = "non-commercial research; images are their owners'"
@@ -48,9 +46,7 @@ PROTOCOL_100 = Protocol(
     train_in_database=True,
     per_class={"train": 130, "query": 50},
     sources=(
-        Fetched("train.txt", f"{_SPLITS}/train.txt"),
-        Fetched("database.txt", f"{_SPLITS}/database.txt"),
-        Fetched("test.txt", f"{_SPLITS}/test.txt"),
+        *split_files("imagenet"),
         Fetched("image/", f"{_IMAGENET}: the training images; train/SYNSET/*.JPEG does as well"),
         Fetched("val_image/", f"{_IMAGENET}: the validation images; val/ does as well, flat or by SYNSET"),
     ),
@@ -120,9 +116,7 @@ def open_imagenet100(tree: Tree) -> Dataset:
     """Read the split files; images may lie as there, or as ImageNet is usually unpacked."""
     tree.require(list(FILES.values()), {FILES["database"]: _ADVICE})
     synsets = _synsets_of_100(tree)
-    assert tree.protocol.classes is not None
-    text = tree.text(FILES["query"])
-    paths, hot = parse_split(text, tree.protocol.classes, str(tree.root / FILES["query"]))
+    paths, hot = read_split(tree, "query")
     labels = to_classes(hot, paths, str(tree.root / FILES["query"]))
     synset_of = {path: synsets[label] for path, label in zip(paths, labels.tolist(), strict=True)}
 
@@ -134,9 +128,7 @@ def open_imagenet100(tree: Tree) -> Dataset:
             yield f"{root}{part}/{synset}/{name}"
             yield f"{root}{part}/{name}"
 
-    splits, _ = open_split_files(tree, places)
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used))
+    return tree.dataset(open_split_files(tree, places)[0])
 
 
 def database_of_imagenet100(tree: Tree) -> list[str]:
@@ -167,9 +159,9 @@ def open_imagenet1k(tree: Tree) -> Dataset:
     by_class = _validation(tree, synsets)
     queries = [names[:_QUERIES_PER_CLASS] for names in by_class]
     database = [names[_QUERIES_PER_CLASS:] for names in by_class]
-    splits = {"train": _as_split(train), "database": _as_split(database), "query": _as_split(queries)}
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used))
+    return tree.dataset(
+        {"train": _as_split(train), "database": _as_split(database), "query": _as_split(queries)}
+    )
 
 
 def open_imagenet1k_text(tree: Tree) -> Dataset:
@@ -181,12 +173,8 @@ def open_imagenet1k_text(tree: Tree) -> Dataset:
     synsets = sorted(names)
     _check_synsets(tree, synsets, "LOC_synset_mapping.txt")
     prompts = Captions.gather([[TEMPLATE.format(names[synset])] for synset in synsets])
-    splits = {
-        "database": _as_split(_validation(tree, synsets)),
-        "query": Split(None, np.arange(len(synsets)), prompts),
-    }
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used))
+    queries = Split(None, np.arange(len(synsets)), prompts)
+    return tree.dataset({"database": _as_split(_validation(tree, synsets)), "query": queries})
 
 
 def _synsets_of_100(tree: Tree) -> list[str]:
@@ -195,9 +183,8 @@ def _synsets_of_100(tree: Tree) -> list[str]:
     Raises:
         FileFormatError: train.txt does not follow that rule.
     """
-    file, classes = FILES["train"], tree.protocol.classes
-    assert classes is not None
-    paths, hot = parse_split(tree.text(file), classes, str(tree.root / file))
+    file, classes = FILES["train"], tree.classes
+    paths, hot = read_split(tree, "train")
     found = [path.rpartition("/")[2].partition("_")[0] for path in paths]
     synsets = sorted(set(found))
     labels = to_classes(hot, paths, str(tree.root / file))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from crovca.datasets.flickr25k import DEEPHASH
-from crovca.datasets.splits import FILES, open_split_files, parse_split
-from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, check_splits
+from crovca.datasets.splits import open_split_files, read_split
+from crovca.datasets.structure import FILES, Captions, Dataset, Fetched, Protocol, Split, split_files
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
-from crovca.files import split_lines
 
 __all__ = ["PROTOCOL", "database_of_nuswide21", "open_nuswide21"]
 
-_SPLITS = f"{DEEPHASH}/nuswide_21"
 _TARBALL = "https://github.com/TreezzZ/DSDH_PyTorch (NUS-WIDE.tar.gz)"
 
 PROTOCOL = Protocol(
@@ -29,9 +26,7 @@ PROTOCOL = Protocol(
     multi_label=True,
     train_in_database=True,
     sources=(
-        Fetched("train.txt", f"{_SPLITS}/train.txt"),
-        Fetched("database.txt", f"{_SPLITS}/database.txt"),
-        Fetched("test.txt", f"{_SPLITS}/test.txt"),
+        *split_files("nuswide_21"),
         Fetched("images/", _TARBALL),
         *(
             Fetched(f"{part}_{kind}.txt", f"{_TARBALL} (for --rebuild)", needed=False)
@@ -65,8 +60,7 @@ def open_nuswide21(tree: Tree) -> Dataset:
         for name, split in splits.items():
             rows = [[texts.get(PurePosixPath(path).stem.rpartition("_")[2], "")] for path in names[name]]
             splits[name] = Split(split.paths, split.labels, Captions.gather(rows))
-    check_splits(tree.protocol, splits)
-    return Dataset(tree.protocol, tree.root, splits, tuple(tree.used))
+    return tree.dataset(splits)
 
 
 def database_of_nuswide21(tree: Tree) -> list[str]:
@@ -87,13 +81,11 @@ def database_of_nuswide21(tree: Tree) -> list[str]:
             )
         pairs = zip(images, labels, strict=True)
         known |= {path.strip(): " ".join(label.split()) for path, label in pairs if path.strip()}
-    assert tree.protocol.classes is not None
     queries: set[str] = set()
     for split in ("train", "query"):
-        text = tree.text(FILES[split])
-        paths, _ = parse_split(text, tree.protocol.classes, str(tree.root / FILES[split]))
-        for path, line in zip(paths, split_lines(text), strict=True):
-            if known.get(path) != " ".join(line.split()[-tree.protocol.classes :]):
+        paths, hot = read_split(tree, split)
+        for path, row in zip(paths, hot, strict=True):
+            if known.get(path) != " ".join("1" if label else "0" for label in row):
                 raise FileFormatError(
                     f"{tree.protocol.name}: {path} of {FILES[split]} has other labels in the tarball's lists, or is "
                     "not in them; they are of another version, so the database cannot be rebuilt from them"

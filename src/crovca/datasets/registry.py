@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crovca.datasets import cc3m, cifar10, coco, ddbh, flickr25k, flickr30k, imagenet, nuswide21
-from crovca.datasets.splits import FILES
-from crovca.datasets.structure import Dataset, Protocol
+from crovca.datasets.structure import FILES, Dataset, Protocol
 from crovca.datasets.tree import PINS, Tree
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, OutputExistsError
 from crovca.files import atomic_file, check_output, read_json, sha256, write_json
@@ -92,11 +91,9 @@ def open_dataset(name: str, folder: str | Path, *, protocol: Protocol | None = N
         ConfigError: there is no such benchmark.
         FileFormatError: something is missing, or differs from what the benchmark prescribes, in one line.
     """
-    protocol = protocol or protocol_of(name)
-    openers = {known.name: opener for known, opener in _OPENERS}
-    if name not in openers:
-        protocol_of(name)
-    return openers[name](Tree(Path(folder), protocol))
+    known = protocol_of(name)
+    opener = next(opener for one, opener in _OPENERS if one is known)
+    return opener(Tree(Path(folder), protocol or known))
 
 
 def folder_of(name: str, data: Path) -> Path:

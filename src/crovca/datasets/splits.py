@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.datasets.structure import Dataset, Split
+from crovca.datasets.structure import FILES, Dataset, Split
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, check_output, split_lines, write_json
 
-__all__ = ["FILES", "export_splits", "open_split_files", "parse_split", "to_classes", "write_split"]
-
-FILES: Mapping[str, str] = {"train": "train.txt", "database": "database.txt", "query": "test.txt"}
+__all__ = ["export_splits", "open_split_files", "parse_split", "read_split", "to_classes", "write_split"]
 
 
 def parse_split(text: str, classes: int, where: str) -> tuple[list[str], npt.NDArray[np.bool_]]:
@@ -63,6 +61,12 @@ def parse_split(text: str, classes: int, where: str) -> tuple[list[str], npt.NDA
     return list(first), values == ord("1")
 
 
+def read_split(tree: Tree, split: str) -> tuple[list[str], npt.NDArray[np.bool_]]:
+    """Paths and labels of a split file, as ``parse_split``."""
+    file = FILES[split]
+    return parse_split(tree.text(file), tree.classes, str(tree.root / file))
+
+
 def open_split_files(
     tree: Tree, places: Callable[[str], Iterable[str]] = lambda path: (path,), *, advice: str = ""
 ) -> tuple[dict[str, Split], dict[str, list[str]]]:
@@ -80,12 +84,11 @@ def open_split_files(
         FileFormatError: a file or an image is missing, or a file is not what it should be.
     """
     protocol = tree.protocol
-    assert protocol.classes is not None
     tree.require(list(FILES.values()), {FILES["database"]: advice})
     names: dict[str, list[str]] = {}
     labels: dict[str, npt.NDArray[Any]] = {}
     for split, file in FILES.items():
-        paths, hot = parse_split(tree.text(file), protocol.classes, str(tree.root / file))
+        paths, hot = read_split(tree, split)
         expected = protocol.counts[split]
         if expected is not None and len(paths) != expected:
             raise FileFormatError(

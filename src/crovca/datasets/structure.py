@@ -12,7 +12,19 @@ import numpy.typing as npt
 
 from crovca.errors import FileFormatError
 
-__all__ = ["Captions", "Dataset", "Fetched", "Protocol", "Relevance", "Split", "check_splits"]
+__all__ = [
+    "FILES",
+    "Captions",
+    "Dataset",
+    "Fetched",
+    "Protocol",
+    "Relevance",
+    "Split",
+    "check_splits",
+    "split_files",
+]
+
+FILES: Mapping[str, str] = {"train": "train.txt", "database": "database.txt", "query": "test.txt"}
 
 Relevance = Literal["same class", "share a label", "own caption"]
 
@@ -30,6 +42,12 @@ class Fetched:
     path: str
     url: str
     needed: bool = True
+
+
+def split_files(folder: str) -> tuple[Fetched, ...]:
+    """The split files of DeepHash-pytorch, in a folder of its data."""
+    home = "https://github.com/swuxyj/DeepHash-pytorch/raw/ab14068/data"
+    return tuple(Fetched(file, f"{home}/{folder}/{file}") for file in FILES.values())
 
 
 @dataclass(frozen=True)
@@ -190,7 +208,7 @@ def _check_split(protocol: Protocol, name: str, expected: int | None, split: Spl
     if expected is not None and len(split) != expected:
         raise FileFormatError(
             f"{where} holds {len(split):,} items, expected {expected:,}; "
-            f"fetch it again from {protocol.source_of(_FILES.get(name, name))}"
+            f"fetch it again from {protocol.source_of(FILES.get(name, name))}"
         )
     if not len(split):
         raise FileFormatError(f"{where} is empty")
@@ -210,6 +228,3 @@ def _check_split(protocol: Protocol, name: str, expected: int | None, split: Spl
             raise FileFormatError(
                 f"{where} has {sizes[wrong[0]]:,} items of class {wrong[0]}, expected {protocol.per_class[name]:,}"
             )
-
-
-_FILES = {"train": "train.txt", "database": "database.txt", "query": "test.txt"}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.datasets.structure import Protocol
+from crovca.datasets.structure import Dataset, Protocol, Split, check_splits
 from crovca.errors import FileFormatError, StorageError
 from crovca.files import read_json, read_text, sha256
 
@@ -42,6 +42,12 @@ class Tree:
         self.used: list[str] = []
         self._listings: dict[str, frozenset[str]] = {}
         self._checksums = dict(protocol.checksums) | _read_pins(root / PINS)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, of a dataset with labels."""
+        assert self.protocol.classes is not None
+        return self.protocol.classes
 
     def has(self, path: str) -> bool:
         """Whether the file ``path`` is there."""
@@ -128,6 +134,13 @@ class Tree:
     def json(self, path: str) -> dict[str, Any]:
         """A JSON object."""
         return read_json(self.file(path), self.protocol.name, most=_MAX_JSON)
+
+    def dataset(
+        self, splits: Mapping[str, Split], *, embeddable: bool = True, notes: tuple[str, ...] = ()
+    ) -> Dataset:
+        """What was found, once ``check_splits`` has nothing against it."""
+        check_splits(self.protocol, splits)
+        return Dataset(self.protocol, self.root, splits, tuple(self.used), embeddable, notes)
 
     def locate(
         self,

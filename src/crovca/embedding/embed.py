@@ -36,7 +36,7 @@ from crovca.sources.source import Source
 
 __all__ = ["Embedded", "Listener", "embed"]
 
-_logger = logging.getLogger("crovca.embedding")
+_logger = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
@@ -141,7 +141,7 @@ def embed(
         resume: whether to go on with a store that was begun with the same.
         force: whether a store that is not gone on with is replaced, instead of refused.
         check: sees the ids (n,) before anything is embedded, and raises where they are of no use.
-        observer: is told how it goes; None: the log "crovca.embedding" is.
+        observer: is told how it goes; None: the log is.
 
     Raises:
         ConfigError: a setting is out of range, or one does not go with another.
@@ -193,6 +193,7 @@ def embed(
         observer.advance(f"embedding {job.items:,} {origin.modality}", done / job.items)
 
     started = time.perf_counter()
+    _logger.info("embedding %d of %d %s into %s", job.items - before, job.items, origin.modality, store)
     if mine and runner == "ray":
         run_ray(job, store, mine, advance, workers)
     elif mine and workers > 1:
@@ -201,6 +202,7 @@ def embed(
         run_here(make_worker(job, items, tower), store, mine, advance)
     seconds = time.perf_counter() - started
     pipeline.finish(store, job)
+    _logger.info("embedded into %s in %.1f s", store, seconds)
     return Embedded(store, job, pipeline.summarize(store, job), done - before, seconds)
 
 
@@ -302,7 +304,10 @@ def _same(store: Path, begun: Job, job: Job, force: bool, observer: Listener) ->
 
 def _note_versions(job: Job, observer: Listener) -> None:
     now = versions()
-    others = [(name, old) for name, old in job.versions.items() if now.get(name) != old]
+    others = [
+        f"{name} {old} (now {now.get(name)})" for name, old in job.versions.items() if now.get(name) != old
+    ]
     if others:
-        changed = ", ".join(f"{name} {old} (now {now.get(name)})" for name, old in others)
-        observer.message(f"the store was begun with {changed}: its last bits may differ between parts")
+        observer.message(
+            f"the store was begun with {', '.join(others)}: its last bits may differ between parts"
+        )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -134,10 +134,8 @@ def versions() -> dict[str, str]:
     """Versions of what decides the numbers of an embedding."""
     found = {}
     for name in _LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -209,7 +207,7 @@ def embed_shard(worker: Worker, store: Path, shard: int, advance: Advance = lamb
             advance(len(block.rows) + len(block.faults))
     values = _stored(np.concatenate(parts), job.stored, source.ids, rows)
     errors = [
-        ItemError(_plain(source.ids[row]), None if source.paths is None else source.paths[row], *fault)
+        ItemError(source.ids[[row]].tolist()[0], None if source.paths is None else source.paths[row], *fault)
         for row, fault in sorted(faults.items())
     ]
     part = store / part_name(shard)
@@ -326,12 +324,7 @@ def _columns(source: Source[Any], rows: list[int], notes: list[str | None]) -> d
         columns["path"] = [source.paths[row] for row in rows]
     if source.captions is not None:
         columns["caption"] = [source.captions[row] for row in rows]
-    columns["note"] = notes
-    return columns
-
-
-def _plain(name: Any) -> str | int:
-    return int(name) if isinstance(name, np.integer) else str(name)
+    return {**columns, "note": notes}
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -83,24 +83,17 @@ class ImagePool:
     ) -> dict[int, Fault]:
         """Decode images once, keep those that there is room for, and say which cannot be read, and why."""
         faults: dict[int, Fault] = {}
-        done = 0
-        for block, found in self.blocks(rows, _BLOCK):
-            for row, image in zip(block.tolist(), found, strict=True):
+        parts = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
+        begun = [self._begin(part) for part in parts[:1]]
+        for number, part in enumerate(parts):
+            begun += [
+                self._begin(following) for following in parts[number + 1 : number + 2]
+            ]  # decoded meanwhile
+            for row, image in zip(part.tolist(), self._finish(begun.pop(0)), strict=True):
                 if isinstance(image, UnreadableItem):
                     faults[row] = (image.reason, image.detail)
-            done += len(block)
-            advance(done / max(len(rows), 1))
+            advance(min(1.0, (number + 1) * _BLOCK / len(rows)))
         return faults
-
-    def blocks(
-        self, rows: npt.NDArray[np.int64], size: int
-    ) -> Iterator[tuple[npt.NDArray[np.int64], list[Tensor | UnreadableItem]]]:
-        """Rows in blocks, and their images or what is wrong with them; the next block is decoded meanwhile."""
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        ahead: deque[list[tuple[int, Tensor | Future[Any]]]] = deque()
-        for number, part in enumerate(parts):
-            ahead.extend(self._begin(following) for following in parts[number + len(ahead) : number + 2])
-            yield part, self._finish(ahead.popleft())
 
     def _begin(self, rows: npt.NDArray[np.int64]) -> list[tuple[int, Tensor | Future[Any]]]:
         return [

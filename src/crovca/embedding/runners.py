@@ -7,6 +7,7 @@ error, and the next run goes on.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from crovca.embedding.job import Job
 from crovca.embedding.pipeline import Advance, Worker, embed_shard, open_worker
-from crovca.errors import ConfigError, CrovcaError, MissingDependencyError, WorkerError
+from crovca.errors import ConfigError, CrovcaError, WorkerError, needed
 
 __all__ = ["RUNNERS", "Rank", "Runner", "device_of", "find_rank", "run_here", "run_processes", "run_ray"]
 
@@ -141,14 +142,9 @@ def _serve(connection: Connection, job: Job, store: Path, device: str, workers: 
                 embed_shard(worker, store, shard, lambda items: connection.send(("items", items)))
                 connection.send(("done", shard))
         except CrovcaError as error:
-            connection.send(("error", _plain(error)))
+            connection.send(("error", WorkerError(str(error), error.exit_status)))
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the one who started us is gone
         return
-
-
-def _plain(error: CrovcaError) -> CrovcaError:
-    """An error that survives the way to another process: its message and exit status."""
-    return WorkerError(str(error), exit_status=error.exit_status)
 
 
 def _died(process: Any) -> WorkerError:
@@ -171,11 +167,8 @@ def run_ray(job: Job, store: Path, shards: Sequence[int], advance: Advance, work
         ConfigError: the cluster has not room for so many actors, which Ray would wait for without end.
         CrovcaError: what went wrong in an actor.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise MissingDependencyError("ray", "ray", "--runner ray") from None
+    ray = needed("ray", "ray", "--runner ray")
+    importlib.import_module("ray.data")
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     gpus = 1 if job.device == "cuda" else 0

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crovca.errors import MissingDependencyError
+from crovca.errors import needed
 from crovca.ids import splitmix64
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 __all__ = ["RECIPE", "Recipe", "augment", "draw", "side_for_views"]
 
@@ -121,13 +118,20 @@ def augment(
     crops = [_crop(image, box, size) for image, box in zip(images, draws.boxes.tolist(), strict=True)]
     batch = torch.stack(crops).contiguous().float() / 255
     batch = _where(batch, draws.flip, lambda x, _: x.flip(-1))
+    enhance = _kornia().enhance
+    changes = (
+        enhance.adjust_brightness_accumulative,
+        _contrast,
+        enhance.adjust_saturation_with_gray_subtraction,
+        lambda x, turns: enhance.adjust_hue(x, turns * (2 * math.pi)).clamp(0, 1),
+    )
     for step in range(4):
-        for kind, change in enumerate((_brightness, _contrast, _saturation, _hue)):
+        for kind, change in enumerate(changes):
             chosen = draws.jitter & (draws.order[:, step] == kind)
             batch = _where(batch, chosen, change, draws.factors[:, kind])
     batch = _where(batch, draws.gray, lambda x, _: _gray(x).expand_as(x))
     batch = _where(batch, draws.blur, _blur, draws.sigma)
-    batch = _where(batch, draws.solarise, lambda x, _: _kornia().enhance.solarize(x, 128 / 255))
+    batch = _where(batch, draws.solarise, lambda x, _: enhance.solarize(x, 128 / 255))
     return (batch * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
@@ -213,23 +217,11 @@ def _where(
     return batch.index_copy(0, where, change(batch[where], given).contiguous())
 
 
-def _brightness(images: Tensor, factors: Tensor) -> Tensor:
-    return _kornia().enhance.adjust_brightness_accumulative(images, factors)
-
-
 def _contrast(images: Tensor, factors: Tensor) -> Tensor:
     # Blended with the mean gray, a whole number as in Pillow: so no order of summation shows.
     mean = (_gray(images).mean(dim=(2, 3), keepdim=True, dtype=torch.float64) * 255).round().float() / 255
     strength = factors[:, None, None, None]
     return (images * strength + mean * (1 - strength)).clamp(0, 1)
-
-
-def _saturation(images: Tensor, factors: Tensor) -> Tensor:
-    return _kornia().enhance.adjust_saturation_with_gray_subtraction(images, factors)
-
-
-def _hue(images: Tensor, turns: Tensor) -> Tensor:
-    return _kornia().enhance.adjust_hue(images, turns * (2 * math.pi)).clamp(0, 1)
 
 
 def _gray(images: Tensor) -> Tensor:
@@ -252,9 +244,5 @@ def _blur(images: Tensor, sigma: Tensor) -> Tensor:
     return images
 
 
-def _kornia() -> ModuleType:
-    try:
-        import kornia
-    except ImportError:
-        raise MissingDependencyError("kornia", "augment", "making views of images") from None
-    return kornia
+def _kornia() -> Any:
+    return needed("kornia", "augment", "making views of images")

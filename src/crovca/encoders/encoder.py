@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,14 @@ from crovca.encoders import library
 from crovca.encoders.families import Family, TextTower, family_of, text_tower_of
 from crovca.encoders.hub import ModelFiles, locate, weight_files, weights_sha256
 from crovca.encoders.preprocessing import Preprocessing
-from crovca.errors import ConfigError, CrovcaError, EncoderError, FileFormatError, InvalidInputError
+from crovca.errors import (
+    ConfigError,
+    CrovcaError,
+    EncoderError,
+    FileFormatError,
+    InvalidInputError,
+    one_line,
+)
 
 __all__ = ["DTYPES", "Encoder", "TextEncoder", "choose_device", "choose_dtype", "load_once"]
 
@@ -27,6 +35,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 """What ``dtype`` may be, besides "auto"."""
 
 # Weights that no embedding depends on: they may be missing.
+_logger = logging.getLogger(__name__)
+
 _UNUSED = ("mask_token", "position_ids")
 # Tokenizers that do not know their limit say 1e30; then the model's own limit counts.
 _NO_LIMIT = 10**9
@@ -104,19 +114,13 @@ class Encoder(_Tower):
         family = family_of(found.config, found.name)
         preprocessing = Preprocessing.read(found.folder, family.processor)
         weights = weight_files(found)
-        config = _sub_config(_read_config(found), "vision_config")
+        config = _read_config(found, "vision_config")
         _check_input(found, family, preprocessing, config)
         model = _load_model(family.model_class, found, config, dict(family.options))
         if family.adjust is not None:
             family.adjust(model)
         model = _placed(model, where, computed, channels_last=family.convolutional)
-        identity = {
-            "source": found.name,
-            "revision": found.revision,
-            "family": family.name,
-            "output": family.output,
-            "weights_sha256": weights_sha256(weights),
-        }
+        identity = _identity(found, family, weights)
         encoder = cls(model, 0, where, computed, identity, family, preprocessing)
         encoder.width = _width(encoder)
         return encoder
@@ -189,18 +193,12 @@ class TextEncoder(_Tower):
         found = locate(source, revision)
         tower = text_tower_of(found.config, found.name)
         weights = weight_files(found)
-        config = _sub_config(_read_config(found), "text_config")
+        config = _read_config(found, "text_config")
         tokenizer = _load_tokenizer(found)
         model = _load_model(tower.model_class, found, config, {})
         if getattr(config, "is_encoder_decoder", False):
             model = model.get_encoder()  # type: ignore[operator]
-        identity = {
-            "source": found.name,
-            "revision": found.revision,
-            "family": tower.name,
-            "output": tower.output,
-            "weights_sha256": weights_sha256(weights),
-        }
+        identity = _identity(found, tower, weights)
         limit = _max_tokens(tokenizer, config)
         encoder = cls(_placed(model, where, computed), 0, where, computed, identity, tower, tokenizer, limit)
         encoder.width = int(encoder.embed(["a"]).shape[1])
@@ -317,21 +315,33 @@ def _cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags.split())
 
 
-def _read_config(found: ModelFiles) -> Any:
+def _identity(found: ModelFiles, family: Family | TextTower, weights: list[Path]) -> dict[str, str | None]:
+    return {
+        "source": found.name,
+        "revision": found.revision,
+        "family": family.name,
+        "output": family.output,
+        "weights_sha256": weights_sha256(weights),
+    }
+
+
+def _read_config(found: ModelFiles, tower: str) -> Any:
+    """The configuration; of a pair of towers the part that is about this one."""
     auto = library.transformers_class("AutoConfig")
     try:
         with library.quiet():
-            return auto.from_pretrained(found.folder, local_files_only=True, trust_remote_code=False)
+            config = auto.from_pretrained(found.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # strict dataclasses, KeyErrors, whatever a damaged file brings about
+        if "trust_remote_code" in str(error):
+            raise EncoderError(
+                f"{found.name} brings code of its own (auto_map), which is never run; use a model of a kind that "
+                "transformers has"
+            ) from error
         known = library.transformers().__version__
         raise EncoderError(
-            f"{found.name}: transformers {known} cannot read its config.json ({_line(error)}); if the model is "
+            f"{found.name}: transformers {known} cannot read its config.json ({one_line(error)}); if the model is "
             "newer than that, pip install -U transformers"
         ) from error
-
-
-def _sub_config(config: Any, tower: str) -> Any:
-    """The part of a pair's configuration that is about one tower."""
     part = getattr(config, tower, None)
     if part is None:
         return config
@@ -379,6 +389,7 @@ def _load_model(name: str, found: ModelFiles, config: Any, options: dict[str, An
             f"{found.name}: {len(wrong)} weights of {name} are not in its files, as {wrong[0]!r}; config.json and "
             "weights do not belong together, or these are of another kind of model"
         )
+    _logger.info("loaded %s (%s)", found.name, name)
     return model
 
 
@@ -396,10 +407,10 @@ def _unloadable(name: str, found: ModelFiles, error: Exception) -> CrovcaError:
         )
     if isinstance(error, ValueError) and "AutoModel" in text:
         return EncoderError(
-            f"{found.name} is of a kind that transformers cannot load as {name}: {_line(error)}"
+            f"{found.name} is of a kind that transformers cannot load as {name}: {one_line(error)}"
         )
     return FileFormatError(
-        f"{found.name}: its weights cannot be read ({_line(error)}); they may be truncated: fetch them again"
+        f"{found.name}: its weights cannot be read ({one_line(error)}); they may be truncated: fetch them again"
     )
 
 
@@ -410,7 +421,7 @@ def _load_tokenizer(found: ModelFiles) -> Any:
             tokenizer = auto.from_pretrained(found.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise FileFormatError(
-            f"{found.name}: its tokenizer cannot be loaded ({_line(error)}); a text encoder's folder has "
+            f"{found.name}: its tokenizer cannot be loaded ({one_line(error)}); a text encoder's folder has "
             "tokenizer.json, or vocab.json and merges.txt"
         ) from error
     if tokenizer.pad_token is None:
@@ -461,7 +472,7 @@ def _width(encoder: Encoder) -> int:
     except Exception as error:
         raise EncoderError(
             f"{encoder.identity['source']} ({type(encoder.model).__name__}) does not take images of "
-            f"{_times(encoder.preprocessing.size)}: {_line(error)}"
+            f"{_times(encoder.preprocessing.size)}: {one_line(error)}"
         ) from error
 
 
@@ -471,8 +482,3 @@ def _times(size: Sequence[int]) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:300] if text else type(error).__name__

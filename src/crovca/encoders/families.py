@@ -180,18 +180,12 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
         EncoderError: not a config.json of transformers, or of a model that has no image tower.
     """
     model_type = _model_type(config, source)
-    if model_type in _REFUSED:
-        raise EncoderError(f"{source}: {_REFUSED[model_type]}")
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
         if family.text and model_type in family.text.model_types:
             raise EncoderError(f"{source} is the text tower of {family.name}; images need the image tower")
-    if "vision_config" in config:
-        raise EncoderError(
-            f"{source} has several towers in a way that crovca does not know (model type {model_type!r}); "
-            "of such models it takes CLIP and SigLIP"
-        )
+    _refuse_pairs(model_type, config, source)
     return _OTHER
 
 
@@ -202,19 +196,23 @@ def text_tower_of(config: Mapping[str, Any], source: str) -> TextTower:
         EncoderError: not a config.json of transformers, or of a model of images alone.
     """
     model_type = _model_type(config, source)
-    if model_type in _REFUSED:
-        raise EncoderError(f"{source}: {_REFUSED[model_type]}")
     for family in FAMILIES:
         if family.text and model_type in family.text.model_types:
             return family.text
         if model_type in family.model_types:
             raise EncoderError(f"{source} is a {family.name}, which takes images; texts need a text encoder")
+    _refuse_pairs(model_type, config, source)
+    return MEAN_POOLED_TEXT
+
+
+def _refuse_pairs(model_type: str, config: Mapping[str, Any], source: str) -> None:
+    if model_type in _REFUSED:
+        raise EncoderError(f"{source}: {_REFUSED[model_type]}")
     if "vision_config" in config:
         raise EncoderError(
             f"{source} has several towers in a way that crovca does not know (model type {model_type!r}); "
             "of such models it takes CLIP and SigLIP"
         )
-    return MEAN_POOLED_TEXT
 
 
 def _model_type(config: Mapping[str, Any], source: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from crovca import files
 from crovca.encoders.families import ALIASES
 from crovca.encoders.library import hub
-from crovca.errors import ConfigError, CrovcaError, EncoderError, FileFormatError
+from crovca.errors import ConfigError, CrovcaError, EncoderError, FileFormatError, one_line
 
 __all__ = ["ModelFiles", "locate", "weight_files", "weights_sha256"]
 
@@ -112,15 +112,11 @@ def locate(source: str | Path, revision: str | None = None) -> ModelFiles:
 def _fetched(name: str, revision: str | None, how: str) -> ModelFiles:
     library = hub()
     try:
-        folder = Path(
-            library.snapshot_download(name, revision=revision, allow_patterns=[*_DESCRIPTIONS, *_SAFETENSORS])
-        )
+        wanted = [*_DESCRIPTIONS, *_SAFETENSORS]
+        folder = Path(library.snapshot_download(name, revision=revision, allow_patterns=wanted))
         if (folder / "config.json").exists() and not any(folder.glob("model*.safetensors")):
-            folder = Path(
-                library.snapshot_download(
-                    name, revision=folder.name, allow_patterns=[*_DESCRIPTIONS, *_PICKLED]
-                )
-            )
+            wanted = [*_DESCRIPTIONS, *_PICKLED]
+            folder = Path(library.snapshot_download(name, revision=folder.name, allow_patterns=wanted))
     except CrovcaError:
         raise
     except Exception as error:  # huggingface_hub, its HTTP library and the system each have their own
@@ -146,20 +142,19 @@ def _explained(name: str, revision: str | None, how: str, error: Exception) -> C
         )
     if isinstance(error, errors.HFValidationError):
         return ConfigError(f"{name!r} is neither a folder nor an id of the hub ({_line(error)})")
-    offline = isinstance(error, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE", "0") not in (
-        "",
-        "0",
-    )
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) and offline:
+    absent = isinstance(error, errors.LocalEntryNotFoundError)
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    if isinstance(error, errors.OfflineModeIsEnabled) or (absent and offline):
         return EncoderError(
             f"{name}{at} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it; unset it, or give a "
             "local folder"
         )
-    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError) or _is_network(
-        error
-    ):
+    if absent or isinstance(error, ConnectionError | TimeoutError) or _is_network(error):
+        cause: BaseException = error  # the innermost: "Name or service not known" rather than lines of advice
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         return EncoderError(
-            f"{name}{at} is not in the local cache, and the hub cannot be reached ({_cause(error)}); check the "
+            f"{name}{at} is not in the local cache, and the hub cannot be reached ({_line(cause)}); check the "
             "network, or copy the model's folder here and give its path"
         )
     return EncoderError(f"cannot fetch {name}{at} from the hub: {_line(error)}")
@@ -175,16 +170,8 @@ def _is_network(error: BaseException) -> bool:
     )
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost reason: "Name or service not known" rather than three lines of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return _line(error)
-
-
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {one_line(error, 200)}"
 
 
 def weight_files(source: ModelFiles) -> list[Path]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from crovca.errors import EncoderError, MissingDependencyError
+from crovca.errors import EncoderError, MissingDependencyError, one_line
 
 __all__ = ["broken_torchvision", "hub", "quiet", "transformers", "transformers_class"]
 
@@ -64,7 +64,7 @@ def broken_torchvision() -> str | None:
             warnings.simplefilter("ignore")
             importlib.import_module(name)
     except Exception as error:
-        return f"{type(error).__name__}: {_first_line(error)}"
+        return f"{type(error).__name__}: {one_line(error)}"
     return None
 
 
@@ -107,9 +107,4 @@ def _explained(package: str, error: Exception) -> EncoderError:
             "transformers; remove it (pip uninstall torchvision; crovca does not need it), or install the one "
             "that belongs to this torch"
         )
-    return EncoderError(f"{package} is installed but does not import ({_first_line(error)}); reinstall it")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return EncoderError(f"{package} is installed but does not import ({one_line(error)}); reinstall it")

@@ -8,13 +8,11 @@ statistics of its batch normalizations stay what they are, and it has no dropout
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.families import lora_targets
-from crovca.errors import ConfigError, MissingDependencyError
+from crovca.errors import ConfigError, needed
 
 __all__ = ["Adapter", "adapt", "checkpoint_gradients"]
 
@@ -88,20 +86,18 @@ def adapt(
     chosen = tuple(lora_targets(model, patterns)) if targets is None else tuple(targets)
     called = chosen
     if targets is not None and not set(chosen) <= {name for name, _ in model.named_modules()}:
-        chosen = tuple(
-            lora_targets(model, patterns)
-        )  # the same layers, as this version of transformers calls them
+        chosen = tuple(lora_targets(model, patterns))  # the same layers, as this transformers calls them
         if len(chosen) != len(called):
             raise ConfigError(
                 f"{encoder.identity['source']} cannot be adapted: it has {len(chosen)} layers for LoRA, and the "
                 f"adapter is of {len(called)} others, such as {called[0]!r}"
             )
-    peft = _peft()
-    settings = peft.LoraConfig(
-        r=rank, lora_alpha=rank, lora_dropout=dropout, bias="none", target_modules=list(chosen)
-    )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        peft = needed("peft", "images", "LoRA")
+        settings = peft.LoraConfig(
+            r=rank, lora_alpha=rank, lora_dropout=dropout, bias="none", target_modules=list(chosen)
+        )
         torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(settings, model)
@@ -155,11 +151,3 @@ def _named(parameters: dict[str, nn.Parameter]) -> nn.Module:
             module = module.get_submodule(part)
         module.register_parameter(last, value)
     return root
-
-
-def _peft() -> Any:
-    if importlib.util.find_spec("peft") is None:
-        raise MissingDependencyError("peft", "images", "LoRA")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module("peft")

@@ -8,6 +8,7 @@ rounding is that of the encoder's own processor.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,16 +24,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["CROPS", "RESAMPLES", "ROUNDINGS", "Preprocessing"]
+__all__ = ["CLIP", "CROPS", "IMAGENET", "RESAMPLES", "ROUNDINGS", "Preprocessing"]
 
-RESAMPLES: Mapping[int, str] = {
-    0: "nearest",
-    1: "lanczos",
-    2: "bilinear",
-    3: "bicubic",
-    4: "box",
-    5: "hamming",
-}
+RESAMPLES: Mapping[int, str] = dict(
+    enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"))
+)
 """Pillow's numbers of its filters."""
 ROUNDINGS = ("down", "nearest")
 CROPS = ("down", "half_even")
@@ -42,24 +38,23 @@ _REDUCING_GAP = 2
 _LONGEST = 64
 """An image resized to more than this many times the crop's length is resized where the crop is alone."""
 
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 # What the processors of transformers take for keys that preprocessor_config.json leaves out. ``square``: whether a
 # size of one number is the size of both sides, or of the shorter one.
-_BIT = {"size": 224, "square": False, "crop_size": 224, "resample": 3, "statistics": _CLIP}
+_BIT = {"size": 224, "square": False, "crop_size": 224, "resample": 3, "statistics": CLIP}
 _PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "Bit": _BIT,
     "CLIP": _BIT,
     "ConvNext": {"size": 384, "square": False, "resample": 3, "statistics": _HALF},
-    "DINOv3ViT": {"size": 224, "square": True, "resample": 2, "statistics": _IMAGENET},
+    "DINOv3ViT": {"size": 224, "square": True, "resample": 2, "statistics": IMAGENET},
     "DeiT": {"size": 256, "square": True, "crop_size": 224, "resample": 3, "statistics": _HALF},
     "MobileNetV2": {"size": 256, "square": False, "crop_size": 224, "resample": 2, "statistics": _HALF},
     "Siglip": {"size": 224, "square": True, "resample": 3, "statistics": _HALF},
     "ViT": {"size": 224, "square": True, "resample": 2, "statistics": _HALF},
 }
-_SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor")
 _OWN_KEY = "crovca"
 
 
@@ -92,12 +87,15 @@ class Preprocessing:
                 "the preprocessing gives images of different sizes (no crop after resizing the shorter side); "
                 "an encoder takes batches of one size: give crop_size and do_center_crop, or a size of two sides"
             )
-        sides = [*(self.crop or ()), *_sides(self.resize)]
+        resized = self.resize if isinstance(self.resize, tuple) else (self.resize,)
+        sides = [side for side in (*(self.crop or ()), *resized) if side is not None]
         if not all(isinstance(side, int) and 1 <= side <= 2**14 for side in sides):
             raise FileFormatError(f"sizes of images must be from 1 to {2**14:,} pixels, got {sides}")
-        _one_of("resample", self.resample, tuple(RESAMPLES))
-        _one_of("resize_rounding", self.resize_rounding, ROUNDINGS)
-        _one_of("crop_rounding", self.crop_rounding, CROPS)
+        for name, allowed in (
+            ("resample", tuple(RESAMPLES)), ("resize_rounding", ROUNDINGS), ("crop_rounding", CROPS)
+        ):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise FileFormatError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise FileFormatError(
                 f"image_mean and image_std must have 3 numbers, got {self.mean} and {self.std}"
@@ -264,7 +262,11 @@ class Preprocessing:
 def _settings(values: Mapping[str, Any], processor: str | None) -> dict[str, Any]:
     """Fields of a Preprocessing from the keys of preprocessor_config.json, of any age."""
     named = values.get("image_processor_type") or values.get("feature_extractor_type")
-    name = _short(named) if isinstance(named, str) else processor
+    name = processor
+    if isinstance(
+        named, str
+    ):  # "ViTFeatureExtractor", "ViTImageProcessorFast" and "ViTImageProcessorPil" are all "ViT"
+        name = re.sub(r"(ImageProcessor|FeatureExtractor)?(Fast)?(Pil)?$", "", named)
     if name is None or name not in _PROCESSORS:
         raise FileFormatError(
             f"image_processor_type is {named!r}, expected one of {sorted(_PROCESSORS)} with 'ImageProcessor' "
@@ -300,13 +302,6 @@ def _settings(values: Mapping[str, Any], processor: str | None) -> dict[str, Any
     }
 
 
-def _short(name: str) -> str:
-    """ "ViTFeatureExtractor", "ViTImageProcessorFast" and "ViTImageProcessorPil" are all "ViT"."""
-    for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
-
-
 def _size(value: Any, square: bool) -> int | tuple[int, int]:
     """A size as transformers writes it: a number, two, or a dictionary."""
     if isinstance(value, Mapping):
@@ -337,14 +332,3 @@ def _channels(value: Any) -> tuple[float, ...]:
     if isinstance(value, int | float):
         return (float(value),) * 3
     return tuple(float(number) for number in value)
-
-
-def _sides(size: int | tuple[int, int] | None) -> tuple[int, ...]:
-    if size is None:
-        return ()
-    return size if isinstance(size, tuple) else (size,)
-
-
-def _one_of(name: str, value: object, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise FileFormatError(f"{name} must be one of {list(allowed)}, got {value!r}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from crovca.codes import Codes
 from crovca.errors import InvalidInputError
-
-__all__ = ["CodeDiagnostics", "bit_balance", "bit_correlation", "diagnose"]
 
 _CHUNK = 65536
 
@@ -64,8 +63,7 @@ def diagnose(codes: Codes) -> CodeDiagnostics:
     """Measure how ``codes`` (at least one) use their bits."""
     balance = bit_balance(codes)
     off_diagonal = np.abs(bit_correlation(codes))[np.triu_indices(codes.bits, 1)]
-    rows = np.ascontiguousarray(codes.packed).view(f"V{codes.bytes_per_item}").ravel()
-    counts = np.unique(rows, return_counts=True)[1]
+    counts = counts_of_rows(codes.packed)
     shares = counts / len(codes)
     return CodeDiagnostics(
         balance_min=float(balance.min()),
@@ -78,6 +76,12 @@ def diagnose(codes: Codes) -> CodeDiagnostics:
         collisions=float(counts[counts > 1].sum() / len(codes)),
         largest_collision=int(counts.max()),
     )
+
+
+def counts_of_rows(stored: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """How often each different row of (n, m) occurs."""
+    rows = np.ascontiguousarray(stored)
+    return np.unique(rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel(), return_counts=True)[1]
 
 
 def _moments(codes: Codes) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

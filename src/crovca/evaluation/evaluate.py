@@ -21,8 +21,6 @@ from crovca.ids import tie_order
 from crovca.index.scoring import BitScorer, CosineScorer, Ranking, Scorer, rank
 from crovca.metrics import METRICS, REPORTED, get_metric
 
-__all__ = ["NEIGHBOR_RECALLS", "Evaluation", "Items", "LengthResult", "Measure", "Ranked", "evaluate"]
-
 NEIGHBOR_RECALLS = ((1, 10), (10, 10), (10, 100), (100, 1000))
 """Pairs (m, k): the share of the float ranking's top m that stands in the codes' top k, named "m@k"."""
 
@@ -329,11 +327,7 @@ class Measure:
             expected[:, 0],
             expected[:, 1],
         )
-        curves = (
-            metrics.map_curve_hits(top),
-            metrics.map_curve_min_k_r(top, total),
-            metrics.hit_curve(top),
-        )
+        curves = (metrics.map_curve_hits(top), metrics.map_curve_min_k_r(top, total), metrics.hit_curve(top))
         return np.stack(columns, axis=1), np.stack(curves)
 
     def _relevant_in(
@@ -372,6 +366,12 @@ def _examples(labels: npt.NDArray[Any]) -> str:
     return ", ".join(map(repr, np.unique(labels)[:3].tolist()))
 
 
+def one_view(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Embeddings (n, d), or the mean over the views of (n, v, d), as float32 (n, d)."""
+    part = np.asarray(values, np.float32)
+    return part if part.ndim == 2 else part.mean(axis=1)
+
+
 class _Part:
     """Rows of embeddings as (n, d): the mean over stored views, where there are several."""
 
@@ -382,8 +382,7 @@ class _Part:
         return len(self._values)
 
     def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
-        part = np.asarray(self._values[rows], np.float32)
-        return part if part.ndim == 2 else part.mean(axis=1)
+        return one_view(self._values[rows])
 
 
 def _own_rows(ours: npt.NDArray[Any] | None, theirs: npt.NDArray[Any] | None, queries: int) -> Int64:

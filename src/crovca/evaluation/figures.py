@@ -15,34 +15,13 @@ from crovca.errors import MissingDependencyError, printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "bit_balance_figure",
-    "curves_figure",
-    "map_against_bytes_figure",
-    "map_curves_figure",
-    "map_of_items_figure",
-    "methods_figure",
-    "project",
-    "require_report_packages",
-]
-
 Points = npt.NDArray[np.float64]
 
 MAP_ITEMS = 1000  # items drawn on the 2-D map
 MAP_CLASSES = 10  # classes that get a color of their own
 _INK, _MUTED = "#1c2430", "#8a94a3"
-_COLORS = (
-    "#2962c9",
-    "#d1495b",
-    "#2e8b57",
-    "#e0a100",
-    "#7b4fb5",
-    "#00899e",
-    "#b5562b",
-    "#d276b0",
-    "#7f8a1e",
-    "#556270",
-)
+_COLORS = ("#2962c9", "#d1495b", "#2e8b57", "#e0a100", "#7b4fb5",
+           "#00899e", "#b5562b", "#d276b0", "#7f8a1e", "#556270")  # fmt: skip
 
 
 def require_report_packages() -> None:
@@ -58,15 +37,7 @@ def map_curves_figure(curves: Mapping[str, npt.NDArray[np.float64]], chance: flo
     """mAP@k against k, a line for each way of ranking."""
     figure, axes = _axes()
     for number, (name, curve) in enumerate(curves.items()):
-        style = "--" if name.startswith("float") else "-"
-        axes.plot(
-            np.arange(1, len(curve) + 1),
-            100 * curve,
-            style,
-            color=_COLORS[number % 10],
-            label=_plain(name),
-            lw=1.8,
-        )
+        _line(axes, number, name, curve, "--" if name.startswith("float") else "-")
     axes.axhline(100 * chance, color=_MUTED, lw=1, ls=":")
     axes.text(1, 100 * chance, " chance", color=_MUTED, va="bottom", fontsize=8)
     axes.set_xscale("log")
@@ -82,11 +53,7 @@ def curves_figure(lines: Mapping[str, Sequence[float] | npt.NDArray[np.float64]]
     figure, axes = _axes()
     figure.set_size_inches(7.2, 4.2)
     for number, (name, shares) in enumerate(lines.items()):
-        style = ("-", "--", ":")[number // 10 % 3]
-        places = np.arange(1, len(shares) + 1)
-        axes.plot(
-            places, 100 * np.asarray(shares), style, color=_COLORS[number % 10], label=_plain(name), lw=1.8
-        )
+        _line(axes, number, name, np.asarray(shares), ("-", "--", ":")[number // 10 % 3])
     axes.set_xlim(left=1)
     axes.set_xlabel("k")
     axes.set_ylabel(f"{what}, %")
@@ -213,6 +180,11 @@ def _plain(text: str) -> str:
     """Text that is drawn as it stands: no formula between dollars, nothing left out for its underscore, no controls."""
     text = printable(text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
+
+
+def _line(axes: Any, number: int, name: str, shares: npt.NDArray[np.float64], style: str) -> None:
+    places, color = np.arange(1, len(shares) + 1), _COLORS[number % 10]
+    axes.plot(places, 100 * shares, style, color=color, label=_plain(name), lw=1.8)
 
 
 def _axes() -> tuple[Figure, Any]:

@@ -24,23 +24,6 @@ import numpy.typing as npt
 
 from crovca.errors import InvalidInputError
 
-__all__ = [
-    "ExpectedAveragePrecision",
-    "average_precision_hits",
-    "average_precision_min_k_r",
-    "chance_average_precision",
-    "chance_hit",
-    "expected_average_precision",
-    "hit",
-    "hit_curve",
-    "map_curve_hits",
-    "map_curve_min_k_r",
-    "neighbor_recall",
-    "precision",
-    "recall",
-    "tied_items",
-]
-
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Relevance = npt.NDArray[np.bool_]

@@ -7,31 +7,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-__all__ = [
-    "THUMBNAIL",
-    "Block",
-    "Bullets",
-    "Cell",
-    "Conclusion",
-    "Figure",
-    "Glossary",
-    "Grid",
-    "Heading",
-    "Large",
-    "Line",
-    "Picture",
-    "Table",
-    "Text",
-    "as_page",
-    "picture",
-]
 
 THUMBNAIL = 96
 """Pixels of a picture's side, unless another is asked for."""
@@ -40,7 +21,10 @@ THUMBNAIL = 96
 class Block:
     """Something on a page; ``kind`` says to the template what."""
 
-    kind: ClassVar[str]
+    @property
+    def kind(self) -> str:
+        """ "heading" of a ``Heading``."""
+        return type(self).__name__.lower()
 
 
 @dataclass(frozen=True)
@@ -48,7 +32,6 @@ class Heading(Block):
     """A heading below the page's own."""
 
     text: str
-    kind: ClassVar[str] = "heading"
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,6 @@ class Conclusion(Block):
     """What was found, in one sentence."""
 
     text: str
-    kind: ClassVar[str] = "conclusion"
 
 
 @dataclass(frozen=True)
@@ -64,7 +46,6 @@ class Text(Block):
     """A paragraph."""
 
     text: str
-    kind: ClassVar[str] = "text"
 
 
 @dataclass(frozen=True)
@@ -72,7 +53,6 @@ class Bullets(Block):
     """A list."""
 
     items: Sequence[str]
-    kind: ClassVar[str] = "bullets"
 
 
 @dataclass(frozen=True)
@@ -82,6 +62,9 @@ class Cell:
     text: str
     mark: str
 
+    def __str__(self) -> str:
+        return f"{self.text} {'*' if self.mark == 'best' else '~'}"
+
 
 @dataclass(frozen=True)
 class Table(Block):
@@ -90,7 +73,6 @@ class Table(Block):
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
-    kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True)
@@ -100,7 +82,6 @@ class Figure(Block):
     png: bytes
     caption: str
     wide: bool = False
-    kind: ClassVar[str] = "figure"
 
     @property
     def source(self) -> str:
@@ -138,7 +119,6 @@ class Grid(Block):
     picture: Picture | None
     text: str
     lines: Sequence[Line]
-    kind: ClassVar[str] = "grid"
 
 
 @dataclass(frozen=True)
@@ -147,7 +127,6 @@ class Large(Block):
 
     title: str
     picture: Picture
-    kind: ClassVar[str] = "large"
 
 
 @dataclass(frozen=True)
@@ -155,7 +134,6 @@ class Glossary(Block):
     """Words and what they mean."""
 
     entries: Sequence[tuple[str, str]]
-    kind: ClassVar[str] = "glossary"
 
 
 def as_page(title: str, heading: str, blocks: Sequence[Block]) -> str:

@@ -13,31 +13,15 @@ from crovca.data.embeddings import Rows
 from crovca.data.encoded import Encoded
 from crovca.data.labels import share_a_label
 from crovca.errors import InvalidInputError, StorageError
-from crovca.evaluation import figures
+from crovca.evaluation import figures, page
 from crovca.evaluation.diagnostics import bit_balance
-from crovca.evaluation.evaluate import Evaluation, Items, LengthResult, Ranked
-from crovca.evaluation.page import (
-    THUMBNAIL,
-    Block,
-    Conclusion,
-    Figure,
-    Glossary,
-    Grid,
-    Heading,
-    Line,
-    Table,
-    Text,
-    as_page,
-    picture,
-)
+from crovca.evaluation.evaluate import Evaluation, Items, Ranked, one_view
 from crovca.evaluation.situations import COLUMNS, SITUATIONS, FiveMeasures, Measures, column_value
 from crovca.files import atomic_directory, check_output, write_json
 from crovca.metrics import METRICS, REPORTED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-__all__ = ["ImageOf", "Subject", "class_names", "image_folder", "write_report"]
 
 GRID_QUERIES, GRID_NEIGHBORS = 6, 10
 
@@ -91,7 +75,7 @@ def image_folder(folder: Path) -> ImageOf:
             return None
         try:
             with Image.open(path) as image:
-                image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
+                image.draft("RGB", (2 * page.THUMBNAIL, 2 * page.THUMBNAIL))
                 return image.convert("RGB")
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
             return None
@@ -112,9 +96,11 @@ def write_report(folder: Path, subjects: Sequence[Subject], *, force: bool = Fal
         if subject.image_of is not None and subject.database.ids is None:
             raise InvalidInputError("neighbor grids need ids (the images' paths) in the database file")
     blocks = [block for subject in subjects for block in _section(subject)]
-    page = as_page(subjects[0].title, "How well do the codes retrieve?", [*blocks, Glossary(_GLOSSARY)])
+    text = page.as_page(
+        subjects[0].title, "How well do the codes retrieve?", [*blocks, page.Glossary(_GLOSSARY)]
+    )
     with atomic_directory(folder) as temporary:
-        (temporary / "index.html").write_text(page, encoding="utf-8")
+        (temporary / "index.html").write_text(text, encoding="utf-8")
         content = {
             subject.title: subject.evaluation.to_dict()
             | ({} if subject.five is None else {"five_measures": subject.five.to_dict()})
@@ -136,20 +122,20 @@ _GLOSSARY = (
 )
 
 
-def _section(subject: Subject) -> Iterator[Block]:
+def _section(subject: Subject) -> Iterator[page.Block]:
     result = subject.evaluation
-    yield Heading(subject.title)
-    yield Conclusion(_conclusion(subject))
-    yield Text(_summary(result))
+    yield page.Heading(subject.title)
+    yield page.Conclusion(_conclusion(subject))
+    yield page.Text(summary(result))
     if subject.five is not None:
-        yield _five_table(subject.five, result.k)
-    yield _table(subject)
+        yield five_table(subject.five, result.k)
+    yield scores_table(result, _float_bytes(subject))
     ranked = {length.bits: length.scores.get(REPORTED) for length in result.lengths}
     measured = {bits: score for bits, score in ranked.items() if score is not None and score.map is not None}
     if measured and result.chance_map is not None:
         curves = {f"{bits} bits": _curve(score) for bits, score in measured.items()}
         curves |= {_float_title(name): _curve(score) for name, score in result.floats.items()}
-        yield Figure(
+        yield page.Figure(
             figures.map_curves_figure(curves, result.chance_map),
             f"mAP@k for every k up to {result.k:,}; codes by the {METRICS[REPORTED].title} score",
         )
@@ -159,7 +145,7 @@ def _section(subject: Subject) -> Iterator[Block]:
             for name, score in result.floats.items()
             if score.map is not None
         }
-        yield Figure(
+        yield page.Figure(
             figures.map_against_bytes_figure(
                 {bits: score.map for bits, score in measured.items() if score.map is not None},
                 floats,
@@ -168,7 +154,7 @@ def _section(subject: Subject) -> Iterator[Block]:
             f"mAP@{result.k:,} against bytes an item",
         )
     longest = max(length.bits for length in result.lengths)
-    yield Figure(
+    yield page.Figure(
         figures.bit_balance_figure(bit_balance(subject.database.codes.prefix(longest))),
         f"Bit balance of the {longest}-bit codes: a bit says most when half of the items have it",
     )
@@ -181,10 +167,7 @@ def _conclusion(subject: Subject) -> str:
     """The longest codes beside the floats and ITQ, in one sentence."""
     length = max(subject.evaluation.lengths, key=lambda found: found.bits)
     floats, five = subject.evaluation.floats.get("cosine_centred"), subject.five
-    code_map, recall = (
-        length.map_of(REPORTED),
-        (length.float_neighbour_recall or {}).get("10@100"),
-    )
+    code_map, recall = (length.map_of(REPORTED), (length.float_neighbour_recall or {}).get("10@100"))
     known = {"model": (code_map, recall), "floats": (None if floats is None else floats.map, None)}
     if five is not None and length.bits in five.methods.get("ITQ", {}):
         itq = five.methods["ITQ"][length.bits]["seen"]
@@ -192,7 +175,7 @@ def _conclusion(subject: Subject) -> str:
     parts = []
     for number, what in enumerate(("mAP", "the floats' order kept")):
         found = [
-            f"{name} {_percent(pair[number])}" for name, pair in known.items() if pair[number] is not None
+            f"{name} {percent(pair[number])}" for name, pair in known.items() if pair[number] is not None
         ]
         if found:
             parts.append(f"{what} {', '.join(found)}")
@@ -200,61 +183,49 @@ def _conclusion(subject: Subject) -> str:
     return f"At {length.bits} bits ({size} bytes an item), in %: {'; '.join(parts) or 'nothing could be measured'}."
 
 
-def _summary(result: Evaluation) -> str:
+def summary(result: Evaluation) -> str:
+    """What was searched, what guessing scores, and how long it took."""
     text = f"{result.queries:,} queries on {result.database:,} items."
     if result.chance_map is not None:
-        text += f" A random order scores {_percent(result.chance_map)} %."
+        text += f" A random order scores {percent(result.chance_map)} %."
     if result.left_out:
         text += f" {result.left_out:,} queries stand in the database; their own item was left out."
     return f"{text} Measured in {result.seconds:.1f} s."
 
 
-def _five_table(five: FiveMeasures, k: int) -> Table:
+def five_table(five: FiveMeasures, k: int) -> page.Table:
+    """The five measures of a model, of ITQ and of the floats."""
     asked = [name for name in SITUATIONS if name in five.counts]
-    columns = [column for column in COLUMNS if column.name not in SITUATIONS or column.name in asked]
+    columns = five.columns()
 
     def row(name: str, bits: int | None, measured: Mapping[str, Measures]) -> list[str]:
         values = (column_value(measured, column.name, labeled=five.labeled) for column in columns)
-        return [name if bits is None else f"{name}, {bits} bits", *map(_percent, values)]
+        return [name if bits is None else f"{name}, {bits} bits", *map(percent, values)]
 
-    judged = f"mAP@{k:,}" if five.labeled else "the floats' top 10 in the codes' top 100"
-    return Table(
+    judged = f"mAP@{k:,}" if five.labeled else "order"
+    return page.Table(
         f"The five measures in %; {', '.join(asked)}: {judged}",
         ["", *(column.title for column in columns)],
         [row(*line) for line in five.lines()],
     )
 
 
-def _table(subject: Subject) -> Table:
-    result = subject.evaluation
+def scores_table(result: Evaluation, float_bytes: int) -> page.Table:
+    """mAP by every score, and what the codes keep of the floats' ranking."""
+    nothing = [""] * (len(METRICS) - 1)
     rows = [
-        [
-            _float_title(name),
-            f"{_float_bytes(subject):,}",
-            _percent(score.map),
-            *[""] * (len(METRICS) - 1),
-            "",
-            "",
-        ]
+        [_float_title(name), f"{float_bytes:,}", percent(score.map), *nothing, "", ""]
         for name, score in result.floats.items()
     ]
     for length in result.lengths:
-        maps = [_percent(length.map_of(metric)) for metric in METRICS]
+        maps = [percent(length.map_of(metric)) for metric in METRICS]
         recall = (length.float_neighbour_recall or {}).get("10@100")
         size = str(-(-length.bits // 8))
-        rows.append([f"{length.bits} bits", size, *maps, _percent(recall), f"{length.codes['distinct']:,}"])
-    return Table(
+        rows.append([f"{length.bits} bits", size, *maps, percent(recall), f"{length.codes['distinct']:,}"])
+    titles = [metric.title for metric in METRICS.values()]
+    return page.Table(
         f"mAP@{result.k:,} in %, by score (floats by their cosine); and what the codes keep of the float ranking, in %",
-        [
-            "",
-            "bytes",
-            "Hamming",
-            "asymmetric",
-            "BCE",
-            "sym. BCE",
-            "float top 10 in top 100",
-            "distinct codes",
-        ],
+        ["", "bytes", *titles, "float top 10 in top 100", "distinct codes"],
         rows,
     )
 
@@ -271,16 +242,14 @@ def class_names(items: Items) -> Mapping[Any, str]:
     return names if usable else {}
 
 
-def _item_map(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
+def _item_map(subject: Subject, names: Mapping[Any, str]) -> Iterator[page.Block]:
     values, database = subject.database_embeddings, subject.database
     if values is None or len(database) < 10:
         return
     random = np.random.default_rng(0)
     count = min(figures.MAP_ITEMS, len(database))
     rows = np.sort(random.choice(len(database), count, replace=False))
-    embeddings = np.asarray(values[rows], np.float32)
-    if embeddings.ndim == 3:
-        embeddings = embeddings.mean(axis=1)
+    embeddings = one_view(values[rows])
     bits = min(length.bits for length in subject.evaluation.lengths)
     labels = None if database.labels is None else database.labels[rows]
     if labels is not None and names:
@@ -291,33 +260,28 @@ def _item_map(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
         f"{bits} bits": figures.project(codes, "hamming"),
     }
     drawn = figures.map_of_items_figure(panels, labels)
-    yield Figure(drawn, f"{count:,} items in two dimensions (t-SNE): embeddings and codes", wide=True)
+    yield page.Figure(drawn, f"{count:,} items in two dimensions (t-SNE): embeddings and codes", wide=True)
 
 
-def _grids(subject: Subject, names: Mapping[Any, str]) -> Iterator[Block]:
+def _grids(subject: Subject, names: Mapping[Any, str]) -> Iterator[page.Block]:
     image_of, ids = subject.image_of, subject.database.ids
     if image_of is None or ids is None:
         return
     count = len(subject.query)
     random = np.random.default_rng(0)
     queries = np.sort(random.choice(count, min(GRID_QUERIES, count), replace=False))
-    shortest = min(subject.evaluation.lengths, key=lambda length: length.bits)
+    lengths = sorted(subject.evaluation.lengths, key=lambda length: length.bits)
     rankings = [(_float_title(name), found) for name, found in subject.evaluation.floats.items()][-1:]
-    rankings += [(f"{length.bits} bits", s) for length in _ends(subject.evaluation.lengths, shortest)
+    rankings += [(f"{length.bits} bits", s) for length in lengths[:1] + lengths[1:][-1:]
                  if (s := length.scores.get(REPORTED)) is not None]  # fmt: skip
-    yield Heading("Nearest neighbors")
-    yield Text("Frames: green shares a label with the query, red does not.")
+    yield page.Heading("Nearest neighbors")
+    yield page.Text("Frames: green shares a label with the query, red does not.")
     for query in queries.tolist():
         lines = [_grid_line(subject, image_of, query, name, ranked) for name, ranked in rankings]
         yield _grid(subject, image_of, query, lines, names)
 
 
-def _ends(lengths: list[LengthResult], shortest: LengthResult) -> list[LengthResult]:
-    longest = max(lengths, key=lambda length: length.bits)
-    return [shortest] if longest is shortest else [shortest, longest]
-
-
-def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranked: Ranked) -> Line:
+def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranked: Ranked) -> page.Line:
     database, cells = subject.database, []
     rows = ranked.rows[query, :GRID_NEIGHBORS]
     relevant = None
@@ -326,20 +290,20 @@ def _grid_line(subject: Subject, image_of: ImageOf, query: int, name: str, ranke
     assert database.ids is not None
     for place, row in enumerate(rows.tolist()):
         right = None if relevant is None else bool(relevant[place])
-        cells.append(picture(image_of(database.ids[row]), str(database.ids[row]), right))
-    return Line(name, cells)
+        cells.append(page.picture(image_of(database.ids[row]), str(database.ids[row]), right))
+    return page.Line(name, cells)
 
 
 def _grid(
-    subject: Subject, image_of: ImageOf, query: int, lines: Sequence[Line], names: Mapping[Any, str]
-) -> Grid:
+    subject: Subject, image_of: ImageOf, query: int, lines: Sequence[page.Line], names: Mapping[Any, str]
+) -> page.Grid:
     if subject.query_text is not None:
-        return Grid(None, f"“{subject.query_text(query)}”", lines)
+        return page.Grid(None, f"“{subject.query_text(query)}”", lines)
     label = "" if subject.query.labels is None else _label(subject.query.labels[query], names)
     if subject.query.ids is None:
-        return Grid(None, label, lines)
+        return page.Grid(None, label, lines)
     name = subject.query.ids[query]
-    return Grid(picture(image_of(name), str(name)), label, lines)
+    return page.Grid(page.picture(image_of(name), str(name)), label, lines)
 
 
 def _label(label: Any, names: Mapping[Any, str]) -> str:
@@ -362,5 +326,6 @@ def _float_bytes(subject: Subject) -> int:
     return 0 if subject.database_embeddings is None else 4 * int(subject.database_embeddings.shape[-1])
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share of 1 in percent; "-" is nothing."""
     return "-" if value is None else f"{100 * value:.1f}"

@@ -27,26 +27,15 @@ from crovca.data.embeddings import Embeddings, Rows, chunks, evenly_spaced, mean
 from crovca.data.labels import share_a_label
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.evaluation import metrics
-from crovca.evaluation.evaluate import Measure
+from crovca.evaluation.diagnostics import counts_of_rows
+from crovca.evaluation.evaluate import Measure, one_view
 from crovca.index.scoring import BitScorer, CosineScorer, Ranking, Scorer, rank
 from crovca.metrics import REPORTED
 
-__all__ = [
-    "COLUMNS",
-    "SITUATIONS",
-    "Column",
-    "FiveMeasures",
-    "Judge",
-    "Learn",
-    "Measures",
-    "Situation",
-    "column_value",
-    "five_measures",
-    "make_situations",
-]
-
 Name = Literal["seen", "new", "mixed"]
 SITUATIONS: tuple[Name, ...] = ("seen", "new", "mixed")
+FIVE = (*SITUATIONS, "order", "distinct")
+"""Names of the five measures; the other ``COLUMNS`` say more of the last two."""
 
 Float32 = npt.NDArray[np.float32]
 Encode = Callable[[Rows], Mapping[int, Float32]]
@@ -168,7 +157,7 @@ def _cells(
     center = mean_embedding(database.values)
 
     def unit(values: npt.NDArray[Any]) -> Float32:
-        part = _one_view(values) - center
+        part = one_view(values) - center
         return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
 
     sample = unit(np.asarray(database.values[evenly_spaced(len(database), _SAMPLE)]))
@@ -179,11 +168,6 @@ def _cells(
         for side in (database, query)
     )
     return database_cells, query_cells
-
-
-def _one_view(values: npt.NDArray[Any]) -> Float32:
-    part = np.asarray(values, np.float32)
-    return part if part.ndim == 2 else part.mean(axis=1)
 
 
 def _take(items: Embeddings, wanted: npt.NDArray[np.bool_]) -> Embeddings:
@@ -245,7 +229,7 @@ class Judge:
         self.floats: Measures | None = None
         if floats:
             ours, theirs = (
-                np.concatenate([_one_view(part) for _, part in chunks(side.values)])
+                np.concatenate([one_view(part) for _, part in chunks(side.values)])
                 for side in (asked, searched)
             )
             scorer = CosineScorer(ours, theirs, mean_embedding(searched.values))
@@ -268,13 +252,13 @@ class Judge:
             )
         precision, order, order_10, tied, cost = np.concatenate(columns, axis=1).mean(axis=1).tolist()
         labeled, known = self._labels[0] is not None, self._true is not None
-        distinct, shared = (None, None) if stored is None else _distinct(stored)
+        counts = None if stored is None else counts_of_rows(stored)
         return Measures(
             map=precision if labeled else None,
             order=order if known else None,
             order_10=order_10 if known else None,
-            distinct=distinct,
-            shared=shared,
+            distinct=None if counts is None else len(counts) / counts.sum(),
+            shared=None if counts is None else float(counts[counts > 1].sum() / counts.sum()),
             tied=tied,
             tie_cost=cost if known else None,
         )
@@ -322,14 +306,6 @@ class Judge:
         return order, as_ranked / count, tied.mean(axis=1), (best - as_ranked) / count
 
 
-def _distinct(stored: npt.NDArray[Any]) -> tuple[float, float]:
-    """Different rows by rows, and the share of rows that are not alone."""
-    rows = np.ascontiguousarray(stored)
-    keys = rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel()
-    counts = np.unique(keys, return_counts=True)[1]
-    return len(counts) / len(rows), float(counts[counts > 1].sum() / len(rows))
-
-
 # --- several methods in all situations --------------------------------------------------------------
 
 
@@ -359,6 +335,10 @@ class FiveMeasures:
             if bits in found
         ]
         return [*rows, ("float, centered", None, self.floats)] if self.floats else rows
+
+    def columns(self) -> list[Column]:
+        """Of tables: those of the situations that were measured, and of what is measured in "seen"."""
+        return [one for one in COLUMNS if one.name not in SITUATIONS or one.name in self.counts]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as in docs/formats.md."""

@@ -27,7 +27,7 @@ from crovca.hashing.base import Base
 from crovca.hashing.config import TrainingConfig
 from crovca.hashing.gate import Gate
 from crovca.hashing.inputs import Coordinates
-from crovca.hashing.network import HIDDEN, HashCoder
+from crovca.hashing.network import HashCoder
 from crovca.hashing.state import log_lines, parse_tensors, save_tensors
 from crovca.hashing.towers import Tower, Towers
 
@@ -253,7 +253,7 @@ def towers_of(
         raise FileFormatError(f"{path}: config.json does not say which encoders the model has")
     if elsewhere is not None and hasher.fine_tuning is None:
         raise ConfigError(f"{path} is a model of embeddings, which has no encoder; leave it out")
-    if (training.faithfulness is None) != (hasher._faithfulness(config["fitted"]["pairing"]) is None):
+    if (training.faithfulness is None) != (hasher._dial(config["fitted"]["pairing"]) is None):
         raise FileFormatError(f"{path}: config.json contradicts itself: its training is of another model")
     if training.lengths[-1] != hasher.bits or training.hashcoder != hasher.hashcoder:
         raise FileFormatError(f"{path}: config.json contradicts itself: its training is of another model")
@@ -293,7 +293,7 @@ def _coder_of(
                 inputs=Coordinates(torch.empty(width), torch.empty(len(components), width)),
                 base=Base(torch.empty(training.bits, len(components))),
                 gate=Gate(torch.empty(centroids.shape), torch.empty(()), torch.empty(())),
-                hidden=HIDDEN,
+                hidden=training.hidden,
             )
     expected = {f"{prefix}{name}": (value.shape, value.dtype) for name, value in coder.state_dict().items()}
     if expected != {n: (v.shape, v.dtype) for n, v in weights.items() if n.startswith(prefix)}:

@@ -20,11 +20,11 @@ from crovca._version import __version__
 from crovca.data.embeddings import Embeddings, Rows, as_embeddings, chunks, evenly_spaced
 from crovca.data.labels import ClassMembership, to_membership
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, StorageError, TrainingError
-from crovca.hashing.base import fit_base
+from crovca.hashing.base import fit_base, fit_common_base
 from crovca.hashing.config import SETTLE_SHARE, SHORT_RUN, TrainingConfig
-from crovca.hashing.features import features_of
+from crovca.hashing.features import coordinates_of, features_of
 from crovca.hashing.gate import fit_gate
-from crovca.hashing.inputs import Scaling, fit_coordinates, input_statistics
+from crovca.hashing.inputs import Coordinates, Scaling, fit_coordinates, input_statistics
 from crovca.hashing.neighbors import find_shared_neighbors
 from crovca.hashing.network import HashCoder, calibrate, coder_on_base, new_coders
 from crovca.hashing.objective import HashObjective
@@ -110,13 +110,19 @@ def fit_embeddings(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitt
     for rows, name in zip(values, hasher.modalities, strict=True):
         _warn_of_giants(rows, name)
     with kept_run(hasher, run, config, partial(fingerprint, *values, labels)) as kept:
-        towers = _towers(hasher, values, config)
+        towers = _towers(hasher, values, config, run.observer)
         coder = towers.coders[0]
         towers.on_features = coder.base is not None
-        taken = features_of(coder, data.values) if towers.on_features else data.values
-        source, recall = _source(hasher, parts, taken, pairing, coder, run.observer, kept)
+        taken, where = values, data.values
+        if towers.on_features:
+            taken = [
+                features_of(*pair, partial(run.observer.advance, "coordinates"))
+                for pair in zip(towers.coders, values, strict=True)
+            ]
+            where = coordinates_of(coder, data.values, taken[0])
+        source, recall = _source(hasher, data, taken, where, pairing, coder, run.observer, kept)
         teacher = teacher_of(hasher, classes, config, len(data))
-        points = partial(_points, taken, coder.inputs.outputs) if towers.on_features else None
+        points = partial(_points, where) if towers.on_features else None
         if kept is None or not kept.has_state:
             if start == "classes":
                 assert isinstance(teacher, ClassPrototypes)
@@ -143,7 +149,7 @@ def initialize(hasher: Hasher, X: Any, texts: Any) -> Fitted:
     parts = _checked(hasher, X, None, texts)
     pairing = ("modalities",) if len(parts) > 1 else ()
     config = hasher._config(len(parts[0]), pairing, Silent())
-    towers = _towers(hasher, [part.values for part in parts], config)
+    towers = _towers(hasher, [part.values for part in parts], config, Silent())
     towers.to(hasher._device()).eval()
     for coder, part in zip(towers.coders, parts, strict=True):
         calibrate(coder, part.values)
@@ -253,11 +259,11 @@ def _checked(hasher: Hasher, X: Any, y: Any, texts: Any) -> list[Embeddings]:
     return parts
 
 
-def _towers(hasher: Hasher, values: Sequence[Rows], config: TrainingConfig) -> Towers:
+def _towers(hasher: Hasher, values: Sequence[Rows], config: TrainingConfig, observer: Observer) -> Towers:
     """The network as training begins: beside a base where the configuration has one, else the paper's."""
     require_one_width(hasher, [part.shape[-1] for part in values])
     if config.faithfulness is not None:
-        coders = [_on_base(part, config) for part in values]
+        coders = _on_base(values, config, partial(observer.advance, "base"))
     else:
         inputs = [input_statistics(part, center=config.center) for part in values]
         coders = new_coders(
@@ -267,25 +273,45 @@ def _towers(hasher: Hasher, values: Sequence[Rows], config: TrainingConfig) -> T
     return Towers(towers, shared=hasher.shared)
 
 
-def _on_base(values: Rows, config: TrainingConfig) -> HashCoder:
-    """A new network beside a base and a gate that are fitted to at most 65,536 evenly spaced items."""
-    inputs = fit_coordinates(values)
+def _on_base(
+    values: Sequence[Rows], config: TrainingConfig, advance: Callable[[float], None]
+) -> list[HashCoder]:
+    """New networks beside bases and gates that are fitted to at most 65,536 evenly spaced items."""
+    inputs = [fit_coordinates(part) for part in values]
+    advance(0.5)
+    points = [_sampled(part, coordinates) for part, coordinates in zip(values, inputs, strict=True)]
+    advance(0.7)
+    how: dict[str, Any] = {"weight": config.base_weight, "power": config.base_power, "seed": config.seed}
+    if len(points) == 1:
+        bases = [fit_base(points[0].flatten(0, 1), config.lengths, **how)]
+    else:
+        bases = fit_common_base([part.mean(dim=1) for part in points], config.lengths, **how)
+    advance(0.8)
+    gates = [fit_gate(part.flatten(0, 1), quantile=config.gate_quantile, seed=config.seed) for part in points]
+    advance(1.0)
+    return [
+        coder_on_base(
+            *parts,
+            config.hashcoder,
+            hidden=config.hidden,
+            logit_scale=config.logit_scale,
+            seed=config.seed + number,
+        )
+        for number, parts in enumerate(zip(inputs, bases, gates, strict=True))
+    ]
+
+
+def _sampled(values: Rows, inputs: Coordinates) -> Tensor:
+    """Coordinates (m, v, k) of evenly spaced items."""
     rows = evenly_spaced(len(values), _MOST_READ)
     blocks = [np.array(values[rows[start : start + 8192]], np.float32) for start in range(0, len(rows), 8192)]
     points = torch.cat([inputs(torch.from_numpy(block.reshape(-1, inputs.width))) for block in blocks])
-    return coder_on_base(
-        inputs,
-        fit_base(points, config.lengths, seed=config.seed),
-        fit_gate(points, seed=config.seed),
-        config.hashcoder,
-        logit_scale=config.logit_scale,
-        seed=config.seed,
-    )
+    return points.reshape(len(rows), -1, inputs.outputs)
 
 
-def _points(features: Rows, count: int, rows: Tensor) -> Tensor:
+def _points(coordinates: Rows, rows: Tensor) -> Tensor:
     """Coordinates (B, k) of items, the mean over their views."""
-    points = torch.from_numpy(np.asarray(features[rows.cpu().numpy()])[..., :count]).to(rows.device)
+    points = torch.from_numpy(np.asarray(coordinates[rows.cpu().numpy()])).to(rows.device)
     return points if points.ndim == 2 else points.mean(dim=1)
 
 
@@ -317,8 +343,9 @@ def require_one_width(hasher: Hasher, widths: Sequence[int]) -> None:
 
 def _source(
     hasher: Hasher,
-    parts: Sequence[Embeddings],
-    values: Rows,
+    data: Embeddings,
+    taken: Sequence[Rows],
+    where: Rows,
     pairing: Sequence[str],
     coder: HashCoder,
     observer: Observer,
@@ -326,7 +353,8 @@ def _source(
 ) -> tuple[ViewSource, float | None]:
     """The views of the items, and the recall of the search for neighbors where there was one."""
     if "modalities" in pairing:
-        return Modalities([part.values for part in parts]), None
+        return Modalities(taken), None
+    values = taken[0]
     augment: Augment
     if isinstance(coder.inputs, Scaling):
         augment = FeatureDropout(hasher.feature_dropout, coder.inputs.center)
@@ -339,7 +367,7 @@ def _source(
             raise ConfigError("views and neighbors together make pairs: views must be 2")
         sources.append(StoredViews(values, hasher.views))
     if "neighbors" in pairing:
-        rows, recall = _neighbor_rows(hasher, parts[0], observer, kept)
+        rows, recall = _neighbor_rows(hasher, data, where, observer, kept)
         sources.append(NeighborViews(values, rows, augment))
     if not sources:
         return Copies(values, augment), None
@@ -347,13 +375,13 @@ def _source(
 
 
 def _neighbor_rows(
-    hasher: Hasher, data: Embeddings, observer: Observer, kept: Checkpoint | None
+    hasher: Hasher, data: Embeddings, where: Rows, observer: Observer, kept: Checkpoint | None
 ) -> tuple[npt.NDArray[np.int64], float | None]:
     if kept is not None and (rows := kept.load_array("neighbors")) is not None:
         recall = kept.load_array("neighbor_recall")
         return rows, None if recall is None else float(recall)
     found = find_shared_neighbors(
-        data.values,
+        where,
         hasher.neighbors,
         degenerate=data.degenerate,
         device=hasher._device(),

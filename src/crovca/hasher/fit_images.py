@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from crovca.data.embeddings import evenly_spaced
 from crovca.data.labels import check_labels, to_membership
-from crovca.embedding.items import as_images, name_of, plain, uncropped
+from crovca.embedding.blocks import embed_blocks
+from crovca.embedding.items import as_images, as_texts, name_of, plain, uncropped
 from crovca.embedding.pool import ImagePool, counted, memory_places
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.lora import Adapter, adapt
 from crovca.errors import ConfigError, InvalidInputError
-from crovca.hasher.blocks import Blocks, as_texts, chosen_blocks, image_blocks, sample_of, text_blocks
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import Fitted, Run, kept_run, require_one_width, teacher_of
 from crovca.hasher.image_views import ImagesAndTexts, ImageViews, recipe_of
@@ -25,6 +26,7 @@ from crovca.hashing.config import TrainingConfig
 from crovca.hashing.inputs import Scaling, input_statistics
 from crovca.hashing.network import new_coders, set_statistics
 from crovca.hashing.objective import HashObjective
+from crovca.hashing.process_group import ProcessGroup
 from crovca.hashing.state import Checkpoint, fingerprint
 from crovca.hashing.towers import Tower, Towers
 from crovca.hashing.train import train
@@ -37,6 +39,21 @@ __all__ = ["fit_images", "load_encoder"]
 
 _SCALE_SAMPLE, _STATISTICS_SAMPLE = 1024, 4096
 _COMPILE_PAYS = 1000  # steps: compiling takes about a minute, and saves a part of each step
+
+
+class _Items(NamedTuple):
+    """Rows of a source that are trained on, and the encoder that they go through."""
+
+    source: Source[Any]
+    encoder: Encoder | TextEncoder
+    rows: npt.NDArray[np.int64]
+
+    def sample(self, most: int, process_group: ProcessGroup) -> npt.NDArray[np.float32]:
+        """Embeddings of at most ``most`` evenly spaced items; each process computes its part, all get the whole."""
+        rows = process_group.share(self.rows[evenly_spaced(len(self.rows), most)])
+        mine = [block.embeddings.cpu().numpy() for block in embed_blocks(self.source, self.encoder, rows)]
+        own = np.concatenate(mine) if mine else np.zeros((0, self.encoder.width), np.float32)
+        return np.concatenate(process_group.collect(own))
 
 
 def fit_images(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:
@@ -85,14 +102,15 @@ def fit_images(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:
         draw = 1 if paired else hasher.views
         pictures = ImageViews(pool, rows, encoder.preprocessing, encoder.device, draw=draw, recipe=recipe)
         views: ImageViews | ImagesAndTexts = pictures
-        blocks = [chosen_blocks(image_blocks(source, encoder), rows)]
+        items = [_Items(source, encoder, rows)]
         if words is not None:
             chosen = [words[row] for row in rows]
             views = ImagesAndTexts(pictures, chosen)
-            assert isinstance(encoders[1], TextEncoder)
-            blocks.append(text_blocks(as_texts([several[0] for several in chosen]), encoders[1]))
+            items.append(
+                _Items(as_texts([several[0] for several in chosen]), encoders[1], np.arange(len(rows)))
+            )
         objective = HashObjective(teacher_of(hasher, classes, config, len(rows)), config)
-        towers = _towers(hasher, settings, encoders, blocks, len(rows), config, kept, run)
+        towers = _towers(hasher, settings, items, config, kept, run)
         device = hasher._device()
         cuda = [device] if device.type == "cuda" else []
         compiled = _compiled(settings, device, config.steps(len(rows)))
@@ -111,8 +129,8 @@ def fit_images(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:
                 process_group=run.process_group,
                 prefetch=2 if cuda else 0,
             )
-        for coder, part in zip(towers.coders, blocks, strict=True):
-            sample = sample_of(part, len(rows), _STATISTICS_SAMPLE, run.process_group)
+        for coder, part in zip(towers.coders, items, strict=True):
+            sample = part.sample(_STATISTICS_SAMPLE, run.process_group)
             set_statistics(coder, [torch.from_numpy(sample)])
     pairing = ("modalities",) if paired else ("views",) if classes is None else ("views", "classes")
     names = None if classes is None else classes.names
@@ -129,20 +147,19 @@ def load_encoder(hasher: Hasher, modality: str, source: Any, revision: str | Non
 def _towers(
     hasher: Hasher,
     settings: FineTuning,
-    encoders: Sequence[Encoder | TextEncoder],
-    blocks: Sequence[Blocks],
-    items: int,
+    items: Sequence[_Items],
     config: TrainingConfig,
     kept: Checkpoint | None,
     run: Run,
 ) -> Towers:
     """The network as training begins; what is measured of the embeddings is in the state of a run that goes on."""
     resumed = kept is not None and run.process_group.first(lambda: kept.has_state)
+    encoders = [part.encoder for part in items]
     inputs = [
-        Scaling.blank(encoder.width)
+        Scaling.blank(part.encoder.width)
         if resumed
-        else input_statistics(sample_of(part, items, _SCALE_SAMPLE, run.process_group), center=config.center)
-        for encoder, part in zip(encoders, blocks, strict=True)
+        else input_statistics(part.sample(_SCALE_SAMPLE, run.process_group), center=config.center)
+        for part in items
     ]
     adapters: list[Adapter | None] = [
         None

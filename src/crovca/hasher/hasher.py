@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -17,10 +20,10 @@ from torch import Tensor
 
 from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import Embeddings, Rows, chunks
-from crovca.embedding.items import as_images, name_of
+from crovca.embedding.blocks import embed_blocks
+from crovca.embedding.items import as_images, as_texts, name_of
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, NotFittedError
 from crovca.hasher import files
-from crovca.hasher.blocks import as_texts, item_blocks
 from crovca.hasher.drift import Drift, drift
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import Fitted, Run, fit_embeddings, initialize
@@ -45,7 +48,9 @@ __all__ = ["EncodedItems", "Hasher"]
 Float32 = npt.NDArray[np.float32]
 Pairing = Literal["views", "neighbors", "classes"]
 
-_BLOCK = 8192
+_logger = logging.getLogger(__name__)
+
+_BLOCK = 1024  # few enough to stay in the processor's cache between the layers
 _MODALITIES = (("embeddings",), ("images",), ("images", "texts"))
 
 
@@ -81,15 +86,16 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             together, ("views", "neighbors"): each item then takes its pair from one of them at random;
             with "classes" among them, the others give the views and the classes the teacher.
         hashcoder: "small" (2 layers) or "large" (3).
-        epochs: passes over the data; "auto" spends 560 steps (1,400 with labels), but 5 to 100 epochs.
+        epochs: passes over the data; "auto": 20, with labels 40, fewer above 100,000 items; for codes without a base
+            as many as spend 560 steps (1,400 with labels), but 5 to 100.
         batch_size: items in a step.
         learning_rate: of AdamW, falling along a cosine; "auto": 1e-3, with labels 3e-3.
         weight_decay: of AdamW; "auto": 5 where neighbors teach, 0.1 with labels, else 0.01.
         diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
         faithfulness: of codes of embeddings of one kind: whether they are for finding more of the "kinds" of things
             that they were learned from, as in the paper, or keep the "order" of the floats, for things of any kind; or
-            "balanced" between them, the default. A number is the weight of the order beside a closed-form base
-            ("balanced" 0.3, "order" 1); "kinds" has no such base (docs/architecture.md).
+            "balanced" between them, the default. A number is how much more the order counts than in "balanced" (1;
+            "order" is 4), beside a closed-form base; "kinds" has no such base (docs/architecture.md).
         terms: more terms of the objective (``hashing.objective.TERMS``) and their weights.
         center: whether the mean embedding is subtracted before the network; "auto": with labels.
         logit_scale: standard deviation of a bit's logits at the first step; "auto": 1, with labels 2. The greater it
@@ -271,7 +277,12 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         _refuse_sparse(X, "X")
         run = Run(observer or Silent(), checkpoint, checkpoint_seconds, process_group)
         how = fit_embeddings if self.fine_tuning is None else fit_images
-        return self._take(how(self, X, y, texts, run))
+        started = time.perf_counter()
+        _logger.info("learning %d bits of %s", self.bits, " and ".join(self.modalities))
+        self._take(how(self, X, y, texts, run))
+        steps, seconds = self.history_[-1]["steps"], time.perf_counter() - started
+        _logger.info("learned %d bits in %d steps, %.1f s", self.bits, steps, seconds)
+        return self
 
     def initialize(self, X: Any, texts: Any = None) -> Self:
         """Take the random weights that ``fit`` begins with, and learn nothing but scales and the bits' balance.
@@ -359,13 +370,13 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rows: list[int] = []
         faults: dict[int, Fault] = {}
         embeddings, logits = [], []
-        for block, values, wrong in item_blocks(source, tower.encoder)(np.arange(len(source))):
-            rows += block
-            faults.update(wrong)
-            if len(block):
+        for block in embed_blocks(source, tower.encoder):
+            rows += block.rows
+            faults.update(block.faults)
+            if block.rows:
                 with torch.no_grad():
-                    logits.append(tower.coder(values).float().cpu().numpy())
-                embeddings.append(values.cpu().numpy())
+                    logits.append(tower.coder(block.embeddings).float().cpu().numpy())
+                embeddings.append(block.embeddings.cpu().numpy())
             advance((len(rows) + len(faults)) / len(source))
         return EncodedItems(
             np.array(rows, np.int64),
@@ -477,11 +488,12 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise InvalidInputError(f"training needs at least 2 items, got {items}")
         if isinstance(self.batch_size, int) and items < self.batch_size:
             observer.message(f"batches of {items}: there are fewer items than batch_size = {self.batch_size}")
+        dial = self._dial(pairing)
+        automatic = recipe(pairing, items, base=dial is not None)
         epochs = self.epochs
         if epochs == "auto":
-            epochs = default_epochs(items, self.batch_size, supervised="classes" in pairing)
-        faithfulness = self._faithfulness(pairing)
-        automatic = recipe(pairing, base=faithfulness is not None)
+            supervised = "classes" in pairing
+            epochs = default_epochs(items, self.batch_size, supervised=supervised, base=dial is not None)
         chosen = {
             name: getattr(automatic if getattr(self, name) == "auto" else self, name)
             for name in ("learning_rate", "weight_decay", "diversity_weight", "center", "logit_scale")
@@ -491,25 +503,30 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             epochs=epochs,
             hashcoder=self.hashcoder,
             batch_size=self.batch_size,
-            faithfulness=faithfulness,
+            faithfulness=None if dial is None else dial * automatic.faithfulness,
+            base_weight=automatic.base_weight,
+            base_power=automatic.base_power,
+            gate_quantile=automatic.gate_quantile,
+            hidden=automatic.hidden,
             terms=tuple((self.terms or {}).items()),
             seed=self.seed,
             **chosen,
         )
 
-    def _faithfulness(self, pairing: Sequence[str]) -> float | None:
-        """The weight of the floats' order; None: the paper's network, as for pairs and for images."""
+    def _dial(self, pairing: Sequence[str]) -> float | None:
+        """How much the floats' order counts; None: the paper's network, as for pairs and for images."""
         wanted = self.faithfulness
-        if isinstance(wanted, str) and wanted not in ("kinds", *FAITHFULNESS):
-            raise ConfigError(
-                f"faithfulness must be 'kinds', 'balanced', 'order' or a number, got {wanted!r}"
+        if isinstance(wanted, str):
+            known = wanted in ("kinds", *FAITHFULNESS)
+        else:
+            known = (
+                isinstance(wanted, int | float) and not isinstance(wanted, bool) and 0 <= wanted < math.inf
             )
-        if (
-            wanted == "kinds"
-            or "modalities" in pairing
-            or "images" in pairing
-            or self.fine_tuning is not None
-        ):
+        if not known:
+            raise ConfigError(
+                f"faithfulness must be 'kinds', 'balanced', 'order' or a number of at least 0, got {wanted!r}"
+            )
+        if wanted == "kinds" or self.fine_tuning is not None or self.shared:
             return None
         return FAITHFULNESS[wanted] if isinstance(wanted, str) else wanted
 
@@ -569,13 +586,18 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
         device = coder.norm.weight.device
         for part, block in chunks(rows, _BLOCK):
+            # Half floats are copied as they are: torch makes float32 of them faster than numpy.
+            held = np.array(block, None if block.dtype == np.float16 else np.float32)
             with torch.no_grad():
-                tensor = torch.from_numpy(np.array(block, np.float32)).to(device)
-                wrong = (~torch.isfinite(tensor).all(dim=1)).nonzero().flatten()
-                if len(wrong):
-                    raise InvalidInputError(
-                        f"{what} holds NaN or infinity in row {part.start + int(wrong[0])}; remove or repair it"
-                    )
+                tensor = torch.from_numpy(held).to(device).float()
+                if not torch.isfinite(
+                    tensor.sum(dim=1)
+                ).all():  # a sum is cheaper than looking at every number
+                    wrong = (~torch.isfinite(tensor).all(dim=1)).nonzero().flatten()
+                    if len(wrong):
+                        raise InvalidInputError(
+                            f"{what} holds NaN or infinity in row {part.start + int(wrong[0])}; remove or repair it"
+                        )
                 yield coder(tensor).float().cpu().numpy()
 
     def _source(self, items: Any, tower: Tower) -> Source[Any]:

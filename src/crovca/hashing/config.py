@@ -35,6 +35,10 @@ HashCoderSize = Literal["small", "large"]
 DEFAULT_LENGTHS = (16, 32, 64, 128)
 UNSUPERVISED_STEPS = 560
 SUPERVISED_STEPS = 1400
+HELD_EPOCHS = 20
+"""Beside a closed-form base; with labels twice as many."""
+HELD_STEPS = 8000
+TRUSTED_ITEMS = 4000
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 100
 
 
@@ -52,6 +56,10 @@ class TrainingConfig:
         weight_decay: of AdamW, on every parameter.
         diversity_weight: lambda, the weight of the coding rate.
         faithfulness: weight of the order of the floats; None: the network has no closed-form base, as in the paper.
+        base_weight: of the base beside the network; a smaller one lets the network learn faster.
+        base_power: a bit's logits have the scale of its components' deviation, raised to this.
+        gate_quantile: share of what was learned for which the gate is less than half open.
+        hidden: units of a small network beside a base.
         terms: more terms of the objective (``hashing.objective.TERMS``) and their weights.
         coding_rate_epsilon: eps of the coding rate.
         center: whether the mean embedding is subtracted before the network.
@@ -68,6 +76,10 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     diversity_weight: float = 0.1
     faithfulness: float | None = None
+    base_weight: float = 0.4
+    base_power: float = 1.75
+    gate_quantile: float = 0.1
+    hidden: int = 1024
     terms: tuple[tuple[str, float], ...] = ()
     coding_rate_epsilon: float = 0.05
     center: bool = False
@@ -92,6 +104,12 @@ class TrainingConfig:
         _positive("learning_rate", self.learning_rate)
         _positive("coding_rate_epsilon", self.coding_rate_epsilon)
         _positive("logit_scale", self.logit_scale)
+        _positive("base_weight", self.base_weight)
+        _not_negative("base_power", self.base_power)
+        _not_negative("gate_quantile", self.gate_quantile)
+        if self.gate_quantile > 1:
+            raise ConfigError(f"gate_quantile must lie in [0, 1], got {self.gate_quantile!r}")
+        _at_least("hidden", self.hidden, 1)
         if not isinstance(self.center, bool):
             raise ConfigError(f"center must be True or False, got {self.center!r}")
         _not_negative("final_learning_rate", self.final_learning_rate)
@@ -112,7 +130,7 @@ class TrainingConfig:
     def weights(self) -> dict[str, float]:
         """The objective's terms and what each counts; those that are maximized have negative weights."""
         paper = {"alignment": 1.0, "diversity": -self.diversity_weight}
-        faithful = {} if self.faithfulness is None else {"order": float(self.faithfulness)}
+        faithful = {} if not self.faithfulness else {"order": float(self.faithfulness)}
         return {**paper, **faithful, **dict(self.terms)}
 
     def steps(self, items: int) -> int:
@@ -144,7 +162,8 @@ class Recipe:
     Attributes:
         learning_rate, weight_decay, diversity_weight: as in ``TrainingConfig``.
         center: whether the mean embedding is subtracted before the network; it is always scaled.
-        logit_scale: as in ``TrainingConfig``.
+        logit_scale, base_weight, base_power, gate_quantile, hidden: as in ``TrainingConfig``.
+        faithfulness: the weight of the floats' order at "balanced".
     """
 
     learning_rate: float
@@ -152,22 +171,56 @@ class Recipe:
     diversity_weight: float
     center: bool
     logit_scale: float = 1.0
+    faithfulness: float = 0.0
+    base_weight: float = 0.4
+    base_power: float = 1.75
+    gate_quantile: float = 0.1
+    hidden: int = 1024
 
 
-def recipe(pairing: Sequence[str], *, base: bool = False) -> Recipe:
+def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = False) -> Recipe:
     """The settings for a pairing; those for classes, neighbors and stored views were tuned on splits of training data.
 
     Neighbors are noisy teachers: a strong decay keeps the network from remembering them (docs/reproducing.md). It
     helps stored views as well. Images that are augmented anew in each step, and pairs of modalities, have the
-    paper's settings. Beside a closed-form base the network has less to do, and the same settings suit all.
+    paper's settings. Beside a closed-form base the network has less to do: a weak decay is enough. Below 4,000 items
+    neighbors say less of kinds: the base and the floats' order count for more.
 
     Args:
         pairing: where second views come from.
+        items: how many are learned from.
         base: whether there is a closed-form base.
     """
-    if base:
+    if base and "classes" in pairing:
         return Recipe(
-            learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5
+            learning_rate=2e-3,
+            weight_decay=1e-2,
+            diversity_weight=0.3,
+            center=True,
+            logit_scale=2.0,
+            faithfulness=0.1,
+            base_weight=0.6,
+            base_power=0.75,
+        )
+    if base and "modalities" in pairing:
+        return Recipe(
+            learning_rate=1e-3,
+            weight_decay=1e-2,
+            diversity_weight=0.3,
+            center=True,
+            logit_scale=1.5,
+            base_weight=1.0,
+        )
+    if base:
+        trust = min(1.0, max(0.16, items / TRUSTED_ITEMS))
+        return Recipe(
+            learning_rate=1e-3,
+            weight_decay=1e-2,
+            diversity_weight=0.3,
+            center=True,
+            logit_scale=1.5,
+            faithfulness=0.3 / trust,
+            base_weight=0.4 / trust**0.5,  # up to 1
         )
     if "classes" in pairing:
         return Recipe(
@@ -180,8 +233,8 @@ def recipe(pairing: Sequence[str], *, base: bool = False) -> Recipe:
     return Recipe(learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.1, center=False)
 
 
-FAITHFULNESS: Mapping[str, float] = {"balanced": 0.3, "order": 1.0}
-"""What the named points of the dial between kinds and faithfulness stand for: weights of the floats' order."""
+FAITHFULNESS: Mapping[str, float] = {"balanced": 1.0, "order": 4.0}
+"""What the named points of the dial stand for: how many times the recipe's weight the floats' order has."""
 
 SETTLE_SHARE = 0.05
 """Running class prototypes settle after this share of the steps."""
@@ -245,14 +298,17 @@ def nested_lengths(bits: int, nested: object) -> tuple[int, ...]:
     return tuple(checked)
 
 
-def default_epochs(items: int, batch_size: int, *, supervised: bool) -> int:
+def default_epochs(items: int, batch_size: int, *, supervised: bool, base: bool = False) -> int:
     """Epochs that spend a budget of steps: 560 unsupervised, 1,400 supervised, but 5 to 100 epochs.
 
     At 7,000 items that is about 20 and 50 epochs; from about 30,000 (unsupervised) or 70,000 (supervised)
-    items on it is 5, as in the paper.
+    items on it is 5, as in the paper. Beside a closed-form base it is 20, with labels 40, as long as that is at most
+    8,000 steps, which are reached at 100,000 items; at least 2.
     """
     _at_least("batch_size", batch_size, 2)
     steps = max(1, items // min(batch_size, items))
+    if base:
+        return min(HELD_EPOCHS * (1 + supervised), max(2, round(HELD_STEPS / steps)))
     budget = SUPERVISED_STEPS if supervised else UNSUPERVISED_STEPS
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(budget / steps)))
 

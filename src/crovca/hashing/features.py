@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from crovca.data.embeddings import Rows, chunks
 from crovca.hashing.network import HashCoder
 
-__all__ = ["Features", "features_of"]
+__all__ = ["Features", "coordinates_of", "features_of"]
 
 _ROOM = 1 << 30  # bytes of features that are kept in memory
 _BLOCK = 8192
@@ -23,11 +24,12 @@ class Features:
     Args:
         coder: on the CPU.
         values: (n, d) or (n, v, d).
+        gated: with the gate's column, where there is a gate.
     """
 
-    def __init__(self, coder: HashCoder, values: Rows) -> None:
-        self._coder, self._values = coder, values
-        width = coder.inputs.outputs + (coder.gate is not None)
+    def __init__(self, coder: HashCoder, values: Rows, *, gated: bool = True) -> None:
+        self._coder, self._values, self._gated = coder, values, gated
+        width = coder.inputs.outputs + (gated and coder.gate is not None)
         self.shape = (*values.shape[:-1], width)
         self.dtype = np.dtype(np.float32)
 
@@ -36,14 +38,28 @@ class Features:
 
     def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
         values = torch.from_numpy(np.array(self._values[rows], np.float32))
+        compute = self._coder.features if self._gated else self._coder.inputs
         with torch.no_grad():
-            found = self._coder.features(values.reshape(-1, values.shape[-1]))
+            found = compute(values.reshape(-1, values.shape[-1]))
         return found.reshape(*values.shape[:-1], self.shape[-1]).numpy()
 
 
-def features_of(coder: HashCoder, values: Rows) -> Rows:
+def features_of(
+    coder: HashCoder, values: Rows, advance: Callable[[float], None] = lambda share: None
+) -> Rows:
     """Features float32 (n, k + 1) or (n, v, k + 1): in memory up to 1 GiB, else computed as they are read."""
     lazy = Features(coder, values)
     if 4 * int(np.prod(lazy.shape)) > _ROOM:
         return lazy
-    return np.concatenate([lazy[part] for part, _ in chunks(values, _BLOCK)])
+    found = np.empty(lazy.shape, np.float32)
+    for part, _ in chunks(values, _BLOCK):
+        found[part] = lazy[part]
+        advance(part.stop / len(values))
+    return found
+
+
+def coordinates_of(coder: HashCoder, values: Rows, features: Rows) -> Rows:
+    """Of ``features_of(coder, values)`` the coordinates float32 (n, k) or (n, v, k) alone."""
+    if isinstance(features, np.ndarray):
+        return features[..., : coder.inputs.outputs]
+    return Features(coder, values, gated=False)

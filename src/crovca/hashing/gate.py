@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crovca.data.clusters import k_means
+
 __all__ = ["Gate", "fit_gate"]
 
 _COMPONENTS = 64  # the strongest tell new from old as well as all, at a quarter of the cost
 _MOST_CENTROIDS, _ITEMS_EACH, _POINTS_EACH = 1024, 4, 32
-_QUANTILE, _SOFTNESS = 0.1, 0.25
-_ITERATIONS = 10
+_SOFTNESS = 0.25  # of the deviation of held-out items' cosines
+_CELLS = 20  # coarse, a kind each
 
 
 class Gate(nn.Module):
@@ -46,26 +48,33 @@ class Gate(nn.Module):
         return F.linear(unit, self.centroids).amax(dim=1, keepdim=True)
 
 
-def fit_gate(points: Tensor, *, seed: int = 0) -> Gate:
-    """Centroids of points (n, k), about 4 items each; the threshold is what 90 % of held-out items reach."""
+def fit_gate(points: Tensor, *, quantile: float = 0.1, seed: int = 0) -> Gate:
+    """Centroids of about 4 points (n, k) each, and a threshold between what was learned and what was not.
+
+    A fifth of the points is held out while centroids are found. The threshold is the ``quantile`` of their cosines to
+    the nearest, or, if that is more, the median of what these would be if nothing of a point's own coarse cell had been
+    learned: where kinds look alike, the gate must be stricter.
+    """
     points = F.normalize(points[:, :_COMPONENTS], dim=1)
     count = max(1, min(_MOST_CENTROIDS, len(points) // _ITEMS_EACH))
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
-    held = max(1, len(points) // 5)
-    kept = points[order[held:]]
-    near = (points[order[:held]] @ _centroids(kept, min(count, len(kept)), seed=seed).T).amax(dim=1)
+    fifth = max(1, len(points) // 5)
+    held, kept = points[order[:fifth]], points[order[fifth:]]
+    centroids = _centroids(kept, min(count, len(kept)), seed=seed)
+    cosines = held @ centroids.T
+    near = cosines.amax(dim=1)
+    threshold = near.quantile(quantile)
+    cells = min(_CELLS, len(kept) // 8)
+    if cells > 1:
+        coarse = _centroids(kept, cells, seed=seed)
+        same = (held @ coarse.T).argmax(dim=1)[:, None] == (centroids @ coarse.T).argmax(dim=1)
+        threshold = torch.maximum(threshold, cosines.masked_fill(same, -1.0).amax(dim=1).median())
     width = _SOFTNESS * near.std(correction=0).clamp(min=1e-3)
-    return Gate(_centroids(points, count, seed=seed), near.quantile(_QUANTILE), width)
+    return Gate(_centroids(points, count, seed=seed), threshold, width)
 
 
 def _centroids(points: Tensor, count: int, *, seed: int) -> Tensor:
-    """Unit centroids (count, k) of unit points (n, k): spherical k-means."""
-    generator = torch.Generator().manual_seed(seed)
-    points = points[torch.randperm(len(points), generator=generator)[: _POINTS_EACH * count]]
-    centroids = points[:count].clone()
-    for _ in range(_ITERATIONS):
-        nearest = (points @ centroids.T).argmax(dim=1)
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, points)
-        taken = torch.bincount(nearest, minlength=count) > 0
-        centroids = torch.where(taken[:, None], F.normalize(sums, dim=1), centroids)
-    return centroids
+    """Unit centroids (count, k) of unit points (n, k)."""
+    return torch.from_numpy(
+        k_means(points.numpy(), count, seed=seed, spherical=True, most_points=_POINTS_EACH)
+    )

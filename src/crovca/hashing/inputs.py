@@ -70,10 +70,13 @@ class Coordinates(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(B, d) to (B, k)."""
-        # First by the largest number: the squares of great ones would be beyond float32.
-        embeddings = embeddings / embeddings.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-        length = embeddings.norm(dim=1, keepdim=True).clamp(min=1e-30)
-        return F.linear(embeddings - length * self.mean, self.components) / length
+        length = embeddings.norm(dim=1, keepdim=True)
+        if torch.compiler.is_compiling() or not bool(((length > 1e-15) & (length < 1e15)).all()):
+            # The squares of great numbers are beyond float32. Powers of 2 leave the other rows what they are.
+            largest = embeddings.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+            embeddings = embeddings / torch.exp2(torch.log2(largest).floor())
+            length = embeddings.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        return F.linear(torch.addcmul(embeddings, length, self.mean, value=-1), self.components) / length
 
 
 def fit_coordinates(values: Rows) -> Coordinates:
@@ -82,7 +85,7 @@ def fit_coordinates(values: Rows) -> Coordinates:
     At most 65,536 evenly spaced items are read.
     """
     rows, width = evenly_spaced(len(values), _MOST_READ), int(values.shape[-1])
-    total, products, count = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width).double(), 0
+    total, products, count = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width), 0
     origin: Tensor | None = None  # near the mean, so that little cancels
     for start in range(0, len(rows), _BLOCK):
         block = torch.from_numpy(np.array(values[rows[start : start + _BLOCK]], np.float64)).reshape(
@@ -92,11 +95,11 @@ def fit_coordinates(values: Rows) -> Coordinates:
         origin = unit.mean(dim=0) if origin is None else origin
         unit -= origin
         total += unit.sum(dim=0)
-        products += unit.T @ unit
+        products.addmm_((part := unit.float()).T, part)  # small numbers by now: float32 holds them
         count += len(unit)
     assert origin is not None
     mean = total / count
-    spread, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    spread, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean).float())
     kept = min(_COMPONENTS, width, max(1, count - 1))
     spread, components = spread.flip(0)[:kept].clamp(min=1e-24), vectors.flip(1)[:, :kept].T
     return Coordinates((origin + mean).float(), (components * spread.mean().rsqrt()).float().contiguous())

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crovca.data.clusters import k_means
 from crovca.data.embeddings import Rows, mean_embedding
 from crovca.errors import InvalidInputError
 
@@ -39,6 +40,7 @@ EXACT_ITEMS = 100_000
 PROBED_CELLS = 8
 RECALL_SAMPLE = 256
 _BLOCK = 4096
+_POINTS_A_CELL = 64
 _COMPARED = 1 << 24  # pairs of row numbers compared at once
 
 Advance = Callable[[float], None]
@@ -217,15 +219,11 @@ def _search_cells(
 
 
 def _cell_centroids(read: _Reader, candidates: npt.NDArray[np.int64], random: np.random.Generator) -> Tensor:
-    """Unit centroids (cells, d): mini-batch k-means over a sample; about 2 sqrt(n) cells."""
-    from sklearn.cluster import MiniBatchKMeans
-
+    """Unit centroids (cells, d) of a sample; about 2 sqrt(n) cells."""
     cells = int(2 * np.sqrt(len(candidates)))
-    size = max(4 * cells, _BLOCK)
-    sample = random.choice(candidates, min(16 * size, len(candidates)), replace=False)
-    model = MiniBatchKMeans(cells, n_init=1, random_state=int(random.integers(2**31)), reassignment_ratio=0.0)
-    for start in range(0, len(sample), size):
-        part = np.sort(sample[start : start + size])
-        if len(part) >= cells:
-            model.partial_fit(read(part).cpu().numpy())
-    return F.normalize(torch.from_numpy(model.cluster_centers_).float().to(read.device), dim=1)
+    sample = np.sort(random.choice(candidates, min(_POINTS_A_CELL * cells, len(candidates)), replace=False))
+    points = torch.cat(
+        [read(sample[start : start + _BLOCK]).cpu() for start in range(0, len(sample), _BLOCK)]
+    )
+    found = k_means(points.numpy(), cells, seed=int(random.integers(2**31)), spherical=True)
+    return torch.from_numpy(found).to(read.device)

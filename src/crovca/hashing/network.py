@@ -14,10 +14,7 @@ from crovca.hashing.config import HashCoderSize
 from crovca.hashing.gate import Gate
 from crovca.hashing.inputs import Coordinates, Scaling
 
-__all__ = ["HIDDEN", "HashCoder", "calibrate", "coder_on_base", "new_coders", "set_statistics"]
-
-HIDDEN = 512
-"""Units of a small network beside a base."""
+__all__ = ["HashCoder", "calibrate", "coder_on_base", "new_coders", "set_statistics"]
 
 
 class HashCoder(nn.Module):
@@ -132,7 +129,8 @@ def coder_on_base(
     gate: Gate,
     size: HashCoderSize = "small",
     *,
-    logit_scale: float = 1.5,
+    hidden: int,
+    logit_scale: float = 1.0,
     seed: int = 0,
 ) -> HashCoder:
     """A new network beside a base, with weights from the seed; every bit's logits have the scale of its components."""
@@ -144,7 +142,7 @@ def coder_on_base(
             inputs=inputs,
             base=fitted.base,
             gate=gate,
-            hidden=HIDDEN,
+            hidden=hidden,
             logit_scale=logit_scale * fitted.scales,
             generator=torch.Generator().manual_seed(seed),
         )

@@ -12,26 +12,32 @@ All of it is computed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from crovca.errors import ConfigError
+from crovca.hashing import terms as _terms
 from crovca.hashing.config import TrainingConfig
-from crovca.hashing.terms.alignment import alignment
 from crovca.hashing.terms.batch import Batch
-from crovca.hashing.terms.diversity import diversity
-from crovca.hashing.terms.order import order
 
 __all__ = ["TERMS", "HashObjective", "Objective", "hash_loss"]
 
-TERMS: Mapping[str, Callable[[Batch], Tensor]] = {
-    "alignment": alignment,
-    "diversity": diversity,
-    "order": order,
-}
-"""Every term that a configuration can give a weight. A new one is its file and its line here."""
+Term = Callable[[Batch], Tensor]
+
+
+def _find_terms() -> dict[str, Term]:
+    """The function of each file of ``terms`` that has its file's name."""
+    names = [module.name for module in iter_modules(_terms.__path__)]
+    found = {name: getattr(import_module(f"{_terms.__name__}.{name}"), name, None) for name in names}
+    return {name: term for name, term in found.items() if term is not None}
+
+
+TERMS: Mapping[str, Term] = _find_terms()
+"""Every term that a configuration can give a weight. A new one is a file in ``terms``, with a function of its name."""
 
 
 class Objective(Protocol):

@@ -6,12 +6,18 @@ computed on the whole batch, in each process alike: so it is what one process wo
 back through ``ProcessGroup.gather`` is multiplied by the number of processes, so that the mean of all processes'
 gradients is the gradient of the whole batch, for the parameters before it as for those after it.
 
+Every process must learn at once that another one failed, or it waits for it until a timeout: ``ProcessGroup.first``
+sends whatever the first process raised; a process that fails elsewhere closes its connections (``hasher.processes``),
+and what the others are exchanging with it becomes a ``WorkerError``.
+
 Needs ``torch.distributed`` alone, with any of its backends (gloo on CPUs, NCCL on GPUs).
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -59,7 +65,7 @@ class ProcessGroup:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
+        _exchange(dist.all_reduce, flat)
         flat /= self.size
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
@@ -70,21 +76,26 @@ class ProcessGroup:
         if self.size == 1:
             return [content]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, content)
+        _exchange(dist.all_gather_object, found, content)
         return found
 
     def first(self, action: Callable[[], T]) -> T:
-        """What ``action`` gives in the first process; it runs there alone. Its error is raised in all of them."""
+        """What ``action`` gives in the first process; it runs there alone. Its error, of whatever type, ends them all.
+
+        Raises:
+            WorkerError: in the other processes; the first raises the error itself.
+        """
         if self.size == 1:
             return action()
         outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:
                 outcome[0] = action()
-            except CrovcaError as error:
-                dist.broadcast_object_list([None, (str(error), error.exit_status)], 0)
+            except BaseException as error:  # whatever it is, Ctrl-C too: the others wait to hear of it
+                with suppress(WorkerError):  # they are gone: its own error says more
+                    _exchange(dist.broadcast_object_list, [None, _described(error)], 0)
                 raise
-        dist.broadcast_object_list(outcome, 0)
+        _exchange(dist.broadcast_object_list, outcome, 0)
         if outcome[1] is not None:
             raise WorkerError(*outcome[1])
         return outcome[0]
@@ -92,6 +103,29 @@ class ProcessGroup:
 
 ALONE = ProcessGroup()
 """One process."""
+
+
+def _exchange(collective: Callable[..., object], *arguments: object) -> None:
+    """Call a collective of ``torch.distributed``; where it fails, another process has most likely ended.
+
+    Raises:
+        WorkerError: in place of torch's error, of which the traceback is dropped: it refers to the process group, and
+            only a group that nothing refers to closes its connections, for which yet other processes may wait.
+    """
+    try:
+        collective(*arguments)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise WorkerError(
+            f"the exchange with the other processes failed; if one has ended, its own error says why ({reason})"
+        ) from error.with_traceback(None)
+
+
+def _described(error: BaseException) -> tuple[str, int]:
+    """Message and exit status of the ``WorkerError`` that an error is in the other processes."""
+    if isinstance(error, CrovcaError):
+        return str(error), error.exit_status
+    return "".join(traceback.format_exception_only(error)).strip(), 1
 
 
 class _Gather(torch.autograd.Function):
@@ -103,7 +137,7 @@ class _Gather(torch.autograd.Function):
         parts = [
             torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(process_group.size)
         ]
-        dist.all_gather(parts, part.contiguous())
+        _exchange(dist.all_gather, parts, part.contiguous())
         return torch.cat(parts)
 
     @staticmethod

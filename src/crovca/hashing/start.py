@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crovca.data.clusters import k_means, nearest_centroid
 from crovca.data.embeddings import Rows, evenly_spaced
 from crovca.hashing.network import HashCoder
 from crovca.hashing.targets import ClassPrototypes
@@ -112,17 +112,8 @@ def _blocks(values: Rows, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDA
 def _clusters(values: Rows, rows: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
     """A cluster number below ``count`` for each row."""
     unit = torch.cat([F.normalize(block.mean(dim=1), dim=1) for _, block in _blocks(values, rows)]).numpy()
-    found = faiss.Kmeans(
-        unit.shape[1],
-        count,
-        niter=10,
-        seed=seed % 2**31 + 1,
-        spherical=True,
-        min_points_per_centroid=1,
-        max_points_per_centroid=_POINTS_A_CENTROID,
-    )
-    found.train(unit)
-    return np.asarray(found.index.search(unit, 1)[1][:, 0], np.int64)
+    centroids = k_means(unit, count, seed=seed, spherical=True, most_points=_POINTS_A_CENTROID)
+    return nearest_centroid(unit, centroids)
 
 
 class Regression(NamedTuple):

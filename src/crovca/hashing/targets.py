@@ -28,6 +28,9 @@ MOST_MOVED_APART = 4096
 """Above so many classes prototypes are not moved apart: 16 bits have room for 2,048 codes four bits apart."""
 
 
+_MOST_CHANGED = 3  # bits of a prototype
+
+
 def bits_of(logits: Tensor) -> Tensor:
     """1{z > 0} as floats (paper, Eq. 4)."""
     return (logits.detach() > 0).float()
@@ -174,11 +177,15 @@ def move_apart(prototypes: Tensor, distance: int = 4) -> Tensor:
     for number in prototypes.abs().mean(dim=1).argsort(descending=True, stable=True).tolist():
         logits = prototypes[number]
         uncertain = logits.abs().argsort(stable=True)[: patterns.shape[1]]
-        candidates = torch.where(logits > 0, 1.0, -1.0).repeat(len(patterns), 1)
+        code = torch.where(logits > 0, 1.0, -1.0)
+        candidates = code.repeat(len(patterns), 1)
         candidates[:, uncertain] *= patterns
         cost = (patterns < 0).float() @ logits[uncertain].abs()
-        if len(given):
-            nearest = (bits - candidates @ given.T).amin(dim=1) / 2
+        near = given[
+            bits - given @ code < 2 * (distance + _MOST_CHANGED)
+        ]  # others stay far, whatever is changed
+        if len(near):
+            nearest = (bits - candidates @ near.T).amin(dim=1) / 2
             cost = cost + (distance - nearest).clamp(min=0) * (1 + logits.abs().sum())  # distance goes first
         chosen = candidates[cost.argmin()]
         given = torch.cat([given, chosen[None]])
@@ -186,7 +193,7 @@ def move_apart(prototypes: Tensor, distance: int = 4) -> Tensor:
     return result
 
 
-def _flip_patterns(bits: int, most: int = 3) -> Tensor:
+def _flip_patterns(bits: int, most: int = _MOST_CHANGED) -> Tensor:
     """All ways to change at most ``most`` of ``bits`` signs: (p, bits) of 1 and -1, the one without change first."""
     places = [chosen for size in range(most + 1) for chosen in combinations(range(bits), size)]
     patterns = torch.ones(len(places), bits)

@@ -148,7 +148,8 @@ class Towers(nn.Module):
         for tower, view in zip(towers, views, strict=True):
             with torch.no_grad() if frozen else nullcontext():
                 embeddings = tower.embed(view)
-            logits.append(tower.coder.norm(self.process_group.gather(tower.coder.raw(embeddings))))
+            raw = tower.coder.learned(embeddings) if self.on_features else tower.coder.raw(embeddings)
+            logits.append(tower.coder.norm(self.process_group.gather(raw)))
         return torch.stack(logits)
 
     @contextmanager

@@ -11,6 +11,7 @@ array([['b', 'a']], dtype='<U1')
 
 from __future__ import annotations
 
+import logging
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ __all__ = ["HashIndex"]
 _MERGE_ROWS = 1 << 20  # a write takes smaller segments than this along into its own
 _MAX_ROWS = 1 << 28  # of one segment
 _BLOCK = 1 << 14  # items encoded at a time
+_logger = logging.getLogger(__name__)
+
 _ATTEMPTS = 20  # to open a generation before a writer has replaced it
 
 
@@ -569,6 +572,7 @@ class HashIndex(Reader):
             kept, total = kept - 1, total + live
         if kept == len(entries):
             return entries, rows
+        _logger.info("%s: %d segments are merged with what is added", self.path, len(entries) - kept)
         taken = [self._segment(entry, manifest, view).live_rows() for entry in entries[kept:]]
         return entries[:kept], SegmentRows.concatenate([*taken, rows])
 
@@ -606,6 +610,8 @@ class HashIndex(Reader):
                 self._set(self._load(view))  # which of the two stands there now
             raise
         self._set(state)
+        rows = sum(entry.rows - entry.deleted for entry in manifest.segments)
+        _logger.info("%s: state %d written, %d items", self.path, manifest.generation, rows)
         del view, state
         self._sweep()
 

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,9 @@ import numpy.typing as npt
 from crovca.codes import Codes, check_bits
 from crovca.errors import InvalidInputError
 from crovca.ids import order_by_hash
+from crovca.index.conditions import DEFAULT_TIMEOUT
 from crovca.index.duplicates import Duplicates, find_duplicates
 from crovca.index.engines.base import Found, Mask
-from crovca.index.engines.choice import EngineName
 from crovca.index.manifest import IdType
 from crovca.index.origin import Origin
 from crovca.index.originals import NO_ORIGINALS
@@ -33,15 +33,24 @@ from crovca.metrics import get_metric
 if TYPE_CHECKING:
     from crovca.index.view import View
 
-__all__ = ["Reader"]
+__all__ = ["Condition", "Reader"]
 
 _FIRST_RANGE = 128
+
+
+class Condition(NamedTuple):
+    """A SQL condition, and the seconds after which it is stopped."""
+
+    where: str
+    timeout: float
 
 
 class Reader(ABC):
     """Read access to codes of one length. Any number of threads may read at once, beside writes and refreshes."""
 
     bits: int
+    where_timeout: float = DEFAULT_TIMEOUT
+    """Seconds after which a condition is stopped; set it to allow more."""
 
     @abstractmethod
     def view(self) -> View:
@@ -67,7 +76,7 @@ class Reader(ABC):
         metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
-        engine: EngineName | Literal["auto"] = "auto",
+        engine: str = "auto",
         origin: Origin | None = None,
     ) -> Neighbors:
         """The k nearest items of each query, exactly (but for the engine "inverted").
@@ -112,7 +121,7 @@ class Reader(ABC):
             queries = view.model.logits(asked)[:, : view.bits]
         scorer = _scorer(view.bits, queries, metric, bits)
         candidates = int(k) if rescore is None else math.ceil(rescore * k)
-        answers = view.nearest(scorer, candidates, where, engine)
+        answers = view.nearest(scorer, candidates, self._condition(where), engine)
         if rescore is not None and asked is not None:
             if len(asked) != len(answers):
                 raise InvalidInputError(f"there are {len(asked)} embeddings for {len(answers)} queries")
@@ -135,7 +144,7 @@ class Reader(ABC):
         metric: str = "bce",
         where: str | None = None,
         bits: int | None = None,
-        engine: EngineName | Literal["auto"] = "auto",
+        engine: str = "auto",
     ) -> RangeNeighbors:
         """All items at a distance of at most ``radius`` (in the metric's own unit); else as ``search``."""
         if not isinstance(radius, int | float | np.number) or not abs(float(radius)) < 1e38:
@@ -147,7 +156,9 @@ class Reader(ABC):
         while len(pending):
             part = scorer.only(pending)
             again = []
-            for query, found in zip(pending, view.nearest(part, k, where, engine), strict=True):
+            for query, found in zip(
+                pending, view.nearest(part, k, self._condition(where), engine), strict=True
+            ):
                 if len(found.rows) == k < view.items and found.distances[-1] <= radius:
                     again.append(query)
                     continue
@@ -184,7 +195,9 @@ class Reader(ABC):
         answers = [
             # An item may be beyond the k + 1 nearest: among many at distance 0, or not matching the condition.
             Found(found.rows[found.rows != row], found.distances[found.rows != row])
-            for row, found in zip(asked, view.nearest(scorer, int(k) + 1, where, "auto"), strict=True)
+            for row, found in zip(
+                asked, view.nearest(scorer, int(k) + 1, self._condition(where), "auto"), strict=True
+            )
         ]
         width = min((*(len(found.rows) for found in answers), int(k)))
         rows = np.array([found.rows[:width] for found in answers], np.int64).reshape(len(answers), width)
@@ -208,7 +221,7 @@ class Reader(ABC):
     def select(self, where: str) -> npt.NDArray[Any]:
         """The ids of all items for which a SQL condition holds."""
         view = self.view()
-        selected = view.select_rows(where).rows
+        selected = view.select_rows(Condition(where, self.where_timeout)).rows
         rows = [start + own for start, own in zip(view.starts, selected, strict=False)]
         return view.ids(np.concatenate([np.empty(0, np.int64), *rows]))
 
@@ -253,10 +266,13 @@ class Reader(ABC):
             for chosen in [start + live[first : first + rows]]
         )
 
-    def prepare(self, *, bits: int | None = None, engine: EngineName | Literal["auto"] = "auto") -> None:
+    def prepare(self, *, bits: int | None = None, engine: str = "auto") -> None:
         """Build the engines now, which the first search would do."""
         view = self.view()
         view.searched(view.bits if bits is None else check_bits(bits, at_most=view.bits), None, engine)
+
+    def _condition(self, where: str | None) -> Condition | None:
+        return None if where is None else Condition(where, self.where_timeout)
 
     def engines(self) -> list[dict[str, Any]]:
         """What was built for searching so far: engine, bits, rows, seconds to build, bytes of memory."""

@@ -10,30 +10,28 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes
-from crovca.errors import ConfigError, FileFormatError, InvalidInputError
+from crovca.errors import FileFormatError, InvalidInputError
 from crovca.ids import as_ids, id_hashes
 from crovca.index.engines.base import Engine, Found, Mask
-from crovca.index.engines.choice import EngineName, build_engine, choose_engine
+from crovca.index.engines.choice import build_engine, check_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
 from crovca.index.metadata import matching_rows, read_rows
 from crovca.index.model import KeptModel
 from crovca.index.origin import Origin
 from crovca.index.originals import NO_ORIGINALS, Originals, cosines, unit_rows
-from crovca.index.reader import Reader
+from crovca.index.reader import Condition, Reader
 from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
 
-__all__ = ["EngineChoice", "View"]
-
-EngineChoice: TypeAlias = EngineName | Literal["auto"]
+__all__ = ["View"]
 
 _FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
 _SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
@@ -51,7 +49,7 @@ class _Part:
         engine: a name, or "auto".
     """
 
-    def __init__(self, segment: Segment, rows: Int64 | None, bits: int, engine: EngineChoice) -> None:
+    def __init__(self, segment: Segment, rows: Int64 | None, bits: int, engine: str) -> None:
         started = time.perf_counter()
         self.name, self.rows = segment.name, rows
         codes = segment.codes if rows is None else segment.codes[rows]
@@ -92,9 +90,13 @@ class _Part:
 class _Selection:
     """The live rows of each segment for which a condition holds: as rows, and as masks where they are many."""
 
-    def __init__(self, segments: Sequence[Segment], where: str) -> None:
+    def __init__(self, segments: Sequence[Segment], condition: Condition) -> None:
         imported("duckdb")  # as ``matching_rows`` would
-        found = matching_rows([segment.metadata for segment in segments], where)
+        try:
+            files = [segment.metadata for segment in segments]
+            found = matching_rows(files, condition.where, timeout=condition.timeout)
+        except (RuntimeError, UnicodeError) as error:  # what DuckDB's Python makes of text that is none
+            raise _damaged(error) from error
         self.rows: list[Int64] = []
         self.masks: list[Mask | None] = []
         for segment, rows in zip(segments, found, strict=True):
@@ -145,7 +147,7 @@ class View(Reader):
         self.starts = list(accumulate((len(segment) for segment in self.segments[:-1]), initial=0))
         self.items = sum(segment.live for segment in self.segments)
         self._selections: Memo[str, _Selection] = Memo(_FILTERS_KEPT)
-        self._selected: Memo[tuple[str, int, EngineChoice], dict[int, _Part]] = Memo(_FILTERS_KEPT)
+        self._selected: Memo[tuple[str, int, str], dict[int, _Part]] = Memo(_FILTERS_KEPT)
 
     @property
     def id_type(self) -> IdType | None:
@@ -158,10 +160,10 @@ class View(Reader):
 
     # --- searching ---
 
-    def nearest(self, scorer: BitScorer, k: int, where: str | None, engine: EngineChoice) -> list[Found]:
+    def nearest(self, scorer: BitScorer, k: int, condition: Condition | None, engine: str) -> list[Found]:
         """The k nearest rows of each query, of all segments."""
         answers: list[list[Found]] = []
-        for start, part, mask in self.searched(scorer.weights.shape[1], where, engine):
+        for start, part, mask in self.searched(scorer.weights.shape[1], condition, engine):
             found = part.nearest(scorer, k, mask)
             answers.append([Found(start + one.rows, one.distances) for one in found])
         if len(answers) == 1:
@@ -218,23 +220,21 @@ class View(Reader):
         return Originals.concatenate([one for one in kept if one is not None])
 
     def searched(
-        self, bits: int, where: str | None, engine: EngineChoice
+        self, bits: int, condition: Condition | None, engine: str
     ) -> list[tuple[int, _Part, Mask | None]]:
         """The parts to search: first row of the segment, part, and which of the segment's rows count."""
-        if engine not in ("auto", *get_args(EngineName)):
-            raise ConfigError(
-                f"unknown engine {engine!r}; expected 'auto' or one of {list(get_args(EngineName))}"
-            )
+        if engine != "auto":
+            check_engine(engine)
         parts = []
-        if where is None:
+        if condition is None:
             for start, segment in zip(self.starts, self.segments, strict=False):
                 if segment.live:
                     dead, part = _part(segment, bits, engine)
                     parts.append((start, part, segment.alive if segment.entry.deleted > dead else None))
             return parts
-        selection = self.select_rows(where)
+        selection = self.select_rows(condition)
         selected = self._selected.get(
-            (where, bits, engine),
+            (condition.where, bits, engine),
             lambda: {
                 number: _Part(segment, selection.rows[number], bits, engine)
                 for number, segment in enumerate(self.segments)
@@ -249,11 +249,12 @@ class View(Reader):
                 parts.append((start, selected[number], None))
         return parts
 
-    def select_rows(self, where: str) -> _Selection:
+    def select_rows(self, condition: Condition) -> _Selection:
         """The live rows of each segment for which a condition holds; the last few are remembered."""
+        where = condition.where
         if not isinstance(where, str):
             raise InvalidInputError(f"where must be a SQL condition as text, got {where!r}")
-        return self._selections.get(where, lambda: _Selection(self.segments, where))
+        return self._selections.get(where, lambda: _Selection(self.segments, condition))
 
     def parts(self) -> list[_Part]:
         """What was built so far."""
@@ -313,10 +314,12 @@ class View(Reader):
         """The ids of some rows."""
         if not len(rows):
             return np.empty(0, np.int64 if self._id_type == "int64" else np.str_)
+        if len(self.segments) == 1:
+            return self.segments[0].ids(rows)
         pieces, place = self._by_segment(rows, lambda segment, own: segment.ids(own))
         if any(piece.dtype == object for piece in pieces):
             return as_text([text for piece in pieces for text in piece.tolist()])[place]
-        return np.concatenate(pieces)[place] if len(pieces) > 1 else pieces[0]
+        return np.concatenate(pieces)[place]
 
     def hashes(self, rows: Int64) -> npt.NDArray[np.uint64]:
         """The hashes of the ids of some rows."""
@@ -339,7 +342,10 @@ class View(Reader):
             return None
         distinct, again = np.unique(rows, return_inverse=True)
         pieces, place = self._by_segment(distinct, lambda segment, own: read_rows(segment.metadata, own))
-        table = pa.concat_tables(pieces, promote_options="default").drop_columns("id")
+        try:
+            table = pa.concat_tables(pieces, promote_options="default").drop_columns("id")
+        except (pa.ArrowException, KeyError) as error:  # segments of one index have columns of the same types
+            raise _damaged(error) from error
         return table.take(pa.array(place[again])) if table.num_columns else None
 
     def _by_segment(self, rows: Int64, read: Callable[[Segment, Int64], Any]) -> tuple[list[Any], Int64]:
@@ -357,12 +363,16 @@ class View(Reader):
         return pieces, place
 
 
+def _damaged(error: Exception) -> FileFormatError:
+    return FileFormatError(f"a metadata.parquet is damaged: {error}; 'crovca index verify' tells which")
+
+
 def _cosines(unit: Float32, segment: Segment, rows: Int64) -> Float32:
     assert segment.kept is not None  # see ``View.width``, which the caller compares
     return cosines(segment.kept[rows], unit)
 
 
-def _part(segment: Segment, bits: int, engine: EngineChoice) -> tuple[int, _Part]:
+def _part(segment: Segment, bits: int, engine: str) -> tuple[int, _Part]:
     """All rows of a segment that are not deleted, or all that were not so when the engine was built: how many were
     deleted then, and the part. Rows are only ever deleted, so an engine serves as long as its dead rows are few; an
     older view needs rows that a newer engine may lack."""

@@ -10,21 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.data.embeddings import Embeddings
-from crovca.data.encoded import Encoded
 from crovca.errors import ConfigError
 from crovca.evaluation import metrics
 from crovca.evaluation.evaluate import Measure, Ranked
 from crovca.evaluation.figures import curves_figure
 from crovca.files import atomic_file, write_json
-from crovca.index.scoring import BitScorer, CosineScorer, Scorer
 from crovca.reproduce.pairs import image_labels, labels_of, text_embeddings
-from crovca.reproduce.paper import Measurement, Score, Training, all_cells
+from crovca.reproduce.paper import Measurement, Score, all_cells
+from crovca.reproduce.retrieval import Side, images_of, scorer_of
 from crovca.reproduce.workspace import Workspace
-
-__all__ = ["draw_curves", "measure_pairs", "together"]
-
-Side = Encoded | Embeddings
 
 _LONGEST_CURVE = 1000
 _TASKS = {"text-image": ("texts", "images"), "image-text": ("images", "texts")}
@@ -128,7 +122,7 @@ def _measure_group(
     def ranked(score: Score) -> Ranked:
         if score not in rankings:
             workspace.observer.message(f"{group[0].dataset}, {_WORDS[group[0].task]}: ranking by {score}")
-            rankings[score] = measure(_scorer(score, query, database))
+            rankings[score] = measure(scorer_of(score, query, database))
         return rankings[score]
 
     found = {}
@@ -167,32 +161,11 @@ def _side(workspace: Workspace, wanted: Measurement, seed: int, split: str, moda
         if training is None:
             return text_embeddings(workspace, wanted.encoder, name, split)
         return workspace.encoded_texts(training, seed, name, split)
-    items = _images(workspace, wanted.encoder, training, seed, name, split)
+    items = images_of(workspace, wanted, seed, split)
     paths = workspace.dataset(name).splits[split].paths
     assert items.ids is not None
     assert paths is not None
     return replace(items, labels=labels_of(items.ids, paths, image_labels(workspace.dataset(name), split)))
-
-
-def _images(
-    workspace: Workspace, encoder: str, training: Training | None, seed: int, name: str, split: str
-) -> Encoded | Embeddings:
-    if training is None:
-        return workspace.embeddings(encoder, name, split)
-    return workspace.encoded(training, seed, name, split)
-
-
-def _scorer(score: Score, query: Side, database: Side) -> Scorer:
-    if isinstance(query, Embeddings) and isinstance(database, Embeddings):
-        if score != "cosine":
-            raise ConfigError(f"embeddings are ranked by cosine, not by {score}")
-        return CosineScorer(query.values, database.values)
-    assert isinstance(query, Encoded)
-    assert isinstance(database, Encoded)
-    assert query.logits is not None
-    if score == "cosine":
-        raise ConfigError("codes have no cosine; embeddings do")
-    return BitScorer.of(score, query.logits, database.codes, database.logits)
 
 
 def _depth(wanted: Measurement, database: int) -> int:

@@ -36,8 +36,6 @@ from crovca.hashing.train import Observer, Silent
 from crovca.sources.opening import open_images
 from crovca.sources.source import Source
 
-__all__ = ["NESTED_LENGTHS", "STATISTICS", "WEIGHTS", "Inputs", "slice_source"]
-
 NESTED_LENGTHS = (16, 32, 64, 128, 256)
 """Lengths of the one model that ``nested`` trains instead of a model for each."""
 STATISTICS = "train-sample"
@@ -250,10 +248,11 @@ class Inputs:
         if noted is not None:
             self._compare(name, noted, self.encoder(name), now)
             return
-        self._write_note(
-            name,
-            {"source": self.encoder(name), "revision": identity.get("revision"), "weights_sha256": now},
-        )
+        assert self._weights is not None
+        note = {"source": self.encoder(name), "revision": identity.get("revision"), "weights_sha256": now}
+        self._weights[name] = note
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_json(self.work / WEIGHTS, {"format_version": _WEIGHTS_FORMAT, "encoders": self._weights})
 
     def _compare(self, name: str, noted: Mapping[str, Any], place: str, now: str) -> None:
         if now != noted["weights_sha256"]:
@@ -267,12 +266,6 @@ class Inputs:
         if self._weights is None:
             self._weights = _read_weights(path) if path.exists() else {}
         return self._weights.get(name)
-
-    def _write_note(self, name: str, note: dict[str, Any]) -> None:
-        assert self._weights is not None
-        self._weights[name] = note
-        self.work.mkdir(parents=True, exist_ok=True)
-        write_json(self.work / WEIGHTS, {"format_version": _WEIGHTS_FORMAT, "encoders": self._weights})
 
     def embeddings(self, encoder: str, dataset: str, split: str) -> Embeddings:
         """Embeddings of a split's images by an encoder as it is; items that cannot be read are left out.

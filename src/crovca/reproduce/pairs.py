@@ -27,8 +27,6 @@ from crovca.reproduce.inputs import Inputs
 if TYPE_CHECKING:
     from crovca.reproduce.paper import Training
 
-__all__ = ["Texts", "fit_pairs", "image_labels", "labels_of", "listed_texts", "text_embeddings", "texts_of"]
-
 _SAMPLE = 65_536  # pairs that a random HashCoder sees
 
 Int64 = npt.NDArray[np.int64]

@@ -8,28 +8,13 @@ dataset and score) share one ``Measurement``, in whichever tables they are print
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, Literal, get_args
 
 from crovca.errors import ConfigError, FileFormatError
-
-__all__ = [
-    "EXPERIMENTS",
-    "SETTINGS",
-    "Cell",
-    "Experiment",
-    "Measurement",
-    "Method",
-    "Score",
-    "Training",
-    "all_cells",
-    "cells",
-    "experiment_of",
-    "methods",
-]
 
 Setting = Literal["unsupervised", "supervised", "pairs", "random"]
 Fitting = Literal["lora", "probing"]
@@ -42,9 +27,6 @@ _COLUMNS = (
     "experiment", "row", "column", "value", "encoder", "dataset", "task", "score", "metric", "k",
     "trained_on", "setting", "fitting", "bits", "published_by", "note",
 )  # fmt: skip
-_PRESETS = {"imagenet1k": "imagenet1k", "cc3m": "cc3m"}
-_OF_PAIRS = "text-small"
-_OTHERWISE = "small"
 
 
 @dataclass(frozen=True)
@@ -69,7 +51,9 @@ class Training:
     @property
     def preset(self) -> str:
         """The column of the paper's Table 8, a name of ``config.PRESETS``."""
-        return _PRESETS.get(self.dataset, _OF_PAIRS if self.setting == "pairs" else _OTHERWISE)
+        if self.dataset in ("imagenet1k", "cc3m"):
+            return self.dataset
+        return "text-small" if self.setting == "pairs" else "small"
 
     @property
     def key(self) -> str:
@@ -260,14 +244,11 @@ def cells(
     experiment_of(experiment)
     everything = all_cells(experiment)
     found: list[Cell] = list(everything)
-    for option, wanted, of in (
-        ("dataset", dataset, _dataset),
-        ("encoder", encoder, _encoder),
-        ("bits", bits, _bits),
-        ("row", rows, _row),
-    ):
+    asked = {"dataset": dataset, "encoder": encoder, "bits": bits, "row": rows}
+    for option, wanted in asked.items():
         if wanted is None:
             continue
+        of = _OF_CELL[option]
         names = [wanted] if isinstance(wanted, str | int) else list(wanted)
         chosen = {str(name).casefold() for name in names}
         known = list(dict.fromkeys(name for cell in everything if (name := of(cell))))
@@ -355,30 +336,19 @@ def _one_of(choices: object, value: str) -> Any:
     return value
 
 
-def _dataset(cell: Cell) -> str:
-    return cell.dataset
+_OF_CELL: Mapping[str, Callable[[Cell], str]] = {
+    "dataset": lambda cell: cell.dataset,
+    "encoder": lambda cell: cell.measurement.encoder if cell.measurement else "",
+    "bits": lambda cell: "" if cell.bits is None else str(cell.bits),
+    "row": lambda cell: cell.row,
+}
+"""By what cells are chosen."""
 
 
-def _encoder(cell: Cell) -> str:
-    return cell.measurement.encoder if cell.measurement else ""
-
-
-def _bits(cell: Cell) -> str:
-    return "" if cell.bits is None else str(cell.bits)
-
-
-def _row(cell: Cell) -> str:
-    return cell.row
-
-
-def _what(everything: Iterable[Cell]) -> str:
+def _what(everything: Sequence[Cell]) -> str:
     """What could be asked for, for messages."""
-    everything = list(everything)
-    parts = {
-        "datasets": [cell.dataset for cell in everything],
-        "encoders": [_encoder(cell) for cell in everything],
-        "bits": [_bits(cell) for cell in everything],
-    }
-    return "; ".join(
-        f"{name}: {', '.join(filter(None, dict.fromkeys(values)))}" for name, values in parts.items()
-    )
+    parts = []
+    for name, option in (("datasets", "dataset"), ("encoders", "encoder"), ("bits", "bits")):
+        values = dict.fromkeys(map(_OF_CELL[option], everything))
+        parts.append(f"{name}: {', '.join(filter(None, values))}")
+    return "; ".join(parts)

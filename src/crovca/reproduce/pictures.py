@@ -32,19 +32,13 @@ from crovca.sources.decode import UnreadableItem, decode
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ITEMS", "NEIGHBORS", "QueryError", "check", "draw"]
-
 ITEMS = 2000
 """Queries on the map of Figure 3, drawn with seed 0 (the paper does not say how many, or which)."""
 NEIGHBORS = 5
 _LARGE = 520  # pixels of Figure 9's longer sides
 _FLOAT, _BASELINE, _OURS = "float", "Hashing-Baseline", "HashCoder"
 
-_CLASSES = {
-    "n02391049": "zebra",
-    "n01537544": "indigo bird",
-    "n02488291": "gray langur",
-}
+_CLASSES = {"n02391049": "zebra", "n01537544": "indigo bird", "n02488291": "gray langur"}
 """Synsets of the paper's queries, and what it calls them."""
 
 

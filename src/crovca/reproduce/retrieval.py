@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crovca.data.embeddings import Rows, chunks
+from crovca.data.embeddings import Embeddings, Rows, chunks
+from crovca.data.encoded import Encoded
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.evaluation.evaluate import Items, Measure, Ranked
-from crovca.index.scoring import BitScorer, CosineScorer, Float32
+from crovca.index.scoring import BitScorer, CosineScorer, Float32, Scorer
 
 if TYPE_CHECKING:
-    from crovca.reproduce.paper import Measurement
+    from crovca.reproduce.paper import Measurement, Score
     from crovca.reproduce.workspace import Workspace
 
-__all__ = ["FeatureWiseScorer", "measure_images"]
+Side = Encoded | Embeddings
 
 _CHUNK = 8192  # items compared at a time
 
@@ -79,24 +80,13 @@ def measure_images(workspace: Workspace, measurement: Measurement, seed: int) ->
     started = time.perf_counter()
     more: dict[str, Any] = {}
     name = measurement.dataset
-    if measurement.training is None:
-        ours, theirs = (
-            workspace.embeddings(measurement.encoder, name, split) for split in ("query", "database")
-        )
-        measure = _measure(ours, theirs, measurement)
-        ranked = measure(CosineScorer(ours.values, theirs.values))
-        more["feature_wise"] = measure(FeatureWiseScorer(ours.values, theirs.values)).map
+    query, database = (images_of(workspace, measurement, seed, split) for split in ("query", "database"))
+    measure = _measure(query, database, measurement)
+    ranked = measure(scorer_of(measurement.score, query, database))
+    if isinstance(query, Embeddings) and isinstance(database, Embeddings):
+        more["feature_wise"] = measure(FeatureWiseScorer(query.values, database.values)).map
     else:
-        query, database = (
-            workspace.encoded(measurement.training, seed, name, split) for split in ("query", "database")
-        )
-        assert query.logits is not None
-        measure = _measure(query, database, measurement)
-        score = measurement.score
-        if score == "cosine":
-            raise InvalidInputError(f"{measurement.key}: codes have no cosine")
-        ranked = measure(BitScorer.of(score, query.logits, database.codes, database.logits))
-        more["hamming"] = measure(BitScorer.of("hamming", query.logits, database.codes)).map
+        more["hamming"] = measure(scorer_of("hamming", query, database)).map
     return {
         **_described(ranked),
         **more,
@@ -109,6 +99,31 @@ def measure_images(workspace: Workspace, measurement: Measurement, seed: int) ->
         },
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def images_of(workspace: Workspace, measurement: Measurement, seed: int, split: str) -> Side:
+    """What ranks the images of a split: embeddings, or a model's codes."""
+    if measurement.training is None:
+        return workspace.embeddings(measurement.encoder, measurement.dataset, split)
+    return workspace.encoded(measurement.training, seed, measurement.dataset, split)
+
+
+def scorer_of(score: Score, query: Side, database: Side) -> Scorer:
+    """The distances of two sides by a score.
+
+    Raises:
+        ConfigError: the score is of codes and these are embeddings, or the other way round.
+    """
+    if isinstance(query, Embeddings) and isinstance(database, Embeddings):
+        if score != "cosine":
+            raise ConfigError(f"embeddings are ranked by cosine, not by {score}")
+        return CosineScorer(query.values, database.values)
+    assert isinstance(query, Encoded)
+    assert isinstance(database, Encoded)
+    assert query.logits is not None
+    if score == "cosine":
+        raise ConfigError("codes have no cosine; embeddings do")
+    return BitScorer.of(score, query.logits, database.codes, database.logits)
 
 
 def _measure(query: Items, database: Items, measurement: Measurement) -> Measure:

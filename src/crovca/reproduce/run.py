@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 
 import crovca
-from crovca.errors import ConfigError, CrovcaError, FileFormatError, StorageError
+from crovca.errors import ConfigError, CrovcaError, FileFormatError, StorageError, reason_of
 from crovca.files import locked, read_json, write_json
 from crovca.reproduce.crossmodal import measure_pairs
 from crovca.reproduce.paper import Cell, Measurement
 from crovca.reproduce.retrieval import measure_images
 from crovca.reproduce.workspace import Workspace
-
-__all__ = ["RESULTS", "Kept", "Results", "Row", "opened", "reason_of", "reproduce", "variant_of"]
 
 RESULTS = "results.json"
 _FORMAT = 1
@@ -199,12 +197,6 @@ def reproduce(
             results.measured_now += 1
         save(results.kept)
     return results
-
-
-def reason_of(error: Exception) -> str:
-    """One line that says why something failed."""
-    reason = str(error) if isinstance(error, CrovcaError) else f"{type(error).__name__}: {error}"
-    return " ".join(reason.split())
 
 
 def variant_of(workspace: Workspace, measurement: Measurement) -> str:

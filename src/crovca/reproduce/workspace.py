@@ -15,21 +15,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial as partial_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crovca.codes import Codes
+from crovca.data.embeddings import Embeddings
 from crovca.data.encoded import Encoded
-from crovca.datasets.registry import PROTOCOLS
-from crovca.datasets.structure import Protocol
 from crovca.errors import ConfigError
 from crovca.files import load_arrays, remove, save_arrays
 from crovca.hasher import Hasher
 from crovca.hasher.hasher import EncodedItems
 from crovca.hashing.config import PRESETS, TrainingConfig
-from crovca.hashing.train import Observer
 from crovca.reproduce.inputs import NESTED_LENGTHS, STATISTICS, Inputs, slice_source
 from crovca.reproduce.pairs import fit_pairs, labels_of, listed_texts, text_embeddings, texts_of
 from crovca.sources.opening import open_texts
@@ -37,8 +36,6 @@ from crovca.sources.source import Source
 
 if TYPE_CHECKING:
     from crovca.reproduce.paper import Training
-
-__all__ = ["CHANGES", "Workspace"]
 
 CHANGES = ("epochs", "batch_size", "learning_rate", "weight_decay", "diversity_weight")
 """Settings of the paper's Table 8 that a run may change."""
@@ -62,23 +59,11 @@ class Workspace(Inputs):
         data: str | Path,
         work: str | Path,
         *,
-        weights: Mapping[str, str] | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
         training: Mapping[str, Any] | None = None,
         nested: bool = False,
-        protocols: Mapping[str, Protocol] = PROTOCOLS,
-        observer: Observer | None = None,
+        **inputs: Any,
     ) -> None:
-        super().__init__(
-            data,
-            work,
-            weights=weights,
-            device=device,
-            dtype=dtype,
-            protocols=protocols,
-            observer=observer,
-        )
+        super().__init__(data, work, **inputs)
         self.training, self.nested = dict(training or {}), nested
         self._model: tuple[Path, Any] | None = None
         self._failed: dict[Path, Exception] = {}
@@ -189,31 +174,18 @@ class Workspace(Inputs):
         Raises:
             CrovcaError: as ``model`` and ``embeddings``.
         """
-        self.require_same_weights(training.encoder)
         name, _ = self.split(dataset, split)
-        path = self.work / "codes" / self.name_of(training) / f"seed-{seed}" / f"{dataset}-{name}.npz"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            hasher = self.model(training, seed)
-            if training.setting == "random" or training.fitting == "probing":
-                items = self.embeddings(training.encoder, dataset, split)
-                logits = hasher.logits_of_embeddings(items, modality=hasher.modalities[0])
-                Encoded(Codes.from_logits(logits), items.ids, items.labels, logits).save(path)
-            else:
-                partial = path.with_suffix(".partial")
-                source = self.source(dataset, split)
-                self.encode_parts(
-                    lambda part: hasher.encode_source(part, modality="images"),
-                    source,
-                    partial,
-                    f"{dataset}/{name}",
-                ).save(path)
-                remove(partial)
-        source = self.source(dataset, split)
-        found = Encoded.load(path)
-        if len(found) < len(source):
-            self.left_out.setdefault(f"{dataset}/{name}", {"unreadable": len(source) - len(found)})
-        return found.prefix(training.bits)
+        found = self._codes(
+            training,
+            seed,
+            f"{dataset}/{name}",
+            lambda: self.embeddings(training.encoder, dataset, split),
+            lambda: self.source(dataset, split),
+        )
+        items = len(self.source(dataset, split))
+        if len(found) < items:
+            self.left_out.setdefault(f"{dataset}/{name}", {"unreadable": items - len(found)})
+        return found
 
     def encoded_texts(self, training: Training, seed: int, dataset: str, split: str) -> Encoded:
         """Codes and logits of the texts of a split, of ``training.bits`` bits.
@@ -221,29 +193,42 @@ class Workspace(Inputs):
         Raises:
             CrovcaError: as ``model`` and ``text_embeddings``.
         """
-        self.require_same_weights(training.encoder)
         texts = texts_of(self.dataset(dataset), split)
-        path = self.work / "codes" / self.name_of(training) / f"seed-{seed}" / f"{dataset}-{split}.texts.npz"
+        found = self._codes(
+            training,
+            seed,
+            f"{dataset}/{split}.texts",
+            lambda: text_embeddings(self, training.encoder, dataset, split),
+            lambda: open_texts(listed_texts(self, dataset, split)),
+        )
+        assert found.ids is not None
+        return replace(found, labels=labels_of(found.ids, texts.ids, texts.labels))
+
+    def _codes(
+        self,
+        training: Training,
+        seed: int,
+        where: str,
+        embeddings: Callable[[], Embeddings],
+        source: Callable[[], Source[Any]],
+    ) -> Encoded:
+        """Codes from their file; else made, from embeddings where the encoder is frozen, and kept there."""
+        self.require_same_weights(training.encoder)
+        folder = self.work / "codes" / self.name_of(training) / f"seed-{seed}"
+        path = folder / f"{where.replace('/', '-')}.npz"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            hasher = self.model(training, seed)
-            if training.fitting == "probing":
-                found = text_embeddings(self, training.encoder, dataset, split)
-                logits = hasher.logits(found, modality="texts")
-                encoded = Encoded(Codes.from_logits(logits), found.ids, None, logits)
+            folder.mkdir(parents=True, exist_ok=True)
+            hasher, partial = self.model(training, seed), path.with_suffix(".partial")
+            modality = hasher.modalities[-1 if where.endswith(".texts") else 0]
+            if training.setting == "random" or training.fitting == "probing":
+                items = embeddings()
+                logits = hasher.logits_of_embeddings(items, modality=modality)
+                Encoded(Codes.from_logits(logits), items.ids, items.labels, logits).save(path)
             else:
-                source, partial = open_texts(listed_texts(self, dataset, split)), path.with_suffix(".partial")
-                encoded = self.encode_parts(
-                    lambda part: hasher.encode_source(part, modality="texts"),
-                    source,
-                    partial,
-                    f"{dataset}/{split}.texts",
-                )
-            encoded.save(path)
-            remove(path.with_suffix(".partial"))
-        kept = Encoded.load(path).prefix(training.bits)
-        assert kept.ids is not None
-        return replace(kept, labels=labels_of(kept.ids, texts.ids, texts.labels))
+                encode = partial_of(hasher.encode_source, modality=modality)
+                self.encode_parts(encode, source(), partial, where).save(path)
+            remove(partial)
+        return Encoded.load(path).prefix(training.bits)
 
     def encode_parts(
         self, encode: Callable[[Source[Any]], EncodedItems], source: Source[Any], partial: Path, where: str

@@ -9,37 +9,41 @@ proven, ``exact=True`` asks the server for every item that could still be among 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Self, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes
-from crovca.errors import InvalidInputError
+from crovca.errors import ConfigError, InvalidInputError, ServerError
 from crovca.ids import tie_order
 from crovca.index.results import Neighbors, StoredItems
 from crovca.index.scoring import BitScorer
 from crovca.metrics import get_metric
 from crovca.servers.bounds import Query
+from crovca.servers.rows import Ids, IdType, ServerRows
+from crovca.servers.state import PushState
 
 __all__ = [
     "ALL_RETURNED",
     "NOTHING_KNOWN",
-    "CandidateSource",
-    "IdType",
     "Server",
     "ServerCandidates",
     "ServerNeighbors",
+    "closed_on_error",
     "default_overfetch",
     "missing",
     "search_by_rescoring",
+    "split_url",
 ]
 
-IdType = Literal["int64", "string"]
-Ids = npt.NDArray[Any]
+_Connection = TypeVar("_Connection", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -55,24 +59,42 @@ class ServerNeighbors(Neighbors):
     candidates: npt.NDArray[np.int64]
 
 
-class Server(Protocol):
+class Server(ABC):
     """A collection of codes on a server: what PostgreSQL and Milvus both do.
 
-    Opened and created by ``clusters.connection``. Every method raises ServerError where the server cannot be
-    reached or refuses, and InvalidInputError for arguments that cannot be used.
+    Opened and created by ``connection``. Every method raises ServerError where the server cannot be
+    reached or refuses, and InvalidInputError for arguments that cannot be used. A new server defines what is abstract
+    here.
+
+    Attributes:
+        bits: length of the codes.
+        id_type: what ids are.
     """
 
-    @property
-    def bits(self) -> int:
-        """Length of the codes."""
+    bits: int
+    id_type: IdType
 
-    @property
-    def id_type(self) -> IdType:
-        """What ids are."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @classmethod
+    @abstractmethod
+    def open_url(cls, url: str, *, approximate: bool = False) -> Server:
+        """Open the collection at an address; see ``connection.connect``."""
+
+    @classmethod
+    @abstractmethod
+    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Server:
+        """Make the collection at an address; see ``connection.create``."""
 
     def upsert(self, ids: npt.ArrayLike, codes: Codes, metadata: pa.Table | None = None) -> None:
         """Store items; one whose id is there already is replaced whole, its metadata too."""
+        self.upsert_rows(ServerRows.of(ids, codes, metadata, bits=self.bits, id_type=self.id_type))
 
+    @abstractmethod
     def delete(self, ids: npt.ArrayLike) -> None:
         """Remove items; ids that are not there are passed over."""
 
@@ -96,15 +118,86 @@ class Server(Protocol):
             overfetch: how many candidates to rescore a query; None: ``default_overfetch(k)``.
             exact: fetch more where the answer is not proven, until it is.
         """
+        with self._reading(where):
+            return search_by_rescoring(self, logits, k, metric, where, overfetch, exact)
 
+    @abstractmethod
     def get(self, ids: npt.ArrayLike) -> StoredItems:
         """The items with these ids, in this order; InvalidInputError names the first that is not there."""
 
+    @abstractmethod
     def count(self) -> int:
         """How many items are stored."""
 
+    @abstractmethod
     def close(self) -> None:
         """End the connection."""
+
+    # For a search:
+
+    @abstractmethod
+    def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
+        """For each query, ``count`` items that seem nearest, or all that match if there are fewer."""
+
+    @abstractmethod
+    def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
+        """All items that may be within this distance of one query (inclusive) and maybe others, part by part."""
+
+    def _reading(self, where: str | None = None) -> AbstractContextManager[None]:
+        """All reads within it are of one state, where the server can do that."""
+        return nullcontext()
+
+    # For a push (``push``):
+
+    @abstractmethod
+    def upsert_rows(self, rows: ServerRows) -> None:
+        """Store items that are checked already, replacing those that are there."""
+
+    @abstractmethod
+    def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """ids and digests of those of these items that are stored, in no order."""
+
+    @abstractmethod
+    def stored_ids(self) -> Iterator[Ids]:
+        """All ids, part by part, in no order; nothing may be written meanwhile."""
+
+    def push_lock(self) -> AbstractContextManager[None]:
+        """Keep other pushes out, where the server can."""
+        return nullcontext()
+
+    @abstractmethod
+    def read_push(self) -> PushState | None:
+        """How far a push came; None where nothing was pushed."""
+
+    @abstractmethod
+    def write_push(self, state: PushState) -> None:
+        """Remember how far a push came."""
+
+    def _check_holds(self, bits: int, id_type: IdType, kind: str, name: str) -> None:
+        """ServerError unless this collection, a ``kind`` of that name, holds such codes."""
+        if (self.bits, self.id_type) != (bits, id_type):
+            raise ServerError(
+                f"the {kind} {name!r} holds codes of {self.bits} bits with ids of type {self.id_type}, "
+                f"expected {bits} bits and {id_type}; give another {kind}"
+            )
+
+
+@contextmanager
+def closed_on_error(connection: _Connection) -> Iterator[_Connection]:
+    """A connection that is closed where the block fails."""
+    try:
+        yield connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of an address; ConfigError where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:  # brackets that are no IPv6 address, for one
+        raise ConfigError(f"the address of a cluster cannot be read ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -127,20 +220,6 @@ ALL_RETURNED = np.float32(np.inf)
 NOTHING_KNOWN = np.float32(-np.inf)
 
 
-class CandidateSource(Protocol):
-    """What ``search_by_rescoring`` needs of a server."""
-
-    @property
-    def bits(self) -> int:
-        """Length of the codes."""
-
-    def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
-        """For each query, ``count`` items that seem nearest, or all that match if there are fewer."""
-
-    def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
-        """All items that may be within this distance of one query (inclusive) and maybe others, part by part."""
-
-
 def default_overfetch(k: int) -> int:
     """ServerCandidates a query where the caller does not say: at least 1,000, and 20 for each result."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
@@ -149,7 +228,7 @@ def default_overfetch(k: int) -> int:
 
 
 def search_by_rescoring(
-    engine: CandidateSource,
+    engine: Server,
     logits: npt.ArrayLike | Codes,
     k: int,
     metric: str,
@@ -168,39 +247,29 @@ def search_by_rescoring(
     answers = [
         _answer(engine, query, part, int(k), where, exact) for query, part in zip(queries, found, strict=True)
     ]
+    ids, distances, proven, candidates = zip(*answers, strict=True)
     return ServerNeighbors(
-        ids=np.stack([answer.ids for answer in answers]),
-        distances=np.stack([answer.distances for answer in answers]),
-        proven=np.array([answer.proven for answer in answers]),
-        candidates=np.array([answer.candidates for answer in answers], np.int64),
+        np.stack(ids), np.stack(distances), np.array(proven), np.array(candidates, np.int64)
     )
 
 
-@dataclass(frozen=True)
-class _Answer:
-    ids: Ids
-    distances: npt.NDArray[np.float32]
-    proven: bool
-    candidates: int
-
-
 def _answer(
-    engine: CandidateSource, query: Query, found: ServerCandidates, k: int, where: str | None, exact: bool
-) -> _Answer:
-    """One query's: rescored, proven, or widened until it is."""
+    engine: Server, query: Query, found: ServerCandidates, k: int, where: str | None, exact: bool
+) -> tuple[Ids, npt.NDArray[np.float32], bool, int]:
+    """One query's ids, distances, whether they are proven, and how many candidates there were."""
     ids, codes, distances = _best(found.ids, found.codes, query, k)
     worst = distances[-1] if len(distances) == k else np.float32(np.inf)
     # At the bound itself an item may tie with the last one and win by the tie rule.
     proven = bool(found.bound == ALL_RETURNED or worst < found.bound)
     if proven or not exact:
-        return _Answer(ids, distances, proven, len(found.ids))
+        return ids, distances, proven, len(found.ids)
     seen = len(found.ids)
     ids, codes, distances = ids[:0], codes[:0], distances[:0]
     for more_ids, more_codes in engine.within(query, worst, where):
         seen += len(more_ids)
         joined = np.concatenate([ids, more_ids])
         ids, codes, distances = _best(joined, Codes.concatenate([codes, more_codes]), query, k)
-    return _Answer(ids, distances, True, seen)
+    return ids, distances, True, seen
 
 
 def _best(ids: Ids, codes: Codes, query: Query, k: int) -> tuple[Ids, Codes, npt.NDArray[np.float32]]:

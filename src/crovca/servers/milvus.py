@@ -21,26 +21,28 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qsl, unquote
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
-from crovca.errors import InvalidInputError, MissingDependencyError, ServerError
+from crovca.errors import ConfigError, InvalidInputError, ServerError, needed, one_line
+from crovca.index.conditions import refuse
 from crovca.index.results import StoredItems
 from crovca.servers.base import (
     ALL_RETURNED,
-    Ids,
-    IdType,
+    Server,
     ServerCandidates,
     ServerNeighbors,
+    closed_on_error,
     default_overfetch,
     missing,
-    search_by_rescoring,
+    split_url,
 )
 from crovca.servers.bounds import Query
-from crovca.servers.rows import RESERVED, ServerRows, check_ids
+from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids
 from crovca.servers.state import PushState
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ __all__ = ["MOST_RESULTS", "MilvusServer"]
 
 MOST_RESULTS = 16_384  # items that the server returns to one query
 _FORMAT = 1
+_PORT = 19530
 _PUSH = "crovca.push"  # the property that remembers a push
 _TIMEOUT = 10.0  # seconds to connect
 _PART = 8192  # rows sent, or ids asked for, at a time
@@ -58,17 +61,16 @@ _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _LONGEST_ID = 65_535  # bytes: the longest VARCHAR
 
 
-class MilvusServer:
+class MilvusServer(Server):
     """A collection of codes; see ``base.Server`` for what is not described here.
 
-    Opened with ``MilvusServer.open`` or made with ``MilvusServer.create``.
+    Opened with ``MilvusServer.open`` or made with ``MilvusServer.create``. Items are sent and deleted in parts of
+    8,192, each all or nothing. Milvus has no locks: two pushes at once do the work twice, to the same end.
     """
 
     def __init__(self, client: MilvusClient, collection: str) -> None:
         self._client = client
         self._collection = collection
-        self.bits: int
-        self.id_type: IdType
         self.bits, self.id_type = self._describe()
         from pymilvus.client.types import LoadState
 
@@ -103,8 +105,7 @@ class MilvusServer:
             ServerError: the server cannot be reached, or there is such a collection already.
         """
         check_bits(bits)
-        client = _connect(address, token, database)
-        try:
+        with closed_on_error(_connect(address, token, database)) as client:
             with _errors():
                 exists = client.has_collection(collection)
             if exists and not exist_ok:
@@ -114,31 +115,28 @@ class MilvusServer:
             if not exists:
                 _create(client, collection, bits, id_type)
             self = cls(client, collection)
-            if (self.bits, self.id_type) != (bits, id_type):
-                raise ServerError(
-                    f"the collection {collection!r} holds codes of {self.bits} bits with ids of type "
-                    f"{self.id_type}, expected {bits} bits and {id_type}; give another collection"
-                )
-        except BaseException:
-            client.close()
-            raise
-        return self
+            self._check_holds(bits, id_type, "collection", collection)
+            return self
 
     @classmethod
     def open(cls, address: str, collection: str, *, token: str = "", database: str = "") -> Self:
         """Open a collection that ``create`` made; the arguments are those of ``create``."""
-        client = _connect(address, token, database)
-        try:
+        with closed_on_error(_connect(address, token, database)) as client:
             return cls(client, collection)
-        except BaseException:
-            client.close()
-            raise
 
-    def __enter__(self) -> Self:
-        return self
+    @classmethod
+    def open_url(cls, url: str, *, approximate: bool = False) -> Self:
+        """See ``Server``."""
+        if approximate:
+            raise ConfigError("approximate search is PostgreSQL's (pgvector) alone; leave it out for Milvus")
+        address, collection, login = _place(url)
+        return cls.open(address, collection, **login)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @classmethod
+    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
+        """See ``Server``."""
+        address, collection, login = _place(url)
+        return cls.create(address, collection, bits=bits, id_type=id_type, exist_ok=exist_ok, **login)
 
     def close(self) -> None:
         """See ``Server``."""
@@ -146,12 +144,8 @@ class MilvusServer:
 
     # --- writing -------------------------------------------------------------------------------------
 
-    def upsert(self, ids: npt.ArrayLike, codes: Codes, metadata: pa.Table | None = None) -> None:
-        """See ``Server``; sent in parts of 8,192 items, each all or nothing."""
-        self.upsert_rows(ServerRows.of(ids, codes, metadata, bits=self.bits, id_type=self.id_type))
-
     def upsert_rows(self, rows: ServerRows) -> None:
-        """Send rows that are checked already."""
+        """See ``Server``."""
         if self.id_type == "int64" and (rows.ids == _LARGEST).any():
             raise InvalidInputError(f"Milvus cannot find the id {_LARGEST} again; give that item another id")
         if self.id_type == "string":
@@ -176,7 +170,7 @@ class MilvusServer:
                 )
 
     def delete(self, ids: npt.ArrayLike) -> None:
-        """See ``Server``; in parts of 8,192 items, each all or nothing."""
+        """See ``Server``."""
         for condition in self._conditions(check_ids(ids, self.id_type)):
             with _errors():
                 self._client.delete(self._collection, filter=condition)
@@ -205,10 +199,10 @@ class MilvusServer:
                 f"Milvus returns at most {MOST_RESULTS:,} items a query, got k = {k}, overfetch = {overfetch}"
             )
         overfetch = usual if overfetch is None else overfetch
-        return search_by_rescoring(self, logits, k, metric, where, overfetch, exact)
+        return super().search(logits, k, metric=metric, where=where, overfetch=overfetch, exact=exact)
 
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
-        """See ``Engine``; several queries a request, as many as 16,384 items allow."""
+        """See ``Server``; several queries a request, as many as 16,384 items allow."""
         each = max(1, MOST_RESULTS // count)
         found: list[ServerCandidates] = []
         for start in range(0, len(queries), each):
@@ -221,7 +215,7 @@ class MilvusServer:
         return found
 
     def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
-        """See ``Engine``; ServerError where there are more than the server returns."""
+        """See ``Server``; ServerError where there are more than the server returns."""
         radius = query.radius(distance)
         (hits,) = self._hits(query.code, MOST_RESULTS, where, {"radius": radius + 1})  # exclusive
         if len(hits) == MOST_RESULTS:
@@ -255,13 +249,13 @@ class MilvusServer:
     # --- for push ------------------------------------------------------------------------------------
 
     def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """ids and digests of those of these items that are stored, in no order."""
+        """See ``Server``."""
         found = self._query(ids, ["id", "crovca_digest"])
         digests = np.array([row["crovca_digest"] for row in found], np.int64)
         return check_ids([row["id"] for row in found], self.id_type), digests
 
     def stored_ids(self) -> Iterator[Ids]:
-        """All ids, part by part, in no order; nothing may be written meanwhile.
+        """See ``Server``.
 
         By ranges of digests: they are spread evenly, and an answer without a limit is complete. Pages by id
         would have to trust in an order that the server does not promise.
@@ -281,13 +275,8 @@ class MilvusServer:
                 )
             yield check_ids([row["id"] for row in found], self.id_type)
 
-    @contextmanager
-    def push_lock(self) -> Iterator[None]:
-        """Nothing: Milvus has no locks. Two pushes at once do the work twice, to the same end."""
-        yield
-
     def read_push(self) -> PushState | None:
-        """How far a push came; None where nothing was pushed."""
+        """See ``Server``."""
         with _errors():
             text = self._client.describe_collection(self._collection)["properties"].get(_PUSH)
         return PushState.from_json(text) if text else None  # 2.3 cannot take a property away, only empty it
@@ -399,23 +388,18 @@ def _json_rows(metadata: pa.Table) -> list[dict[str, Any]]:
 
 
 def _connect(address: str, token: str, database: str) -> MilvusClient:
-    try:
-        from pymilvus import MilvusClient
-    except ImportError:
-        raise MissingDependencyError("pymilvus", "milvus", "a Milvus cluster") from None
+    pymilvus = needed("pymilvus", "milvus", "a Milvus cluster")
     # It prints each error with a traceback before raising it; we say it once, in one line.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     try:
-        return MilvusClient(address, token=token, db_name=database, timeout=_TIMEOUT)
-    except (
-        Exception
-    ) as error:  # of pymilvus, of grpc, or ValueError, as the address is wrong or nobody answers
+        return pymilvus.MilvusClient(address, token=token, db_name=database, timeout=_TIMEOUT)
+    except Exception as error:  # of pymilvus, of grpc, or ValueError: a wrong address, or nobody answers
         raise ServerError(f"cannot connect to Milvus at {address}: {_line(error)}") from None
 
 
 def _line(error: Exception) -> str:
     """What an error says, in one line."""
-    return " ".join(str(getattr(error, "message", "") or error).split()) or type(error).__name__
+    return " ".join(str(getattr(error, "message", "")).split()) or one_line(error)
 
 
 @contextmanager
@@ -428,5 +412,28 @@ def _errors(where: str | None = None) -> Iterator[None]:
     except MilvusException as error:
         text = _line(error)
         if where is not None and ("parse expression" in text or "expr" in text):
-            raise InvalidInputError(f"Milvus cannot use the condition {where!r}: {text}") from None
+            refuse(where, f"Milvus: {text}")
         raise ServerError(f"Milvus: {text}") from error
+
+
+def _place(url: str) -> tuple[str, str, dict[str, str]]:
+    """Address, collection and login."""
+    parts = split_url(url)
+    parameters = dict(parse_qsl(parts.query))
+    unknown = sorted(set(parameters) - {"db", "secure"})
+    collection = unquote(parts.path.strip("/"))
+    try:
+        port = parts.port or _PORT
+    except ValueError:
+        raise ConfigError(
+            "the address of a Milvus cluster has no usable port; expected milvus://host:port/collection"
+        ) from None
+    if unknown or not collection or "/" in collection or not parts.hostname:
+        what = f"unknown parameter {unknown[0]!r}" if unknown else "it needs a host and one collection"
+        raise ConfigError(
+            f"the address of a Milvus cluster cannot be used: {what}; expected milvus://host:port/collection"
+        )
+    protocol = "https" if parameters.get("secure") in ("true", "1") else "http"
+    token = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{protocol}://{host}:{port}", collection, {"token": token, "database": parameters.get("db", "")}

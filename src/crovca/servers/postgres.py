@@ -20,8 +20,8 @@ returned as ``bit``, whose bytes are ours (``crovca.codes``).
 The extension pgvector is used for one thing only, an HNSW index, and only where asked for: ``build_hnsw`` and
 ``approximate=True``. Its exact operator ``<~>`` is as fast as ``bit_count``, not faster.
 
-``where`` is a condition in the server's SQL. It is the only text that is not sent as a parameter; a search
-is one statement, so it cannot smuggle in another, in a transaction that is read-only.
+``where`` is a condition as ``HashIndex`` takes it, in PostgreSQL's SQL (``index.conditions``): parsed, checked and
+written anew here, and evaluated in a read-only transaction, in UTC, under a time limit.
 
 ``crovca_digest`` is written by ``upsert`` alone. What other SQL changes in a row leaves it as it was, so a later
 ``upsert`` or push takes the row for unchanged; change items through here.
@@ -33,60 +33,63 @@ have to be there from the start.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, LiteralString, Self
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
-from crovca.errors import InvalidInputError, ServerError
+from crovca.errors import ConfigError, InvalidInputError, ServerError
+from crovca.index.conditions import DEFAULT_TIMEOUT
 from crovca.index.results import StoredItems
 from crovca.servers.base import (
     ALL_RETURNED,
     NOTHING_KNOWN,
-    Ids,
-    IdType,
+    Server,
     ServerCandidates,
-    ServerNeighbors,
+    closed_on_error,
     missing,
-    search_by_rescoring,
+    split_url,
 )
 from crovca.servers.bounds import Query
 from crovca.servers.postgres_link import connect, errors, regclass
 from crovca.servers.postgres_sql import (
+    PART,
     bit_literal,
     column_type,
     columns_sql,
     condition,
     csv_blocks,
     levels_sql,
-    name_parts,
     quoted,
     split_name,
 )
-from crovca.servers.rows import RESERVED, ServerRows, check_ids
+from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids
 from crovca.servers.state import PushState
 
 if TYPE_CHECKING:
-    from psycopg import Connection
-    from psycopg.sql import SQL, Composable, Composed
+    from psycopg import Connection, Cursor
 
 __all__ = ["PostgresServer"]
 
-_PART = 32768  # rows of a result, or ids of a condition, at a time
 _LOCK_WAIT = 15.0  # seconds: a killed client's session ends only when the server notices
 _LEVELS = 6
 _OLDEST_PGVECTOR = (0, 8)  # hnsw.iterative_scan
 
 
-class PostgresServer:
+class PostgresServer(Server):
     """A table of codes; see ``base.Server`` for what is not described here.
 
     Opened with ``PostgresServer.open`` or made with ``PostgresServer.create``. Not for several threads at once.
+    Writing is all or nothing; ``where`` is in PostgreSQL's SQL; all of one search's reads see one state of the table.
     """
+
+    where_timeout: float = DEFAULT_TIMEOUT
+    """Seconds after which a statement with a condition is stopped; set it to allow more."""
 
     def __init__(
         self, connection: Connection[Any], name: str, *, approximate: bool = False, levels: int = _LEVELS
@@ -97,9 +100,9 @@ class PostgresServer:
         self._connection = connection
         self._schema, self._name = split_name(name)
         self._approximate = approximate
-        self.bits: int
-        self.id_type: IdType
         self.bits, self.id_type, self._partitioned = self._describe()
+        self._table = quoted(self._schema, self._name)
+        self._push_table = quoted(self._schema, "crovca_push")
         if approximate:
             self._check_approximate()
 
@@ -120,32 +123,18 @@ class PostgresServer:
             ServerError: the server cannot be reached, or there is such a table already.
         """
         check_bits(bits)
-        connection = connect(address)
-        try:
+        with closed_on_error(connect(address)) as connection:
             with errors():
                 exists = regclass(connection, table) is not None
             if exists and not exist_ok:
                 raise ServerError(f"there is a table {table!r} already; open it, or give another name")
             if not exists:
-                from psycopg import sql
-
+                name = quoted(*filter(None, split_name(table)))
                 with errors():
-                    connection.execute(
-                        sql.SQL("CREATE TABLE {} ({})").format(
-                            quoted(*name_parts(table)), columns_sql(bits, id_type)
-                        ),
-                        (),
-                    )
+                    _execute(connection.cursor(), f"CREATE TABLE {name} ({columns_sql(bits, id_type)})")
             self = cls(connection, table)
-            if (self.bits, self.id_type) != (bits, id_type):
-                raise ServerError(
-                    f"the table {table!r} holds codes of {self.bits} bits with ids of type {self.id_type}, "
-                    f"expected {bits} bits and {id_type}; give another table"
-                )
-        except BaseException:
-            connection.close()
-            raise
-        return self
+            self._check_holds(bits, id_type, "table", table)
+            return self
 
     @classmethod
     def open(cls, address: str, table: str, *, approximate: bool = False, levels: int = _LEVELS) -> Self:
@@ -159,18 +148,18 @@ class PostgresServer:
             levels: of ``bounds``, by which the server puts candidates in order: more cost it time, fewer
                 need more candidates to prove an answer; 1 is the Hamming distance alone.
         """
-        connection = connect(address)
-        try:
+        with closed_on_error(connect(address)) as connection:
             return cls(connection, table, approximate=approximate, levels=levels)
-        except BaseException:
-            connection.close()
-            raise
 
-    def __enter__(self) -> Self:
-        return self
+    @classmethod
+    def open_url(cls, url: str, *, approximate: bool = False) -> Self:
+        """See ``Server``."""
+        return cls.open(*_place(url), approximate=approximate)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @classmethod
+    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
+        """See ``Server``."""
+        return cls.create(*_place(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
 
     def close(self) -> None:
         """See ``Server``."""
@@ -178,29 +167,17 @@ class PostgresServer:
 
     # --- writing -------------------------------------------------------------------------------------
 
-    def upsert(self, ids: npt.ArrayLike, codes: Codes, metadata: pa.Table | None = None) -> None:
-        """See ``Server``; all or nothing. An item that is there just so is left alone."""
-        self.upsert_rows(ServerRows.of(ids, codes, metadata, bits=self.bits, id_type=self.id_type))
-
     def upsert_rows(self, rows: ServerRows) -> None:
-        """Copy the rows into a temporary table and merge them from there, in one transaction."""
-        from psycopg import sql
-
+        """Copy the rows into a temporary table and merge them from there; an item that is there just so stays."""
         if len(rows) == 0:
             return
         names = rows.metadata.column_names
-        types = [column_type(name, rows.metadata.schema.field(name).type) for name in names]
+        types = {name: column_type(name, rows.metadata.schema.field(name).type) for name in names}
         with errors(), self._connection.transaction():
-            stored = self._add_columns(dict(zip(names, types, strict=True)))
+            stored = self._add_columns(types)
             definitions = [columns_sql(self.bits, self.id_type, key=False)]
-            definitions += [
-                sql.SQL("{} {}").format(quoted(name), kind) for name, kind in zip(names, types, strict=True)
-            ]
-            self._do(
-                sql.SQL("CREATE TEMPORARY TABLE crovca_staging ({}) ON COMMIT DROP").format(
-                    sql.SQL(", ").join(definitions)
-                )
-            )
+            definitions += [f"{quoted(name)} {kind}" for name, kind in types.items()]
+            self._do(f"CREATE TEMPORARY TABLE crovca_staging ({', '.join(definitions)}) ON COMMIT DROP")
             with self._connection.cursor().copy(
                 "COPY crovca_staging FROM STDIN (FORMAT csv, ENCODING 'UTF8')"
             ) as copy:
@@ -210,38 +187,26 @@ class PostgresServer:
 
     def _merge(self, rows: ServerRows, names: Sequence[str], stored: Sequence[str]) -> None:
         """From the staging table into ours. Columns that did not come become null: an item is replaced whole."""
-        from psycopg import sql
-
-        columns = [quoted(name) for name in (*RESERVED, *names)]
-        insert = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM crovca_staging").format(
-            self._table, sql.SQL(", ").join(columns), sql.SQL(", ").join(columns)
-        )
+        columns = ", ".join(map(quoted, (*RESERVED, *names)))
+        insert = f"INSERT INTO {self._table} ({columns}) SELECT {columns} FROM crovca_staging"
         if self._partitioned:  # foreign tables know no ON CONFLICT ... DO UPDATE
-            self._connection.execute(
-                sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(self._table), [rows.ids.tolist()]
-            )
+            self._do(f"DELETE FROM {self._table} WHERE id = ANY(%s)", [rows.ids.tolist()])
             self._do(insert)
             return
-        changes = [
-            sql.SQL("{0} = excluded.{0}").format(quoted(name))
-            for name in (*RESERVED[1:], *names)
-        ]  # fmt: skip
-        changes += [sql.SQL("{} = NULL").format(quoted(name)) for name in stored if name not in names]
+        changes = [f"{quoted(name)} = excluded.{quoted(name)}" for name in (*RESERVED[1:], *names)]
+        changes += [f"{quoted(name)} = NULL" for name in stored if name not in names]
         self._do(
-            sql.SQL(
-                "{} ON CONFLICT (id) DO UPDATE SET {} WHERE {}.crovca_digest <> excluded.crovca_digest"
-            ).format(insert, sql.SQL(", ").join(changes), self._table)
+            f"{insert} ON CONFLICT (id) DO UPDATE SET {', '.join(changes)} "
+            f"WHERE {self._table}.crovca_digest <> excluded.crovca_digest"
         )
 
     def delete(self, ids: npt.ArrayLike) -> None:
-        """See ``Server``; all or nothing."""
-        from psycopg import sql
-
+        """See ``Server``."""
         checked = check_ids(ids, self.id_type)
-        command = sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(self._table)
         with errors(), self._connection.transaction():
-            for start in range(0, len(checked), _PART):
-                self._connection.execute(command, [checked[start : start + _PART].tolist()])
+            for start in range(0, len(checked), PART):
+                part = checked[start : start + PART].tolist()
+                self._do(f"DELETE FROM {self._table} WHERE id = ANY(%s)", [part])
 
     def build_hnsw(self, m: int = 16, ef_construction: int = 64) -> None:
         """Build pgvector's HNSW index over the codes, for ``approximate=True``; takes minutes a million.
@@ -249,113 +214,79 @@ class PostgresServer:
         Raises:
             ServerError: the server has no pgvector, or the table is spread over servers.
         """
-        from psycopg import sql
-
         if self._partitioned:
             raise ServerError("a table of partitions has no HNSW index of its own; build one on each shard")
         with errors():
-            available = self._connection.execute(
-                "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
-            ).fetchone()
-        if available is None:
+            known = self._value(
+                "SELECT default_version FROM pg_available_extensions WHERE name = %s", "vector"
+            )
+        if known is None:
             raise ServerError("this server has no pgvector; install its package there, or search exactly")
         with errors():
-            self._do(sql.SQL("CREATE EXTENSION IF NOT EXISTS vector"))
+            self._do("CREATE EXTENSION IF NOT EXISTS vector")
             self._do(
-                sql.SQL(
-                    "CREATE INDEX ON {} USING hnsw (code bit_hamming_ops) WITH (m = {}, ef_construction = {})"
-                ).format(self._table, sql.Literal(int(m)), sql.Literal(int(ef_construction)))
+                f"CREATE INDEX ON {self._table} USING hnsw (code bit_hamming_ops) "
+                f"WITH (m = {int(m)}, ef_construction = {int(ef_construction)})"
             )
 
     # --- reading -------------------------------------------------------------------------------------
 
-    def search(
-        self,
-        logits: npt.ArrayLike | Codes,
-        k: int = 10,
-        *,
-        metric: str = "bce",
-        where: str | None = None,
-        overfetch: int | None = None,
-        exact: bool = False,
-    ) -> ServerNeighbors:
-        """See ``Server``; ``where`` is PostgreSQL's SQL. All of one call's reads see one state of the table."""
-        with self._reading():
-            return search_by_rescoring(self, logits, k, metric, where, overfetch, exact)
-
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
-        """See ``Engine``."""
+        """See ``Server``."""
         return [self._nearest(query, count, where) for query in queries]
 
     def _nearest(self, query: Query, count: int, where: str | None) -> ServerCandidates:
         if self._approximate:
-            found = self._ranked(self._by_index(query), "distance", count, where)
+            # The index returns no more than it looks at, 1,000 at most, unless it may look again.
+            self._do(f"SET LOCAL hnsw.ef_search = {min(1000, count)}")
+            self._do("SET LOCAL hnsw.iterative_scan = strict_order")
+            found = self._ranked(f"code <~> {bit_literal(query.code)}", "distance", count, where)
             if len(found) == count:  # fewer: the index gave up early, so the scan below decides
                 return ServerCandidates(self._ids(found), self._codes(found), NOTHING_KNOWN)
         levels = query.levels(self.levels) if self.levels > 1 else None
-        order = self._by_hamming(query) if levels is None else levels_sql(query, levels)
+        distance = (
+            f"bit_count(code # {bit_literal(query.code)})" if levels is None else levels_sql(query, levels)
+        )
         # By id as well: the answer is then the same whatever the plan, or the number of shards.
-        found = self._ranked(order, "distance, id", count, where)
+        found = self._ranked(distance, "distance, id", count, where)
         bound = ALL_RETURNED
         if len(found) == count:
             last = int(found[-1][2])
             bound = query.bound_at(last) if levels is None else query.bound_of(levels, last)
         return ServerCandidates(self._ids(found), self._codes(found), bound)
 
-    def _ranked(self, distance: Composable, order: LiteralString, count: int, where: str | None) -> list[Any]:
-        """ServerRows of id, code and what they are ordered by."""
-        if self._approximate and order == "distance":
-            # The index returns no more than it looks at, 1,000 at most, unless it may look again.
-            for setting in (f"hnsw.ef_search = {min(1000, count)}", "hnsw.iterative_scan = strict_order"):
-                self._connection.execute(f"SET LOCAL {setting}")
-        with errors(where), self._connection.cursor(binary=True) as cursor:
-            command = self._ranking(distance, order, where)
-            return cursor.execute(command, {"count": count}).fetchall()
-
-    def _ranking(self, distance: Composable, order: LiteralString, where: str | None) -> Composed:
-        from psycopg import sql
-
-        return sql.SQL("SELECT id, code, {} AS distance FROM {} {} ORDER BY {} LIMIT %(count)s").format(
-            distance, self._table, condition(where), sql.SQL(order)
+    def _ranked(
+        self, distance: str, order: str, count: int, where: str | None, *, explain: str = ""
+    ) -> list[Any]:
+        """Rows of id, code and what they are ordered by; or the lines of the server's plan for it."""
+        command = (
+            f"{explain}SELECT id, code, {distance} AS distance FROM {self._table} WHERE {self._where(where)} "
+            f"ORDER BY {order} LIMIT %(count)s"
         )
+        with errors(where, self.where_timeout), self._connection.cursor(binary=not explain) as cursor:
+            return _execute(cursor, command, {"count": count}).fetchall()
 
     def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
-        """See ``Engine``."""
-        from psycopg import sql
-
+        """See ``Server``."""
         levels = query.levels(max(self.levels, 1 if query.metric == "hamming" else _LEVELS))
-        command = sql.SQL("SELECT id, code FROM {} {} {} <= %(total)s").format(
-            self._table,
-            sql.SQL("WHERE") if where is None else condition(where) + sql.SQL(" AND"),
-            levels_sql(query, levels),
+        command = (
+            f"SELECT id, code FROM {self._table} "
+            f"WHERE {self._where(where)} AND {levels_sql(query, levels)} <= %(total)s"
         )
-        total = query.total(levels, distance)
-        with errors(where), self._connection.cursor("crovca_within", binary=True) as cursor:
-            cursor.execute(command, {"total": total})
-            while found := cursor.fetchmany(_PART):
+        with (
+            errors(where, self.where_timeout),
+            self._connection.cursor("crovca_within", binary=True) as cursor,
+        ):
+            _execute(cursor, command, {"total": query.total(levels, distance)})
+            while found := cursor.fetchmany(PART):
                 yield self._ids(found), self._codes(found)
-
-    def _by_index(self, query: Query) -> Composable:
-        from psycopg import sql
-
-        return sql.SQL("code <~> {}").format(bit_literal(query.code))
-
-    def _by_hamming(self, query: Query) -> Composable:
-        from psycopg import sql
-
-        return sql.SQL("bit_count(code # {})").format(bit_literal(query.code))
 
     def get(self, ids: npt.ArrayLike) -> StoredItems:
         """See ``Server``."""
-        from psycopg import sql
-
         asked = check_ids(ids, self.id_type)
         names = self._metadata_columns()
-        columns = sql.SQL(", ").join([quoted(name) for name in ("id", "code", *names)])
-        command = sql.SQL("SELECT {} FROM {} WHERE id = ANY(%s)").format(columns, self._table)
-        with errors(), self._connection.cursor(binary=True) as cursor:
-            found = cursor.execute(command, [asked.tolist()]).fetchall()
-        rows = {row[0]: row for row in found}
+        columns = ", ".join(map(quoted, ("id", "code", *names)))
+        rows = {row[0]: row for row in self._of_ids(columns, asked)}
         missing(asked, list(rows))
         ordered = [rows[one] for one in asked.tolist()]
         table = pa.table({name: [row[2 + at] for row in ordered] for at, name in enumerate(names)})
@@ -363,53 +294,31 @@ class PostgresServer:
 
     def count(self) -> int:
         """See ``Server``."""
-        from psycopg import sql
-
         with errors():
-            row = self._connection.execute(
-                sql.SQL("SELECT count(*) FROM {}").format(self._table), ()
-            ).fetchone()
-        assert row is not None
-        return int(row[0])
+            return int(self._value(f"SELECT count(*) FROM {self._table}"))
 
     def explain(
-        self,
-        logits: npt.ArrayLike,
-        count: int = 1000,
-        *,
-        metric: str = "bce",
-        where: str | None = None,
+        self, logits: npt.ArrayLike, count: int = 1000, *, metric: str = "bce", where: str | None = None
     ) -> str:
         """The server's plan for the candidates of one query (bits,): whether shards sort for themselves, say."""
-        from psycopg import sql
-
         query = Query.of(np.asarray(logits, np.float32), metric)
         order = levels_sql(query, query.levels(self.levels))
-        command = sql.SQL("EXPLAIN (VERBOSE, COSTS OFF) ") + self._ranking(order, "distance, id", where)
-        with self._reading(), errors(where):
-            found = self._connection.execute(command, {"count": count}).fetchall()
+        with self._reading(where):
+            found = self._ranked(order, "distance, id", count, where, explain="EXPLAIN (VERBOSE, COSTS OFF) ")
         return "\n".join(line for (line,) in found)
 
     # --- for push ------------------------------------------------------------------------------------
 
     def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """ids and digests of those of these items that are stored, in no order."""
-        from psycopg import sql
-
-        command = sql.SQL("SELECT id, crovca_digest FROM {} WHERE id = ANY(%s)").format(self._table)
-        found: list[Any] = []
-        with errors(), self._connection.cursor(binary=True) as cursor:
-            for start in range(0, len(ids), _PART):
-                found += cursor.execute(command, [ids[start : start + _PART].tolist()]).fetchall()
+        """See ``Server``."""
+        found = self._of_ids("id, crovca_digest", ids)
         return self._ids(found), np.array([row[1] for row in found], np.int64)
 
     def stored_ids(self) -> Iterator[Ids]:
-        """All ids, part by part, in no order; nothing may be written meanwhile."""
-        from psycopg import sql
-
+        """See ``Server``."""
         with self._reading(), self._connection.cursor("crovca_ids", binary=True) as cursor:
-            cursor.execute(sql.SQL("SELECT id FROM {}").format(self._table), ())
-            while found := cursor.fetchmany(_PART):
+            _execute(cursor, f"SELECT id FROM {self._table}")
+            while found := cursor.fetchmany(PART):
                 yield self._ids(found)
 
     @contextmanager
@@ -429,7 +338,7 @@ class PostgresServer:
                 self._value("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
 
     def read_push(self) -> PushState | None:
-        """How far a push came; None where nothing was pushed."""
+        """See ``Server``."""
         with errors():
             if regclass(self._connection, f"{self._schema}.crovca_push") is None:
                 return None
@@ -438,58 +347,63 @@ class PostgresServer:
 
     def write_push(self, state: PushState) -> None:
         """Remember how far a push came, in the table ``crovca_push`` beside ours."""
+        table = self._push_table
         with errors():
-            for command in (
-                f"CREATE TABLE IF NOT EXISTS {self._push_table} (name text PRIMARY KEY, state text NOT NULL)",
-                f"INSERT INTO {self._push_table} VALUES (%(name)s, %(state)s) "
-                "ON CONFLICT (name) DO UPDATE SET state = excluded.state",
-            ):
-                values = {"name": self._name, "state": state.to_json()}
-                self._connection.execute(command, values)
+            self._do(f"CREATE TABLE IF NOT EXISTS {table} (name text PRIMARY KEY, state text NOT NULL)")
+            self._do(
+                f"INSERT INTO {table} VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET state = excluded.state",
+                [self._name, state.to_json()],
+            )
 
     # --- inside --------------------------------------------------------------------------------------
 
-    @property
-    def _table(self) -> SQL:
-        return quoted(self._schema, self._name)
+    def _do(self, command: str, values: Sequence[Any] = ()) -> Cursor[Any]:
+        return _execute(self._connection.cursor(), command, values)
 
-    @property
-    def _push_table(self) -> str:
-        return quoted(self._schema, "crovca_push").as_string()
-
-    def _do(self, command: SQL | Composed) -> None:
-        """A statement that returns nothing."""
-        self._connection.execute(command, ())
-
-    def _value(self, command: LiteralString, value: str) -> Any:
+    def _value(self, command: str, *values: str) -> Any:
         """The one value that a statement returns; None where it returns no row."""
-        row = self._connection.execute(command, [value]).fetchone()
+        row = self._do(command, values).fetchone()
         return None if row is None else row[0]
 
+    def _of_ids(self, columns: str, ids: Ids) -> list[Any]:
+        """These columns of the items with these ids, in no order."""
+        command = f"SELECT {columns} FROM {self._table} WHERE id = ANY(%s)"
+        found: list[Any] = []
+        with errors(), self._connection.cursor(binary=True) as cursor:
+            for start in range(0, len(ids), PART):
+                found += _execute(cursor, command, [ids[start : start + PART].tolist()]).fetchall()
+        return found
+
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, where: str | None = None) -> Iterator[None]:
+        """One state of the table, of which nothing is changed; a condition has a time limit and UTC."""
         with errors(), self._connection.transaction():
-            self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            self._do("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            if where is not None:  # until the transaction ends
+                self._do(f"SET LOCAL statement_timeout = {max(1, round(1000 * self.where_timeout))}")
+                self._do("SET LOCAL TimeZone = 'UTC'")
             yield
+
+    def _where(self, where: str | None) -> str:
+        return condition(where, [] if where is None else ["id", *self._metadata_columns()])
 
     def _describe(self) -> tuple[int, IdType, bool]:
         """bits, id type and whether partitioned, from the server's own catalog."""
         name = f"{self._schema}.{self._name}" if self._schema else self._name
         with errors():
-            found = self._connection.execute(
+            table = regclass(self._connection, name)
+            found = self._do(
                 "SELECT a.attname, format_type(a.atttypid, NULL), a.atttypmod, c.relkind, n.nspname "
                 "FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
                 "JOIN pg_namespace n ON n.oid = c.relnamespace "
                 "WHERE c.oid = %s AND a.attname = ANY(%s) AND NOT a.attisdropped",
-                [regclass(self._connection, name), list(RESERVED)],
+                [table, list(RESERVED)],
             ).fetchall()
+        if table is None:
+            raise ServerError(
+                f"there is no table {name!r}; make it with create(), or with 'crovca index push'"
+            )
         columns = {row[0]: (row[1], row[2]) for row in found}
-        if not found:
-            if regclass(self._connection, name) is None:
-                raise ServerError(
-                    f"there is no table {name!r}; make it with create(), or with 'crovca index push'"
-                )
-            columns = {}
         ids: dict[str, IdType] = {"bigint": "int64", "text": "string"}
         kind = columns.get("id", ("", 0))[0]
         code, length = columns.get("code", ("", 0))
@@ -504,7 +418,7 @@ class PostgresServer:
     def _check_approximate(self) -> None:
         """ServerError unless there is an HNSW index, and a pgvector that returns as many items as are asked for."""
         with errors():
-            index = self._connection.execute(
+            index = self._do(
                 "SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam "
                 "WHERE i.indrelid = %s AND m.amname = 'hnsw' AND i.indisvalid",
                 [regclass(self._connection, f"{self._schema}.{self._name}")],
@@ -520,17 +434,15 @@ class PostgresServer:
 
     def _metadata_columns(self) -> list[str]:
         with errors():
-            found = self._connection.execute(
+            found = self._do(
                 "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped "
                 "ORDER BY attnum",
                 [regclass(self._connection, f"{self._schema}.{self._name}")],
             ).fetchall()
         return [name for (name,) in found if name not in RESERVED]
 
-    def _add_columns(self, wanted: dict[str, Composable]) -> list[str]:
+    def _add_columns(self, wanted: Mapping[str, str]) -> list[str]:
         """Add what is not there; returns all metadata columns that are there then."""
-        from psycopg import sql
-
         there = self._metadata_columns()
         for name, kind in wanted.items():
             if name in there:
@@ -540,7 +452,7 @@ class PostgresServer:
                     f"the table {self._name!r} is spread over partitions and has no column {name!r}; "
                     "add it to every shard and to the table itself first"
                 )
-            self._do(sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(self._table, quoted(name), kind))
+            self._do(f"ALTER TABLE {self._table} ADD COLUMN {quoted(name)} {kind}")
             there.append(name)
         return there
 
@@ -551,3 +463,21 @@ class PostgresServer:
         """From the wire format of ``bit``: the length in bits as int32, then the bytes."""
         raw = b"".join([row[1][4:] for row in found])
         return Codes(np.frombuffer(raw, np.uint8).reshape(len(found), -(-self.bits // 8)), self.bits)
+
+
+def _execute(cursor: Any, command: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Any:
+    """Send a statement, always with parameters (``postgres_sql``)."""
+    return cursor.execute(command, values)
+
+
+def _place(url: str) -> tuple[str, str]:
+    """libpq's own URI, and the table."""
+    parts = split_url(url)
+    parameters = parse_qsl(parts.query, keep_blank_values=True)
+    tables = [value for name, value in parameters if name == "table"]
+    if len(tables) != 1 or not tables[0]:
+        raise ConfigError(
+            "the address of a PostgreSQL cluster has to name one table; expected postgresql://user@host:port/database?table=name"
+        )
+    rest = urlencode([(name, value) for name, value in parameters if name != "table"])
+    return urlunsplit(parts._replace(query=rest)), tables[0]

@@ -1,9 +1,12 @@
-"""The texts that are sent to PostgreSQL: names, columns, conditions, codes as constants, and rows as CSV."""
+"""The texts that are sent to PostgreSQL: names, columns, conditions, codes as constants, and rows as CSV.
+
+Nothing but names, which are quoted, checked conditions and digits is ever written into a statement; values are
+parameters. Every statement is sent with parameters, if none, so % is written twice in names and conditions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, LiteralString
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,39 +14,26 @@ import pyarrow.csv
 
 from crovca.codes import Codes
 from crovca.errors import ConfigError, InvalidInputError
-from crovca.servers.base import IdType
+from crovca.index.conditions import checked_condition
 from crovca.servers.bounds import Levels, Query
-from crovca.servers.rows import RESERVED, ServerRows
-
-if TYPE_CHECKING:
-    from psycopg.sql import SQL, Composable, Composed
+from crovca.servers.rows import RESERVED, IdType, ServerRows
 
 __all__ = [
+    "PART",
     "bit_literal",
     "column_type",
     "columns_sql",
     "condition",
     "csv_blocks",
+    "identifier",
     "levels_sql",
-    "name_parts",
     "quoted",
     "split_name",
 ]
 
-_ID_SQL: dict[IdType, LiteralString] = {"int64": "bigint", "string": 'text COLLATE "C"'}
-_BLOCK = 32768  # rows of CSV at a time
-
-
-def columns_sql(bits: int, id_type: IdType, *, key: bool = True) -> Composed:
-    """Definitions of our own columns."""
-    from psycopg import sql
-
-    return sql.SQL("id {}{}, code bit({}) NOT NULL, crovca_digest bigint NOT NULL").format(
-        sql.SQL(_ID_SQL[id_type]), sql.SQL(" PRIMARY KEY" if key else " NOT NULL"), sql.Literal(bits)
-    )
-
-
-_COLUMN_TYPES: dict[str, LiteralString] = {
+PART = 32768  # rows of a result or of CSV, or ids of a condition, at a time
+_ID_SQL: dict[IdType, str] = {"int64": "bigint", "string": 'text COLLATE "C"'}
+_COLUMN_TYPES = {
     "bool": "boolean", "int8": "smallint", "uint8": "smallint", "int16": "smallint", "uint16": "integer",
     "int32": "integer", "uint32": "bigint", "int64": "bigint", "uint64": "numeric(20)",
     "halffloat": "real", "float": "real", "double": "double precision",
@@ -51,24 +41,31 @@ _COLUMN_TYPES: dict[str, LiteralString] = {
 }  # fmt: skip
 
 
-def column_type(name: str, kind: pa.DataType) -> Composable:
-    """The column type for metadata of this Arrow type; InvalidInputError where there is none."""
-    from psycopg import sql
+def columns_sql(bits: int, id_type: IdType, *, key: bool = True) -> str:
+    """Definitions of our own columns."""
+    rule = "PRIMARY KEY" if key else "NOT NULL"
+    return f"id {_ID_SQL[id_type]} {rule}, code bit({bits:d}) NOT NULL, crovca_digest bigint NOT NULL"
 
+
+def column_type(name: str, kind: pa.DataType) -> str:
+    """The column type for metadata of this Arrow type; InvalidInputError where there is none."""
     if pa.types.is_timestamp(kind):
-        return sql.SQL("timestamptz" if kind.tz else "timestamp")
+        return "timestamptz" if kind.tz else "timestamp"
     if str(kind) not in _COLUMN_TYPES:
         raise InvalidInputError(
             f"the metadata column {name!r} is of type {kind}, which PostgreSQL does not get"
         )
-    return sql.SQL(_COLUMN_TYPES[str(kind)])
+    return _COLUMN_TYPES[str(kind)]
 
 
-def quoted(*parts: str) -> SQL:
-    """A quoted name. Every statement is sent with parameters, if none, so % is written twice in all of them."""
-    from psycopg import sql
+def identifier(*parts: str) -> str:
+    """A quoted name."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
 
-    return sql.SQL(sql.Identifier(*parts).as_string().replace("%", "%%"))
+
+def quoted(*parts: str) -> str:
+    """A quoted name for a statement with parameters."""
+    return identifier(*parts).replace("%", "%%")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -79,41 +76,29 @@ def split_name(name: str) -> tuple[str, str]:
     return schema, table
 
 
-def name_parts(name: str) -> list[str]:
-    """Schema and table, or the table alone."""
-    return [part for part in split_name(name) if part]
-
-
-def condition(where: str | None) -> Composable:
-    """WHERE (...), or nothing. On lines of its own, so that a comment in it ends; % is no placeholder."""
-    from psycopg import sql
-
+def condition(where: str | None, columns: Sequence[str]) -> str:
+    """A condition on these columns in brackets (``index.conditions``); ``true`` where there is none."""
     if where is None:
-        return sql.SQL("")
-    return sql.SQL("WHERE (\n" + where.replace("%", "%%") + "\n)")
+        return "true"
+    return "(" + checked_condition(where, columns, "postgres").replace("%", "%%") + ")"
 
 
-def bit_literal(code: Codes) -> Composable:
+def bit_literal(code: Codes) -> str:
     """One code as a constant. Only digits, so it needs no parameter, and the server can fold it."""
-    from psycopg import sql
-
-    return sql.SQL("B{}").format(sql.Literal(_bit_strings(code)[0].as_py()))
+    return f"B'{_bit_strings(code)[0].as_py()}'"
 
 
-def levels_sql(query: Query, levels: Levels) -> Composable:
+def levels_sql(query: Query, levels: Levels) -> str:
     """The sum of ``Levels``, in whole numbers."""
-    from psycopg import sql
-
     code = bit_literal(query.code)
     terms = []
     for at, step in enumerate(levels.steps.tolist()):
         mask = levels.masks[at]
-        whole = bool(mask.unpack().all())
-        form: LiteralString = (
-            "{0} * bit_count(code # {1})" if whole else "{0} * bit_count((code # {1}) & {2})"
-        )
-        terms.append(sql.SQL(form).format(sql.Literal(step), code, bit_literal(mask)))
-    return sql.SQL("({})").format(sql.SQL(" + ").join(terms))
+        differing = f"code # {code}"
+        if not mask.unpack().all():
+            differing = f"({differing}) & {bit_literal(mask)}"
+        terms.append(f"{step:d} * bit_count({differing})")
+    return f"({' + '.join(terms)})"
 
 
 def _bit_strings(codes: Codes) -> pa.Array:
@@ -127,8 +112,8 @@ def _bit_strings(codes: Codes) -> pa.Array:
 
 def csv_blocks(rows: ServerRows) -> Iterator[memoryview]:
     """The rows as CSV, as COPY reads it: null is nothing, an empty string two quotes."""
-    for start in range(0, len(rows), _BLOCK):
-        part = rows[start : start + _BLOCK]
+    for start in range(0, len(rows), PART):
+        part = rows[start : start + PART]
         own = [pa.array(part.ids), _bit_strings(part.codes), pa.array(part.digests)]
         metadata = [
             column.cast(pa.float32()) if pa.types.is_float16(column.type) else column

@@ -15,10 +15,10 @@ a collection, searches see some of the new state and some of the old.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,76 +26,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crovca.errors import InvalidInputError, ServerError
-from crovca.index.results import StoredItems
-from crovca.servers.base import Ids, IdType
+from crovca.servers.base import Server
 from crovca.servers.connection import create
-from crovca.servers.rows import ServerRows, check_ids
+from crovca.servers.rows import Ids, IdType, ServerRows, check_ids
 from crovca.servers.state import PushState
 
-__all__ = ["PushResult", "PushSource", "PushTarget", "push", "push_to"]
+if TYPE_CHECKING:
+    from crovca.index.index import HashIndex
+
+__all__ = ["PushResult", "push", "push_to"]
 
 Progress = Callable[[int, int], None]  # items done, items in all
-
-
-class PushSource(Protocol):
-    """What is pushed: an index in one state."""
-
-    @property
-    def uuid(self) -> str:
-        """Names the index for ever."""
-
-    @property
-    def generation(self) -> int:
-        """Another after every change."""
-
-    @property
-    def bits(self) -> int:
-        """Length of the codes."""
-
-    @property
-    def id_type(self) -> IdType | None:
-        """What ids are; None as long as there never was one."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, rows: int = ...) -> Iterator[StoredItems]:
-        """Live items, in an order that is fixed for one generation."""
-
-
-class PushTarget(Protocol):
-    """What a server does for a push."""
-
-    @property
-    def bits(self) -> int:
-        """Length of the codes."""
-
-    @property
-    def id_type(self) -> IdType:
-        """What ids are."""
-
-    def count(self) -> int:
-        """How many items are stored."""
-
-    def upsert_rows(self, rows: ServerRows) -> None:
-        """Store items, replacing those that are there."""
-
-    def delete(self, ids: npt.ArrayLike) -> None:
-        """Remove items."""
-
-    def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """ids and digests of those of these items that are stored, in no order."""
-
-    def stored_ids(self) -> Iterator[Ids]:
-        """All ids, part by part."""
-
-    def push_lock(self) -> AbstractContextManager[None]:
-        """Keep other pushes out, where the server can."""
-
-    def read_push(self) -> PushState | None:
-        """How far a push came."""
-
-    def write_push(self, state: PushState) -> None:
-        """Remember how far a push came."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +59,7 @@ class PushResult:
 
 
 def push_to(
-    index: PushSource,
+    index: HashIndex,
     url: str,
     *,
     batch_size: int = 65_536,
@@ -132,8 +73,8 @@ def push_to(
 
 
 def push(
-    index: PushSource,
-    cluster: PushTarget,
+    index: HashIndex,
+    cluster: Server,
     *,
     batch_size: int = 65_536,
     force: bool = False,
@@ -163,9 +104,7 @@ def push(
         return _push(index, cluster, batch_size, force, progress or (lambda done, total: None))
 
 
-def _push(
-    index: PushSource, cluster: PushTarget, batch_size: int, force: bool, progress: Progress
-) -> PushResult:
+def _push(index: HashIndex, cluster: Server, batch_size: int, force: bool, progress: Progress) -> PushResult:
     before, stored = cluster.read_push(), cluster.count()
     if not force:
         _refuse_another(index, before, stored)
@@ -202,7 +141,7 @@ def _push(
     return PushResult(done, written, deleted, resumed_at, False)
 
 
-def _checked(index: PushSource, batch_size: int) -> IdType:
+def _checked(index: HashIndex, batch_size: int) -> IdType:
     """The type of the index's ids."""
     if batch_size < 1:
         raise InvalidInputError(f"the batch size must be at least 1, got {batch_size}")
@@ -211,7 +150,7 @@ def _checked(index: PushSource, batch_size: int) -> IdType:
     return index.id_type
 
 
-def _refuse_another(index: PushSource, before: PushState | None, stored: int) -> None:
+def _refuse_another(index: HashIndex, before: PushState | None, stored: int) -> None:
     if before is not None and before.index != index.uuid:
         raise ServerError(
             "the collection holds what was pushed from another index, which this push would remove; "
@@ -235,18 +174,17 @@ def _differs(rows: ServerRows, ids: Ids, digests: npt.NDArray[np.int64]) -> npt.
     return ~same
 
 
-def _delete_others(cluster: PushTarget, parts: list[Ids], count: int) -> int:
+def _delete_others(cluster: Server, parts: list[Ids], count: int) -> int:
     """Remove what the index does not have; the server has all that it does, so the numbers tell if there is any."""
     if cluster.count() == count:
         return 0
-    ours = pa.chunked_array([pa.array(part) for part in parts]) if parts else None
+    ours = pa.chunked_array([pa.array(part) for part in parts]).combine_chunks() if parts else None
     doomed: list[Ids] = []
     for ids in cluster.stored_ids():
-        if ours is None:
-            doomed.append(ids)
-        else:
-            known = pc.is_in(pa.array(ids), value_set=ours.combine_chunks()).to_numpy(zero_copy_only=False)
-            doomed.append(ids[~known])
+        known = (
+            False if ours is None else pc.is_in(pa.array(ids), value_set=ours).to_numpy(zero_copy_only=False)
+        )
+        doomed.append(ids[~np.broadcast_to(known, len(ids))])
     for part in doomed:
         cluster.delete(part)
     left = cluster.count()

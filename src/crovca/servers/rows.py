@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 
 from crovca.codes import Codes
 from crovca.errors import InvalidInputError
-from crovca.servers.base import IdType
 
-__all__ = ["RESERVED", "ServerRows", "check_ids"]
+__all__ = ["RESERVED", "IdType", "Ids", "ServerRows", "check_ids"]
 
+IdType = Literal["int64", "string"]
+Ids = npt.NDArray[Any]
 RESERVED = ("id", "code", "crovca_digest")  # our own columns, on every server
 
 

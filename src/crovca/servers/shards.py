@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from crovca.codes import check_bits
-from crovca.errors import InvalidInputError, MissingDependencyError
-from crovca.servers.base import IdType
-from crovca.servers.postgres_sql import column_type, columns_sql
+from crovca.errors import InvalidInputError
+from crovca.servers.postgres_sql import column_type, columns_sql, identifier
+from crovca.servers.rows import IdType
 
 __all__ = ["sharding_sql"]
 
@@ -45,40 +45,20 @@ def sharding_sql(
     Returns:
         One statement to run on each shard, and the statements to run on the coordinating server after.
     """
-    try:
-        from psycopg import sql
-    except ImportError:
-        raise MissingDependencyError("psycopg", "pg", "a PostgreSQL cluster") from None
     if not servers:
         raise InvalidInputError("a table is spread over one server or more, got none")
     check_bits(bits)
-    metadata = [
-        sql.SQL(", {} {}").format(sql.Identifier(name), column_type(name, kind))
-        for name, kind in (columns or {}).items()
-    ]
-    added = sql.SQL("").join(metadata)
-    on_shards = [
-        sql.SQL("CREATE TABLE {} ({}{});")
-        .format(sql.Identifier(f"{table}_{at}"), columns_sql(bits, id_type), added)
-        .as_string()
-        for at in range(len(servers))
-    ]
-    here = [
-        # No primary key: foreign tables have none. Each shard's own key and the partition by id make ids unique.
-        sql.SQL("CREATE TABLE {} ({}{}) PARTITION BY HASH (id);").format(
-            sql.Identifier(table), columns_sql(bits, id_type, key=False), added
-        )
-    ]
+    metadata = "".join(
+        f", {identifier(name)} {column_type(name, kind)}" for name, kind in (columns or {}).items()
+    )
+    parts = [identifier(f"{table}_{at}") for at in range(len(servers))]
+    on_shards = [f"CREATE TABLE {part} ({columns_sql(bits, id_type)}{metadata});" for part in parts]
+    # No primary key: foreign tables have none. Each shard's own key and the partition by id make ids unique.
+    own = columns_sql(bits, id_type, key=False)
+    here = [f"CREATE TABLE {identifier(table)} ({own}{metadata}) PARTITION BY HASH (id);"]
     here += [
-        sql.SQL(
-            "CREATE FOREIGN TABLE {0} PARTITION OF {1} FOR VALUES WITH (MODULUS {2}, REMAINDER {3}) SERVER {4};"
-        ).format(
-            sql.Identifier(f"{table}_{at}"),
-            sql.Identifier(table),
-            sql.Literal(len(servers)),
-            sql.Literal(at),
-            sql.Identifier(server),
-        )
-        for at, server in enumerate(servers)
+        f"CREATE FOREIGN TABLE {part} PARTITION OF {identifier(table)} "
+        f"FOR VALUES WITH (MODULUS {len(servers)}, REMAINDER {at}) SERVER {identifier(server)};"
+        for at, (part, server) in enumerate(zip(parts, servers, strict=True))
     ]
-    return on_shards, "\n".join(part.as_string() for part in here)
+    return on_shards, "\n".join(here)

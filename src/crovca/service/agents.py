@@ -13,10 +13,8 @@ from mcp.server.mcpserver import Image
 from mcp.server.mcpserver.exceptions import ToolError
 
 import crovca
-from crovca.errors import ConfigError, CrovcaError, InvalidInputError
+from crovca.errors import ConfigError, CrovcaError, InvalidInputError, reason_of
 from crovca.service.collection import Collection, Term
-
-__all__ = ["agent_server"]
 
 _MOST = 100
 
@@ -83,7 +81,7 @@ def _said() -> Iterator[None]:
     try:
         yield
     except CrovcaError as error:
-        raise ToolError(" ".join(str(error).split())) from error
+        raise ToolError(reason_of(error)) from error
 
 
 def _of(served: dict[str, Collection], name: str) -> Collection:

@@ -25,7 +25,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
 
 import crovca
-from crovca.errors import ConfigError, CrovcaError
+from crovca.errors import ConfigError, CrovcaError, reason_of
 from crovca.service import page
 from crovca.service.collection import Answer, Collection, Term
 from crovca.service.guard import Guard, Limits
@@ -41,8 +41,6 @@ from crovca.service.schema import (
     SearchRequest,
     Written,
 )
-
-__all__ = ["create_app"]
 
 _WRONG: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "something cannot be used; the message says what to do"},
@@ -245,7 +243,7 @@ def _problem(request: Request, status: int, message: str) -> JSONResponse:
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CrovcaError)
-    return _problem(request, 400 if error.exit_status == 2 else 500, " ".join(str(error).split()))
+    return _problem(request, 400 if error.exit_status == 2 else 500, reason_of(error))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

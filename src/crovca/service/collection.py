@@ -19,8 +19,6 @@ from crovca.files import atomic_file
 from crovca.index.index import HashIndex
 from crovca.service.values import plain
 
-__all__ = ["Answer", "Collection", "Hit", "Term"]
-
 LENGTHS = (16, 32, 64, 128, 256)
 _MOST = 10_000  # results of one request, those before its cursor included
 _CHECK_SECONDS = 1.0  # how often a changed index is looked for

@@ -16,8 +16,6 @@ from typing import Any
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-__all__ = ["COOKIE", "Guard", "Limits"]
-
 COOKIE = "crovca_token"
 _CLIENTS = 10_000  # addresses whose rate is remembered
 _OPEN = ("/healthz", "/readyz", "/static/", "/login")

@@ -19,11 +19,9 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from pydantic import BaseModel
 
-from crovca.errors import CrovcaError, InvalidInputError
+from crovca.errors import CrovcaError, InvalidInputError, reason_of
 from crovca.service.collection import Collection, Term
 from crovca.service.guard import COOKIE
-
-__all__ = ["Served", "routes", "static"]
 
 HERE = Path(__file__).parent
 _PAGE = 48  # pictures at a time
@@ -108,7 +106,7 @@ def _results(collection: Collection, asked: Asked) -> dict[str, Any]:
             following = asked.address(offset=asked.offset + _PAGE) if answer.more else None
             values |= {"answer": answer, "next": following}
     except CrovcaError as error:
-        values["error"] = " ".join(str(error).split())
+        values["error"] = reason_of(error)
     return values
 
 

@@ -8,20 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crovca.service.collection import Term
 
-__all__ = [
-    "CollectionModel",
-    "Deleted",
-    "DuplicatesModel",
-    "FacetModel",
-    "HitModel",
-    "NewItems",
-    "Problem",
-    "Query",
-    "SearchAnswer",
-    "SearchRequest",
-    "Written",
-]
-
 Id = Annotated[str, Field(max_length=4096)] | int
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Vector = Annotated[list[Number], Field(max_length=16384)]

@@ -8,8 +8,6 @@ import decimal
 import math
 from typing import Any
 
-__all__ = ["plain"]
-
 
 def plain(value: Any) -> Any:
     """A value of the metadata as JSON has it: dates in ISO form, bytes in base64, NaN and infinity as None."""

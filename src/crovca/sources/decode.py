@@ -33,11 +33,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crovca.errors import FileFormatError, MissingDependencyError
+from crovca.errors import FileFormatError, needed, one_line
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from PIL.Image import Image
 
 __all__ = [
@@ -65,13 +63,8 @@ _READ = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".webp", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi"),
 )
-_LISTED = (
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".svg",
-    ".psd",
-)  # not read: their reason is listed, they are not passed over
+# Not read, but not passed over either: their reason is listed.
+_LISTED = (".heic", ".heif", ".jxl", ".svg", ".psd")
 IMAGE_SUFFIXES = frozenset((*_READ, *_LISTED))
 """How files that are taken for images end."""
 
@@ -98,14 +91,9 @@ Smallest = Callable[[tuple[int, int]], tuple[int, int] | None]
 """From the (width, height) of an upright image to the least that it may be reduced to while decoding; None: not."""
 
 _TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
-}
+}  # fmt: skip
 _ORIENTATION = 0x0112
 
 # How files begin that look like images to their users: what they are, and whether they are images.
@@ -312,15 +300,13 @@ def _unidentified(data: bytes) -> UnreadableItem:
 
 
 def _damaged(error: Exception, data: bytes) -> UnreadableItem:
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    text = re.sub(r" object at 0x[0-9a-f]+", "", text)  # the same bytes give the same text
+    text = re.sub(r" object at 0x[0-9a-f]+", "", one_line(error, 200))  # the same bytes give the same text
     early = re.search(
         r"truncated|unexpected end|premature|end of (data|file|stream)|not enough", text, re.IGNORECASE
     )
-    if data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(
-        data
-    ):  # WebP: Pillow does not say it
-        return UnreadableItem("truncated", f"{len(data)} bytes of {int.from_bytes(data[4:8], 'little') + 8}")
+    declared = int.from_bytes(data[4:8], "little") + 8
+    if data[:4] == b"RIFF" and declared > len(data):  # WebP: Pillow does not say it
+        return UnreadableItem("truncated", f"{len(data)} bytes of {declared}")
     if isinstance(error, EOFError) or early:
         return UnreadableItem("truncated", text)
     if isinstance(error, NotImplementedError) or "conversion from" in text or "unsupported" in text.lower():
@@ -339,12 +325,9 @@ def _formats() -> tuple[str, ...]:
 
 
 @cache
-def _pillow() -> ModuleType:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingDependencyError("pillow", "images", "reading images") from None
+def _pillow() -> Any:
+    pillow = needed("PIL.Image", "images", "reading images", package="pillow")
     # What is wrong with an image becomes its reason. Pillow warns of large images below MAX_PIXELS, and refuses above.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=pillow.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-    return Image
+    return pillow

@@ -103,9 +103,8 @@ def _open_folder(path: Path, columns: dict[str, str | None]) -> Source[bytes]:
         return tables.open_parquet_images([path / file for file in by_suffix[".parquet"]], path, **columns)
     if archives:
         found = tars.open_tars([path / file for file in archives], path)
-        return (
-            _noted(found, f"of {_counted(by_suffix)} the tars are read") if by_suffix[".parquet"] else found
-        )
+        said = f"of {_counted(by_suffix)} the tars are read"
+        return _noted(found, said) if by_suffix[".parquet"] else found
     raise InvalidInputError(
         f"{path} holds no image, but {len(others):,} other files; expected .jpg, .png, .webp and the like, "
         ".parquet or .tar"

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from crovca.ids import as_ids
 from crovca.sources.decode import MAX_BYTES, UnreadableItem
 
 __all__ = ["Fault", "Source", "build_source", "is_clutter", "numbers_or_names", "read_below", "read_file"]
@@ -22,6 +23,13 @@ _CLUTTER = {
     "@eadir", "@recycle", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "system volume information",
     "lost+found", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini",
 }  # fmt: skip
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 T = TypeVar("T")
 Fault = tuple[str, str]  # a reason of ``REASONS``, and the detail
@@ -91,7 +99,7 @@ def build_source(
     for part in (kind, *fingerprint):
         digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
     whole = isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"
-    array = np.asarray(ids, np.int64) if whole else np.asarray(names, np.str_)
+    array = as_ids(ids) if whole else np.asarray(names, np.str_)
     return Source(kind, array, fetch, digest.hexdigest(), faults=faults, **known)
 
 
@@ -141,7 +149,7 @@ def read_file(path: Path) -> bytes:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise UnreadableItem("not a file", _kind_of(found.st_mode))
+        raise UnreadableItem("not a file", _KINDS.get(stat.S_IFMT(found.st_mode), "not a regular file"))
     with os.fdopen(descriptor, "rb") as file:
         if found.st_size > MAX_BYTES:
             raise UnreadableItem("too large", f"{found.st_size:,} bytes, the limit is {MAX_BYTES:,}")
@@ -154,15 +162,3 @@ def _encodes(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _kind_of(mode: int) -> str:
-    for test, what in (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-    ):
-        if test(mode):
-            return what
-    return "not a regular file"

@@ -12,21 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.data.columns import (
-    ID_NAMES,
-    LABEL_NAMES,
-    class_names,
-    column,
-    name_among,
-    open_table,
-)
+from crovca.data.columns import ID_NAMES, LABEL_NAMES, class_names, column, name_among, open_table
 from crovca.data.labels import from_class_lists
 from crovca.errors import CrovcaWarning, FileFormatError, InvalidInputError
 from crovca.files import open_regular, read_json
 from crovca.sources.decode import UnreadableItem
 from crovca.sources.source import Source, build_source, read_below
 
-__all__ = ["open_parquet_images", "open_saved_dataset", "pick_column"]
+__all__ = ["first_text", "open_parquet_images", "open_saved_dataset", "pick_column"]
 
 _PREFERRED = ("image", "img", "jpg", "picture", "photo")
 _PATHS = ("image", "img", "image_path", "path", "file_name")
@@ -185,15 +178,11 @@ class _ParquetColumn:
         for batch in file.iter_batches(
             _WINDOW_ROWS, row_groups=[number], columns=[self._name], use_threads=False
         ):
-            left = (
-                batch.column(0)
-                if left is None or not len(left)
-                else pa.concat_arrays([left, batch.column(0)])
-            )
+            left = batch.column(0) if not left else pa.concat_arrays([left, batch.column(0)])
             while len(left) >= _WINDOW_ROWS:
                 yield left[:_WINDOW_ROWS]
                 left = left[_WINDOW_ROWS:]
-        if left is not None and len(left):
+        if left:
             yield left
 
     def _advance(self, group: int, wanted: int) -> None:
@@ -227,23 +216,15 @@ def _image_column(schema: Any, wanted: str | None, path: Path) -> str:
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
     likely = [field.name for field in schema if holds_images(field.type) or is_binary(field.type)]
-    if (
-        wanted is None
-        and len(likely) > 1
-        and likely.count("image") != 1
-        and not set(likely) & set(_PREFERRED)
-    ):
+    if wanted is None and len(likely) > 1 and not set(likely) & set(_PREFERRED):
         raise InvalidInputError(
             f"{path}: the columns {likely} may all be images; name one with --image-column"
         )
-    likely = sorted(likely, key=lambda name: (*_PREFERRED, name).index(name)) or [
-        name for name in _PATHS if name in schema.names
-    ]
-    name = pick_column(schema.names, wanted, tuple(likely), "images", path, "--image-column")
+    usual = sorted(likely, key=lambda name: (*_PREFERRED, name).index(name)) or _PATHS
+    name = pick_column(schema.names, wanted, tuple(usual), "images", path, "--image-column")
     kind = schema.field(name).type
-    if not (
-        holds_images(kind) or is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    ):
+    paths = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (paths or holds_images(kind) or is_binary(kind)):
         raise InvalidInputError(
             f"{path}: column {name!r} has the type {kind}; expected bytes, paths, or a struct of them"
         )
@@ -285,7 +266,7 @@ def _table_source(
     caption = caption_column or ("caption" if "caption" in names else None)
     captions = None
     if caption is not None:
-        captions = [_first_text(value) for value in described.column(caption).to_pylist()]
+        captions = [first_text(value) for value in described.column(caption).to_pylist()]
 
     def fetch(row: int) -> bytes:
         found = value(row)
@@ -299,8 +280,9 @@ def _table_source(
     return build_source(kind, ids, fetch, stamps, labels=labels, captions=captions, notes=tuple(notes))
 
 
-def _first_text(value: Any) -> str:
-    if isinstance(value, list):  # several captions: the first
+def first_text(value: Any) -> str:
+    """A caption, the first of several; empty where there is none."""
+    if isinstance(value, list):
         value = value[0] if value else None
     return "" if value is None else str(value)
 
@@ -309,10 +291,9 @@ def _table_labels(table: Any, path: Path) -> tuple[npt.NDArray[Any] | None, list
     name = next((name for name in LABEL_NAMES if name in table.column_names), None)
     if name is None:
         return None, []
-    if table.column(name).null_count:
-        return None, [
-            f"labels are left out: {table.column(name).null_count:,} of {table.num_rows:,} are missing"
-        ]
+    nulls = table.column(name).null_count
+    if nulls:
+        return None, [f"labels are left out: {nulls:,} of {table.num_rows:,} are missing"]
     named = class_names(table.schema, name)
     try:
         lists = from_class_lists(table.column(name), named, path) if named else None
@@ -322,16 +303,12 @@ def _table_labels(table: Any, path: Path) -> tuple[npt.NDArray[Any] | None, list
     if named and labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels):
         unknown = int(((labels < 0) | (labels >= len(named))).sum())
         if unknown:  # datasets writes -1 for items of no class
-            return None, [
-                f"labels are left out: {unknown:,} of {len(labels):,} are none of the {len(named)} classes"
-            ]
+            said = f"{unknown:,} of {len(labels):,} are none of the {len(named)} classes"
+            return None, [f"labels are left out: {said}"]
         return np.array(named)[labels], []
     if labels.ndim == 2:
-        return (
-            (labels.astype(np.bool_), [])
-            if np.isin(labels, (0, 1)).all()
-            else (None, ["labels are left out: not 0 or 1"])
-        )
+        hot = np.isin(labels, (0, 1)).all()
+        return (labels.astype(np.bool_), []) if hot else (None, ["labels are left out: not 0 or 1"])
     if labels.dtype.kind in "iub":
         return labels.astype(np.int64), []
     return (labels, []) if labels.dtype.kind == "U" else (None, ["labels are left out: real numbers"])

@@ -120,11 +120,7 @@ def _samples(path: Path, prefix: str) -> list[_Sample]:
         if sample.image is None and sample.fault is None:
             sample.fault = ("missing", f"no image, only {', '.join(sample.described) or 'other files'}")
     if rest is not None:
-        samples.append(
-            _Sample(
-                f"{prefix}{path.name}" if not prefix else prefix.rstrip("/"), path, fault=("damaged", rest)
-            )
-        )
+        samples.append(_Sample(prefix.rstrip("/") or path.name, path, fault=("damaged", rest)))
     return samples
 
 
@@ -166,9 +162,8 @@ def _describe(sample: _Sample, values: dict[str, Any]) -> None:
 
 
 def _label(value: int | str | list[Any]) -> int | str | list[Any]:
-    if (isinstance(value, str) and len(value) > _MAX_LABEL) or (
-        isinstance(value, int) and not -(2**63) <= value < 2**63
-    ):
+    too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
+    if too_large or (isinstance(value, str) and len(value) > _MAX_LABEL):
         raise ValueError("a label that is too long")
     return int(value) if isinstance(value, bool) else value
 

@@ -18,7 +18,7 @@ from crovca.errors import FileFormatError, InvalidInputError
 from crovca.files import open_regular
 from crovca.sources.decode import UnreadableItem
 from crovca.sources.source import Fault, Source, build_source, numbers_or_names
-from crovca.sources.tables import pick_column
+from crovca.sources.tables import first_text, pick_column
 
 __all__ = ["open_texts"]
 
@@ -63,9 +63,8 @@ def _open_csv(path: Path, caption_column: str | None, delimiter: str) -> Source[
     content = _read(path)
     try:
         csv.field_size_limit(1 << 24)  # captions may be longer than Python's own limit of 128 KiB
-        rows = csv.reader(
-            io.StringIO(content.decode("utf-8-sig"), newline="\n"), delimiter=delimiter, strict=True
-        )
+        text = io.StringIO(content.decode("utf-8-sig"), newline="\n")
+        rows = csv.reader(text, delimiter=delimiter, strict=True)
         names = next(rows, [])
         records = [row for row in rows if row]
     except UnicodeDecodeError as error:
@@ -103,7 +102,7 @@ def _open_parquet(path: Path, caption_column: str | None) -> Source[str]:
     names = open_table(path).schema_arrow.names
     name = pick_column(names, caption_column, _USUAL, "captions", path, "--caption-column")
     table = read_table(path, [name, *ID_NAMES, *LABEL_NAMES])
-    texts = [_text(value) for value in table.column(name).to_pylist()]
+    texts = [first_text(value).strip() for value in table.column(name).to_pylist()]
     return _source("table", path, _read(path), *_described(table, path, len(texts), texts), {})
 
 
@@ -122,7 +121,7 @@ def _open_store(path: Path, caption_column: str | None) -> Source[str]:
         raise FileFormatError(
             f"{path}: the parts do not fit together ({str(error).splitlines()[0]})"
         ) from error
-    texts = [_text(value) for value in table.column("caption").to_pylist()]
+    texts = [first_text(value).strip() for value in table.column("caption").to_pylist()]
     described = _described(table, path, len(texts), texts)
     content = "\0".join([*map(str, described[0]), *texts]).encode()
     return _source("captions of a store", path, content, *described, {})
@@ -163,9 +162,3 @@ def _source(
 def _read(path: Path) -> bytes:
     with open_regular(path) as file:
         return file.read()
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):  # several captions: the first
-        value = value[0] if value else None
-    return "" if value is None else str(value).strip()

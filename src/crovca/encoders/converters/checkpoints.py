@@ -14,10 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crovca.encoders.encoder import Encoder
-from crovca.errors import ConfigError, FileFormatError, StorageError
+from crovca.encoders.preprocessing import IMAGENET
+from crovca.errors import ConfigError, FileFormatError, StorageError, one_line
 from crovca.files import atomic_directory, write_json
 
-__all__ = ["Converted", "Tensors", "grid_side", "heads_of", "read_checkpoint", "thirds", "write_folder"]
+__all__ = [
+    "Converted",
+    "Tensors",
+    "grid_side",
+    "heads_of",
+    "processor_config",
+    "read_checkpoint",
+    "write_folder",
+]
 
 
 class Tensors:
@@ -53,6 +62,17 @@ class Tensors:
             wanted = " x ".join("any" if want is None else str(want) for want in shape)
             raise FileFormatError(f"{name!r} is {' x '.join(map(str, found.shape))}, expected {wanted}")
         return found.detach().to(torch.float32)
+
+    def take_block(
+        self, width: int, fused: str, attention: Sequence[str], renamed: Mapping[str, str]
+    ) -> dict[str, Tensor]:
+        """A transformer's block under new names: query, key and value out of ``fused``, other layers old to new."""
+        tensors = {}
+        for part, shape in (("weight", (3 * width, width)), ("bias", (3 * width,))):
+            for name, third in zip(attention, self.take(f"{fused}{part}", *shape).chunk(3), strict=True):
+                tensors[f"{name}.{part}"] = third.clone()
+            tensors |= {f"{new}.{part}": self.take(f"{old}.{part}") for old, new in renamed.items()}
+        return tensors
 
     def drop(self, *prefixes: str) -> None:
         """Leave out what begins so: heads, buffers."""
@@ -116,17 +136,41 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
                 f"{path} is no PyTorch file, or holds objects other than tensors, which are never unpickled; "
                 "save its state dictionary alone"
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileFormatError(f"{path} cannot be read ({reason}); it may be truncated") from error
+        raise FileFormatError(f"{path} cannot be read ({one_line(error)}); it may be truncated") from error
     if not isinstance(loaded, Mapping):
         raise FileFormatError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
     return loaded
 
 
-def thirds(fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value out of one fused projection."""
-    query, key, value = (part.clone() for part in fused.chunk(3))
-    return query, key, value
+def processor_config(
+    resize: int | None,
+    crop: int,
+    resample: int = 3,
+    *,
+    kind: str = "Bit",
+    mean: Sequence[float] = IMAGENET[0],
+    std: Sequence[float] = IMAGENET[1],
+) -> dict[str, Any]:
+    """preprocessor_config.json of images that torchvision prepares, which rounds the crop's offset its own way.
+
+    ``resize`` is the shorter side before the crop; None: both sides become ``crop``, whatever the proportions.
+    """
+    both = {"height": crop, "width": crop}
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "do_resize": True,
+        "size": both if resize is None else {"shortest_edge": resize},
+        "resample": resample,
+        "do_center_crop": resize is not None,
+        "crop_size": both,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "do_convert_rgb": True,
+        "crovca": {"crop_rounding": "half_even"},
+    }
 
 
 def heads_of(width: int, heads: int | None, *, of: int = 64) -> int:

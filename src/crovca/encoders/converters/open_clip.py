@@ -16,23 +16,16 @@ from typing import Any
 from torch import Tensor
 
 from crovca import files
-from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side, heads_of, thirds
+from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side, heads_of, processor_config
+from crovca.encoders.preprocessing import CLIP
 from crovca.errors import ConfigError, FileFormatError
 
 __all__ = ["ACTIVATIONS", "convert", "find_checkpoint"]
 
 ACTIVATIONS = ("auto", "gelu", "quick_gelu")
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-)
-_CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 _RESAMPLES = {"bicubic": 3, "bilinear": 2}
-_BUFFERS = ("attn_mask", "text.attn_mask")
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path | None]:
@@ -70,20 +63,17 @@ def convert(
         FileFormatError: another architecture; a tensor is missing, not understood, or of an unexpected shape.
     """
     described = _described(folder)
-    model, text_says, vision_says = (
-        described.get("model_cfg", {}),
-        described.get("model_cfg", {}).get("text_cfg", {}),
-        described.get("model_cfg", {}).get("vision_cfg", {}),
-    )
+    model = described.get("model_cfg", {})
     function, notes = _activation(activation, model, known=folder is not None)
     state = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state, Mapping):
         raise FileFormatError(f"'state_dict' is a {type(state).__name__}, expected a dictionary of tensors")
     plain = {name.removeprefix("module."): value for name, value in state.items()}
-    source = Tensors({_plain_text(name): value for name, value in plain.items()}, "open_clip's ViT")
-    source.drop(*_BUFFERS)
-    vision, tensors = _vision(source, heads, vision_says)
-    text, text_tensors = _text(source, heads, text_says)
+    # Both ways in which open_clip keeps a text tower get the names of the older one.
+    source = Tensors({name.removeprefix("text."): value for name, value in plain.items()}, "open_clip's ViT")
+    source.drop("attn_mask")
+    vision, tensors = _vision(source, heads, model.get("vision_cfg", {}))
+    text, text_tensors = _text(source, heads, model.get("text_cfg", {}))
     tensors |= text_tensors
     tensors["logit_scale"] = source.take("logit_scale").reshape(())
     source.finish()
@@ -100,7 +90,7 @@ def convert(
         "text_config": {**text, **shared, "model_type": "clip_text_model"},
         "dtype": "float32",
     }
-    copied = [folder / name for name in _TOKENIZER if (folder / name).is_file()] if folder else []
+    copied = [folder / name for name in _FILES if (folder / name).is_file()] if folder else []
     preprocessor = _preprocessor(vision["image_size"], described.get("preprocess_cfg", {}))
     return Converted(config, preprocessor, tensors, copied, notes)
 
@@ -127,11 +117,6 @@ def _activation(activation: str, model: Mapping[str, Any], *, known: bool) -> tu
         f"activation: gelu, as {why}; for DFN ViT-B/16 open_clip's own table says quick_gelu: "
         "--activation quick_gelu takes that"
     ]
-
-
-def _plain_text(name: str) -> str:
-    """Both ways in which open_clip keeps a text tower get the names of the older one."""
-    return name.removeprefix("text.") if name.startswith("text.") else name
 
 
 def _vision(
@@ -201,18 +186,15 @@ def _layers(source: Tensors, old: str, new: str, width: int, tensors: dict[str, 
     layers, inner = 0, 0
     while f"{old}.resblocks.{layers}.ln_1.weight" in source:
         block, target = f"{old}.resblocks.{layers}", f"{new}.layers.{layers}"
-        for part, shape in (("weight", (width,)), ("bias", ())):
-            rows = thirds(source.take(f"{block}.attn.in_proj_{part}", 3 * width, *shape))
-            for name, rows_of in zip("qkv", rows, strict=True):
-                tensors[f"{target}.self_attn.{name}_proj.{part}"] = rows_of
-            for before, after in (
-                ("attn.out_proj", "self_attn.out_proj"),
-                ("ln_1", "layer_norm1"),
-                ("ln_2", "layer_norm2"),
-                ("mlp.c_fc", "mlp.fc1"),
-                ("mlp.c_proj", "mlp.fc2"),
-            ):
-                tensors[f"{target}.{after}.{part}"] = source.take(f"{block}.{before}.{part}")
+        attention = [f"{target}.self_attn.{name}_proj" for name in "qkv"]
+        renamed = {
+            f"{block}.attn.out_proj": f"{target}.self_attn.out_proj",
+            f"{block}.ln_1": f"{target}.layer_norm1",
+            f"{block}.ln_2": f"{target}.layer_norm2",
+            f"{block}.mlp.c_fc": f"{target}.mlp.fc1",
+            f"{block}.mlp.c_proj": f"{target}.mlp.fc2",
+        }
+        tensors |= source.take_block(width, f"{block}.attn.in_proj_", attention, renamed)
         inner = tensors[f"{target}.mlp.fc1.weight"].shape[0]
         layers += 1
     return layers, inner
@@ -226,19 +208,11 @@ def _preprocessor(size: int, says: Mapping[str, Any]) -> dict[str, Any]:
             f"open_clip_config.json asks for interpolation {interpolation!r} and resize_mode {mode!r}; "
             f"these can be converted: {list(_RESAMPLES)}, and 'shortest' or 'squash'"
         )
-    both = {"height": size, "width": size}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size} if mode == "shortest" else both,
-        "resample": _RESAMPLES[interpolation],
-        "do_center_crop": mode == "shortest",
-        "crop_size": both,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": says.get("mean", _CLIP_MEAN),
-        "image_std": says.get("std", _CLIP_STD),
-        "do_convert_rgb": True,
-        "crovca": {"crop_rounding": "half_even"},
-    }
+    return processor_config(
+        size if mode == "shortest" else None,
+        size,
+        kind="CLIP",
+        resample=_RESAMPLES[interpolation],
+        mean=says.get("mean", CLIP[0]),
+        std=says.get("std", CLIP[1]),
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side, heads_of, thirds
+from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side, heads_of, processor_config
 from crovca.errors import FileFormatError
 
 __all__ = ["convert"]
@@ -40,17 +40,13 @@ def convert(checkpoint: Mapping[str, Any], *, heads: int | None = None) -> Conve
         backbone = {name: value for name, value in backbone.items() if not name.startswith(_HEADS)}
         backbone = {name.removeprefix("backbone."): value for name, value in backbone.items()}
     source = Tensors(backbone, "SimDINOv2")
-    return _convert(source, heads)
-
-
-def _convert(source: Tensors, heads: int | None) -> Converted:
-    width = source.take("cls_token", 1, 1, None)
-    hidden = width.shape[-1]
+    token = source.take("cls_token", 1, 1, None)
+    hidden = token.shape[-1]
     patches = source.take("patch_embed.proj.weight", hidden, 3, None, None)
     positions = source.take("pos_embed", 1, None, hidden)
     patch = patches.shape[-1]
     tensors: dict[str, Tensor] = {
-        "embeddings.cls_token": width,
+        "embeddings.cls_token": token,
         "embeddings.mask_token": source.take("mask_token", 1, hidden),
         "embeddings.position_embeddings": positions,
         "embeddings.patch_embeddings.projection.weight": patches,
@@ -88,7 +84,8 @@ def _convert(source: Tensors, heads: int | None) -> Converted:
         "use_swiglu_ffn": False,
         "dtype": "float32",
     }
-    return Converted(config, _preprocessor(size), tensors)
+    # The authors' evaluation transform, by torchvision: 256 bicubic, crop 224, ImageNet statistics.
+    return Converted(config, processor_config(size * 256 // 224, size), tensors)
 
 
 def _blocks(source: Tensors) -> list[str]:
@@ -102,37 +99,10 @@ def _blocks(source: Tensors) -> list[str]:
 
 
 def _layer(source: Tensors, block: str, target: str, hidden: int) -> dict[str, Tensor]:
-    tensors = {}
-    for part, shape in (("weight", (hidden,)), ("bias", ())):
-        rows = thirds(source.take(f"{block}attn.qkv.{part}", 3 * hidden, *shape))
-        for name, rows_of in zip(("query", "key", "value"), rows, strict=True):
-            tensors[f"{target}.attention.attention.{name}.{part}"] = rows_of
-        tensors[f"{target}.attention.output.dense.{part}"] = source.take(
-            f"{block}attn.proj.{part}", hidden, *shape
-        )
-        for norm in ("norm1", "norm2"):
-            tensors[f"{target}.{norm}.{part}"] = source.take(f"{block}{norm}.{part}", hidden)
-        for linear in ("fc1", "fc2"):
-            tensors[f"{target}.mlp.{linear}.{part}"] = source.take(f"{block}mlp.{linear}.{part}")
+    attention = [f"{target}.attention.attention.{name}" for name in ("query", "key", "value")]
+    renamed = {f"{block}attn.proj": f"{target}.attention.output.dense"}
+    renamed |= {f"{block}{name}": f"{target}.{name}" for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}
+    tensors = source.take_block(hidden, f"{block}attn.qkv.", attention, renamed)
     for scale in ("1", "2"):
         tensors[f"{target}.layer_scale{scale}.lambda1"] = source.take(f"{block}ls{scale}.gamma", hidden)
     return tensors
-
-
-def _preprocessor(size: int) -> dict[str, Any]:
-    # The authors' evaluation transform, by torchvision: 256 bicubic, crop 224, ImageNet statistics.
-    return {
-        "image_processor_type": "BitImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size * 256 // 224},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-        "do_convert_rgb": True,
-        "crovca": {"crop_rounding": "half_even"},
-    }

@@ -7,19 +7,17 @@ no tensor tells, so the variant must be named.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side, heads_of, thirds
+from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side, heads_of, processor_config
 from crovca.errors import ConfigError, FileFormatError
 
 __all__ = ["VARIANTS", "Variant", "convert"]
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """How torchvision prepares images for a set of weights: resize, crop, Pillow's number of the filter."""
 
     resize: int
@@ -90,43 +88,19 @@ def convert(checkpoint: Mapping[str, Any], *, variant: str | None, heads: int | 
         "qkv_bias": True,
         "dtype": "float32",
     }
-    return Converted(config, _preprocessor(VARIANTS[variant]), tensors)
+    return Converted(config, processor_config(*VARIANTS[variant]), tensors)
 
 
 def _layer(source: Tensors, index: int, hidden: int) -> dict[str, Tensor]:
     block, target = f"encoder.layers.encoder_layer_{index}", f"encoder.layer.{index}"
-    first, second = (
-        ("0", "3") if f"{block}.mlp.0.weight" in source else ("linear_1", "linear_2")
-    )  # older files
-    tensors = {}
-    for part, shape in (("weight", (hidden,)), ("bias", ())):
-        rows = thirds(source.take(f"{block}.self_attention.in_proj_{part}", 3 * hidden, *shape))
-        for name, rows_of in zip(("query", "key", "value"), rows, strict=True):
-            tensors[f"{target}.attention.attention.{name}.{part}"] = rows_of
-        for old, new in (
-            ("self_attention.out_proj", "attention.output.dense"),
-            ("ln_1", "layernorm_before"),
-            ("ln_2", "layernorm_after"),
-            (f"mlp.{first}", "intermediate.dense"),
-            (f"mlp.{second}", "output.dense"),
-        ):
-            tensors[f"{target}.{new}.{part}"] = source.take(f"{block}.{old}.{part}")
-    return tensors
-
-
-def _preprocessor(variant: Variant) -> dict[str, Any]:
-    return {
-        "image_processor_type": "BitImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": variant.resize},
-        "resample": variant.resample,
-        "do_center_crop": True,
-        "crop_size": {"height": variant.crop, "width": variant.crop},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-        "do_convert_rgb": True,
-        "crovca": {"crop_rounding": "half_even"},
+    older = f"{block}.mlp.0.weight" in source
+    first, second = ("0", "3") if older else ("linear_1", "linear_2")
+    attention = [f"{target}.attention.attention.{name}" for name in ("query", "key", "value")]
+    renamed = {
+        f"{block}.self_attention.out_proj": f"{target}.attention.output.dense",
+        f"{block}.ln_1": f"{target}.layernorm_before",
+        f"{block}.ln_2": f"{target}.layernorm_after",
+        f"{block}.mlp.{first}": f"{target}.intermediate.dense",
+        f"{block}.mlp.{second}": f"{target}.output.dense",
     }
+    return source.take_block(hidden, f"{block}.self_attention.in_proj_", attention, renamed)

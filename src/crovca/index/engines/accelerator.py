@@ -5,7 +5,9 @@ Float32 products of weights with bits; how far their sums can be off is the boun
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from threading import Lock
 from typing import ClassVar
 
 import numpy as np
@@ -13,12 +15,14 @@ import torch
 from torch import Tensor
 
 from crovca.codes import Codes
+from crovca.errors import ConfigError
 from crovca.index.engines.base import CandidateEngine, Candidates
 from crovca.index.scoring import Float32
 
 __all__ = ["AcceleratorEngine"]
 
 _BLOCK_BYTES = 1 << 28  # of unpacked bits
+_precision = Lock()  # PyTorch has one setting for all threads
 
 
 class AcceleratorEngine(CandidateEngine):
@@ -31,7 +35,13 @@ class AcceleratorEngine(CandidateEngine):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self._packed = torch.from_numpy(np.array(codes.packed)).to(self.device)
+        self._process = os.getpid()
+        try:
+            self._packed = torch.from_numpy(np.array(codes.packed)).to(self.device)
+        except (
+            RuntimeError
+        ) as error:  # what it says where this process was forked from one that used the device
+            raise ConfigError(f"the engine 'accelerator' cannot be used: {error}") from error
         self._shifts = torch.arange(7, -1, -1, device=self.device, dtype=torch.uint8)
 
     @property
@@ -46,6 +56,11 @@ class AcceleratorEngine(CandidateEngine):
     @torch.inference_mode()
     def best(self, weights: Float32, count: int) -> Iterator[Candidates]:
         """See ``CandidateEngine``."""
+        if self.device.type != "cpu" and os.getpid() != self._process:
+            raise ConfigError(
+                "the engine 'accelerator' does not work in a forked process; take another engine, or start the process "
+                "by 'spawn' and open the index there"
+            )
         count = min(count, len(self.entries))
         queries = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device)
         block = max(count, _BLOCK_BYTES // (4 * self.entries.bits))
@@ -73,9 +88,10 @@ class AcceleratorEngine(CandidateEngine):
 
 def _full_precision(queries: Tensor, bits: Tensor) -> Tensor:
     """queries @ bits.T in float32 proper: TF32 keeps 10 bits of the weights only."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        return queries @ bits.T
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    with _precision:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            return queries @ bits.T
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
