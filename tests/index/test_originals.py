@@ -129,7 +129,7 @@ def test_what_does_not_fit_the_originals_is_refused_in_words(index, tmp_path):
         ((logits,), {"rescore": 4, "embeddings": query * np.nan}, "finite"),
         ((logits,), {"embeddings": query}, "for rescoring"),
         ((), {"embeddings": query}, "holds no model"),
-        ((), {}, "give queries"),
+        ((), {}, "or give embeddings of them"),
         ((logits,), {"rescore": "tuned", "embeddings": query}, "was not tuned"),
         ((query,), {}, "holds codes of 32 bits"),
     ]

@@ -116,7 +116,7 @@ class Reader(ABC):
                 raise InvalidInputError(
                     "the index holds no model (it was built from codes): give the queries' logits or codes"
                     if asked is not None
-                    else "give queries (logits or codes), or embeddings of them"
+                    else "queries must be logits or codes; or give embeddings of them (embeddings=)"
                 )
             queries = view.model.logits(asked)[:, : view.bits]
         scorer = _scorer(view.bits, queries, metric, bits)
