@@ -285,6 +285,7 @@ def test_processes_end_with_the_error_of_one(photos, vit, tmp_path):
     assert found.value.exit_status == 2
 
 
+@pytest.mark.ray
 def test_ray_gives_the_parts_of_the_local_run(photos, vit, tmp_path):
     pytest.importorskip("ray")
     job, worker = job_of(photos, vit, v=2, stored="float32")
