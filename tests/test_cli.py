@@ -225,6 +225,7 @@ def test_evaluate_prints_a_table(folder, capsys):
         assert text in printed
 
 
+@pytest.mark.slow
 def test_evaluate_writes_a_report(folder, tmp_path):
     pytest.importorskip("openTSNE")
     (tmp_path / "images").mkdir()

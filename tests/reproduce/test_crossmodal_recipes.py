@@ -342,8 +342,8 @@ def test_recall_counts_an_images_own_captions(make, towers, name):
             symmetric = None
         else:
             hasher = workspace.model(measurement.training, 0)
-            ours = hasher.logits(**{f"{asks}s": vectors[asks]})
-            codes = Codes.from_logits(hasher.logits(**{f"{answers}s": vectors[answers]}))
+            ours = hasher.logits(vectors[asks], modality=f"{asks}s")
+            codes = Codes.from_logits(hasher.logits(vectors[answers], modality=f"{answers}s"))
             distances = asymmetric_hamming_distance(ours, codes)
             symmetric = hamming_distance(Codes.from_logits(ours), codes)
         right = rows[asks][:, None] == rows[answers]
@@ -425,6 +425,7 @@ def test_curves_are_drawn_with_their_numbers(make, tmp_path):
     assert "HashCoder BCE" not in curves["text-image map"]
 
 
+@pytest.mark.slow
 def test_a_figure_from_data_to_curves(make):
     pytest.importorskip("matplotlib")
     workspace = make()

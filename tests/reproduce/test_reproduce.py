@@ -13,6 +13,7 @@ from crovca.evaluation.evaluate import evaluate
 from crovca.hasher import Hasher
 from crovca.reproduce import paper
 from crovca.reproduce import run as runs
+from crovca.reproduce.inputs import Inputs
 from crovca.reproduce.retrieval import FeatureWiseScorer
 from crovca.reproduce.workspace import Workspace
 from tests.encoders import tiny
@@ -391,7 +392,7 @@ def command(benchmarks, dino, tmp_path, monkeypatch, capsys):
     """Runs ``crovca reproduce`` on the small copies: status, output, errors."""
     data, protocols = benchmarks
     monkeypatch.setattr(
-        Workspace.__init__, "__kwdefaults__", {**Workspace.__init__.__kwdefaults__, "protocols": protocols}
+        Inputs.__init__, "__kwdefaults__", {**Inputs.__init__.__kwdefaults__, "protocols": protocols}
     )
     fixed = ["--data", str(data), "--work", str(tmp_path / "work"), "--device", "cpu"]
     fixed += [part for name in NAMES for part in ("--weights", f"{name}={dino}")]
@@ -562,7 +563,7 @@ def test_curves_are_measured_and_drawn(command, tmp_path, monkeypatch):
     data = tmp_path / "pairs"
     protocols = pair_copies.write(data)
     monkeypatch.setattr(
-        Workspace.__init__, "__kwdefaults__", {**Workspace.__init__.__kwdefaults__, "protocols": protocols}
+        Inputs.__init__, "__kwdefaults__", {**Inputs.__init__.__kwdefaults__, "protocols": protocols}
     )
     clip = tiny.save(tiny.models()["CLIP"][0], tmp_path / "clip", "CLIP")
     tiny.clip_tokenizer(clip)

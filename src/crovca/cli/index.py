@@ -32,7 +32,7 @@ _Metadata = Annotated[Path | None, Option(help="More columns, by a column 'id': 
 _Keep = Annotated[
     Literal["float16", "int8", "none"] | None,
     Option(
-        help="Keep the embeddings, for search --rescore: int8 is a byte a number [default: int8 if at hand].",
+        help="Keep the embeddings, for search --rescore: int8 is a byte a number [default: int8 if at hand]."
     ),
 ]
 _Target = Annotated[
@@ -316,8 +316,7 @@ def tune(
     ] = 0.95,
     top_k: _TopK = 10,
     embeddings: Annotated[
-        Path | None,
-        Option(help="The items' embeddings, by id [default: those that are kept]."),
+        Path | None, Option(help="The items' embeddings, by id [default: those that are kept].")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -345,9 +344,7 @@ def tune(
 
 @index.command("check")
 def check(
-    path: _Index,
-    new: Annotated[Path, Argument(help="Embeddings of new items.")],
-    json: Json = False,
+    path: _Index, new: Annotated[Path, Argument(help="Embeddings of new items.")], json: Json = False
 ) -> None:
     """Whether an index's model serves new items: how many lie outside of what it has learned, and what its codes keep
     of their neighbors."""
@@ -365,9 +362,7 @@ def refit(
     path: _Index,
     embeddings: Annotated[
         Path | None,
-        Option(
-            help="Embeddings of all items, by id, of any encoder [default: those that are kept].",
-        ),
+        Option(help="Embeddings of all items, by id, of any encoder [default: those that are kept]."),
     ] = None,
     model: Annotated[Path | None, Option(help="Take this model; learn none.")] = None,
     bits: Annotated[int | None, Option(help="Length of the new codes [default: as before].")] = None,
