@@ -142,7 +142,9 @@ def test_tables_end_to_end(make, table, choice, models):
         assert row.found["0"]["left_out"] == {}
     made = [Hasher.load(path, device="cpu") for path in (workspace.work / "models").glob("*/*")]
     assert len(made) == models
-    settings = {(one.hashcoder, one.learning_rate, one.weight_decay, one.lora_rank) for one in made}
+    settings = {
+        (one.hashcoder, one.learning_rate, one.weight_decay, one.fine_tuning.lora_rank) for one in made
+    }
     assert settings == {
         ("small", 1e-3, 1e-2, 16)
         if table == "table2"

@@ -174,6 +174,7 @@ class Workspace(Inputs):
         Raises:
             CrovcaError: as ``model`` and ``embeddings``.
         """
+        self.require_same_weights(training.encoder)
         name, _ = self.split(dataset, split)
         found = self._codes(
             training,
@@ -193,6 +194,7 @@ class Workspace(Inputs):
         Raises:
             CrovcaError: as ``model`` and ``text_embeddings``.
         """
+        self.require_same_weights(training.encoder)
         texts = texts_of(self.dataset(dataset), split)
         found = self._codes(
             training,
@@ -213,7 +215,6 @@ class Workspace(Inputs):
         source: Callable[[], Source[Any]],
     ) -> Encoded:
         """Codes from their file; else made, from embeddings where the encoder is frozen, and kept there."""
-        self.require_same_weights(training.encoder)
         folder = self.work / "codes" / self.name_of(training) / f"seed-{seed}"
         path = folder / f"{where.replace('/', '-')}.npz"
         if not path.exists():
