@@ -73,16 +73,12 @@ def split(values: Floats, labels: Labels, held_out: int) -> tuple[Floats, Labels
 
 def weakened(values: Floats) -> Floats:
     random = np.random.default_rng(7)
-    projected = (
-        values @ random.normal(size=(values.shape[1], 64)).astype(np.float32) / np.sqrt(values.shape[1])
-    )
+    projected = values @ random.normal(size=(values.shape[1], 64)).astype(np.float32) / np.sqrt(values.shape[1])
     noise = random.normal(size=projected.shape) * (0.3 * projected.std(axis=0).mean())
     return (projected + noise).astype(np.float32)
 
 
-def measure(
-    hasher: Hasher, parts: tuple[Floats, Labels, Floats, Labels], *, supervised: bool
-) -> list[float | None]:
+def measure(hasher: Hasher, parts: tuple[Floats, Labels, Floats, Labels], *, supervised: bool) -> list[float | None]:
     values, labels, query_values, query_labels = parts
     hasher.fit(values, labels if supervised else None)
     query = Encoded(hasher.encode(query_values), labels=query_labels, logits=hasher.logits(query_values))
@@ -118,9 +114,7 @@ def run(data: Path, mode: str, name: str, variant: str, seeds: int) -> list[list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
@@ -150,9 +144,7 @@ def main() -> None:
             "# Where the defaults come from\n\nMade by\n\n```\npython benchmarks/ablation.py --data D.npz "
             f"--seeds {arguments.seeds} --jobs {arguments.jobs} --out docs/results/{arguments.out.name}\n```\n\n"
             f"mAP@1000 in %, asymmetric Hamming, mean ± spread of {arguments.seeds} seeds; queries are items taken "
-            "out of the database file, never the query file. Each line changes one default.\n"
-            + "\n".join(lines)
-            + "\n"
+            "out of the database file, never the query file. Each line changes one default.\n" + "\n".join(lines) + "\n"
         )
 
 

@@ -94,9 +94,7 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any, list[str], list[str],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--database", type=Path)
     parser.add_argument("--query", type=Path)
@@ -111,10 +109,7 @@ def main() -> None:
     bitbudget = import_module("bitbudget")
     demb, qemb, cids, qids, qrels = load(arguments)
     ours = register(
-        bitbudget.method,
-        arguments.methods.split(","),
-        [int(b) for b in arguments.bits.split(",")],
-        demb.shape[1],
+        bitbudget.method, arguments.methods.split(","), [int(b) for b in arguments.bits.split(",")], demb.shape[1]
     )
     rows = bitbudget.evaluate(demb, qemb, cids, qids, qrels, methods=[*arguments.theirs.split(","), *ours])
     print(

@@ -153,9 +153,7 @@ def postgres_rows(name: str, url: str, codes: Codes, queries: np.ndarray, hnsw: 
 
 def milvus_rows(url: str, codes: Codes, queries: np.ndarray) -> list[dict[str, Any]]:
     with create(f"{url}/bench", bits=codes.bits) as cluster:
-        rows = [
-            {"server": "milvus", "what": "upsert, items a second", "value": len(codes) / fill(cluster, codes)}
-        ]
+        rows = [{"server": "milvus", "what": "upsert, items a second", "value": len(codes) / fill(cluster, codes)}]
         cluster.count()
         for k in KS:
             for batch in (1, 10):
@@ -187,9 +185,7 @@ def servers(codes: Codes, queries: np.ndarray, hnsw: bool) -> list[dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--bits", type=int, default=64)
     parser.add_argument("--queries", type=int, default=20)

@@ -72,9 +72,7 @@ def embed(split: Path, root: Path, encoder: Path, store: Path, *options: str) ->
 def cosines(store: Path, stored: list[Path]) -> dict[str, float]:
     """Between a store's embeddings and those of the files, by id (the end of the store's)."""
     arrays = [np.load(file) for file in stored]
-    known = {
-        str(name): row for file in arrays for name, row in zip(file["ids"], file["embeddings"], strict=True)
-    }
+    known = {str(name): row for file in arrays for name, row in zip(file["ids"], file["embeddings"], strict=True)}
     found = load_embeddings(store)
     assert found.ids is not None
     pairs = []
@@ -87,9 +85,7 @@ def cosines(store: Path, stored: list[Path]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="a folder or a split file")
     parser.add_argument("--encoder", type=Path, required=True, help="folder of a model")
     parser.add_argument("--stored", type=Path, nargs="*", default=[], help="known embeddings (.npz with ids)")

@@ -30,9 +30,7 @@ def items(count: int, bits: int, centers: np.ndarray, random: np.random.Generato
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=64)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -56,9 +54,7 @@ def main() -> None:
     print(f"peak memory of the whole run {peak:.2f} GiB")
     if arguments.json:
         result = {"database": DATABASE, "queries": QUERIES, "k": K, "bits": arguments.bits}
-        arguments.json.write_text(
-            json.dumps({**result, "seconds": seconds, "peak_gib": peak}, indent=2) + "\n"
-        )
+        arguments.json.write_text(json.dumps({**result, "seconds": seconds, "peak_gib": peak}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -118,9 +118,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--image-size", default="640x480", help="width x height")
     parser.add_argument("--epochs", type=int, default=5)
@@ -168,9 +166,7 @@ def main() -> None:
     seconds, training = ended - started, ended - watch.decoded
     work = views * (forward + (arguments.epochs - 1) * both)  # the first epoch trains the head alone
     measured = matrix_rate(encoder.device, encoder.dtype)
-    name = (
-        torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else platform.processor()
-    )
+    name = torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else platform.processor()
     result: dict[str, Any] = {
         "device": f"{encoder.device} {name}".strip(),
         "dtype": str(encoder.dtype).removeprefix("torch."),
@@ -192,15 +188,11 @@ def main() -> None:
         "share_of_matrix_rate": round(work / training / measured, 3),
         "share_of_matrix_rate_in_all": round(work / seconds / measured, 3),
     }
-    print(
-        f"{result['device']}, {result['dtype']}: {seconds:.1f} s, {result['images_per_second']:,} images a second"
-    )
+    print(f"{result['device']}, {result['dtype']}: {seconds:.1f} s, {result['images_per_second']:,} images a second")
     print(
         f"  loading and decoding {seconds - training:.1f} s, training {training:.1f} s, in which the encoder's products"
     )
-    print(
-        f"  take {100 * result['share_of_matrix_rate']:.1f} % of the measured {measured / 1e12:.1f} Tflop/s"
-    )
+    print(f"  take {100 * result['share_of_matrix_rate']:.1f} % of the measured {measured / 1e12:.1f} Tflop/s")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 

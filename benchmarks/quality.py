@@ -23,15 +23,7 @@ from typing import Any
 
 from crovca import Embeddings, load_embeddings
 from crovca.compare.methods import METHODS
-from crovca.compare.results import (
-    Comparison,
-    columns_of,
-    conclusion,
-    failures,
-    marks,
-    percent,
-    shown,
-)
+from crovca.compare.results import Comparison, columns_of, conclusion, failures, marks, percent, shown
 from crovca.compare.run import compare
 from crovca.evaluation.report import class_names
 from crovca.files import write_json
@@ -41,9 +33,7 @@ LENGTHS = (16, 32, 64, 128)
 METHOD_NAMES = [method.name for method in METHODS]
 LEARNED = [method.name for method in METHODS if method.learned]
 CARRIED = [
-    method.name
-    for method in METHODS
-    if method.name not in {"bihalf", "greedyhash", "similarity_distillation", "opq"}
+    method.name for method in METHODS if method.name not in {"bihalf", "greedyhash", "similarity_distillation", "opq"}
 ]
 OURS = ["crovca_paper", "crovca_paper_supervised", "crovca", "crovca_supervised"]
 ALL, FIVE, ABLATION = "all methods", "5 epochs", "lengths"
@@ -77,9 +67,7 @@ STUDIES = {
 }
 
 
-def run(
-    study: str, method: str, files: tuple[Path, Path], seeds: int, kept: dict[str, Any] | None
-) -> dict[str, Any]:
+def run(study: str, method: str, files: tuple[Path, Path], seeds: int, kept: dict[str, Any] | None) -> dict[str, Any]:
     """One method of a study, in a process of its own thread: the whole state, with the cells that were kept."""
     database, query = map(_load, files)
     asked = STUDIES[study]
@@ -177,32 +165,20 @@ def page(name: str, found: dict[str, Comparison], command: str, seconds: dict[st
     for study, state in found.items():
         lines += [f"\n## {study}", "", conclusion(state)]
         for bits in [*STUDIES[study].lengths, None]:
-            lines += [
-                "",
-                "Sizes of their own:" if bits is None else f"{bits} bits:",
-                "",
-                *five_table(state, bits),
-            ]
+            lines += ["", "Sizes of their own:" if bits is None else f"{bits} bits:", "", *five_table(state, bits)]
         lines += ["", *(f"* Failed: {sentence}" for sentence in failures(state.rows()))]
     lines += ["\n## The same codes by other scores (seen)"]
     for score in of_codes():
         if score != REPORTED:
             lines += ["", f"By {METRICS[score].title}:", "", *score_table(main, score, "map", LENGTHS)]
-    lines += [
-        "",
-        "mAP divided by min(k, relevant items):",
-        "",
-        *score_table(main, None, "map_min_k_r", LENGTHS),
-    ]
+    lines += ["", "mAP divided by min(k, relevant items):", "", *score_table(main, None, "map_min_k_r", LENGTHS)]
     lines += ["\n## Times at 64 bits (ours: one model of all lengths)", "", *time_table(main)]
     took = ", ".join(f"{study}: {value / 60:.0f} min" for study, value in seconds.items())
     return "\n".join(lines) + f"\n\nTime it took, in parallel: {took}.\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", type=Path, required=True)
     parser.add_argument("--query", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
@@ -219,22 +195,14 @@ def main() -> None:
     if arguments.out is not None and arguments.out.with_suffix(".json").exists():
         kept = json.loads(arguments.out.with_suffix(".json").read_text())
     files = (arguments.database, arguments.query)
-    named = (
-        len({first_half(name) for name in class_names(_load(files[0])).values()}) == 2
-    )  # both halves occur
-    studies = [
-        name for name, study in STUDIES.items() if study.methods != [] and (named or study.learned is None)
-    ]
-    chosen = (
-        studies if arguments.only is None else [name for name in arguments.only.split(",") if name != "page"]
-    )
+    named = len({first_half(name) for name in class_names(_load(files[0])).values()}) == 2  # both halves occur
+    studies = [name for name, study in STUDIES.items() if study.methods != [] and (named or study.learned is None)]
+    chosen = studies if arguments.only is None else [name for name in arguments.only.split(",") if name != "page"]
     for name in chosen:
         before, started = kept["seconds"].get(name, 0.0), time.perf_counter()
         if name == ABLATION and ALL in kept["studies"]:  # the same data and settings, one length more
             cells = kept["studies"][ALL]["cells"]
-            own = {
-                key: cell for key, cell in cells.items() if cell["method"] in (STUDIES[name].methods or ())
-            }
+            own = {key: cell for key, cell in cells.items() if cell["method"] in (STUDIES[name].methods or ())}
             kept["studies"].setdefault(name, {**kept["studies"][ALL], "cells": own})
         for state in run_study(name, files, arguments.seeds, arguments.jobs, kept["studies"]):
             kept["studies"][name] = state
@@ -245,9 +213,7 @@ def main() -> None:
     if ALL not in kept["studies"]:
         return
     found = {
-        name: replace(
-            Comparison.from_dict(kept["studies"][name]), methods=tuple(STUDIES[name].methods or METHOD_NAMES)
-        )
+        name: replace(Comparison.from_dict(kept["studies"][name]), methods=tuple(STUDIES[name].methods or METHOD_NAMES))
         for name in studies
         if name in kept["studies"]
     }

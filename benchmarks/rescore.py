@@ -70,15 +70,11 @@ def of_set(data: Path, name: str, bits: int, hasher: Hasher, folder: Path) -> tu
     rows = []
     alone = recall(index.search(logits, K).ids, true)
     rows.append(f"| {name} | {bits} | bits alone | {share(alone)} |")
-    hundred = np.array(
-        [np.isin(b, a).mean() for a, b in zip(index.search(logits, 100).ids, true, strict=True)]
-    )
+    hundred = np.array([np.isin(b, a).mean() for a, b in zip(index.search(logits, 100).ids, true, strict=True)])
     rows.append(f"| {name} | {bits} | bits alone, top 10 in the top 100 | {share(hundred)} |")
     for oversampling in (4, 10, 16, 32):
         found = index.search(logits, K, rescore=oversampling, embeddings=queries)
-        rows.append(
-            f"| {name} | {bits} | int8, oversampling {oversampling} | {share(recall(found.ids, true))} |"
-        )
+        rows.append(f"| {name} | {bits} | int8, oversampling {oversampling} | {share(recall(found.ids, true))} |")
     tuned_rows = []
     for target in TARGETS:
         chosen = tune(index, target, K)
@@ -86,9 +82,7 @@ def of_set(data: Path, name: str, bits: int, hasher: Hasher, folder: Path) -> tu
         if chosen.oversampling is None:
             continue
         fresh = recall(index.search(embeddings=queries, k=K, rescore="tuned").ids, true)
-        how = f"{chosen.bits} bits, x{chosen.oversampling:g}" + (
-            "" if chosen.reached else " (said: not reached)"
-        )
+        how = f"{chosen.bits} bits, x{chosen.oversampling:g}" + ("" if chosen.reached else " (said: not reached)")
         tuned_rows.append(
             f"| {name} | {bits} | {target} | {how} | {chosen.chosen.recall:.4f} (at least {chosen.chosen.low:.4f}) | "
             f"{share(fresh)} | {fresh.mean() - target:+.4f} |"
@@ -104,11 +98,7 @@ def of_time(folder: Path, items: int = 1_000_000, bits: int = 64, width: int = 3
     with HashIndex.create(folder, bits, keep="int8") as index:
         for start in range(0, items, 1 << 18):
             values = rng.normal(size=(min(1 << 18, items - start), width)).astype(np.float32)
-            index.add(
-                np.arange(start, start + len(values)),
-                Codes.from_logits(values @ directions),
-                embeddings=values,
-            )
+            index.add(np.arange(start, start + len(values)), Codes.from_logits(values @ directions), embeddings=values)
         index.compact()
         index.prepare()
         queries = rng.normal(size=(300, width)).astype(np.float32)
@@ -142,9 +132,7 @@ def of_check(data: Path, name: str) -> list[str]:
         areas.append(roc_auc_score(new, drift.distances))
         shares.append([(drift.distances[part] > drift.threshold).mean() for part in (~new, new)])
     old, fresh = np.mean(shares, axis=0)
-    return [
-        f"| {name} | {np.mean(areas):.3f} ({min(areas):.3f} to {max(areas):.3f}) | {old:.2f} | {fresh:.2f} |"
-    ]
+    return [f"| {name} | {np.mean(areas):.3f} ({min(areas):.3f} to {max(areas):.3f}) | {old:.2f} | {fresh:.2f} |"]
 
 
 def main() -> None:
@@ -173,15 +161,10 @@ def main() -> None:
                     first, second = first + rows, second + tuned
                     print("\n".join(rows + tuned), flush=True)
             text += ["## Recall@10 of the floats (exact search by cosine), all queries of the set", ""]
-            text += [
-                "Models: Hasher(bits=128), defaults, learned from the database; 64 bits are their prefix.",
-                "",
-            ]
+            text += ["Models: Hasher(bits=128), defaults, learned from the database; 64 bits are their prefix.", ""]
             text += ["| set | bits | how | recall@10 |", "|---|---|---|---|", *first, ""]
             text += ["## Recall on demand: queries that were not in the sample", ""]
-            text += [
-                "| set | bits | target | chosen | measured on the index | fresh queries | above the target |"
-            ]
+            text += ["| set | bits | target | chosen | measured on the index | fresh queries | above the target |"]
             text += ["|---|---|---|---|---|---|---|", *second, ""]
         if "time" in parts:
             rows = of_time(Path(place, "time"))
@@ -191,10 +174,7 @@ def main() -> None:
         if "check" in parts:
             rows = [row for name in SETS for row in of_check(arguments.data, name)]
             print("\n".join(rows), flush=True)
-            text += [
-                "## The check: items of left-out classes against items like the learned ones (3 seeds)",
-                "",
-            ]
+            text += ["## The check: items of left-out classes against items like the learned ones (3 seeds)", ""]
             text += ["| set | area under the curve | outside, of learned classes | outside, of others |"]
             text += ["|---|---|---|---|", *rows, ""]
     arguments.output.write_text("\n".join(text))

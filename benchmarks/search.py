@@ -77,9 +77,7 @@ def build(folder: Path, codes: Codes) -> HashIndex:
     return index
 
 
-def asking(
-    index: HashIndex, logits: np.ndarray, part: Callable[[int], slice], metric: str
-) -> Callable[[int], Any]:
+def asking(index: HashIndex, logits: np.ndarray, part: Callable[[int], slice], metric: str) -> Callable[[int], Any]:
     return lambda number: index.search(logits[part(number)], K, metric=metric)
 
 
@@ -102,9 +100,7 @@ def scan_rows(kind: str, codes: Codes, logits: np.ndarray, folder: Path) -> list
                 "read": lambda _: words.max(),
             }
             tasks.update({metric: asking(index, logits, part, metric) for metric in METRICS})
-            found = in_turn(
-                tasks, (21 if few else ROUNDS[size]) if step == 1 else (3 if few else ROUNDS[size])
-            )
+            found = in_turn(tasks, (21 if few else ROUNDS[size]) if step == 1 else (3 if few else ROUNDS[size]))
             times = {name: value / (1 if name == "read" else step) for name, value in found.items()}
             row: Row = {"codes": kind, "items": len(codes), "bits": codes.bits, "queries": size, "ms": times}
             row["engine"] = index.engines()[0]["engine"]
@@ -147,9 +143,7 @@ def filtered(codes: Codes, logits: np.ndarray, folder: Path) -> Row:
             21,
         )
     ms = {name: value / (BATCH if "batch" in name else 1) for name, value in found.items()}
-    ms["SQL"], ms["filtered, first time, after the SQL"] = (
-        1000 * float(np.median(times)) for times in (sql, first)
-    )
+    ms["SQL"], ms["filtered, first time, after the SQL"] = (1000 * float(np.median(times)) for times in (sql, first))
     print("filter to 1 %:", {name: round(value, 3) for name, value in ms.items()}, flush=True)
     return {"items": count, "bits": codes.bits, "selected": 0.01, "ms": ms}
 
@@ -212,14 +206,7 @@ def others(kind: str, codes: Codes, logits: np.ndarray, width: int | None) -> li
         batch = in_turn({"batch": lambda _: search(packed[:step])}, rounds)["batch"] / step
         found = None if distances is None else float((np.sort(distances, 1) <= truth[:step, -1:]).mean())
         rows.append(
-            {
-                "engine": name,
-                "codes": kind,
-                "one_ms": one,
-                "batch_ms": batch,
-                "build_s": built,
-                "recall": found,
-            }
+            {"engine": name, "codes": kind, "one_ms": one, "batch_ms": batch, "build_s": built, "recall": found}
         )
         print(
             f"{kind:6} {name:28} {one:9.3f} ms, batch {batch:9.3f} ms, built in {built:.1f} s, recall@{K} {found}",
@@ -283,8 +270,7 @@ def others(kind: str, codes: Codes, logits: np.ndarray, width: int | None) -> li
         def ask(queries: np.ndarray) -> np.ndarray:
             answers = [
                 connection.execute(
-                    "SELECT bit_count(xor(code, ?::UBIGINT)) AS d FROM codes ORDER BY d, id LIMIT 100",
-                    [int(word)],
+                    "SELECT bit_count(xor(code, ?::UBIGINT)) AS d FROM codes ORDER BY d, id LIMIT 100", [int(word)]
                 ).fetchnumpy()["d"]
                 for word in queries.reshape(-1).view(np.uint64)
             ]
@@ -367,9 +353,7 @@ def by_codes(cluster: Any, queries: Codes, number: int) -> Any:
 
 
 def by_logits(cluster: Any, logits: np.ndarray, number: int) -> Any:
-    return cluster.search(logits[number : number + 1], K, metric="asymmetric_hamming", exact=True).distances[
-        0
-    ]
+    return cluster.search(logits[number : number + 1], K, metric="asymmetric_hamming", exact=True).distances[0]
 
 
 def servers(codes: Codes, logits: np.ndarray) -> list[Row]:
@@ -393,14 +377,7 @@ def servers(codes: Codes, logits: np.ndarray) -> list[Row]:
         found = np.asarray(search(0), np.float64)
         recall = float((np.sort(found) <= truth[0, -1]).mean()) if "Hamming" in name or "bit" in name else 1.0
         rows.append(
-            {
-                "engine": name,
-                "codes": "random",
-                "one_ms": one,
-                "batch_ms": one,
-                "build_s": built,
-                "recall": recall,
-            }
+            {"engine": name, "codes": "random", "one_ms": one, "batch_ms": one, "build_s": built, "recall": recall}
         )
         print(f"{name:44} {one:9.3f} ms, filled in {built:.1f} s, recall@{K} {recall}", flush=True)
 
@@ -445,30 +422,22 @@ def markdown(head: list[str], rows: list[list[Any]]) -> list[str]:
 
 def processor() -> str:
     names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     return f"{names[0]} ({len(names)} cores)" if names else "an unknown processor"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="embeddings, for real codes")
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--many", type=int, default=10_000_000, help="items of the large set of 16 bits")
     parser.add_argument("--width", type=int, default=1280, help="of the floats that are compared; 0: none")
-    parser.add_argument(
-        "--servers", action="store_true", help="PostgreSQL, pgvector and Milvus too (tests/servers)"
-    )
+    parser.add_argument("--servers", action="store_true", help="PostgreSQL, pgvector and Milvus too (tests/servers)")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     arguments = parser.parse_args()
     shown = (
-        "python benchmarks/search.py"
-        + (" --data D.npz" if arguments.data else "")
-        + " --servers" * arguments.servers
+        "python benchmarks/search.py" + (" --data D.npz" if arguments.data else "") + " --servers" * arguments.servers
     )
     if arguments.out:
         shown += f" --out {arguments.out}"
@@ -495,9 +464,7 @@ def main() -> None:
             result["duplicates"] = duplicates("random", codes, folder)
             if real is not None:
                 result["duplicates"] += duplicates("real", real[0].prefix(64), folder)
-                result["others"] = others(
-                    "real", real[0].prefix(64), np.ascontiguousarray(real[1][:, :64]), None
-                )
+                result["others"] = others("real", real[0].prefix(64), np.ascontiguousarray(real[1][:, :64]), None)
             else:
                 result["others"] = []
             result["others"] += others("random", codes, logits, arguments.width or None)

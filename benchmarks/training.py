@@ -54,9 +54,7 @@ def plain_loop(X: Tensor, bits: int, epochs: int, batch: int = 256, weight_decay
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="embedding file; without one, 7,242 x 1,280 random numbers")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--runs", type=int, default=3)
@@ -96,9 +94,7 @@ def main() -> None:
         "seconds_of_2000_items": few_seconds,
         "encoded_a_second": rate,
     }
-    print(
-        f"crovca {medians['crovca']:.1f} s, plain loop {medians['plain']:.1f} s, ratio {result['ratio']:.2f}"
-    )
+    print(f"crovca {medians['crovca']:.1f} s, plain loop {medians['plain']:.1f} s, ratio {result['ratio']:.2f}")
     print(f"defaults on {len(few):,} items {few_seconds:.1f} s, {rate:,.0f} items encoded a second")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")

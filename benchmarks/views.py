@@ -38,17 +38,14 @@ def train(pairing: Any, preset: bool, data: Embeddings, bits: int, seed: int) ->
 
 def quality(hasher: Hasher, database: Embeddings, queries: Embeddings) -> float:
     items, asked = (
-        Encoded(hasher.encode(part), part.ids, part.labels, hasher.logits(part))
-        for part in (database, queries)
+        Encoded(hasher.encode(part), part.ids, part.labels, hasher.logits(part)) for part in (database, queries)
     )
     found = evaluate(asked, items, k=K, metrics_=["asymmetric_hamming"]).to_dict()
     return 100 * float(found["lengths"][0]["map"]["asymmetric_hamming"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("views", "database", "query"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
@@ -61,19 +58,13 @@ def main() -> None:
         for bits in BITS:
             started = time.perf_counter()
             found = [
-                quality(train(pairing, preset, data, bits, seed), database, queries)
-                for seed in range(arguments.seeds)
+                quality(train(pairing, preset, data, bits, seed), database, queries) for seed in range(arguments.seeds)
             ]
             seconds = (time.perf_counter() - started) / arguments.seeds
             rows.append({"method": name, "bits": bits, "map": found, "seconds": seconds})
-            print(
-                f"{name:36} {bits:3} bits: {np.mean(found):.1f} +- {np.std(found):.1f} ({seconds:.1f} s)",
-                flush=True,
-            )
+            print(f"{name:36} {bits:3} bits: {np.mean(found):.1f} +- {np.std(found):.1f} ({seconds:.1f} s)", flush=True)
     if arguments.out:
-        command = (
-            f"python benchmarks/views.py --views VIEWS --database D.npz --query Q.npz --out {arguments.out}"
-        )
+        command = f"python benchmarks/views.py --views VIEWS --database D.npz --query Q.npz --out {arguments.out}"
         result = {"command": command, "k": K, "epochs": EPOCHS, "seeds": arguments.seeds, "rows": rows}
         arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
         lines = [
@@ -84,11 +75,7 @@ def main() -> None:
             "|---" * (len(BITS) + 1) + "|",
         ]
         for name in METHODS:
-            cells = [
-                f"{np.mean(row['map']):.1f} ± {np.std(row['map']):.1f}"
-                for row in rows
-                if row["method"] == name
-            ]
+            cells = [f"{np.mean(row['map']):.1f} ± {np.std(row['map']):.1f}" for row in rows if row["method"] == name]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         arguments.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 

@@ -28,14 +28,7 @@ from crovca.codes import Codes
 from crovca.data.embeddings import as_embeddings, load_embeddings
 from crovca.data.encoded import Encoded
 from crovca.data.store import save_store
-from crovca.errors import (
-    ConfigError,
-    CrovcaError,
-    CrovcaWarning,
-    FileFormatError,
-    InvalidInputError,
-    StorageError,
-)
+from crovca.errors import ConfigError, CrovcaError, CrovcaWarning, FileFormatError, InvalidInputError, StorageError
 from crovca.files import atomic_directory, atomic_file, load_arrays
 from crovca.hasher import Hasher
 from crovca.hashing.neighbors import find_neighbors
@@ -141,9 +134,7 @@ def test_other_dtypes_are_converted(folder, accepts, models, dtype):
 
 
 def test_fewer_items_than_a_batch_make_a_smaller_batch(accepts):
-    accepts(
-        "train", "x.npz", "-o", "m", *QUICK, note="batches of 40: there are fewer items than batch_size = 256"
-    )
+    accepts("train", "x.npz", "-o", "m", *QUICK, note="batches of 40: there are fewer items than batch_size = 256")
 
 
 def test_zero_and_constant_rows_are_kept_and_never_neighbors(folder, accepts):
@@ -264,15 +255,7 @@ def test_labels_of_different_kinds_are_refused(folder, refuses, models, ours, th
 
 def test_unequal_numbers_of_images_and_texts_are_refused(folder, refuses):
     np.savez("texts.npz", embeddings=TEXTS[:39])
-    refuses(
-        "train",
-        "--images",
-        "x.npz",
-        "--texts",
-        "texts.npz",
-        *QUICK,
-        match=r"as many rows each, got \[40, 39\]",
-    )
+    refuses("train", "--images", "x.npz", "--texts", "texts.npz", *QUICK, match=r"as many rows each, got \[40, 39\]")
 
 
 # Refused: the files
@@ -293,9 +276,7 @@ def test_files_that_are_missing_empty_or_something_else_are_refused(folder, refu
     Path(name).touch()
     refuses("train", name, "-o", "m", *QUICK, match=f"bad{suffix} is empty")
     Path(name).write_text("1.0,2.0,3.0\n" * 50)
-    refuses(
-        "train", name, "-o", "m", *QUICK, match=f"bad{suffix} is not a readable {suffix} .*may be truncated"
-    )
+    refuses("train", name, "-o", "m", *QUICK, match=f"bad{suffix} is not a readable {suffix} .*may be truncated")
     shutil.copy("x.npz" if suffix != ".npz" else sys.executable, name)
     refuses("train", name, "-o", "m", *QUICK, match=f"bad{suffix} is not a readable {suffix}")
 
@@ -304,9 +285,7 @@ def test_missing_files_are_refused_by_every_command(refuses, models):
     refuses("encode", models.model, "no.npz", match="no.npz does not exist")
     refuses("encode", "no-model", "x.npz", match="model no-model does not exist; expected a folder")
     refuses("encode", "x.npz", "x.npz", match="model x.npz is a file; expected a folder")
-    refuses(
-        "evaluate", models.model, "--database", "no.npz", "--query", "x.npz", match="no.npz does not exist"
-    )
+    refuses("evaluate", models.model, "--database", "no.npz", "--query", "x.npz", match="no.npz does not exist")
     refuses("train", "--images", "x.npz", "--texts", "no.npz", match="no.npz does not exist")
     refuses("train", f"{'long' * 100}.npz", "-o", "m", match="cannot read or write .*: File name too long")
 
@@ -314,9 +293,7 @@ def test_missing_files_are_refused_by_every_command(refuses, models):
 @pytest.mark.parametrize("name", ["x.csv", "x", "x.npz.gz"])
 def test_unknown_suffixes_are_refused(folder, refuses, name):
     shutil.copy("x.npz", name)
-    refuses(
-        "train", name, "-o", "m", *QUICK, match="unknown kind of embedding file; expected one of .npz, .npy"
-    )
+    refuses("train", name, "-o", "m", *QUICK, match="unknown kind of embedding file; expected one of .npz, .npy")
 
 
 def test_a_tampered_npz_is_refused(folder, refuses):
@@ -353,9 +330,7 @@ def test_object_arrays_in_npz_are_never_unpickled(folder, refuses, key):
 
 def test_object_arrays_in_npy_are_never_unpickled(folder, refuses):
     np.save("bad.npy", np.array([Bomb()] * 40))
-    refuses(
-        "train", "bad.npy", "-o", "m", *QUICK, match="bad.npy is an object array, which is never unpickled"
-    )
+    refuses("train", "bad.npy", "-o", "m", *QUICK, match="bad.npy is an object array, which is never unpickled")
     Path("bad.npy").write_bytes(pickle.dumps(Bomb()))
     refuses("train", "bad.npy", "-o", "m", *QUICK, match="bad.npy is not a readable .npy")
     Path("bad.npz").write_bytes(pickle.dumps(Bomb()))
@@ -393,9 +368,7 @@ BAD_PARQUET: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_parquet_is_refused(folder, refuses, name):
     columns, match = BAD_PARQUET[name]
     write_parquet("bad.parquet", **columns)
-    refuses(
-        "train", "bad.parquet", "-o", "m", *QUICK, match=f"bad.parquet: .*{match}|bad.parquet has {match}"
-    )
+    refuses("train", "bad.parquet", "-o", "m", *QUICK, match=f"bad.parquet: .*{match}|bad.parquet has {match}")
 
 
 def test_a_column_that_stands_twice_is_refused(folder, refuses):
@@ -652,15 +625,7 @@ def test_force_replaces_earlier_results_only(folder, refuses, accepts, models):
     refuses("train", "x.npz", "-o", "photos", "--force", *QUICK, match=foreign)
     refuses("encode", models.model, "x.npz", "-o", "photos", "--force", match=foreign)
     refuses("demo", "--report", "photos", "--force", match=foreign)
-    refuses(
-        "train",
-        "x.npz",
-        "-o",
-        "note.txt",
-        "--force",
-        *QUICK,
-        match="note.txt is a file, which --force does not",
-    )
+    refuses("train", "x.npz", "-o", "note.txt", "--force", *QUICK, match="note.txt is a file, which --force does not")
     replaced = "would replace the input"
     refuses("train", "x.npz", "-o", "x.npz", "--force", *QUICK, match=replaced)
     refuses("encode", models.model, "x.npz", "-o", "x.npz", "--force", match=replaced)
@@ -690,16 +655,7 @@ def test_reports_are_replaced_only_with_force(folder, refuses, accepts, models):
     Path("report").mkdir()
     Path("report/old.txt").write_text("old")
     Path("report/metrics.json").write_text("{}")
-    command = (
-        "evaluate",
-        models.model,
-        "--database",
-        "labeled.npz",
-        "--query",
-        "labeled.npz",
-        "--report",
-        "report",
-    )
+    command = ("evaluate", models.model, "--database", "labeled.npz", "--query", "labeled.npz", "--report", "report")
     refuses(*command, match="report exists already; .*--force to replace it")
     refuses("demo", "--report", "report", match="report exists already; .*--force to replace it")
     accepts(*command, "--force")
@@ -770,9 +726,7 @@ def test_a_full_disk_keeps_what_stood_there(folder, refuses, accepts, models):
     with files_of_at_most(60):
         refuses("encode", "m", "x.npz", "--force", match="cannot write codes.npz: .*nothing was written")
     with files_of_at_most(5000):
-        refuses(
-            "train", "x.npz", "-o", "m", "--bits", "256", "--epochs", "1", "--force", match="cannot write"
-        )
+        refuses("train", "x.npz", "-o", "m", "--bits", "256", "--epochs", "1", "--force", match="cannot write")
 
 
 def test_a_full_disk_in_a_process_of_its_own(folder, models):
@@ -788,9 +742,7 @@ def test_a_full_disk_in_a_process_of_its_own(folder, models):
         preexec_fn=little_space,
         check=False,
     )
-    check_refusal(
-        (done.returncode, done.stdout, done.stderr), "cannot write codes.npz: File too large; nothing"
-    )
+    check_refusal((done.returncode, done.stdout, done.stderr), "cannot write codes.npz: File too large; nothing")
     assert contents(folder) == before
 
 

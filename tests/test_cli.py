@@ -57,25 +57,12 @@ def run_json(capsys, *arguments):
 
 
 def test_train_says_what_it_chose(folder, tmp_path, capsys):
-    found = run_json(
-        capsys, "train", folder / "database.npz", "--epochs", "1", "--bits", "20", "-o", tmp_path / "m"
-    )
+    found = run_json(capsys, "train", folder / "database.npz", "--epochs", "1", "--bits", "20", "-o", tmp_path / "m")
     assert found["pairing"] == ["classes"]
     assert found["lengths"] == [16, 20]
-    assert any(
-        "has labels: learning its classes (--unsupervised leaves them unused)" in n for n in found["notes"]
-    )
+    assert any("has labels: learning its classes (--unsupervised leaves them unused)" in n for n in found["notes"])
     found = run_json(
-        capsys,
-        "train",
-        folder / "database.npz",
-        "--unsupervised",
-        "--epochs",
-        "1",
-        "--bits",
-        "8",
-        "-o",
-        tmp_path / "n",
+        capsys, "train", folder / "database.npz", "--unsupervised", "--epochs", "1", "--bits", "8", "-o", tmp_path / "n"
     )
     assert found["pairing"] == ["neighbors"]
     assert "the labels in database.npz are not used" in found["notes"]
@@ -84,12 +71,7 @@ def test_train_says_what_it_chose(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "lengths"),
-    [
-        (["--no-nested"], (32,)),
-        (["--nested", "4,9"], (4, 9, 32)),
-        ([], (16, 32)),
-        (["--preset", "small"], (32,)),
-    ],
+    [(["--no-nested"], (32,)), (["--nested", "4,9"], (4, 9, 32)), ([], (16, 32)), (["--preset", "small"], (32,))],
 )
 def test_lengths(folder, tmp_path, flags, lengths):
     run("train", folder / "database.npz", "--bits", "32", "--epochs", "1", *flags, "-o", tmp_path / "m")
@@ -103,9 +85,7 @@ def test_presets_train_as_in_the_paper(folder, tmp_path):
 
 
 def test_encode_writes_codes_with_ids_and_labels(folder, tmp_path, capsys):
-    found = run_json(
-        capsys, "encode", folder / "model", folder / "query.npz", "--bits", "16", "-o", tmp_path / "c.npz"
-    )
+    found = run_json(capsys, "encode", folder / "model", folder / "query.npz", "--bits", "16", "-o", tmp_path / "c.npz")
     assert (found["items"], found["bits"], found["bytes_per_item"]) == (40, 16, 2)
     codes = Encoded.load(tmp_path / "c.npz")
     data = np.load(folder / "query.npz")
@@ -146,17 +126,7 @@ def test_evaluate_without_labels(folder, tmp_path, capsys):
 def test_evaluate_holds_out_classes(folder, tmp_path, capsys):
     """A model of the same parameters learns half of the classes, or of the cells where there are no labels."""
     both = ["--database", folder / "database.npz", "--query", folder / "query.npz", "--bits", "8"]
-    run(
-        "train",
-        folder / "database.npz",
-        "--unsupervised",
-        "--bits",
-        "16",
-        "--epochs",
-        "2",
-        "-o",
-        tmp_path / "m",
-    )
+    run("train", folder / "database.npz", "--unsupervised", "--bits", "16", "--epochs", "2", "-o", tmp_path / "m")
     found = run_json(capsys, "evaluate", tmp_path / "m", *both, "--hold-out-classes", "0.5", "--seed", "1")
     five = found["five_measures"]
     assert five["labeled"]
@@ -167,26 +137,15 @@ def test_evaluate_holds_out_classes(folder, tmp_path, capsys):
     ours = five["methods"]["model"]["8"]
     assert ours["seen"]["map"] == pytest.approx(found["lengths"][0]["map"]["asymmetric_hamming"])
     assert ours["seen"]["order"] == pytest.approx(found["lengths"][0]["float_neighbour_recall"]["10@100"])
-    _, new, _ = make_situations(
-        load_embeddings(folder / "database.npz"), load_embeddings(folder / "query.npz"), seed=1
-    )
+    _, new, _ = make_situations(load_embeddings(folder / "database.npz"), load_embeddings(folder / "query.npz"), seed=1)
     fresh = clone(Hasher.load(tmp_path / "m")).fit(new.learned.values)
-    expected = Judge(new).of_codes(
-        fresh.logits(new.asked.values)[:, :8], fresh.encode(new.searched.values).prefix(8)
-    )
+    expected = Judge(new).of_codes(fresh.logits(new.asked.values)[:, :8], fresh.encode(new.searched.values).prefix(8))
     assert ours["new"]["map"] == pytest.approx(expected.map)
     assert five["float"]["mixed"]["order"] == 1
 
     for name in ("database", "query"):
         np.savez(tmp_path / f"{name}.npz", embeddings=np.load(folder / f"{name}.npz")["embeddings"])
-    bare = [
-        "--database",
-        tmp_path / "database.npz",
-        "--query",
-        tmp_path / "query.npz",
-        "--hold-out-classes",
-        "0.5",
-    ]
+    bare = ["--database", tmp_path / "database.npz", "--query", tmp_path / "query.npz", "--hold-out-classes", "0.5"]
     run("evaluate", tmp_path / "m", *bare, "--bits", "8,16")
     printed = capsys.readouterr().out
     assert "seen, new, mixed: order" in printed
@@ -214,14 +173,7 @@ def test_evaluate_prints_a_table(folder, capsys):
     capsys.readouterr()
     run("evaluate", folder / "model", "--database", folder / "database.npz", "--query", folder / "query.npz")
     printed = capsys.readouterr().out
-    for text in (
-        "mAP@160",
-        "float, centered",
-        "16 bits",
-        "32 bits",
-        "A random order scores",
-        "distinct codes",
-    ):
+    for text in ("mAP@160", "float, centered", "16 bits", "32 bits", "A random order scores", "distinct codes"):
         assert text in printed
 
 
@@ -297,9 +249,7 @@ def test_help(command, capsys):
 
 
 def test_the_installed_command_and_its_version():
-    done = subprocess.run(
-        [sys.executable, "-m", "crovca.cli.main", "--version"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "crovca.cli.main", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "crovca 0.1.0\n")
 
 

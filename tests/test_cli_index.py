@@ -80,9 +80,7 @@ def test_a_folder_of_images_is_searched_after_one_command(photos, tmp_path, caps
     assert distances == sorted(distances)
     assert {hit["metadata"]["label"] for hit in result["hits"]} <= {"red", "blue"}
     # The same as from Python, through embeddings of the query.
-    by_text = run_json(
-        capsys, "search", tmp_path / "index", "--text", "a cat", "--where", "label = 'blue'", "-k", "3"
-    )
+    by_text = run_json(capsys, "search", tmp_path / "index", "--text", "a cat", "--where", "label = 'blue'", "-k", "3")
     assert all(hit["id"].startswith("blue/") for hit in by_text["results"][0]["hits"])
     added = run_json(capsys, "index", "add", tmp_path / "index", photos / "images", "--replace")
     assert (added["added"], added["replaced"]) == (0, 24)
@@ -112,17 +110,7 @@ def album(photos, tmp_path):
     (tmp_path / "album").mkdir()
     for number in range(16):
         shutil.copy(next(photos.glob(f"images/*/{number}.png")), tmp_path / "album")
-    run(
-        "index",
-        "build",
-        tmp_path / "album",
-        "--encoder",
-        photos / "clip",
-        "--bits",
-        "8",
-        "-o",
-        tmp_path / "index",
-    )
+    run("index", "build", tmp_path / "album", "--encoder", photos / "clip", "--bits", "8", "-o", tmp_path / "index")
     return tmp_path / "album"
 
 
@@ -162,9 +150,7 @@ def test_force_replaces_no_folder_of_something_else(photos, album, tmp_path, cap
     assert len(list((source / "photos").iterdir())) == 17
 
 
-def test_images_whose_ids_are_known_are_refused_before_they_are_embedded(
-    photos, album, tmp_path, capsys, monkeypatch
-):
+def test_images_whose_ids_are_known_are_refused_before_they_are_embedded(photos, album, tmp_path, capsys, monkeypatch):
     import shutil
 
     from crovca.encoders.encoder import Encoder
@@ -174,9 +160,7 @@ def test_images_whose_ids_are_known_are_refused_before_they_are_embedded(
 
     with monkeypatch.context() as patch:
         patch.setattr(Encoder, "load", unwanted)
-        assert "16 of 16 ids are in the index already" in fails(
-            capsys, "index", "add", tmp_path / "index", album
-        )
+        assert "16 of 16 ids are in the index already" in fails(capsys, "index", "add", tmp_path / "index", album)
     assert not list(tmp_path.glob("*.adding-*"))
     # Another encoder's embeddings are refused: which it is is seen only after embedding.
     for file in album.iterdir():
@@ -256,11 +240,7 @@ def test_search_by_embeddings_gives_what_python_gives(folder, capsys):
         expected = index.search(logits, 7)
     assert [result["query"] for result in found["results"]] == more["ids"].tolist()
     assert [[hit["id"] for hit in result["hits"]] for result in found["results"]] == expected.ids.tolist()
-    same = [
-        hit["metadata"]["label"] == result["query"][:3]
-        for result in found["results"]
-        for hit in result["hits"]
-    ]
+    same = [hit["metadata"]["label"] == result["query"][:3] for result in found["results"] for hit in result["hits"]]
     assert np.mean(same) > 0.8
 
 
@@ -270,9 +250,7 @@ def test_search_by_id_and_condition(folder, capsys):
     assert found["scoring"] == "hamming"
     for result in found["results"]:
         assert result["query"] not in [hit["id"] for hit in result["hits"]]
-        assert all(
-            hit["metadata"]["year"] < 1950 and hit["metadata"]["place"] == "Bern" for hit in result["hits"]
-        )
+        assert all(hit["metadata"]["year"] < 1950 and hit["metadata"]["place"] == "Bern" for hit in result["hits"])
     run("search", folder / "index", "--id", "cat/2.jpg")
     text = capsys.readouterr().out
     assert "distance" in text and "place" in text and "1 query over 200 items: searched in" in text
@@ -294,9 +272,7 @@ def test_an_index_is_built_from_codes_alone(folder, tmp_path, capsys):
     run("index", "build", folder / "codes.npz", "-o", tmp_path / "index")
     assert "crovca search" in capsys.readouterr().out
     assert run_json(capsys, "search", tmp_path / "index", "--id", "ant/0.jpg")["results"][0]["hits"]
-    assert "holds no model" in fails(
-        capsys, "search", tmp_path / "index", "--embeddings", folder / "more.npz"
-    )
+    assert "holds no model" in fails(capsys, "search", tmp_path / "index", "--embeddings", folder / "more.npz")
     assert "holds no model" in fails(capsys, "index", "add", tmp_path / "index", folder / "more.npz")
     found = run_json(
         capsys, "search", tmp_path / "index", "--embeddings", folder / "more.npz", "--model", folder / "model"
@@ -309,9 +285,7 @@ def test_an_index_is_built_from_codes_alone(folder, tmp_path, capsys):
 
 
 def test_an_index_without_a_model_learns_one(folder, tmp_path, capsys):
-    built = run_json(
-        capsys, "index", "build", folder / "database.npz", "--bits", "16", "-o", tmp_path / "index"
-    )
+    built = run_json(capsys, "index", "build", folder / "database.npz", "--bits", "16", "-o", tmp_path / "index")
     assert built["bits"] == 16
     assert run_json(capsys, "index", "info", tmp_path / "index")["model"] is True
     assert run_json(capsys, "search", tmp_path / "index", "--embeddings", folder / "more.npz")["results"]
@@ -320,9 +294,7 @@ def test_an_index_without_a_model_learns_one(folder, tmp_path, capsys):
 def test_add_delete_compact_verify_info(folder, index, capsys):
     added = run_json(capsys, "index", "add", index, folder / "more.npz")
     assert (added["added"], added["items"]) == (40, 240)
-    assert "40 of 40 ids are in the index already" in fails(
-        capsys, "index", "add", index, folder / "more.npz"
-    )
+    assert "40 of 40 ids are in the index already" in fails(capsys, "index", "add", index, folder / "more.npz")
     assert run_json(capsys, "index", "add", index, folder / "more.npz", "--replace")["replaced"] == 40
     assert run_json(capsys, "index", "delete", index, "ant/0.jpg", "nobody")["deleted"] == 1
     assert run_json(capsys, "index", "delete", index, "--where", "label = 'bee'")["deleted"] == 60
@@ -379,14 +351,8 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(folder, index, tmp_
         (("index", "build", folder, *out), "give --encoder"),
         (("index", "build", database, "--model", tmp_path / "none", *out), "none"),
         (("index", "build", database, "--model", model, "--bits", "64", *out), "between 1 and 32"),
-        (
-            ("index", "build", database, "--model", model, "--metadata", tmp_path / "bad.csv", *out),
-            "no column 'id'",
-        ),
-        (
-            ("index", "build", database, "--model", model, "--metadata", tmp_path / "twice.csv", *out),
-            "occurs twice",
-        ),
+        (("index", "build", database, "--model", model, "--metadata", tmp_path / "bad.csv", *out), "no column 'id'"),
+        (("index", "build", database, "--model", model, "--metadata", tmp_path / "twice.csv", *out), "occurs twice"),
         (("index", "build", database, "-o", index), "exists already"),
         (("index", "build", database, "-o", folder, "--force"), "replace"),
         (("index", "info", tmp_path / "none"), "is not an index"),
@@ -403,10 +369,7 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(folder, index, tmp_
         (("search", index, "--text", "x"), "give --text-encoder"),
         (("search", index, "--embeddings", folder / "codes.npz"), "embeddings"),
         (("search", index, "--embeddings", folder / "more.npz", "-k", "0"), "at least 1"),
-        (
-            ("search", index, "--embeddings", folder / "more.npz", "--engine", "buckets"),
-            "takes codes of 1 to 24 bits",
-        ),
+        (("search", index, "--embeddings", folder / "more.npz", "--engine", "buckets"), "takes codes of 1 to 24 bits"),
     ]
     for arguments, message in cases:
         assert message in fails(capsys, *arguments), arguments
@@ -435,9 +398,7 @@ def test_an_index_is_built_anew_when_its_photographs_change(photos, tmp_path, ca
 
 def test_two_writers_get_a_clear_line(folder, index, capsys):
     with HashIndex.open(index, writable=True):
-        assert f"being written by process {os.getpid()}" in fails(
-            capsys, "index", "delete", index, "ant/0.jpg"
-        )
+        assert f"being written by process {os.getpid()}" in fails(capsys, "index", "delete", index, "ant/0.jpg")
 
 
 def test_a_killed_build_leaves_no_index_and_is_repeated(folder, tmp_path):
@@ -481,15 +442,7 @@ def test_metadata_that_lacks_some_items_is_noted_once(folder, tmp_path, capsys, 
     from crovca.archive import ingest
 
     monkeypatch.setattr(ingest, "_BLOCK", 64)
-    run(
-        "index",
-        "build",
-        folder / "codes.npz",
-        "--metadata",
-        folder / "metadata.csv",
-        "-o",
-        tmp_path / "index",
-    )
+    run("index", "build", folder / "codes.npz", "--metadata", folder / "metadata.csv", "-o", tmp_path / "index")
     error = capsys.readouterr().err
     assert error.count("in the metadata") == 1 and "50 of 200 items are not in the metadata" in error
 
@@ -534,14 +487,10 @@ def test_ids_that_are_whole_numbers(tmp_path, capsys):
 
 def test_an_index_given_twice_is_refused(folder, tmp_path, capsys):
     (tmp_path / "link").symlink_to(folder / "index")
-    assert "link is given twice" in fails(
-        capsys, "search", folder / "index", tmp_path / "link", "--id", "ant/0.jpg"
-    )
+    assert "link is given twice" in fails(capsys, "search", folder / "index", tmp_path / "link", "--id", "ant/0.jpg")
 
 
-@pytest.mark.parametrize(
-    "option", [("--engine", "scan"), ("--model", "somewhere"), ("--text-encoder", "somewhere")]
-)
+@pytest.mark.parametrize("option", [("--engine", "scan"), ("--model", "somewhere"), ("--text-encoder", "somewhere")])
 def test_what_encodes_does_not_go_with_ids(folder, capsys, option):
     assert f"{option[0]} does not go with --id" in fails(
         capsys, "search", folder / "index", "--id", "ant/0.jpg", *option
@@ -562,15 +511,7 @@ def test_a_piped_table_is_complete(tmp_path, capsys):
     Encoded(Codes.from_bits(np.eye(3, 16, dtype=bool)), ids).save(tmp_path / "codes.npz")
     lines = ["id,one,two", *(f"{one},{'a' * 150},{'b' * 150}" for one in ids)]
     (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
-    run(
-        "index",
-        "build",
-        tmp_path / "codes.npz",
-        "--metadata",
-        tmp_path / "metadata.csv",
-        "-o",
-        tmp_path / "index",
-    )
+    run("index", "build", tmp_path / "codes.npz", "--metadata", tmp_path / "metadata.csv", "-o", tmp_path / "index")
     assert "KiB" in capsys.readouterr().out
     run("search", tmp_path / "index", "--id", ids[0])
     lines = capsys.readouterr().out.splitlines()

@@ -7,9 +7,7 @@ from hypothesis.extra import numpy as hnp
 from crovca.codes import Codes
 from crovca.errors import FileFormatError, InvalidInputError
 
-bit_arrays = st.tuples(st.integers(0, 12), st.integers(1, 70)).flatmap(
-    lambda shape: hnp.arrays(np.bool_, shape)
-)
+bit_arrays = st.tuples(st.integers(0, 12), st.integers(1, 70)).flatmap(lambda shape: hnp.arrays(np.bool_, shape))
 
 
 @given(bits=bit_arrays)

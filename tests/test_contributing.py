@@ -11,9 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-EXAMPLES = re.findall(
-    r"^### ([^\n]*?): (\d) files?[^\n]*\n(.*?)(?=^### |\Z)", GUIDE, re.MULTILINE | re.DOTALL
-)
+EXAMPLES = re.findall(r"^### ([^\n]*?): (\d) files?[^\n]*\n(.*?)(?=^### |\Z)", GUIDE, re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"(?:^`(src/[^`\n]+)`\n)?^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 RUN = """
@@ -81,12 +79,7 @@ def test_every_example_works(tmp_path):
         (tmp_path / "tries" / f"{title}.py").write_text(text, "utf-8")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'src'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(
-        [sys.executable, "-c", RUN],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", RUN], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert "failed" not in ran.stdout, ran.stdout
     assert ran.stdout.count("passed") == len(EXAMPLES), ran.stdout + ran.stderr

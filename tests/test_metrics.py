@@ -78,10 +78,7 @@ def _expected(name, query, codes):
 
 def test_a_new_score_is_searched_evaluated_and_offered_with_nothing_but_its_row(tempered, tmp_path, capsys):
     rng = np.random.default_rng(1)
-    logits, query = (
-        rng.normal(size=(300, BITS)).astype(np.float32),
-        rng.normal(size=(4, BITS)).astype(np.float32),
-    )
+    logits, query = (rng.normal(size=(300, BITS)).astype(np.float32), rng.normal(size=(4, BITS)).astype(np.float32))
     codes = Codes.from_logits(logits)
     expected = np.sort(_expected(tempered, query, codes), axis=1)
 
@@ -102,9 +99,7 @@ def test_a_new_score_is_searched_evaluated_and_offered_with_nothing_but_its_row(
     np.testing.assert_allclose(answer.distances, expected[:, :10], rtol=1e-6)
 
     labels = rng.integers(0, 3, 300)
-    result = evaluate(
-        Encoded(codes[:4], labels=labels[:4], logits=query), Encoded(codes, labels=labels), k=20
-    )
+    result = evaluate(Encoded(codes[:4], labels=labels[:4], logits=query), Encoded(codes, labels=labels), k=20)
     assert result.to_dict()["lengths"][0]["map"][tempered] == result.lengths[0].map_of(tempered) > 0
     assert result.to_dict()["lengths"][0]["map"]["symmetric_bce"] is None  # no logits of the items
 

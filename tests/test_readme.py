@@ -59,9 +59,7 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(
-    "path", sorted((README.parent / "examples").glob("*.py")), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", sorted((README.parent / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_run_and_are_short(path):
     assert len(path.read_text("utf-8").splitlines()) < 80
     subprocess.run([sys.executable, str(path)], check=True, capture_output=True)

@@ -18,8 +18,6 @@ import numpy.typing as npt
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.files import load_arrays, save_arrays
 
-__all__ = ["MAX_BITS", "Codes", "check_bits"]
-
 MAX_BITS = 4096
 
 _Rows = SupportsIndex | slice | npt.NDArray[Any] | Sequence[int]
@@ -68,9 +66,7 @@ class Codes:
             raise InvalidInputError(f"packed codes must be a numpy array of uint8, got {got}")
         width = _byte_width(bits)
         if packed.ndim != 2 or packed.shape[1] != width:
-            raise InvalidInputError(
-                f"packed codes of {bits} bits must have shape (n, {width}), got {packed.shape}"
-            )
+            raise InvalidInputError(f"packed codes of {bits} bits must have shape (n, {width}), got {packed.shape}")
         padding = width * 8 - bits
         if padding and packed.size and (packed[:, -1] & ((1 << padding) - 1)).any():
             raise InvalidInputError(

@@ -25,30 +25,8 @@ import re
 import sys
 from typing import Any
 
-__all__ = [
-    "ConfigError",
-    "CrovcaError",
-    "CrovcaWarning",
-    "EncoderError",
-    "FileFormatError",
-    "InvalidInputError",
-    "MissingDependencyError",
-    "NotFittedError",
-    "OutputExistsError",
-    "ServerError",
-    "StorageError",
-    "TrainingError",
-    "WorkerError",
-    "needed",
-    "one_line",
-    "printable",
-    "reason_of",
-]
-
 # Controls (but tab and line feed), what turns the direction of text, and surrogates.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:

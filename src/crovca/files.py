@@ -28,26 +28,6 @@ import numpy.typing as npt
 
 from crovca.errors import ConfigError, FileFormatError, OutputExistsError, StorageError
 
-__all__ = [
-    "array_names",
-    "atomic_directory",
-    "atomic_file",
-    "check_output",
-    "load_arrays",
-    "locked",
-    "open_npy",
-    "open_regular",
-    "parse_json",
-    "read_json",
-    "read_lines",
-    "read_text",
-    "remove",
-    "save_arrays",
-    "sha256",
-    "split_lines",
-    "write_json",
-]
-
 _MAX_JSON = 64 << 20  # bytes
 _MAX_TEXT = 1 << 30
 _MAX_MEMBERS = 1000  # arrays in an .npz
@@ -230,9 +210,7 @@ def read_text(path: Path, what: str, *, most: int = _MAX_TEXT) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FileFormatError(
-            f"{what}: {path} is not UTF-8 text ({error.reason} at byte {error.start:,})"
-        ) from error
+        raise FileFormatError(f"{what}: {path} is not UTF-8 text ({error.reason} at byte {error.start:,})") from error
 
 
 def read_lines(path: Path, what: str) -> list[str]:
@@ -287,9 +265,7 @@ def array_names(path: Path) -> list[str]:
         return sorted(members[1])
 
 
-def load_arrays(
-    path: Path, *, required: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, npt.NDArray[Any]]:
+def load_arrays(path: Path, *, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, npt.NDArray[Any]]:
     """Read the named arrays of an ``.npz`` and no others, never unpickling anything.
 
     What an array says of its size is compared with the archive before memory is taken for it.
@@ -413,9 +389,7 @@ def _npy_header(file: IO[bytes], size: int, what: str) -> tuple[tuple[int, ...],
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
-        raise FileFormatError(
-            f"{what} is an object array, which is never unpickled; save plain numbers or strings"
-        )
+        raise FileFormatError(f"{what} is an object array, which is never unpickled; save plain numbers or strings")
     if dtype.kind == "V":
         raise FileFormatError(
             f"{what} holds raw values of {dtype.itemsize} bytes, as numpy writes bfloat16 and float8 (.npy has no "
@@ -425,9 +399,7 @@ def _npy_header(file: IO[bytes], size: int, what: str) -> tuple[tuple[int, ...],
         raise ValueError(f"shape {shape}")
     needed = math.prod(shape) * dtype.itemsize
     if needed != size - file.tell():
-        raise ValueError(
-            f"shape {shape} of {dtype} takes {needed:,} bytes, the file has {size - file.tell():,}"
-        )
+        raise ValueError(f"shape {shape} of {dtype} takes {needed:,} bytes, the file has {size - file.tell():,}")
     return shape, fortran, dtype
 
 

@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from crovca.errors import InvalidInputError
 
-__all__ = ["as_ids", "id_hashes", "order_by_hash", "splitmix64", "tie_order"]
-
 Int64 = npt.NDArray[np.int64]
 
 MAX_ID_LENGTH = 4096
@@ -55,8 +53,7 @@ def as_ids(ids: Any, *, longest: int | None = MAX_ID_LENGTH) -> npt.NDArray[Any]
 
 def _beyond(number: int) -> InvalidInputError:
     return InvalidInputError(
-        f"ids must be strings or 64-bit whole numbers from -2^63 to 2^63 - 1, got {number}; "
-        "give larger ones as text"
+        f"ids must be strings or 64-bit whole numbers from -2^63 to 2^63 - 1, got {number}; give larger ones as text"
     )
 
 
@@ -67,9 +64,7 @@ def _checked(ids: list[Any], longest: int | None) -> Any:
     if all(isinstance(item, str) for item in ids):
         for item in ids:
             if (longest is not None and len(item) > longest) or item.endswith("\0"):
-                most = (
-                    f"{longest:,} characters at most, and not end" if longest else "any length, but not end"
-                )
+                most = f"{longest:,} characters at most, and not end" if longest else "any length, but not end"
                 raise InvalidInputError(f"ids may have {most} in a zero character; got {item[:40]!r}")
         width = max(map(len, ids))
         spare = 4 * (len(ids) * width - sum(map(len, ids))) > _PADDED
@@ -133,9 +128,7 @@ def id_hashes(ids: npt.NDArray[Any], seed: int = 0) -> npt.NDArray[np.uint64]:
     lengths = np.array([len(item) for item in encoded], np.uint64)
     counts = -(-lengths.astype(np.int64) // 8)
     starts = np.cumsum(counts) - counts
-    joined = b"".join(
-        [item.ljust(8 * count, b"\0") for item, count in zip(encoded, counts.tolist(), strict=True)]
-    )
+    joined = b"".join([item.ljust(8 * count, b"\0") for item, count in zip(encoded, counts.tolist(), strict=True)])
     words = np.frombuffer(joined, "<u8")
     order = np.argsort(-counts, kind="stable")
     left = np.searchsorted(-counts[order], -np.arange(1, counts.max(initial=0) + 1), side="right")

@@ -20,8 +20,6 @@ import numpy.typing as npt
 
 from crovca.errors import InvalidInputError
 
-__all__ = ["METRICS", "REPORTED", "ItemTerm", "Metric", "get_metric", "of_codes"]
-
 Float64 = npt.NDArray[np.float64]
 
 
@@ -88,11 +86,7 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(
-            "hamming",
-            "Hamming",
-            "sum_j [z_j > 0] != y_j: differing bits of the codes of Eq. 4",
-            _hamming,
-            whole=True,
+            "hamming", "Hamming", "sum_j [z_j > 0] != y_j: differing bits of the codes of Eq. 4", _hamming, whole=True
         ),
         Metric(
             "asymmetric_hamming",

@@ -20,9 +20,7 @@ def archive(folders, tmp_path_factory):
     root = tmp_path_factory.mktemp("archive")
     write_all(root / "photos", {f"{number}.png": as_bytes(picture(number)) for number in range(12)})
     write_all(root, {"broken.png": b"no image"})
-    found = crovca.embed(
-        root / "photos", str(folders["CLIP"][0]), root / "store", dtype="float32", stored="float32"
-    )
+    found = crovca.embed(root / "photos", str(folders["CLIP"][0]), root / "store", dtype="float32", stored="float32")
     hasher = Hasher(bits=8, epochs=1).fit(found.embeddings.values[:])
     return root, hasher, describe_encoder(found.job.to_dict()), found.embeddings.values[:]
 
@@ -31,9 +29,7 @@ def test_an_image_loads_the_image_tower_alone_and_once(archive, monkeypatch):
     root, hasher, described, values = archive
     loaded = []
     load = Encoder.load
-    monkeypatch.setattr(
-        Encoder, "load", lambda source, **options: loaded.append(source) or load(source, **options)
-    )
+    monkeypatch.setattr(Encoder, "load", lambda source, **options: loaded.append(source) or load(source, **options))
     monkeypatch.setattr(TextEncoder, "load", lambda *_, **__: pytest.fail("the text tower was loaded"))
     encoders._KEPT.clear()
     files = [root / "photos" / f"{number}.png" for number in (3, 11)]

@@ -100,9 +100,7 @@ def test_refit_learns_what_is_in_the_index_now(folder, index):
     made = refit(index, observer=Silent())
     assert (made.items, made.bits, made.keep) == (800, 32, "int8")
     assert not check_index(index, folder / "new.npz").advised
-    assert (
-        before.search(embeddings=queries, k=5).ids == answers.ids
-    ).all()  # the old codes, with the old model
+    assert (before.search(embeddings=queries, k=5).ids == answers.ids).all()  # the old codes, with the old model
     assert (before.search(before.view().model.logits(queries), 5).ids == answers.ids).all()
     assert before.refresh()
     hasher = Hasher.load(before.model_folder)
@@ -119,16 +117,7 @@ def test_refit_learns_what_is_in_the_index_now(folder, index):
 
 def test_refit_changes_the_encoder_the_length_and_what_is_kept(folder, index, capsys):
     said = run_json(
-        capsys,
-        "index",
-        "refit",
-        index,
-        "--embeddings",
-        folder / "other.npz",
-        "--bits",
-        "16",
-        "--keep",
-        "float16",
+        capsys, "index", "refit", index, "--embeddings", folder / "other.npz", "--bits", "16", "--keep", "float16"
     )
     assert (said["items"], said["bits"], said["keep"]) == (600, 16, "float16")
     with HashIndex.open(index) as opened, np.load(folder / "other.npz") as other:

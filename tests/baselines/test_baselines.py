@@ -67,9 +67,7 @@ def test_supervised_methods_need_labels(found):
         made(found).fit(X)
 
 
-@pytest.mark.parametrize(
-    "found", [r for r in BASELINES if r.method.seeds is None], ids=lambda found: found.name
-)
+@pytest.mark.parametrize("found", [r for r in BASELINES if r.method.seeds is None], ids=lambda found: found.name)
 def test_seeds_differ(found):
     one, other = (made(found, seed).fit(X, Y) for seed in (0, 1))
     if isinstance(one, BinaryBaseline):

@@ -225,9 +225,7 @@ def test_rabitq_estimates_distances():
     assert np.corrcoef(true.ravel(), estimate.ravel())[0, 1] > 0.8
     assert abs(float((estimate - true).mean())) < 0.1  # unbiased
     assert RaBitQ(72).fit(X).bytes_per_item == 9
-    with pytest.raises(
-        InvalidInputError, match=r"8 bytes of .* at least 72 bits.* meant for 128 or more.* 64 were"
-    ):
+    with pytest.raises(InvalidInputError, match=r"8 bytes of .* at least 72 bits.* meant for 128 or more.* 64 were"):
         RaBitQ(64).fit(X)
 
 
@@ -255,9 +253,7 @@ def test_multi_bit_rabitq_s_estimate_is_that_of_a_vector_of_the_grid(method, bit
         assert y @ o == pytest.approx(o @ o, abs=1e-5)
         assert np.array_equal(np.sign(y), np.sign(o))
         levels = np.arange(2 ** (bits - 1)) + 0.5
-        scaled = (
-            np.abs(y)[None] * levels[:, None] / np.abs(y).max()
-        )  # for each level that the largest may have
+        scaled = np.abs(y)[None] * levels[:, None] / np.abs(y).max()  # for each level that the largest may have
         assert np.abs(scaled[:, :, None] - levels).min(axis=2).max(axis=1).min() < 1e-4
     with pytest.raises(InvalidInputError, match=r"20 bytes of corrections .* at least 176 bits"):
         method(128).fit(X)
@@ -393,9 +389,7 @@ def test_greedyhash():
     given = batch()
     codes = torch.from_numpy(signs(given.logits[0].detach().numpy()))
     squares = [(b - x) ** 2 for b, x in zip(halves(codes), halves(given.inputs), strict=True)]
-    assert GreedyHashLoss()(given).item() == pytest.approx(
-        np.mean(squares) + 0.1 * penalty(given.logits), rel=1e-6
-    )
+    assert GreedyHashLoss()(given).item() == pytest.approx(np.mean(squares) + 0.1 * penalty(given.logits), rel=1e-6)
 
 
 def test_greedyhash_supervised():
@@ -420,9 +414,7 @@ def test_bihalf():
     found = bihalf_codes(given.logits[0])
     assert np.array_equal(found.detach().numpy(), codes)
     assert (codes.sum(axis=0) == 0).all()
-    squares = [
-        (b - x) ** 2 for b, x in zip(halves(torch.from_numpy(codes)), halves(given.inputs), strict=True)
-    ]
+    squares = [(b - x) ** 2 for b, x in zip(halves(torch.from_numpy(codes)), halves(given.inputs), strict=True)]
     assert BiHalfLoss()(given).item() == pytest.approx(np.mean(squares), rel=1e-6)
     weights = torch.randn(8, 6, dtype=torch.float64)
     (found * weights).sum().backward()
@@ -489,8 +481,7 @@ def test_fppq():
     for z, y in zip(given.logits[0].detach().numpy(), labels, strict=True):
         of_classes.append(cosface([cosine(z, w) for w in classifier], y, 0.4))
         of_words += [
-            cosface([cosine(z[3 * m : 3 * m + 3], w) for w in centroids[m]], codes[y, m], 0.2)
-            for m in range(2)
+            cosface([cosine(z[3 * m : 3 * m + 3], w) for w in centroids[m]], codes[y, m], 0.2) for m in range(2)
         ]
     assert loss(given).item() == pytest.approx(np.mean(of_classes) + np.mean(of_words), rel=1e-5)
 
@@ -542,9 +533,7 @@ def test_ddbh_boundary_preserving_loss():
     found = boundary_preserving_loss(u, v, torch.from_numpy(similar))
     assert found.item() == pytest.approx(np.mean(rows), rel=1e-6)
 
-    total = sum(
-        boundary_preserving_loss(a, b, torch.from_numpy(similar)).item() for a, b in ((u, u), (v, v), (u, v))
-    )
+    total = sum(boundary_preserving_loss(a, b, torch.from_numpy(similar)).item() for a, b in ((u, u), (v, v), (u, v)))
     for codes in (u.numpy(), v.numpy()):
         gaps = (codes - np.sign(codes)) ** 2
         total += 0.1 * np.mean([gaps[similar[i]].sum(axis=0) for i in range(12)])

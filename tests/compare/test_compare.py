@@ -87,13 +87,9 @@ def test_five_measures_are_those_of_the_situations(state):
     for situation in situations:
         method.fit(situation.learned.values)
         judge = Judge(situation)
-        measured = judge.of_codes(
-            method.logits(situation.asked.values), method.encode(situation.searched.values)
-        )
+        measured = judge.of_codes(method.logits(situation.asked.values), method.encode(situation.searched.values))
         assert cell[situation.name] == measured.to_dict()
-    assert cell["seen"]["map"] == pytest.approx(
-        state.cells["itq/16/1"]["scores"]["asymmetric_hamming"]["map"]
-    )
+    assert cell["seen"]["map"] == pytest.approx(state.cells["itq/16/1"]["scores"]["asymmetric_hamming"]["map"])
     own = state.cells[f"float_centered/{32 * 20}/0"]["measures"]
     assert own["seen"]["order"] == pytest.approx(1, abs=0.01)
     assert own["new"]["distinct"] is None
@@ -115,9 +111,7 @@ def test_a_rerun_does_only_what_is_missing(state, monkeypatch):
     for method in (ITQ, PCA):
         fit = method.fit
         monkeypatch.setattr(
-            method,
-            "fit",
-            lambda self, X, y=None, fit=fit: (fitted.append((type(self), self.bits)), fit(self, X, y))[1],
+            method, "fit", lambda self, X, y=None, fit=fit: (fitted.append((type(self), self.bits)), fit(self, X, y))[1]
         )
     kept = json.loads(json.dumps(state.to_dict()))
     saved = []
@@ -125,9 +119,7 @@ def test_a_rerun_does_only_what_is_missing(state, monkeypatch):
         DATABASE, QUERY, lengths=(8, 12, 16), methods=QUICK, seeds=2, kept=kept,
         save=lambda s: saved.append(dict(s.cells)),
     )  # fmt: skip
-    assert sorted(fitted, key=str) == sorted(
-        2 * [(PCA, 12), (ITQ, 12), (ITQ, 12)], key=str
-    )  # and without half
+    assert sorted(fitted, key=str) == sorted(2 * [(PCA, 12), (ITQ, 12), (ITQ, 12)], key=str)  # and without half
     assert {key: again.cells[key] for key in state.cells if "rabitq" not in key} == {
         key: cell for key, cell in kept["cells"].items() if "rabitq" not in key
     }
@@ -252,10 +244,7 @@ def test_marks_name_the_best_of_a_kind_and_what_is_level():
     assert [column.name for column in columns_of(state)][:2] == ["seen", "order"]
     text = conclusion(state)
     assert text.count(".\n") == 0
-    assert (
-        "Best at 16 bits, in %: without labels to learn from seen PQ (64.5), order ITQ (90.0); with labels"
-        in text
-    )
+    assert "Best at 16 bits, in %: without labels to learn from seen PQ (64.5), order ITQ (90.0); with labels" in text
     failed = {"method": "pq", "bits": 16, "seed": 1, "failed": "why"}
     assert marked(of_cells(cell("pq", 16, 0, 0.9), failed, cell("itq", 16, 0, 0.5)), "seen") == {"itq": "*"}
     assert conclusion(of_cells()) == "No method with a length of its own was measured."
@@ -284,9 +273,7 @@ def test_a_seed_that_failed_is_seen(monkeypatch):
 
 def test_no_number_of_ours_hangs_on_what_else_is_asked_for():
     alone = compare(DATABASE, QUERY, lengths=(16,), methods=["crovca"], seeds=1, epochs=2)
-    beside = compare(
-        DATABASE, QUERY, lengths=(8, 16, 32), methods=["crovca"], seeds=1, epochs=2, kept=alone.to_dict()
-    )
+    beside = compare(DATABASE, QUERY, lengths=(8, 16, 32), methods=["crovca"], seeds=1, epochs=2, kept=alone.to_dict())
     whole = compare(DATABASE, QUERY, lengths=(8, 16, 32), methods=["crovca"], seeds=1, epochs=2)
     for bits in (8, 16, 32):
         key = f"crovca/{bits}/0"
@@ -403,25 +390,14 @@ def test_a_lock_that_was_removed_is_not_taken_for_the_one_that_stands_there(tmp_
 
 def test_the_command_says_where_an_item_answers_itself(files, capsys):
     (files / "copy.npz").write_bytes((files / "bare.npz").read_bytes())
-    call = [
-        "--database",
-        files / "bare.npz",
-        "--query",
-        files / "copy.npz",
-        "--bits",
-        "8",
-        "--methods",
-        "pca",
-    ]
+    call = ["--database", files / "bare.npz", "--query", files / "copy.npz", "--bits", "8", "--methods", "pca"]
     _, _, err = run(capsys, *call)
     assert "40 queries are in the database number for number" in " ".join(err.split())
 
 
 def test_the_page_says_how_it_was_run(files, capsys):
     call = ["--database", files / "d.npz", "--query", files / "q.npz", "--bits", "8", "--methods", "sdc"]
-    run(
-        capsys, *call, "--train", files / "q.npz", "--seeds", "1", "--epochs", "1", "--report", files / "page"
-    )
+    run(capsys, *call, "--train", files / "q.npz", "--seeds", "1", "--epochs", "1", "--report", files / "page")
     page = (files / "page" / "index.html").read_text()
     assert "40 queries on 300 items, learned from 40 others, 1 epochs, a random order scores" in page
 
@@ -453,9 +429,7 @@ def test_the_command_without_labels(files, capsys):
 )
 def test_the_command_refuses_in_one_line(files, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(files)
-    (files / "other.json").write_text(
-        json.dumps({"format": 4, "fingerprint": "x", "cells": {}, "version": "0.0"})
-    )
+    (files / "other.json").write_text(json.dumps({"format": 4, "fingerprint": "x", "cells": {}, "version": "0.0"}))
     (files / "broken.json").write_text("{")
     (files / "strange.json").write_text('{"a": 1}')
     methods = [] if "--methods" in arguments else ["--methods", "pca"]

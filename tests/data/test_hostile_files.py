@@ -71,9 +71,7 @@ def test_sizes_that_an_array_declares_are_compared(tmp_path, name):
 
 def test_only_arrays_that_are_asked_for_are_read(tmp_path):
     packed, bits = as_npy(np.zeros((2, 2), np.uint8)), as_npy(np.int64(16))
-    write_npz(
-        tmp_path / "c.npz", packed=packed, bits=bits, other=npy_header("|O", "(2,)") + b"cos\nsystem\n."
-    )
+    write_npz(tmp_path / "c.npz", packed=packed, bits=bits, other=npy_header("|O", "(2,)") + b"cos\nsystem\n.")
     assert len(Codes.load(tmp_path / "c.npz")) == 2
     with pytest.raises(FileFormatError, match="'other', which no file of codes has"):
         Encoded.load(tmp_path / "c.npz")
@@ -166,10 +164,7 @@ def test_a_lock_does_not_follow_a_link(tmp_path):
 
 def test_lists_of_more_numbers_than_offsets_count(monkeypatch):
     """Joined, the chunks of such a column do not fit Arrow's lists; here two chunks stand for them."""
-    halves = [
-        pa.array(X[:4].tolist(), pa.list_(pa.float32())),
-        pa.array(X[4:].tolist(), pa.list_(pa.float32())),
-    ]
+    halves = [pa.array(X[:4].tolist(), pa.list_(pa.float32())), pa.array(X[4:].tolist(), pa.list_(pa.float32()))]
     table = pa.table({"embeddings": pa.chunked_array(halves)})
     monkeypatch.setattr(pa, "concat_arrays", None)
     np.testing.assert_array_equal(column(table, "embeddings", "x"), X)
@@ -189,8 +184,7 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_lists_of_every_kind(tmp_path, name):
     pq.write_table(
-        pa.table({"embeddings": KINDS[name], "id": pa.array(list("abcdef"), pa.string_view())}),
-        tmp_path / "e.parquet",
+        pa.table({"embeddings": KINDS[name], "id": pa.array(list("abcdef"), pa.string_view())}), tmp_path / "e.parquet"
     )
     found = load_embeddings(tmp_path / "e.parquet")
     np.testing.assert_allclose(found.values, X, rtol=1e-3)
@@ -252,8 +246,7 @@ HUGE = np.array([1, 2**63 + 5, 2**64 - 1], np.uint64)
 def test_whole_numbers_beyond_int64_are_refused_at_every_entrance(tmp_path):
     np.savez(tmp_path / "e.npz", embeddings=X[:3], ids=HUGE)
     pq.write_table(
-        pa.table({"embeddings": pa.array(X[:3].tolist(), pa.list_(pa.float32())), "ids": HUGE}),
-        tmp_path / "e.parquet",
+        pa.table({"embeddings": pa.array(X[:3].tolist(), pa.list_(pa.float32())), "ids": HUGE}), tmp_path / "e.parquet"
     )
     packed = Codes.from_logits(X[:3])
     np.savez(tmp_path / "c.npz", packed=packed.packed, bits=4, ids=HUGE)
@@ -277,9 +270,7 @@ def test_text_that_holds_no_characters_is_refused():
         ids.view(np.uint32)[1] = point
         with pytest.raises(InvalidInputError, match="damaged Unicode"):
             as_embeddings(X[:3], ids=ids)
-    assert as_embeddings(X[:3], ids=np.array(list("abc"), np.dtypes.StringDType())).ids.tolist() == list(
-        "abc"
-    )
+    assert as_embeddings(X[:3], ids=np.array(list("abc"), np.dtypes.StringDType())).ids.tolist() == list("abc")
 
 
 def test_what_is_no_array_of_numbers_is_refused():
@@ -373,10 +364,7 @@ def test_terminals_are_not_commanded(tmp_path):
     assert shown.count(printable(EVIL)) == 4
     assert "\x1b]" not in shown
     assert "\u202e" not in shown
-    assert (
-        printable("façade \U0001f469\u200d\U0001f680 日本\tx\ny")
-        == "façade \U0001f469\u200d\U0001f680 日本\tx\ny"
-    )
+    assert printable("façade \U0001f469\u200d\U0001f680 日本\tx\ny") == "façade \U0001f469\u200d\U0001f680 日本\tx\ny"
 
 
 def test_figures_draw_labels_as_they_stand():

@@ -44,9 +44,7 @@ def write_coco(root):
     (root / "annotations").mkdir()
     for part, rows in (("val", range(0, 12, 2)), ("train", range(1, 12, 2))):
         images = [{"id": row, "file_name": names[row].split("/")[1]} for row in rows]
-        images.append(
-            {"id": 99, "file_name": f"COCO_{part}2014_bare.jpg"}
-        )  # without an instance: in no split
+        images.append({"id": 99, "file_name": f"COCO_{part}2014_bare.jpg"})  # without an instance: in no split
         instances = [
             {"image_id": row, "category_id": categories[category], "iscrowd": 0}
             for row in rows
@@ -89,9 +87,7 @@ def write_nuswide21(root):
     (root / "database.txt").write_text(lines(names[1:], labels[1:]))
     for part, rows in (("database", [3, 1, 0]), ("test", [2, 4, 5])):
         (root / f"{part}_img.txt").write_text("".join(f"{names[row]}\n" for row in rows))
-        (root / f"{part}_label_onehot.txt").write_text(
-            "".join(" ".join(map(str, labels[row])) + "\n" for row in rows)
-        )
+        (root / f"{part}_label_onehot.txt").write_text("".join(" ".join(map(str, labels[row])) + "\n" for row in rows))
     (root / "All_Tags.txt").write_text("1000      sea  sky \n1001   \n1002 été\n1003 dog\n")
     return small("nuswide21", 2, 5, 1, classes=3)
 

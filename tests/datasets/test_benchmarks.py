@@ -11,14 +11,7 @@ from scipy.io import savemat
 from crovca.datasets import PROTOCOLS, open_dataset, pin_checksums, rebuild_database, survey
 from crovca.datasets.splits import export_splits
 from crovca.errors import ConfigError, FileFormatError, OutputExistsError
-from tests.datasets.copies import (
-    small,
-    touch,
-    write_coco,
-    write_flickr25k,
-    write_imagenet100,
-    write_nuswide21,
-)
+from tests.datasets.copies import small, touch, write_coco, write_flickr25k, write_imagenet100, write_nuswide21
 
 WRITERS = {
     "coco": write_coco,
@@ -43,9 +36,7 @@ def refused(name, folder, protocol, match):
 
 def as_set(dataset, split):
     found = dataset.splits[split]
-    return {
-        (path, tuple(np.atleast_1d(label))) for path, label in zip(found.paths, found.labels, strict=True)
-    }
+    return {(path, tuple(np.atleast_1d(label))) for path, label in zip(found.paths, found.labels, strict=True)}
 
 
 def test_a_copy_is_listed(copy):
@@ -69,10 +60,7 @@ def test_a_missing_image_is_named(copy):
     for image in folder.rglob(line.rsplit("/")[-1]):
         image.unlink()
     refused(
-        name,
-        folder,
-        protocol,
-        rf"{name}: 1 of the \d images of the split 'query' are not below .*{line}; get .*http",
+        name, folder, protocol, rf"{name}: 1 of the \d images of the split 'query' are not below .*{line}; get .*http"
     )
 
 
@@ -81,10 +69,7 @@ def test_all_missing_split_files_are_named(copy):
     (folder / "train.txt").unlink()
     (folder / "database.txt").unlink()
     refused(
-        name,
-        folder,
-        protocol,
-        r"train.txt, database.txt are missing .*raw/ab14068/data/.*/train.txt.*/database.txt",
+        name, folder, protocol, r"train.txt, database.txt are missing .*raw/ab14068/data/.*/train.txt.*/database.txt"
     )
 
 
@@ -93,10 +78,7 @@ def test_a_wrong_count_is_said_before_images_are_looked_for(copy):
     shutil.rmtree(next(path for path in folder.iterdir() if path.is_dir() and path.name != "annotations"))
     counts = {**protocol.counts, "database": 117}
     refused(
-        name,
-        folder,
-        replace(protocol, counts=counts),
-        r"database.txt lists \d+ images, expected 117; fetch it again",
+        name, folder, replace(protocol, counts=counts), r"database.txt lists \d+ images, expected 117; fetch it again"
     )
 
 
@@ -113,17 +95,13 @@ def test_pinned_checksums_are_compared(copy):
     open_dataset(name, folder, protocol=protocol)
     text = (folder / "train.txt").read_text()
     (folder / "train.txt").write_text(text.rstrip("\n"))  # the same items in other bytes
-    refused(
-        name, folder, protocol, "train.txt has the sha256 checksum .*, expected .*damaged or another version"
-    )
+    refused(name, folder, protocol, "train.txt has the sha256 checksum .*, expected .*damaged or another version")
 
 
 def test_published_checksums_are_compared(tmp_path):
     protocol = write_flickr25k(tmp_path / "f")
     protocol = replace(protocol, checksums={"train.txt": "md5:00000000000000000000000000000000"})
-    refused(
-        "flickr25k", tmp_path / "f", protocol, "train.txt has the md5 checksum [0-9a-f]{32}, expected 0{32};"
-    )
+    refused("flickr25k", tmp_path / "f", protocol, "train.txt has the md5 checksum [0-9a-f]{32}, expected 0{32};")
 
 
 @pytest.mark.parametrize("name", ["coco", "imagenet100", "nuswide21"])
@@ -179,10 +157,7 @@ def test_coco_has_captions(tmp_path):
     assert queries.captions.items.tolist() == [0, 0, 1, 1]
     (tmp_path / "c/annotations/captions_val2014.json").unlink()
     assert open_dataset("coco", tmp_path / "c", protocol=protocol).splits["query"].captions is None
-    for broken, match in (
-        ("{}", "is not a captions file of COCO \\(no 'annotations'\\)"),
-        ("[", "not valid JSON"),
-    ):
+    for broken, match in (("{}", "is not a captions file of COCO \\(no 'annotations'\\)"), ("[", "not valid JSON")):
         (tmp_path / "c/annotations/captions_val2014.json").write_text(broken)
         refused("coco", tmp_path / "c", protocol, match)
 
@@ -205,14 +180,9 @@ def test_tags_are_texts(tmp_path):
 def test_items_without_a_label_are_counted(tmp_path):
     protocol = write_flickr25k(tmp_path / "f")
     refused(
-        "flickr25k",
-        tmp_path / "f",
-        replace(protocol, unlabeled={}),
-        "'query' has 1 items without a label, expected 0",
+        "flickr25k", tmp_path / "f", replace(protocol, unlabeled={}), "'query' has 1 items without a label, expected 0"
     )
-    refused(
-        "flickr25k", tmp_path / "f", replace(protocol, unlabeled={"query": 2}), "without a label, expected 2"
-    )
+    refused("flickr25k", tmp_path / "f", replace(protocol, unlabeled={"query": 2}), "without a label, expected 2")
 
 
 def test_imagenet100_in_the_usual_folders(tmp_path):
@@ -252,9 +222,7 @@ def imagenet1k(tmp_path):
     touch(folder, [f"train/{synset}/{synset}_{number}.JPEG" for synset in synsets for number in (1, 2)])
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(18)]
     touch(folder, [f"val/{synsets[number % 3]}/{name}" for number, name in enumerate(names)])
-    solution = [
-        f"{name.removesuffix('.JPEG')},{synsets[number % 3]} 1 2 3 4" for number, name in enumerate(names)
-    ]
+    solution = [f"{name.removesuffix('.JPEG')},{synsets[number % 3]} 1 2 3 4" for number, name in enumerate(names)]
     (folder / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *solution[::-1]]))
     (folder / "LOC_synset_mapping.txt").write_text(
         "n00000001 tench, Tinca tinca\nn00000009 crane\nn00000002 great white shark, white shark\n"
@@ -266,9 +234,7 @@ def test_imagenet1k_takes_five_queries_a_class(imagenet1k):
     protocol = replace(small("imagenet1k", 6, 3, 15), classes=3, per_class={"query": 5, "database": 1})
     sorted_by_class = open_dataset("imagenet1k", imagenet1k, protocol=protocol)
     queries = sorted_by_class.splits["query"]
-    assert queries.paths[:2].tolist() == [
-        f"val/n00000001/ILSVRC2012_val_0000000{number}.JPEG" for number in (0, 3)
-    ]
+    assert queries.paths[:2].tolist() == [f"val/n00000001/ILSVRC2012_val_0000000{number}.JPEG" for number in (0, 3)]
     assert queries.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert sorted_by_class.splits["database"].paths[2] == "val/n00000009/ILSVRC2012_val_00000017.JPEG"
     for image in list((imagenet1k / "val").rglob("*.JPEG")):
@@ -280,12 +246,7 @@ def test_imagenet1k_takes_five_queries_a_class(imagenet1k):
         path.rsplit("/")[-1] for path in queries.paths
     ]
     (imagenet1k / "LOC_val_solution.csv").unlink()
-    refused(
-        "imagenet1k",
-        imagenet1k,
-        protocol,
-        "LOC_val_solution.csv is missing .* or sort val into folders by synset",
-    )
+    refused("imagenet1k", imagenet1k, protocol, "LOC_val_solution.csv is missing .* or sort val into folders by synset")
 
 
 def test_imagenet1k_counts(imagenet1k):
@@ -296,10 +257,7 @@ def test_imagenet1k_counts(imagenet1k):
 
 def test_imagenet1k_prompts(imagenet1k, tmp_path):
     protocol = replace(
-        PROTOCOLS["imagenet1k-text"],
-        classes=3,
-        counts={"database": 18, "query": 3},
-        per_class={"database": 6},
+        PROTOCOLS["imagenet1k-text"], classes=3, counts={"database": 18, "query": 3}, per_class={"database": 6}
     )
     dataset = open_dataset("imagenet1k-text", imagenet1k, protocol=protocol)
     assert dataset.splits["query"].captions.texts == (
@@ -337,10 +295,7 @@ def test_flickr30k(tmp_path, kind):
     [
         (lambda rows: rows[:-1], "'100.jpg' has 4 captions, expected 5"),
         (lambda rows: [*rows, rows[0]], "line 6: '100.jpg' has two captions of number 0"),
-        (
-            lambda rows: [*rows[:2], "garbage"],
-            "line 3: expected an image, a number and a caption, got 'garbage'",
-        ),
+        (lambda rows: [*rows[:2], "garbage"], "line 3: expected an image, a number and a caption, got 'garbage'"),
     ],
 )
 def test_flickr30k_captions_that_do_not_fit(tmp_path, change, message):
@@ -352,9 +307,7 @@ def test_flickr30k_captions_that_do_not_fit(tmp_path, change, message):
 
 def test_coco_text_takes_five_captions(tmp_path):
     images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in (9, 4)]
-    notes = [
-        {"id": -row, "image_id": image, "caption": f"{image} {row}"} for image in (4, 9) for row in range(7)
-    ]
+    notes = [{"id": -row, "image_id": image, "caption": f"{image} {row}"} for image in (4, 9) for row in range(7)]
     touch(tmp_path, [f"val2017/{image['file_name']}" for image in images])
     (tmp_path / "annotations").mkdir()
     file = tmp_path / "annotations/captions_val2017.json"

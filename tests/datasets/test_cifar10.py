@@ -149,13 +149,7 @@ def test_an_export_is_a_copy_of_the_archive(folder, tmp_path):
     assert (out / "test.txt").read_text().splitlines() == [
         f"{path} {label}" for path, label in zip(query.paths, query.labels, strict=True)
     ]
-    assert sorted(path.name for path in out.iterdir()) == [
-        "database.txt",
-        "test",
-        "test.txt",
-        "train",
-        "train.txt",
-    ]
+    assert sorted(path.name for path in out.iterdir()) == ["database.txt", "test", "test.txt", "train", "train.txt"]
     with pytest.raises(OutputExistsError):
         export_cifar10(folder, out, protocol=SMALL)
     with pytest.raises(ConfigError, match="nothing to export"):
@@ -189,11 +183,7 @@ def test_a_killed_export_goes_on(tmp_path):
         )
         process.stdout.readline()
         while process.poll() is None:
-            if (
-                partial.exists()
-                and len(list(partial.glob(".done/data_*"))) >= wanted
-                and any(partial.rglob("*.png"))
-            ):
+            if partial.exists() and len(list(partial.glob(".done/data_*"))) >= wanted and any(partial.rglob("*.png")):
                 break
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
@@ -205,11 +195,7 @@ def test_a_killed_export_goes_on(tmp_path):
     first = {path: path.stat().st_mtime_ns for path in (partial / "train/frog").glob("0000*.png")}
     for name in ("killed", "whole"):
         subprocess.run(
-            [sys.executable, "-c", code, name],
-            cwd=tmp_path,
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
+            [sys.executable, "-c", code, name], cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL
         )
     assert not partial.exists()
     assert fingerprint(tmp_path / "killed") == fingerprint(tmp_path / "whole")
@@ -278,11 +264,7 @@ def test_damaged_archives_are_refused(tmp_path):
     refused(tmp_path / "c", "has no cifar-10-batches-bin/test_batch.bin")
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     refused(tmp_path / "c", "is not a readable archive .*truncated")
-    refused(
-        tmp_path / "c",
-        "has the md5 checksum .*, expected c32a1d4ab5d03f1284b67883e8d87530",
-        PROTOCOLS["cifar10"],
-    )
+    refused(tmp_path / "c", "has the md5 checksum .*, expected c32a1d4ab5d03f1284b67883e8d87530", PROTOCOLS["cifar10"])
 
 
 class Evil:

@@ -95,9 +95,7 @@ def splits_of(train, database, query):
     ],
 )
 def test_splits_are_compared_with_each_other(nested, splits, message):
-    protocol = replace(
-        PROTOCOLS["coco"], counts={"train": 1, "database": 2, "query": 1}, train_in_database=nested
-    )
+    protocol = replace(PROTOCOLS["coco"], counts={"train": 1, "database": 2, "query": 1}, train_in_database=nested)
     if message is None:
         check_splits(protocol, splits_of(*splits))
         return

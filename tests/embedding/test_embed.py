@@ -165,9 +165,7 @@ def test_blocks_come_in_the_order_of_the_rows(photos, folders):
     (views,) = embed_blocks(source, tower, [0, 1], views=3)
     assert views.embeddings.shape == (2, 3, tower.width)
     assert list(embed_blocks(source, tower, [])) == []
-    assert next(iter(embed_blocks(source, tower, batch_size=1))).rows == [
-        0
-    ]  # who stops early leaves no thread behind
+    assert next(iter(embed_blocks(source, tower, batch_size=1))).rows == [0]  # who stops early leaves no thread behind
 
 
 def test_blocks_of_texts(folders):

@@ -24,13 +24,7 @@ from crovca.embedding.job import Job, Origin, begin_job
 from crovca.embedding.pipeline import embed_shard, finish, make_worker, missing_shards, plan_job, summarize
 from crovca.embedding.runners import Rank, find_rank, run_processes, run_ray
 from crovca.encoders.encoder import Encoder, TextEncoder
-from crovca.errors import (
-    ConfigError,
-    CrovcaError,
-    FileFormatError,
-    InvalidInputError,
-    WorkerError,
-)
+from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, WorkerError
 from tests.pictures import as_bytes, broken_files, good_files, make_special, picture, write_all
 
 pytest.importorskip("transformers")
@@ -59,15 +53,7 @@ def job_of(source_path, encoder, modality="images", **settings):
     tower, name = encoder
     origin = Origin(modality, str(source_path))
     source = origin.open()
-    asked = {
-        "v": 1,
-        "seed": 0,
-        "stored": "float16",
-        "shard_size": 5,
-        "batch_size": 3,
-        "threads": 1,
-        **settings,
-    }
+    asked = {"v": 1, "seed": 0, "stored": "float16", "shard_size": 5, "batch_size": 3, "threads": 1, **settings}
     job = plan_job(origin, source, tower, name, None, asked)
     return job, make_worker(job, source, tower)
 
@@ -82,9 +68,7 @@ def embed_all(job, worker, store):
 
 def content(store):
     """Every file of a store with its bytes."""
-    return {
-        str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()
-    }
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -174,16 +158,7 @@ def test_the_command_killed_and_given_again(photos, folders, tmp_path):
         "--dtype", "float32",
     ]  # fmt: skip
     store = tmp_path / "store"
-    command = [
-        sys.executable,
-        "-m",
-        "crovca.cli.main",
-        *map(str, arguments),
-        "--workers",
-        "2",
-        "-o",
-        str(store),
-    ]
+    command = [sys.executable, "-m", "crovca.cli.main", *map(str, arguments), "--workers", "2", "-o", str(store)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     while not list(store.glob("part-*")) and process.poll() is None:
         time.sleep(0.005)
@@ -218,15 +193,11 @@ def refuses(capsys, *arguments, match, status=2):
 def test_views_do_not_depend_on_batches_and_shards(photos, vit, tmp_path):
     one = load_embeddings(embed_all(*job_of(photos, vit, v=3, stored="float32"), tmp_path / "one"))
     other = load_embeddings(
-        embed_all(
-            *job_of(photos, vit, v=3, stored="float32", shard_size=100, batch_size=8), tmp_path / "other"
-        )
+        embed_all(*job_of(photos, vit, v=3, stored="float32", shard_size=100, batch_size=8), tmp_path / "other")
     )
     assert one.values.shape == (35, 3, 32)
     assert np.allclose(one.values[:], other.values[:], atol=1e-5)  # the model's sums differ, the views do not
-    seeded = load_embeddings(
-        embed_all(*job_of(photos, vit, v=3, stored="float32", seed=1), tmp_path / "seeded")
-    )
+    seeded = load_embeddings(embed_all(*job_of(photos, vit, v=3, stored="float32", seed=1), tmp_path / "seeded"))
     assert not np.allclose(one.values[:], seeded.values[:], atol=1e-2)
     assert np.abs(one.values[:][:, 0] - one.values[:][:, 1]).max() > 1e-2
 
@@ -302,10 +273,7 @@ def test_ray_gives_the_parts_of_the_local_run(photos, vit, tmp_path):
         os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
         paths = os.pathsep.join(path for path in sys.path if path)
         ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": paths}},
+            num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}}
         )
         try:
             run_ray(job, store, range(job.shards), counted.append, workers=2)
@@ -352,8 +320,7 @@ def test_a_folder_of_fifty_kinds_of_broken_files(folders, tmp_path, capsys):
 
 def test_a_part_in_which_nothing_can_be_read(vit, tmp_path):
     write_all(
-        tmp_path / "in",
-        {f"a{i}.jpg": b"" for i in range(6)} | {f"b{i}.jpg": as_bytes(picture(i)) for i in range(6)},
+        tmp_path / "in", {f"a{i}.jpg": b"" for i in range(6)} | {f"b{i}.jpg": as_bytes(picture(i)) for i in range(6)}
     )
     store = embed_all(*job_of(tmp_path / "in", vit, shard_size=4), tmp_path / "store")
     assert json.loads((store / "manifest.json").read_text())["parts"][0]["rows"] == 0
@@ -403,14 +370,9 @@ def test_numbers_beyond_float16_are_refused(photos, vit, tmp_path, monkeypatch):
     whole = Encoder.embed
     monkeypatch.setattr(Encoder, "embed", lambda self, pixels: whole(self, pixels) * 1e6)
     job, worker = job_of(photos, vit)
-    with pytest.raises(
-        InvalidInputError, match=r"'ant/0\d.jpg' holds [\d,]+, beyond float16 .* --stored float32"
-    ):
+    with pytest.raises(InvalidInputError, match=r"'ant/0\d.jpg' holds [\d,]+, beyond float16 .* --stored float32"):
         embed_all(job, worker, tmp_path / "store")
-    assert (
-        load_embeddings(embed_all(*job_of(photos, vit, stored="float32"), tmp_path / "wide")).values[:].max()
-        > 1e5
-    )
+    assert load_embeddings(embed_all(*job_of(photos, vit, stored="float32"), tmp_path / "wide")).values[:].max() > 1e5
 
 
 def test_a_folder_that_may_not_be_written(photos, vit, tmp_path, monkeypatch):
@@ -444,18 +406,7 @@ def test_a_damaged_part_is_made_again(reference, photos, vit, tmp_path):
 
 def test_embed_then_train_encode_evaluate(photos, folders, tmp_path, capsys):
     store = tmp_path / "store"
-    arguments = [
-        "embed",
-        photos,
-        "--encoder",
-        folders["ViT"][0],
-        "-o",
-        store,
-        "--views",
-        "2",
-        "--shard-size",
-        "9",
-    ]
+    arguments = ["embed", photos, "--encoder", folders["ViT"][0], "-o", store, "--views", "2", "--shard-size", "9"]
     run(*arguments)
     assert "35 of 39 images embedded" not in capsys.readouterr().out
     run("train", store, "--bits", "8", "--epochs", "1", "-o", tmp_path / "model")
@@ -508,16 +459,7 @@ def test_other_settings_are_refused(photos, folders, tmp_path_factory, capsys, c
 
 def test_another_source_or_encoder_is_refused_and_force_begins_anew(photos, folders, tmp_path, capsys):
     mine = shutil.copytree(photos, tmp_path / "mine")
-    arguments = [
-        "embed",
-        mine,
-        "--encoder",
-        folders["ViT"][0],
-        "-o",
-        tmp_path / "store",
-        "--dtype",
-        "float32",
-    ]
+    arguments = ["embed", mine, "--encoder", folders["ViT"][0], "-o", tmp_path / "store", "--dtype", "float32"]
     run(*arguments)
     (mine / "ant" / "99.jpg").write_bytes(as_bytes(picture(5)))
     refuses(capsys, *arguments, match="another content of the source")

@@ -11,10 +11,7 @@ from tests.pictures import picture
 pytest.importorskip("kornia")
 SIZE = (32, 24)
 KEYS = np.random.default_rng(0).integers(-(2**63), 2**63, 24)
-IMAGES = [
-    torch.from_numpy(np.array(picture(number, size=(30 + 5 * number, 90 - 2 * number))))
-    for number in range(24)
-]
+IMAGES = [torch.from_numpy(np.array(picture(number, size=(30 + 5 * number, 90 - 2 * number)))) for number in range(24)]
 PLAIN = Recipe(
     area=(1.0, 1.0), aspect=(1.0, 1.0), flip_p=0, jitter_p=0, gray_p=0, blur_p=0, solarise_p=0,
 )  # fmt: skip
@@ -73,10 +70,7 @@ def test_the_recipe_in_numbers():
     low, high = drawn.factors.min(axis=0), drawn.factors.max(axis=0)
     assert np.allclose(low, [0.6, 0.6, 0.6, -0.2], atol=0.001)
     assert np.allclose(high, [1.4, 1.4, 1.4, 0.2], atol=0.001)
-    assert (drawn.sigma.min(), drawn.sigma.max()) == (
-        pytest.approx(0.1, abs=0.01),
-        pytest.approx(2, abs=0.01),
-    )
+    assert (drawn.sigma.min(), drawn.sigma.max()) == (pytest.approx(0.1, abs=0.01), pytest.approx(2, abs=0.01))
     codes, counts = np.unique(drawn.order @ [64, 16, 4, 1], return_counts=True)
     assert len(codes) == 24  # every order of the four, about as often
     assert counts.min() > 0.8 * n / 24
@@ -101,12 +95,8 @@ def test_the_crop_is_pillows():
     image = picture(4, size=(120, 100))
     keys = np.array([9])
     box = draw(np.array([[100, 120]]), keys=keys, view=0, seed=0).boxes[0]
-    recipe = Recipe(
-        **{**RECIPE.__dict__, "flip_p": 0, "jitter_p": 0, "gray_p": 0, "blur_p": 0, "solarise_p": 0}
-    )
-    found = augment([torch.from_numpy(np.array(image))], (32, 32), keys=keys, view=0, seed=0, recipe=recipe)[
-        0
-    ]
+    recipe = Recipe(**{**RECIPE.__dict__, "flip_p": 0, "jitter_p": 0, "gray_p": 0, "blur_p": 0, "solarise_p": 0})
+    found = augment([torch.from_numpy(np.array(image))], (32, 32), keys=keys, view=0, seed=0, recipe=recipe)[0]
     top, left, height, width = box
     expected = image.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BILINEAR)
     assert np.abs(found.numpy().astype(int) - np.asarray(expected).astype(int)).max() <= 1
@@ -136,10 +126,7 @@ def test_each_step_is_pillows():
     turned[..., 0] += np.array(round(factors[3] * 255)).astype(np.uint8)
     expected = Image.fromarray(turned, "HSV").convert("RGB")
     assert (
-        np.abs(
-            one(pixels, jitter_p=1, **{**nothing, "hue": 0.2}).numpy().astype(int) - np.asarray(expected)
-        ).mean()
-        < 3
+        np.abs(one(pixels, jitter_p=1, **{**nothing, "hue": 0.2}).numpy().astype(int) - np.asarray(expected)).mean() < 3
     )
 
 

@@ -25,9 +25,7 @@ def weights(shapes, seed=0):
     for name, shape in shapes.items():
         tensor = torch.randn(shape, generator=random)
         scale = 0.5 if len(shape) < 2 else 1.5 * (shape[-1] if len(shape) == 2 else shape[1:].numel()) ** -0.5
-        state[name] = (
-            1 + 0.3 * tensor if name.endswith(("norm1.weight", "norm2.weight", "gamma")) else scale * tensor
-        )
+        state[name] = 1 + 0.3 * tensor if name.endswith(("norm1.weight", "norm2.weight", "gamma")) else scale * tensor
     return state
 
 
@@ -68,12 +66,7 @@ def images(size, n=3):
 def block_shapes(prefix, names, width, inner):
     qkv, out, first, second, up, down = names
     found = {}
-    for name, shape in (
-        (qkv, (3 * width, width)),
-        (out, (width, width)),
-        (up, (inner, width)),
-        (down, (width, inner)),
-    ):
+    for name, shape in ((qkv, (3 * width, width)), (out, (width, width)), (up, (inner, width)), (down, (width, inner))):
         tail = "_" if name.endswith("in_proj") else "."
         found[f"{prefix}{name}{tail}weight"], found[f"{prefix}{name}{tail}bias"] = shape, shape[:1]
     for name in (first, second):
@@ -110,9 +103,7 @@ def simdinov2_forward(state, x, heads, prefixes):
     for p in prefixes:
         y = attention(norm(tokens, state, f"{p}norm1", 1e-6), state, f"{p}attn.qkv.", f"{p}attn.proj", heads)
         tokens = tokens + state[f"{p}ls1.gamma"] * y
-        y = linear(
-            F.gelu(linear(norm(tokens, state, f"{p}norm2", 1e-6), state, f"{p}mlp.fc1")), state, f"{p}mlp.fc2"
-        )
+        y = linear(F.gelu(linear(norm(tokens, state, f"{p}norm2", 1e-6), state, f"{p}mlp.fc1")), state, f"{p}mlp.fc2")
         tokens = tokens + state[f"{p}ls2.gamma"] * y
     return norm(tokens, state, "norm", 1e-6)[:, 0]
 
@@ -129,9 +120,7 @@ def as_teacher(state):
 def test_simdinov2(tmp_path, registers, chunked):
     state = simdinov2_state(registers, chunked=chunked)
     torch.save(as_teacher(state), tmp_path / "teacher.pth")
-    encoder, notes = convert_checkpoint(
-        tmp_path / "teacher.pth", tmp_path / "out", layout="simdinov2", heads=4
-    )
+    encoder, notes = convert_checkpoint(tmp_path / "teacher.pth", tmp_path / "out", layout="simdinov2", heads=4)
     assert notes == []
     assert encoder.family.name == ("DINOv2 with registers" if registers else "DINOv2")
     x = images(224)
@@ -173,16 +162,12 @@ def torchvision_state(size, patch, layers=2, width=32, old=False):
 
 def torchvision_forward(state, x, heads, eps=1e-6, old=False):
     tokens = patches_of(x, state["conv_proj.weight"], state["conv_proj.bias"])
-    tokens = (
-        torch.cat([state["class_token"].expand(len(x), -1, -1), tokens], 1) + state["encoder.pos_embedding"]
-    )
+    tokens = torch.cat([state["class_token"].expand(len(x), -1, -1), tokens], 1) + state["encoder.pos_embedding"]
     up, down = ("linear_1", "linear_2") if old else ("0", "3")
     layers = sum(name.endswith("ln_1.weight") for name in state)
     for p in (f"encoder.layers.encoder_layer_{i}." for i in range(layers)):
         y = norm(tokens, state, f"{p}ln_1", eps)
-        tokens = tokens + attention(
-            y, state, f"{p}self_attention.in_proj_", f"{p}self_attention.out_proj", heads
-        )
+        tokens = tokens + attention(y, state, f"{p}self_attention.in_proj_", f"{p}self_attention.out_proj", heads)
         y = F.gelu(linear(norm(tokens, state, f"{p}ln_2", eps), state, f"{p}mlp.{up}"))
         tokens = tokens + linear(y, state, f"{p}mlp.{down}")
     return norm(tokens, state, "encoder.ln", eps)[:, 0]
@@ -190,11 +175,7 @@ def torchvision_forward(state, x, heads, eps=1e-6, old=False):
 
 @pytest.mark.parametrize(
     ("variant", "size", "resize", "resample", "old"),
-    [
-        ("imagenet1k_v1", 224, 256, 2, False),
-        ("swag_e2e", 384, 384, 3, False),
-        ("swag_linear", 224, 224, 3, True),
-    ],
+    [("imagenet1k_v1", 224, 256, 2, False), ("swag_e2e", 384, 384, 3, False), ("swag_linear", 224, 224, 3, True)],
 )
 def test_torchvision(tmp_path, variant, size, resize, resample, old):
     state = torchvision_state(size, size // 4, old=old)
@@ -208,11 +189,7 @@ def test_torchvision(tmp_path, variant, size, resize, resample, old):
     loaded = Encoder.load(tmp_path / "out", device="cpu", dtype="float32")
     torch.testing.assert_close(loaded.embed(x), expected, rtol=1e-4, atol=2e-5)
     preprocessing = loaded.preprocessing
-    assert (preprocessing.size, preprocessing.resize, preprocessing.resample) == (
-        (size, size),
-        resize,
-        resample,
-    )
+    assert (preprocessing.size, preprocessing.resize, preprocessing.resample) == ((size, size), resize, resample)
     assert preprocessing.mean == (0.485, 0.456, 0.406)
 
 
@@ -259,9 +236,7 @@ def resblocks(x, state, prefix, heads, act, mask=None):
         p = f"{prefix}.resblocks.{i}."
         y = norm(x, state, f"{p}ln_1", 1e-5)
         x = x + attention(y, state, f"{p}attn.in_proj_", f"{p}attn.out_proj", heads, mask)
-        x = x + linear(
-            act(linear(norm(x, state, f"{p}ln_2", 1e-5), state, f"{p}mlp.c_fc")), state, f"{p}mlp.c_proj"
-        )
+        x = x + linear(act(linear(norm(x, state, f"{p}ln_2", 1e-5), state, f"{p}mlp.c_fc")), state, f"{p}mlp.c_proj")
     return x
 
 
@@ -293,10 +268,7 @@ def open_clip_folder(folder, state, *, config=True, **model):
             "text_cfg": {"context_length": 12, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2},
             **model,
         },
-        "preprocess_cfg": {
-            "mean": [0.48145466, 0.4578275, 0.40821073],
-            "std": [0.26862954, 0.26130258, 0.27577711],
-        },
+        "preprocess_cfg": {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]},
     }
     if config:
         (folder / "open_clip_config.json").write_text(json.dumps(described))
@@ -327,9 +299,7 @@ def test_open_clip_both_towers(tmp_path, activation, model, act):
     assert loaded.width == 12
     torch.testing.assert_close(loaded.embed(x), open_clip_image(state, x, 4, act), rtol=1e-4, atol=2e-5)
     other = quick_gelu if act is F.gelu else F.gelu
-    assert (
-        loaded.embed(x) - open_clip_image(state, x, 4, other)
-    ).abs().max() > 1e-3  # the test sees the difference
+    assert (loaded.embed(x) - open_clip_image(state, x, 4, other)).abs().max() > 1e-3  # the test sees the difference
 
     texts = TextEncoder.load(tmp_path / "out", device="cpu", dtype="float32")
     expected = open_clip_text(state, IDS, 2, act)
@@ -346,8 +316,7 @@ def test_open_clip_newer_text_tower_and_safetensors(tmp_path):
 
     state = open_clip_state()
     custom = {
-        name if name.startswith(("visual", "logit")) else f"text.{name}": tensor
-        for name, tensor in state.items()
+        name if name.startswith(("visual", "logit")) else f"text.{name}": tensor for name, tensor in state.items()
     }
     folder = open_clip_folder(tmp_path / "hub", {}, custom_text=True)
     (folder / "open_clip_pytorch_model.bin").unlink()
@@ -359,12 +328,8 @@ def test_open_clip_newer_text_tower_and_safetensors(tmp_path):
 
 def test_open_clip_without_its_configuration(tmp_path):
     state = open_clip_state()
-    torch.save(
-        {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "epoch_1.pt"
-    )
-    encoder, notes = convert_checkpoint(
-        tmp_path / "epoch_1.pt", tmp_path / "out", layout="open_clip", heads=4
-    )
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "epoch_1.pt")
+    encoder, notes = convert_checkpoint(tmp_path / "epoch_1.pt", tmp_path / "out", layout="open_clip", heads=4)
     x = images(28)
     torch.testing.assert_close(encoder.embed(x), open_clip_image(state, x, 4, F.gelu), rtol=1e-4, atol=2e-5)
     assert "there is no open_clip_config.json" in notes[0]
@@ -404,10 +369,7 @@ def damaged(kind):
     ("kind", "message"),
     [
         ("missing", "it has no tensor 'blocks.0.1.attn.proj.bias'"),
-        (
-            "extra",
-            "1 tensors of this checkpoint of SimDINOv2 are not understood, as 'blocks.0.1.mlp.w12.weight'",
-        ),
+        ("extra", "1 tensors of this checkpoint of SimDINOv2 are not understood, as 'blocks.0.1.mlp.w12.weight'"),
         ("shape", "'blocks.0.0.ls1.gamma' is 31, expected 32"),
         ("gap", r"its blocks are numbered \[0, 2\], expected 0, 1, 2"),
         ("grid", "255 patches are not a square"),
@@ -443,15 +405,11 @@ def test_every_tensor_is_needed(tmp_path, layout, missing):
 
 def test_another_variant_of_torchvision(tmp_path):
     torch.save(torchvision_state(224, 56), tmp_path / "vit.pth")
-    with pytest.raises(
-        FileFormatError, match="takes images of 224 x 224, the variant 'swag_e2e' of 384 x 384"
-    ):
+    with pytest.raises(FileFormatError, match="takes images of 224 x 224, the variant 'swag_e2e' of 384 x 384"):
         convert_checkpoint(tmp_path / "vit.pth", tmp_path / "out", layout="torchvision", variant="swag_e2e")
     with pytest.raises(ConfigError, match=r"weights need a variant, one of .*; none was given"):
         convert_checkpoint(tmp_path / "vit.pth", tmp_path / "out", layout="torchvision")
-    with pytest.raises(
-        FileFormatError, match="this is no checkpoint of SimDINOv2: it has no tensor 'cls_token'"
-    ):
+    with pytest.raises(FileFormatError, match="this is no checkpoint of SimDINOv2: it has no tensor 'cls_token'"):
         convert_checkpoint(tmp_path / "vit.pth", tmp_path / "out", layout="simdinov2")
 
 
@@ -507,9 +465,7 @@ def test_the_command(tmp_path, capsys):
     assert left.value.code == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["width"] == 12
-    assert printed.err.startswith(
-        "note: activation: gelu, as open_clip_config.json does not ask for quick_gelu"
-    )
+    assert printed.err.startswith("note: activation: gelu, as open_clip_config.json does not ask for quick_gelu")
     before = (out / "model.safetensors").read_bytes()
     with pytest.raises(SystemExit) as left:
         main(arguments)

@@ -145,9 +145,7 @@ def test_identity(folders):
 )
 def test_other_pixels_are_refused(folders, x):
     encoder = load(folders["ViT"][0])
-    with pytest.raises(
-        InvalidInputError, match=r"takes floats \(B, 3, 28, 28\), got .*; prepare images with"
-    ):
+    with pytest.raises(InvalidInputError, match=r"takes floats \(B, 3, 28, 28\), got .*; prepare images with"):
         encoder.embed(x)
 
 
@@ -182,9 +180,7 @@ def test_lora_finds_its_layers_and_trains_only_itself(folders, name):
     trained = {key for key, p in encoder.model.named_parameters() if p.requires_grad}
     assert all("lora_" in key for key in trained)
     assert len(trained) == 2 * layers
-    with_gradient = {
-        key for key, p in encoder.model.named_parameters() if p.grad is not None and p.grad.any()
-    }
+    with_gradient = {key for key, p in encoder.model.named_parameters() if p.grad is not None and p.grad.any()}
     assert {key for key in trained if "lora_B" in key} == with_gradient  # A has none while B is 0
 
 
@@ -204,9 +200,7 @@ def test_both_generations_of_names_are_targets():
 
 def test_lora_targets_that_match_nothing_are_an_error(folders):
     model = load(folders["DINOv3 ConvNeXt"][0]).model
-    with pytest.raises(
-        ConfigError, match=r"no layer of DINOv3ConvNextModel matches .*called .*pointwise_conv1"
-    ):
+    with pytest.raises(ConfigError, match=r"no layer of DINOv3ConvNextModel matches .*called .*pointwise_conv1"):
         lora_targets(model, ["q_proj"])
     with pytest.raises(ConfigError, match="must be regular expressions"):
         lora_targets(model, ["(q"])
@@ -232,9 +226,7 @@ def test_weights_in_a_bin_and_in_parts(folders, vit, tmp_path):
     assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 1
     assert len(found.identity["weights_sha256"]) == 64
     next((tmp_path / "parts").glob("model-*.safetensors")).unlink()
-    with pytest.raises(
-        FileFormatError, match=r"model.safetensors.index.json names 'model-.*' ?.*, which is not in"
-    ):
+    with pytest.raises(FileFormatError, match=r"model.safetensors.index.json names 'model-.*' ?.*, which is not in"):
         load(tmp_path / "parts")
 
 
@@ -318,9 +310,7 @@ def test_a_model_without_a_pooled_output_is_refused(tmp_path):
     folder = tiny.save(transformers.SegformerModel(config), tmp_path / "segformer", "ViT")
     sizes = {"image_processor_type": "ViTImageProcessor", "size": 64}
     (folder / "preprocessor_config.json").write_text(json.dumps(sizes))
-    with pytest.raises(
-        EncoderError, match=r"has no pooler_output, so it does not say which .* use a model that pools"
-    ):
+    with pytest.raises(EncoderError, match=r"has no pooler_output, so it does not say which .* use a model that pools"):
         load(folder)
 
 
@@ -410,9 +400,7 @@ def test_texts_in_half_precision_are_near(folders, bert, dtype):
     for folder in (folders["CLIP"][0], folders["SigLIP"][0], bert):
         found = load(folder, TextEncoder, dtype=dtype).embed(["one two", "five"])
         assert found.dtype == torch.float32
-        assert (
-            torch.cosine_similarity(found, load(folder, TextEncoder).embed(["one two", "five"])).min() > 0.98
-        )
+        assert torch.cosine_similarity(found, load(folder, TextEncoder).embed(["one two", "five"])).min() > 0.98
 
 
 def test_lora_targets_of_text_towers(folders, bert):
@@ -479,11 +467,7 @@ def test_devices_and_dtypes_that_are_not_there(folders):
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [
-        ("fpu avx512f avx512_bf16", torch.bfloat16),
-        ("fpu amx_bf16", torch.bfloat16),
-        ("fpu avx512f", torch.float32),
-    ],
+    [("fpu avx512f avx512_bf16", torch.bfloat16), ("fpu amx_bf16", torch.bfloat16), ("fpu avx512f", torch.float32)],
 )
 def test_auto_takes_bfloat16_where_the_processor_has_it(tmp_path, monkeypatch, flags, expected):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
@@ -507,9 +491,7 @@ def run_with(tmp_path, package, content, code):
     information.mkdir()
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.99.0\n")
     environment = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-    return subprocess.run(
-        [sys.executable, "-c", environment + code], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", environment + code], capture_output=True, text=True, check=False)
 
 
 def test_a_broken_torchvision_is_named(folders, tmp_path):
@@ -554,19 +536,13 @@ def test_a_library_that_does_not_import(folders, tmp_path, package):
     code = f"{LOAD}try:\n    Encoder.load({str(folders['ViT'][0])!r}, device='cpu')\n"
     code += "except EncoderError as error:\n    print(error)\n"
     done = run_with(tmp_path, package, "raise ValueError('half installed')\n", code)
-    assert done.stdout == f"{package} is installed but does not import (half installed); reinstall it\n", (
-        done.stderr
-    )
+    assert done.stdout == f"{package} is installed but does not import (half installed); reinstall it\n", done.stderr
 
 
 def test_a_library_that_is_absent(folders, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "transformers" else real(name)
-    )
-    with pytest.raises(
-        ImportError, match=r"needs the package 'transformers'.*pip install 'crovca\[images\]'"
-    ):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else real(name))
+    with pytest.raises(ImportError, match=r"needs the package 'transformers'.*pip install 'crovca\[images\]'"):
         load(folders["ViT"][0])
 
 

@@ -103,9 +103,7 @@ def point_to(monkeypatch, url):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", url)
     monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        url + "/{repo_id}/resolve/{revision}/{filename}",
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
     )
 
 
@@ -161,9 +159,7 @@ def test_what_the_hub_refuses(hub, folders):
     hub.repositories["who/gated"] = folders["ViT"][0]
     hub.gated.add("who/gated")
     refused("who/gated", "who/gated is gated: .* ask for it on its page .* 'hf auth login'")
-    refused(
-        "who/nobody", "there is no model 'who/nobody' on the hub, or it is private and you are not logged in"
-    )
+    refused("who/nobody", "there is no model 'who/nobody' on the hub, or it is private and you are not logged in")
     refused("who/vit", "who/vit has no revision 'v9'; leave it out", revision="v9")
 
 
@@ -171,22 +167,14 @@ def test_a_repository_of_something_else(hub, tmp_path):
     (tmp_path / "open_clip").mkdir()
     (tmp_path / "open_clip" / "open_clip_config.json").write_text("{}")
     hub.repositories["who/open_clip"] = tmp_path / "open_clip"
-    refused(
-        "who/open_clip",
-        "has no config.json; it is in the format of open_clip: convert it with 'crovca convert",
-    )
+    refused("who/open_clip", "has no config.json; it is in the format of open_clip: convert it with 'crovca convert")
 
 
 def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
     point_to(monkeypatch, "http://127.0.0.1:9")
-    refused(
-        "who/vit",
-        "who/vit is not in the local cache, and the hub cannot be reached .*onnect.*check the network",
-    )
+    refused("who/vit", "who/vit is not in the local cache, and the hub cannot be reached .*onnect.*check the network")
     go_offline(monkeypatch)
-    refused(
-        "who/vit", "who/vit at revision 'v2' is not in the local cache, and HF_HUB_OFFLINE", revision="v2"
-    )
+    refused("who/vit", "who/vit at revision 'v2' is not in the local cache, and HF_HUB_OFFLINE", revision="v2")
 
 
 def made(kind):
@@ -202,10 +190,7 @@ def made(kind):
         ("GatedRepoError", "a/b is gated"),
         ("RepositoryNotFoundError", "there is no model 'a/b' on the hub"),
         ("RevisionNotFoundError", "a/b has no revision 'r'"),
-        (
-            "LocalEntryNotFoundError",
-            "a/b at revision 'r' is not in the local cache, and the hub cannot be reached",
-        ),
+        ("LocalEntryNotFoundError", "a/b at revision 'r' is not in the local cache, and the hub cannot be reached"),
         ("OfflineModeIsEnabled", "HF_HUB_OFFLINE forbids to fetch it"),
         ("HfHubHTTPError", "cannot fetch a/b at revision 'r' from the hub: HfHubHTTPError: 401 Client"),
         ("EntryNotFoundError", "cannot fetch a/b at revision 'r' from the hub"),
@@ -232,9 +217,7 @@ def test_a_gated_short_name_says_how(monkeypatch):
         raise made(huggingface_hub.errors.GatedRepoError)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(
-        EncoderError, match=r"facebook/dinov3-vitb16-pretrain-lvd1689m is gated: .* ask for access"
-    ):
+    with pytest.raises(EncoderError, match=r"facebook/dinov3-vitb16-pretrain-lvd1689m is gated: .* ask for access"):
         locate("dinov3-b")
 
 
@@ -248,25 +231,13 @@ def test_short_names_lead_somewhere(name, monkeypatch, tmp_path):
             locate(name)
         return
     asked = []
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda id_, **options: asked.append(id_) or str(tmp_path)
-    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda id_, **options: asked.append(id_) or str(tmp_path))
     assert locate(name).name == alias.hub_id
     assert set(asked) == {alias.hub_id}
 
 
 def test_the_table_of_the_paper_has_short_names():
-    assert {
-        "simdinov2",
-        "dinov2",
-        "dinov3-s",
-        "dinov3-b",
-        "dinov3-l",
-        "dfn-b",
-        "dfn-l",
-        "swag",
-        "deit",
-    } <= set(ALIASES)
+    assert {"simdinov2", "dinov2", "dinov3-s", "dinov3-b", "dinov3-l", "dfn-b", "dfn-l", "swag", "deit"} <= set(ALIASES)
 
 
 def test_a_folder_goes_before_a_short_name(folders, tmp_path, monkeypatch):

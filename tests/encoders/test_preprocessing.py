@@ -50,9 +50,7 @@ def photo(size, seed=0):
 
 
 def own_processor(name, values):
-    kind = getattr(transformers, f"{name}ImageProcessorPil", None) or getattr(
-        transformers, f"{name}ImageProcessor"
-    )
+    kind = getattr(transformers, f"{name}ImageProcessorPil", None) or getattr(transformers, f"{name}ImageProcessor")
     return kind.from_dict({"image_processor_type": f"{name}ImageProcessor", **values})
 
 
@@ -86,9 +84,7 @@ def test_every_size_is_rounded_as_the_own_processor_does(width, height):
     ours = Preprocessing(16, (13, 14), 0, (0, 0, 0), (1, 1, 1))
     # Each pixel's color is its place, so that a shift by one shows.
     y, x = np.mgrid[:height, :width]
-    image = Image.fromarray(
-        np.stack([x % 256, y % 256, (x // 256) * 16 + y // 256], axis=-1).astype(np.uint8)
-    )
+    image = Image.fromarray(np.stack([x % 256, y % 256, (x // 256) * 16 + y // 256], axis=-1).astype(np.uint8))
     theirs = own_processor("Bit", values)
     expected = theirs(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
     found = ours.crop_image(image)
@@ -134,9 +130,7 @@ def test_half_even_is_the_offset_of_torchvision(size, crop):
 def test_nearest_rounds_the_longer_side_to_nearest():
     """The recipe of the measured embeddings; 300 x 199 becomes 385.9 x 256."""
     image = photo((300, 199))
-    found = Preprocessing(256, (224, 224), 3, (0.5,) * 3, (0.5,) * 3, resize_rounding="nearest").crop_image(
-        image
-    )
+    found = Preprocessing(256, (224, 224), 3, (0.5,) * 3, (0.5,) * 3, resize_rounding="nearest").crop_image(image)
     array = np.array(image.resize((386, 256), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(found, array[16:240, 81:305])
     down = Preprocessing(256, (224, 224), 3, (0.5,) * 3, (0.5,) * 3).crop_image(image)
@@ -203,9 +197,7 @@ def test_it_survives_json():
 
 
 def test_processor_config_of_a_pair_of_towers(tmp_path):
-    content = {
-        "image_processor": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 9, "width": 8}}
-    }
+    content = {"image_processor": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 9, "width": 8}}}
     (tmp_path / "processor_config.json").write_text(json.dumps(content))
     assert Preprocessing.read(tmp_path).size == (9, 8)
 
@@ -249,7 +241,5 @@ def test_wrong_input_is_refused():
         ours.crop_image(Image.new("L", (40, 40)))
     with pytest.raises(InvalidInputError, match=r"got RGB of \(0, 4\)"):
         ours.crop_image(Image.new("RGB", (0, 4)))
-    with pytest.raises(
-        InvalidInputError, match=r"expected uint8 pixels \(B, H, W, 3\), got float32 \(1, 3, 4, 4\)"
-    ):
+    with pytest.raises(InvalidInputError, match=r"expected uint8 pixels \(B, H, W, 3\), got float32 \(1, 3, 4, 4\)"):
         ours.normalize(torch.zeros(1, 3, 4, 4))

@@ -36,9 +36,7 @@ def test_collapsed_codes():
 
 def test_duplicated_bits_are_seen():
     column = np.array([0, 1, 1, 0, 1])
-    assert diagnose(Codes.from_bits(np.stack([column, 1 - column], axis=1))).correlation_max == pytest.approx(
-        1
-    )
+    assert diagnose(Codes.from_bits(np.stack([column, 1 - column], axis=1))).correlation_max == pytest.approx(1)
 
 
 def test_nothing_cannot_be_diagnosed():

@@ -19,9 +19,7 @@ from crovca.metrics import METRICS
 def items(count, bits=12, classes=3, seed=0, prefix="i"):
     random = np.random.default_rng(seed)
     labels = random.integers(classes, size=count)
-    logits = (random.normal(size=(classes, bits))[labels] + random.normal(size=(count, bits))).astype(
-        np.float32
-    )
+    logits = (random.normal(size=(classes, bits))[labels] + random.normal(size=(count, bits))).astype(np.float32)
     ids = np.array([f"{prefix}{number}" for number in range(count)])
     return Encoded(Codes.from_logits(logits), ids, labels, logits)
 
@@ -32,11 +30,7 @@ def naive_map(query, database, k, left_out=None):
     bits = database.codes.unpack()
     for number, logits in enumerate(query.logits.astype(np.float64)):
         distance = np.abs(1 / (1 + np.exp(-logits)) - bits).sum(axis=1)
-        keep = (
-            np.arange(len(bits))
-            if left_out is None
-            else np.flatnonzero(np.arange(len(bits)) != left_out[number])
-        )
+        keep = np.arange(len(bits)) if left_out is None else np.flatnonzero(np.arange(len(bits)) != left_out[number])
         order = keep[np.argsort(distance[keep], kind="stable")][:k]
         flags = (database.labels[order] == query.labels[number])[None]
         values.append(metrics.average_precision_hits(flags)[0])
@@ -68,9 +62,7 @@ def test_curves_end_in_the_numbers_and_few_rows_may_be_kept():
     assert found.hit_curve[:5] == pytest.approx(metrics.hit_curve(relevant))
     for k in (1, 5):
         shorter = Measure(query, database, k)(scorer)
-        assert (found.curve[k - 1], found.curve_min_k_r[k - 1]) == pytest.approx(
-            (shorter.map, shorter.map_min_k_r)
-        )
+        assert (found.curve[k - 1], found.curve_min_k_r[k - 1]) == pytest.approx((shorter.map, shorter.map_min_k_r))
 
 
 def test_the_object_has_the_documented_form():
@@ -133,9 +125,7 @@ def test_a_querys_own_item_is_left_out():
             k=None,
         )
         together = evaluate(
-            Encoded(query.codes[one], query.ids[one], query.labels[one], query.logits[one]),
-            everything,
-            k=None,
+            Encoded(query.codes[one], query.ids[one], query.labels[one], query.logits[one]), everything, k=None
         )
         ours, theirs = (part.lengths[0].scores["bce"] for part in (together, alone))
         assert ours.map == pytest.approx(theirs.map)
@@ -169,9 +159,7 @@ def test_expected_map_is_the_mean_over_tie_orders(seed, bits, k):
 def test_the_order_of_the_database_does_not_matter():
     query, database = items(5, prefix="q"), items(60, bits=4, seed=3)
     order = np.random.default_rng(0).permutation(60)
-    mixed = Encoded(
-        database.codes[order], database.ids[order], database.labels[order], database.logits[order]
-    )
+    mixed = Encoded(database.codes[order], database.ids[order], database.labels[order], database.logits[order])
     ours, theirs = (evaluate(query, part, k=7).to_dict() for part in (database, mixed))
     ours.pop("seconds"), theirs.pop("seconds")
     assert ours["lengths"][0]["map"] == theirs["lengths"][0]["map"]
@@ -207,9 +195,7 @@ def test_a_report_is_one_page_with_figures_and_pictures(tmp_path):
         Image.new("RGB", (30, 20), (len(name) * 40, 90, 60)).save(tmp_path / "photos" / name, "PNG")
     query = Encoded(database.codes[:5], database.ids[:5], database.labels[:5], database.logits[:5])
     floats = np.random.default_rng(2).normal(size=(40, 5)).astype(np.float32)
-    result = evaluate(
-        query, database, k=10, lengths=(4, 12), query_embeddings=floats[:5], database_embeddings=floats
-    )
+    result = evaluate(query, database, k=10, lengths=(4, 12), query_embeddings=floats[:5], database_embeddings=floats)
     subject = Subject("A <title> & more", result, query, database, floats, image_folder(tmp_path / "photos"))
     write_report(tmp_path / "report", [subject])
     written = (tmp_path / "report" / "index.html").read_text("utf-8")
@@ -217,9 +203,7 @@ def test_a_report_is_one_page_with_figures_and_pictures(tmp_path):
     assert written.count("<figure") == 4  # curves, bytes, balance, map
     assert written.count("data:image/jpeg") > 5 * (1 + 3 * 9)  # five queries; floats, 4 and 12 bits
     assert 'class="yes"' in written
-    assert written.count("<table") == written.count(
-        '<div class="wide"'
-    )  # a wide table scrolls, the page does not
+    assert written.count("<table") == written.count('<div class="wide"')  # a wide table scrolls, the page does not
     assert "What the words mean" in written
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["A <title> & more"]["k"] == 10
 
@@ -268,16 +252,13 @@ def test_the_own_item_counts_neither_in_chance_nor_in_precision(classes):
         assert found.chance_map == found.lengths[0].scores["hamming"].precision == 1.0
         return
     orders = np.array(sorted(set(itertools.permutations([1, 0, 0, 0, 0]))))[:, :3].astype(bool)
-    assert evaluate(items, items, k=3).chance_map == pytest.approx(
-        metrics.average_precision_hits(orders).mean()
-    )
+    assert evaluate(items, items, k=3).chance_map == pytest.approx(metrics.average_precision_hits(orders).mean())
 
 
 def test_labels_that_never_meet_are_said():
     logits = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
     ours, theirs = (
-        Encoded(Codes.from_logits(logits), None, np.array(list(text)), logits)
-        for text in ("aabbcc", "xxyyzz")
+        Encoded(Codes.from_logits(logits), None, np.array(list(text)), logits) for text in ("aabbcc", "xxyyzz")
     )
     with pytest.warns(CrovcaWarning, match=r"queries: 'a', 'b', 'c'; database: 'x', 'y', 'z'.*written alike"):
         assert evaluate(ours, theirs).chance_map == 0

@@ -55,9 +55,7 @@ def test_curves_are_the_metrics_at_every_k(relevance, missed):
     total = relevance.sum(axis=1) + missed
     for k in range(1, relevance.shape[1] + 1):
         top = relevance[:, :k]
-        assert metrics.map_curve_hits(relevance)[k - 1] == pytest.approx(
-            metrics.average_precision_hits(top).mean()
-        )
+        assert metrics.map_curve_hits(relevance)[k - 1] == pytest.approx(metrics.average_precision_hits(top).mean())
         assert metrics.map_curve_min_k_r(relevance, total)[k - 1] == pytest.approx(
             metrics.average_precision_min_k_r(top, total).mean()
         )

@@ -11,14 +11,7 @@ from crovca.codes import Codes
 from crovca.data.clusters import k_means
 from crovca.data.embeddings import as_embeddings
 from crovca.errors import ConfigError, InvalidInputError
-from crovca.evaluation.situations import (
-    COLUMNS,
-    Judge,
-    Situation,
-    column_value,
-    five_measures,
-    make_situations,
-)
+from crovca.evaluation.situations import COLUMNS, Judge, Situation, column_value, five_measures, make_situations
 
 RANDOM = np.random.default_rng(0)
 CENTERS = RANDOM.normal(size=(8, 12)) * 2
@@ -60,9 +53,7 @@ def test_shares_and_names_of_classes():
         make_situations(DATABASE, QUERY, learned_classes=["z"])
     with pytest.raises(ConfigError, match="between 0 and 1, got 2"):
         make_situations(DATABASE, QUERY, hold_out=2)
-    with pytest.raises(
-        InvalidInputError, match=r"holding out 0\.1 of 8 classes leaves 7 to learn and 1 to search"
-    ):
+    with pytest.raises(InvalidInputError, match=r"holding out 0\.1 of 8 classes leaves 7 to learn and 1 to search"):
         make_situations(DATABASE, QUERY, hold_out=0.1)
     with pytest.raises(InvalidInputError, match="queries 0"):
         make_situations(DATABASE, replace(QUERY, labels=np.array(["x"] * 40)))
@@ -119,9 +110,7 @@ def brute_force(queries, stored, floats_of, labels, k):
 
 def nearest_floats(queries, values):
     center = values.mean(axis=0)
-    ours, theirs = (
-        (x - center) / np.linalg.norm(x - center, axis=1, keepdims=True) for x in (queries, values)
-    )
+    ours, theirs = ((x - center) / np.linalg.norm(x - center, axis=1, keepdims=True) for x in (queries, values))
     return np.argsort(-(ours @ theirs.T), axis=1)[:, :10]
 
 
@@ -149,9 +138,7 @@ def test_what_ties_cost():
     bits = np.zeros((240, 1), bool)
     bits[true[:5]] = True
     bits[np.setdiff1d(np.arange(240), true)[:15]] = True
-    one = Judge(
-        Situation("seen", DATABASE, DATABASE, as_embeddings(QUERY.values[:1], QUERY.labels[:1])), k=50
-    )
+    one = Judge(Situation("seen", DATABASE, DATABASE, as_embeddings(QUERY.values[:1], QUERY.labels[:1])), k=50)
     found = one.of_codes(np.ones((1, 1), np.float32), Codes.from_bits(bits))
     assert found.order_10 + found.tie_cost == pytest.approx(0.5)
     assert found.shared == 1
@@ -174,11 +161,7 @@ def test_a_method_is_learned_once_for_new_and_mixed():
 
     found = five_measures(make_situations(DATABASE, QUERY), {"ITQ": learn}, k=20)
     assert len(learned) == 2
-    assert [(name, bits) for name, bits, _ in found.lines()] == [
-        ("ITQ", 4),
-        ("ITQ", 8),
-        ("float, centered", None),
-    ]
+    assert [(name, bits) for name, bits, _ in found.lines()] == [("ITQ", 4), ("ITQ", 8), ("float, centered", None)]
     assert found.counts["new"] == {"learned": learned[1], "searched": 240 - learned[1], "asked": 20}
     written = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert written["methods"]["ITQ"]["8"]["mixed"]["map"] == found.methods["ITQ"][8]["mixed"].map

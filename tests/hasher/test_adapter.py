@@ -74,8 +74,7 @@ def test_initial_weights_come_from_the_seed_and_leave_other_chance_alone(encoder
     expected = torch.rand(3)
     torch.manual_seed(5)
     first, same, other = (
-        torch.cat([p.flatten() for p in adapt(load(encoder), seed=seed).parameters.parameters()])
-        for seed in (1, 1, 2)
+        torch.cat([p.flatten() for p in adapt(load(encoder), seed=seed).parameters.parameters()]) for seed in (1, 1, 2)
     )
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first, same)
@@ -140,8 +139,5 @@ def test_gradient_checkpointing_keeps_less_and_computes_the_same(encoder, tmp_pa
     assert all(np.array_equal(one, other) for one, other in zip(plain, saving, strict=True))
     assert part_of_it < 0.5 * all_of_it
     mobile = load(tiny.save(tiny.models()["MobileNetV2"][0], tmp_path / "m", "MobileNetV2"))
-    with (
-        pytest.raises(ConfigError, match="no layers that gradient checkpointing knows"),
-        checkpoint_gradients(mobile),
-    ):
+    with pytest.raises(ConfigError, match="no layers that gradient checkpointing knows"), checkpoint_gradients(mobile):
         pass

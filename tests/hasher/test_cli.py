@@ -38,9 +38,7 @@ def model(tmp_path_factory, encoder, photos):
 
 
 def test_from_photographs_to_an_evaluation(capsys, model, photos, tmp_path):
-    status, out, err = run(
-        capsys, "encode", model, photos, "-o", tmp_path / "codes.npz", "--logits", "--json"
-    )
+    status, out, err = run(capsys, "encode", model, photos, "-o", tmp_path / "codes.npz", "--logits", "--json")
     assert status == 0, err
     assert json.loads(out)["items"] == 24
     codes = Encoded.load(tmp_path / "codes.npz")
@@ -87,18 +85,14 @@ def test_images_that_cannot_be_read_are_counted(capsys, model, photos, tmp_path)
     status, out, err = run(capsys, "encode", model, tmp_path / "photos", "-o", tmp_path / "c.npz", "--json")
     assert status == 0
     assert json.loads(out)["left_out"] == {"empty": 1}
-    assert "1 of 25 images are left out (1 empty), the first is flat/broken.jpg: 0 bytes" in " ".join(
-        err.split()
-    )
+    assert "1 of 25 images are left out (1 empty), the first is flat/broken.jpg: 0 bytes" in " ".join(err.split())
 
 
 def test_images_and_texts(capsys, pair, photos, tmp_path):
     names = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
     rows = [f"{name},{'a b' if 'flat' in name else 'x y'}\n" for name in names for _ in range(2)]
     (tmp_path / "captions.csv").write_text("id,caption\n" + "".join(rows))
-    status, out, err = finetune(
-        capsys, photos, pair, tmp_path / "m", "--texts", tmp_path / "captions.csv", "--json"
-    )
+    status, out, err = finetune(capsys, photos, pair, tmp_path / "m", "--texts", tmp_path / "captions.csv", "--json")
     assert status == 0, err
     assert json.loads(out)["kind"] == "images and texts"
     (tmp_path / "words.txt").write_text("a b\nx y\n")
@@ -170,10 +164,7 @@ def test_models_of_images_and_of_embeddings_are_not_mixed_up(capsys, model, phot
         (("encode", model, tmp_path / "e.npy"), "e.npy: not a source of images"),
         (("encode", tmp_path / "plain", photos), str(photos)),
         (("encode", tmp_path / "plain", tmp_path / "e.npy", "--encoder", "x"), "has no encoder"),
-        (
-            ("encode", tmp_path / "plain", tmp_path / "e.npy", "--root", "x"),
-            "--root goes with models of images",
-        ),
+        (("encode", tmp_path / "plain", tmp_path / "e.npy", "--root", "x"), "--root goes with models of images"),
         (("encode", model, photos, "--modality", "texts"), "this model takes images"),
         (("encode", model, photos, "--bits", "17"), "17"),
         (("encode", model, photos, "--encoder", tmp_path / "gone"), "needs its encoder"),

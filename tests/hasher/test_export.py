@@ -31,8 +31,7 @@ def agree(codes, logits, expected):
     assert codes.dtype == np.uint8
     np.testing.assert_array_equal(codes, Codes.from_logits(logits).packed)
     ours, theirs = (
-        np.unpackbits(packed, axis=1)[:, : expected.shape[1]]
-        for packed in (Codes.from_logits(expected).packed, codes)
+        np.unpackbits(packed, axis=1)[:, : expected.shape[1]] for packed in (Codes.from_logits(expected).packed, codes)
     )
     sure = np.abs(expected) > 1e-4
     assert sure.mean() > 0.9
@@ -71,10 +70,7 @@ def test_another_family(tmp_path, photos):
 
 def test_embeddings_to_codes(tmp_path):
     random = np.random.default_rng(0)
-    X, T = (
-        random.normal(size=(60, 12)).astype(np.float32) * 9 + 4,
-        random.normal(size=(60, 7)).astype(np.float32),
-    )
+    X, T = (random.normal(size=(60, 12)).astype(np.float32) * 9 + 4, random.normal(size=(60, 7)).astype(np.float32))
     hasher = Hasher(bits=20, epochs=3, center=True, hashcoder="large", device="cpu").fit(X)
     assert list(export_onnx(hasher, tmp_path / "one")["graphs"]) == ["embedding_to_codes.onnx"]
     for items in (1, 3, 60):

@@ -118,9 +118,7 @@ def test_a_config_that_was_edited_is_refused(model):
     assert Hasher.load(model).seed == 0
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a": ' * 100_000, '{"a": NaN}', '{"a": 1, "a": 2}', "7", ""]
-)
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, '{"a": NaN}', '{"a": 1, "a": 2}', "7", ""])
 def test_json_that_is_none(model, text):
     (model / "config.json").write_text(text)
     for look in (Hasher.load, has_encoder):

@@ -26,11 +26,7 @@ def test_scikit_learn_manners(hasher):
     assert twin.set_params(bits=8).fit(X) is twin
     assert repr(Hasher(bits=8)) == "Hasher(bits=8)"
     assert clone(Hasher.for_pairs(bits=9)).modalities == ("images", "texts")
-    assert (hasher.n_features_in_, hasher.lengths_, hasher.classes_.tolist()) == (
-        10,
-        (16, 32, 40),
-        ["left", "right"],
-    )
+    assert (hasher.n_features_in_, hasher.lengths_, hasher.classes_.tolist()) == (10, (16, 32, 40), ["left", "right"])
 
 
 def test_constructors_store_what_they_are_given():
@@ -48,9 +44,7 @@ def test_codes_are_the_signs_of_the_logits(hasher):
     assert hasher.encode(X, bits=16) == Codes.from_logits(logits).prefix(16)
 
 
-@pytest.mark.parametrize(
-    "make", [np.asarray, torch.from_numpy, np.ndarray.tolist, lambda x: x.astype(np.float16)]
-)
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy, np.ndarray.tolist, lambda x: x.astype(np.float16)])
 def test_any_array_is_taken(hasher, make):
     assert np.allclose(hasher.logits(make(X)), hasher.logits(X), atol=0.05)
 
@@ -83,9 +77,7 @@ def test_use_before_fit_is_refused(tmp_path):
 
 
 def test_wrong_data_is_refused(hasher):
-    with pytest.raises(
-        InvalidInputError, match=r"shape \(n, 10\), as the hasher was trained with, got \(80, 9\)"
-    ):
+    with pytest.raises(InvalidInputError, match=r"shape \(n, 10\), as the hasher was trained with, got \(80, 9\)"):
         hasher.encode(X[:, :9])
     broken = X.copy()
     broken[7, 3] = np.nan
@@ -101,11 +93,7 @@ def test_a_loaded_hasher_is_the_saved_one(tmp_path, kind):
     found = Hasher.load(tmp_path / "model")
     assert np.array_equal(found.logits(X), hasher.logits(X))
     assert found.get_params() == hasher.get_params()
-    assert (found.lengths_, found.pairing_, found.history_) == (
-        hasher.lengths_,
-        hasher.pairing_,
-        hasher.history_,
-    )
+    assert (found.lengths_, found.pairing_, found.history_) == (hasher.lengths_, hasher.pairing_, hasher.history_)
     assert (found.classes_ is None) == (hasher.classes_ is None)
     found.save(tmp_path / "again")
     for name in ("model.safetensors", "config.json", "log.jsonl"):
@@ -122,9 +110,7 @@ def test_a_loaded_hasher_of_pairs_is_the_saved_one(tmp_path, shared):
     assert np.array_equal(found.logits(X, modality="images"), hasher.logits(X, modality="images"))
     assert found.encode(texts, 16, modality="texts") == hasher.encode(texts, modality="texts").prefix(16)
     for wrong in (None, "embeddings", "sounds"):
-        with pytest.raises(
-            InvalidInputError, match=r"takes images and texts: say which these are \(modality=\)"
-        ):
+        with pytest.raises(InvalidInputError, match=r"takes images and texts: say which these are \(modality=\)"):
             found.encode(X, modality=wrong)
 
 
@@ -195,10 +181,7 @@ def test_scikit_learns_own_checks():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = check_estimator(
-            Hasher(bits=8, epochs=1, device="cpu"),
-            expected_failed_checks=EXPECTED,
-            on_fail=None,
-            on_skip=None,
+            Hasher(bits=8, epochs=1, device="cpu"), expected_failed_checks=EXPECTED, on_fail=None, on_skip=None
         )
     failed = {result["check_name"]: result["exception"] for result in found if result["status"] == "failed"}
     assert failed == {}

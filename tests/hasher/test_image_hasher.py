@@ -99,14 +99,8 @@ def test_what_is_frozen_stays_to_the_bit(tmp_path, photos, family):
 
 def test_the_head_learns_alone_in_the_first_epoch(encoder, photos):
     fit = lambda **more: Hasher.for_images(encoder, **QUICK | more).fit(photos).towers_  # noqa: E731
-    for towers, moved in (
-        (fit(epochs=1), False),
-        (fit(epochs=2), True),
-        (fit(epochs=1, head_epochs=0), True),
-    ):
-        after = {
-            name: value for name, value in towers["images"].adapter.named_parameters() if "lora_B" in name
-        }
+    for towers, moved in ((fit(epochs=1), False), (fit(epochs=2), True), (fit(epochs=1, head_epochs=0), True)):
+        after = {name: value for name, value in towers["images"].adapter.named_parameters() if "lora_B" in name}
         assert len(after) == 4
         assert all(bool(value.abs().max() > 0) == moved for value in after.values())
         assert towers.coders[0].layers[0].bias.abs().max() > 0
@@ -166,9 +160,7 @@ def test_an_interrupted_run_ends_in_the_same_model(tmp_path, encoder, photos, st
     partial = tmp_path / "model.partial"
     saving = {"checkpoint": partial, "checkpoint_seconds": 0}
     with pytest.raises(KeyboardInterrupt):
-        Hasher.for_images(encoder, **settings).fit(
-            source, source.labels, **saving, observer=Recorder(stop_at)
-        )
+        Hasher.for_images(encoder, **settings).fit(source, source.labels, **saving, observer=Recorder(stop_at))
     state = load_file(partial / "state.safetensors")
     assert not any("embeddings" in name or "base_layer" in name for name in state)  # what is learned, no more
     recorder = Recorder()
@@ -186,12 +178,7 @@ def test_views_do_not_depend_on_memory_threads_or_shares(photos, encoder):
     cpu = torch.device("cpu")
     rows = np.array([3, 20, 5, 11])
     expected = None
-    for places, threads in (
-        ((), 1),
-        ([(cpu, 10_000)], 3),
-        ([(cpu, 10**9)], 2),
-        ([(cpu, 9_000), (cpu, 10**9)], 2),
-    ):
+    for places, threads in (((), 1), ([(cpu, 10_000)], 3), ([(cpu, 10**9)], 2), ([(cpu, 9_000), (cpu, 10**9)], 2)):
         with ImagePool(source, uncropped(preprocessing.size), places=places, threads=threads) as pool:
             views = ImageViews(pool, np.arange(len(source)), preprocessing, cpu)
             for _ in range(2):
@@ -260,19 +247,14 @@ def test_presets_bring_loras_settings():
         0.1,
         0.4,
     )
-    assert (hasher.hashcoder, hasher.learning_rate, hasher.nested, hasher.prototypes) == (
-        "large",
-        1e-4,
-        False,
-        "batch",
-    )
+    assert (hasher.hashcoder, hasher.learning_rate, hasher.nested, hasher.prototypes) == ("large", 1e-4, False, "batch")
     probe = Hasher.for_pairs(encoder="x", preset="cc3m")
-    assert (
-        probe.fine_tuning.lora_rank,
-        probe.fine_tuning.crop_scale,
-        probe.epochs,
-        probe.diversity_weight,
-    ) == (None, None, 1, 1.0)
+    assert (probe.fine_tuning.lora_rank, probe.fine_tuning.crop_scale, probe.epochs, probe.diversity_weight) == (
+        None,
+        None,
+        1,
+        1.0,
+    )
     assert Hasher.for_images("x", preset="small", lora_rank=4).fine_tuning.lora_rank == 4
 
 
@@ -290,11 +272,7 @@ def test_a_model_comes_back_and_holds_no_encoder_weights(model, trained, photos,
     described = json.loads((model / "config.json").read_text())
     entry = described["towers"][0]["encoder"]
     assert entry["source"] == str(encoder.resolve())
-    assert (entry["family"], entry["revision"], len(entry["weights_sha256"])) == (
-        "DINOv2 with registers",
-        None,
-        64,
-    )
+    assert (entry["family"], entry["revision"], len(entry["weights_sha256"])) == ("DINOv2 with registers", None, 64)
     assert entry["lora"]["rank"] == 16
     assert entry["preprocessing"]["crop"] == [28, 28]
 
@@ -347,9 +325,7 @@ def test_an_encoder_that_moved_or_changed(model, trained, encoder, photos, tmp_p
     moved = tmp_path / "encoder"
     shutil.copytree(encoder, moved)
     rewrite(changed, lambda config: config["towers"][0]["encoder"].update(source=str(tmp_path / "gone")))
-    with pytest.raises(
-        ConfigError, match=r"needs its encoder .*gone.*; if it lies elsewhere, name its folder"
-    ):
+    with pytest.raises(ConfigError, match=r"needs its encoder .*gone.*; if it lies elsewhere, name its folder"):
         Hasher.load(changed)
     found = Hasher.load(changed, encoder=moved, device="cpu")
     assert np.array_equal(found.logits(photos), trained[0].logits(photos))
@@ -427,15 +403,11 @@ def test_images_and_texts_meet(pair, photos, tmp_path):
     nearest = words.hamming(hasher.encode(photos, modality="images")).argmin(axis=0)
     assert (nearest == (source.labels == "tall")).mean() > 0.8
     for tower in hasher.towers_:  # both learned
-        assert all(
-            value.abs().max() > 0 for name, value in tower.adapter.named_parameters() if "lora_B" in name
-        )
+        assert all(value.abs().max() > 0 for name, value in tower.adapter.named_parameters() if "lora_B" in name)
     hasher.save(tmp_path / "model")
     loaded = Hasher.load(tmp_path / "model", device="cpu")
     assert loaded.modalities == ("images", "texts")
-    assert np.array_equal(
-        loaded.logits(["a", "b"], modality="texts"), hasher.logits(["a", "b"], modality="texts")
-    )
+    assert np.array_equal(loaded.logits(["a", "b"], modality="texts"), hasher.logits(["a", "b"], modality="texts"))
     assert np.array_equal(loaded.logits(photos, modality="images"), hasher.logits(photos, modality="images"))
     zeros = np.zeros((2, 8), np.float32)
     for wrong, modality in ((zeros, "texts"), ("a", "texts"), (zeros, "images"), (["a"], None)):
@@ -490,14 +462,7 @@ def test_real_photographs_with_a_real_encoder():
         pytest.skip(f"needs the photographs and the encoder in {shared}")
     classes = sorted(path for path in folder.iterdir() if path.is_dir())[::16][:6]
     images = [image for path in classes for image in sorted(path.iterdir())[:5]]
-    settings = {
-        "bits": 16,
-        "epochs": 1,
-        "batch_size": 5,
-        "lora_rank": 4,
-        "head_epochs": 0,
-        "dtype": "float32",
-    }
+    settings = {"bits": 16, "epochs": 1, "batch_size": 5, "lora_rank": 4, "head_epochs": 0, "dtype": "float32"}
     hasher = Hasher.for_images(encoder, **settings, device="cpu").fit(images)
     losses = [entry["loss"] for entry in hasher.history_]
     assert len(losses) == 6

@@ -111,9 +111,7 @@ def test_a_process_that_fails_lets_the_others_go(tmp_path, encoder, photos, case
     assert [status for status, _, _ in ended] == [0] * processes, ended
     *others, last = [(tmp_path / f"{rank}.txt").read_text() for rank in range(processes)]
     assert last == "OSError: the disk is gone"
-    assert all(
-        said.startswith("WorkerError: the exchange with the other processes failed") for said in others
-    )
+    assert all(said.startswith("WorkerError: the exchange with the other processes failed") for said in others)
 
 
 def test_whatever_fails_between_processes_is_their_error(monkeypatch):

@@ -45,9 +45,7 @@ def results(encoder, photos, process_group):
     several = np.stack([source.labels == "flat", np.arange(len(source)) % 3 == 0], axis=1)
     for case, settings in CASES.items():
         labels = None if case == "views" else several if case == "batch" else source.labels
-        hasher = Hasher.for_images(encoder, **SETTINGS, **settings).fit(
-            source, labels, process_group=process_group
-        )
+        hasher = Hasher.for_images(encoder, **SETTINGS, **settings).fit(source, labels, process_group=process_group)
         last = hasher.history_[-1]
         found |= {f"{case} {name}": np.array(last[name]) for name in ("loss", "alignment", "diversity")}
         for name, parameter in hasher.towers_.named_parameters():

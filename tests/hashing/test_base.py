@@ -63,9 +63,7 @@ def test_a_common_base_gives_pairs_the_same_bits():
     points = [fit_coordinates(side)(torch.from_numpy(side)) for side in sides]
     one, other = (
         base(part[400:]) > 0
-        for (base, _), part in zip(
-            fit_common_base([part[:400] for part in points], (6, 8)), points, strict=True
-        )
+        for (base, _), part in zip(fit_common_base([part[:400] for part in points], (6, 8)), points, strict=True)
     )
     assert (one == other)[:, :6].float().mean() > 0.85
     hasher = Hasher.for_pairs(8, epochs=2, device="cpu").fit(sides[0], texts=sides[1])
@@ -124,20 +122,14 @@ def test_codes_hold_for_kinds_that_were_not_learned(labeled):
     scores = {}
     for faithfulness in ("kinds", "balanced", "order"):
         hasher = Hasher(32, faithfulness=faithfulness, epochs=20, device="cpu", nested=(16,))
-        scores[faithfulness] = hasher.fit(values[known], labels[known] if labeled else None).score(
-            values[~known]
-        )
+        scores[faithfulness] = hasher.fit(values[known], labels[known] if labeled else None).score(values[~known])
     assert scores["kinds"] + 0.03 < scores["balanced"]
     assert scores["kinds"] + 0.03 < scores["order"]
 
 
 def test_the_dial_is_checked_and_kept(tmp_path):
     values, _ = made(items=80)
-    for wrong, message in (
-        ("some", "or a number"),
-        (-1.0, "a number of at least 0"),
-        (True, "a number of at least 0"),
-    ):
+    for wrong, message in (("some", "or a number"), (-1.0, "a number of at least 0"), (True, "a number of at least 0")):
         with pytest.raises(ConfigError, match=message):
             Hasher(8, faithfulness=wrong, epochs=1).fit(values)
     with pytest.raises(ConfigError, match="goes with faithfulness='kinds'"):

@@ -24,10 +24,7 @@ def test_stored_views_are_different_views_of_the_same_item():
     for seed in range(30):
         one, two = source.views(ROWS, np.random.default_rng(seed))
         assert one.dtype == torch.float32
-        assert ((one[:, 0] // 100).int().tolist(), (two[:, 0] // 100).int().tolist()) == (
-            [3, 0, 5],
-            [3, 0, 5],
-        )
+        assert ((one[:, 0] // 100).int().tolist(), (two[:, 0] // 100).int().tolist()) == ([3, 0, 5], [3, 0, 5])
         pairs = list(zip((one[:, 0] % 100).tolist(), (two[:, 0] % 100).tolist(), strict=True))
         assert all(a != b for a, b in pairs)
         seen.update(pairs)
@@ -107,8 +104,6 @@ def test_mixed_takes_each_pair_from_one_source():
 
 
 def test_the_same_stream_gives_the_same_views():
-    source = NeighborViews(
-        tagged(6, 2), np.array([[1], [0], [3], [2], [5], [4]]), FeatureDropout(0.3, torch.zeros(()))
-    )
+    source = NeighborViews(tagged(6, 2), np.array([[1], [0], [3], [2], [5], [4]]), FeatureDropout(0.3, torch.zeros(())))
     first, second = source.views(ROWS, random()), source.views(ROWS, random())
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -23,9 +23,7 @@ def made(items=600, width=24, classes=12, seed=0, apart=1.0):
 
 def new(values, bits=16, size="small"):
     generator = torch.Generator().manual_seed(0)
-    return HashCoder(
-        values.shape[-1], bits, size, inputs=input_statistics(values, center=True), generator=generator
-    )
+    return HashCoder(values.shape[-1], bits, size, inputs=input_statistics(values, center=True), generator=generator)
 
 
 def prototypes(labels, bits=16):
@@ -38,8 +36,7 @@ def test_ridge_regression_is_that_of_scikit_learn():
     values, labels = made()
     targets = np.eye(12, dtype=np.float32)[labels]
     blocks = [
-        (torch.from_numpy(values[part]), torch.from_numpy(targets[part]))
-        for part in (slice(250), slice(250, None))
+        (torch.from_numpy(values[part]), torch.from_numpy(targets[part])) for part in (slice(250), slice(250, None))
     ]
     found = ridge_regression(blocks, 0.3)
     strength = 0.3 * values.var(axis=0).mean() * len(values)

@@ -47,11 +47,7 @@ def weights_equal(one, other):
 def test_small_and_large_networks():
     small, large = HashCoder(10, 4), HashCoder(10, 4, "large")
     linear = [
-        [
-            (layer.in_features, layer.out_features)
-            for layer in coder.layers
-            if isinstance(layer, torch.nn.Linear)
-        ]
+        [(layer.in_features, layer.out_features) for layer in coder.layers if isinstance(layer, torch.nn.Linear)]
         for coder in (small, large, HashCoder(1500, 4, "large"))
     ]
     assert linear[0] == [(10, 10), (10, 4)]
@@ -144,9 +140,7 @@ def test_a_damaged_state_says_how_to_restart(tmp_path):
     X, _ = clusters()
     partial = tmp_path / "model.partial"
     with pytest.raises(KeyboardInterrupt):
-        Hasher(bits=8, epochs=10).fit(
-            X, checkpoint=partial, checkpoint_seconds=0, observer=Recorder(stop_at=10)
-        )
+        Hasher(bits=8, epochs=10).fit(X, checkpoint=partial, checkpoint_seconds=0, observer=Recorder(stop_at=10))
     for name in ("state.safetensors", "neighbors.npy"):
         (partial / name).write_bytes((partial / name).read_bytes()[:100])
         with pytest.raises(FileFormatError, match="--force restarts the run"):
@@ -158,9 +152,7 @@ def test_another_run_never_goes_on_from_a_partial_one(tmp_path):
     partial = tmp_path / "model.partial"
     with pytest.raises(KeyboardInterrupt):
         Hasher(bits=8, epochs=10).fit(X, checkpoint=partial, observer=Recorder(stop_at=10))
-    with pytest.raises(
-        ConfigError, match=r"unfinished run with bits = 8, now it is 16; .*--force to restart"
-    ):
+    with pytest.raises(ConfigError, match=r"unfinished run with bits = 8, now it is 16; .*--force to restart"):
         Hasher(bits=16, epochs=10).fit(X, checkpoint=partial)
     with pytest.raises(ConfigError, match="unfinished run with data"):
         Hasher(bits=8, epochs=10).fit(X + 1, checkpoint=partial)
@@ -216,9 +208,7 @@ def test_fewer_items_than_a_batch_make_a_smaller_batch():
     recorder = Recorder()
     Hasher(bits=8, epochs=1).fit(X, observer=recorder)
     assert recorder.states[-1].steps == 1
-    assert any(
-        "batches of 9: there are fewer items than batch_size = 256" in text for text in recorder.messages
-    )
+    assert any("batches of 9: there are fewer items than batch_size = 256" in text for text in recorder.messages)
 
 
 def test_pairing_is_chosen_and_said():

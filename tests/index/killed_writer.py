@@ -21,16 +21,7 @@ from crovca import Codes, HashIndex
 from crovca.index.origin import Origin
 
 BITS = 64
-WATCHED = {
-    "open",
-    "os.rename",
-    "os.remove",
-    "os.mkdir",
-    "os.rmdir",
-    "os.truncate",
-    "os.scandir",
-    "os.listdir",
-}
+WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.scandir", "os.listdir"}
 
 
 def mask_of(version):
@@ -49,15 +40,10 @@ def contents(path):
         version = int(json.loads((index.model_folder / "config.json").read_text()))
         for batch in view.batches():
             bits = np.packbits(view.originals()[view.find_all(batch.ids)] > 0, axis=1)
-            assert (batch.codes.packed == bits ^ mask_of(version)).all(), (
-                "codes of another model, or of other items"
-            )
+            assert (batch.codes.packed == bits ^ mask_of(version)).all(), "codes of another model, or of other items"
             numbers = batch.metadata["n"].to_pylist()
             found.update(
-                {
-                    one: (item.tobytes(), n)
-                    for one, item, n in zip(batch.ids.tolist(), bits, numbers, strict=True)
-                }
+                {one: (item.tobytes(), n) for one, item, n in zip(batch.ids.tolist(), bits, numbers, strict=True)}
             )
         assert len(found) == len(index)
         return version, found
@@ -164,9 +150,7 @@ def main(path, rounds, seed):
         assert left == [index.model_folder.name], left
         index.compact()
     assert contents(path) == state
-    print(
-        f"{rounds} rounds, {killed} killed, {undone} undone, {len(state[1])} items, last point {last_point}"
-    )
+    print(f"{rounds} rounds, {killed} killed, {undone} undone, {len(state[1])} items, last point {last_point}")
 
 
 if __name__ == "__main__":

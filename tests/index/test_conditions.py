@@ -86,9 +86,7 @@ def table():
             "id": [f"i{n}" if n != 7 else "7" for n in range(rows)],
             "year": [n if n % 11 else None for n in range(rows)],
             "name": [[None, "a", "ab", " ab", "été", "3", "A"][n % 7] for n in range(rows)],
-            "ends": pa.array(
-                [dt.datetime(2020, 1, 1 + n % 3, 23, 30) for n in range(rows)], pa.timestamp("us", "UTC")
-            ),
+            "ends": pa.array([dt.datetime(2020, 1, 1 + n % 3, 23, 30) for n in range(rows)], pa.timestamp("us", "UTC")),
             "score": [float("nan") if n % 2 else n / 4 for n in range(rows)],
             "tags": [["x", "y"][: n % 3] for n in range(rows)],
             "place": [{"city": "Bern" if n % 2 else "Basel"} for n in range(rows)],
@@ -103,9 +101,7 @@ def test_the_answer_is_that_of_a_table_in_memory_however_rows_are_stored(where, 
         memory.execute("SET TimeZone = 'UTC'")
         memory.register("given", table.append_column("row", pa.array(range(len(table)))))
         memory.execute("CREATE TABLE t AS SELECT * FROM given")
-        expected = [
-            row for (row,) in memory.execute(f"SELECT row FROM t WHERE {where}\nORDER BY row").fetchall()
-        ]
+        expected = [row for (row,) in memory.execute(f"SELECT row FROM t WHERE {where}\nORDER BY row").fetchall()]
     for cut in (0, 1, 23):
         files = [tmp_path / f"{cut}-{part}.parquet" for part in range(2)]
         pq.write_table(table.slice(0, cut), files[0], row_group_size=10)
@@ -129,9 +125,7 @@ def test_what_is_no_condition_is_refused_in_one_line_by_both(where, database):
 def test_what_is_sent_on_names_the_columns_as_they_are(database):
     found = checked_condition("YEAR < 10 and \"Ort x\" = 'a)b--'", COLUMNS, database)
     assert found == '"year" < 10 AND "Ort x" = \'a)b--\''
-    assert (
-        checked_condition('"Year" = 1 or year = 2', ["year", "Year"], database) == '"Year" = 1 OR "year" = 2'
-    )
+    assert checked_condition('"Year" = 1 or year = 2', ["year", "Year"], database) == '"Year" = 1 OR "year" = 2'
 
 
 SLOW = " AND ".join(f"NOT regexp_matches(concat(id, id, id), '(a|b)*c{n}(x|y)+z')" for n in range(60))

@@ -10,9 +10,7 @@ from crovca.index.duplicates import close_pairs, find_duplicates
 
 def clustered(rng, count, bits, noise):
     centers = rng.random((max(1, count // 8), bits)) < 0.5
-    return Codes.from_bits(
-        centers[rng.integers(0, len(centers), count)] ^ (rng.random((count, bits)) < noise)
-    )
+    return Codes.from_bits(centers[rng.integers(0, len(centers), count)] ^ (rng.random((count, bits)) < noise))
 
 
 @settings(max_examples=80)

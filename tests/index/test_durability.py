@@ -56,9 +56,7 @@ def test_300_kills_during_add_refit_and_compact_with_originals_lose_nothing(tmp_
     assert killed > 300 and undone > 150
 
 
-@pytest.mark.parametrize(
-    "file", ["codes.npy", "hashes.npy", "id_bytes.npy", "id_offsets.npy", "metadata.parquet"]
-)
+@pytest.mark.parametrize("file", ["codes.npy", "hashes.npy", "id_bytes.npy", "id_offsets.npy", "metadata.parquet"])
 @pytest.mark.parametrize("damage", ["removed", "cut short"])
 def test_a_damaged_segment_is_named_and_the_rest_opens(path, file, damage):
     victim = path / "segments" / "00000002" / file
@@ -96,9 +94,7 @@ def test_a_flipped_bit_is_found_by_verify(path, file):
     content[-1] ^= 1
     victim.write_bytes(content)
     with HashIndex.open(path) as index:
-        assert index.verify() == [
-            f"segment 00000002: {file} does not have the checksum that it was written with"
-        ]
+        assert index.verify() == [f"segment 00000002: {file} does not have the checksum that it was written with"]
 
 
 def test_a_file_of_the_right_size_that_is_something_else_is_named(path):
@@ -168,10 +164,7 @@ def test_reading_and_writing_at_once(tmp_path):
         index.add([0], codes_of(1), {"n": [0]})
         running = [
             subprocess.Popen(
-                [sys.executable, "-c", reader, str(path)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+                [sys.executable, "-c", reader, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
             for _ in range(2)
         ]
@@ -202,9 +195,7 @@ def test_opening_ten_million_codes_takes_milliseconds(tmp_path):
     ):
         array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         array.flush()
-        files.append(
-            {"name": f"{name}.npy", "bytes": (folder / f"{name}.npy").stat().st_size, "sha256": "0" * 64}
-        )
+        files.append({"name": f"{name}.npy", "bytes": (folder / f"{name}.npy").stat().st_size, "sha256": "0" * 64})
     manifest = json.loads((path / "manifest.json").read_text())
     (folder / "metadata.parquet").write_bytes(b"-")
     files.append({"name": "metadata.parquet", "bytes": 1, "sha256": "0" * 64})
@@ -282,9 +273,7 @@ def test_a_segment_that_is_removed_while_it_is_opened_is_missing(path, monkeypat
     victim = path / "segments" / "00000002"
     entry = next(one for one in Manifest.load(path).segments if one.name == victim.name)
     lock = module.fcntl.flock
-    monkeypatch.setattr(
-        module.fcntl, "flock", lambda *_: (shutil.rmtree(victim, ignore_errors=True), lock(*_))
-    )
+    monkeypatch.setattr(module.fcntl, "flock", lambda *_: (shutil.rmtree(victim, ignore_errors=True), lock(*_)))
     with pytest.raises(FileNotFoundError):
         module.Segment(victim, entry, 64, "string")
 

@@ -33,9 +33,7 @@ def assert_same(found, truth):
 @given(data=st.data())
 def test_every_exact_engine_gives_the_oracles_answer(name, metric, data):
     low, high = ENGINES[name][2]
-    bits = data.draw(
-        st.integers(low, min(high, 70)) | st.sampled_from([b for b in (96, 256, 511) if b <= high] or [8])
-    )
+    bits = data.draw(st.integers(low, min(high, 70)) | st.sampled_from([b for b in (96, 256, 511) if b <= high] or [8]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     count = data.draw(st.integers(1, 3000))
     codes = random_codes(rng, count, bits, data.draw(st.sampled_from([1, 3, 50, None])))
@@ -66,9 +64,7 @@ def test_every_length_has_an_engine(bits):
     rng = np.random.default_rng(bits)
     codes = random_codes(rng, 700, bits)
     scorer = BitScorer.of("bce", rng.normal(size=(2, bits)), codes)
-    assert_same(
-        build_engine(choose_engine(bits, len(codes)), codes).nearest(scorer, 20), exhaustive(scorer, 20)
-    )
+    assert_same(build_engine(choose_engine(bits, len(codes)), codes).nearest(scorer, 20), exhaustive(scorer, 20))
 
 
 def test_equal_codes_are_scanned_once():

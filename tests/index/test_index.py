@@ -165,11 +165,7 @@ def test_large_index_with_ties_filters_deletions_and_segments_is_exact(tmp_path,
         assert index.delete(ids[dead]) == 3000
         assert len(index.view().segments) > 1
         logits = rng.normal(size=(3, bits)) * 3
-        for keep, where in (
-            (~dead, None),
-            (~dead & (year < 10), "year < 10"),
-            (~dead & (year >= 300), "year >= 300"),
-        ):
+        for keep, where in ((~dead, None), (~dead & (year < 10), "year < 10"), (~dead & (year >= 300), "year >= 300")):
             found = index.search(logits, 100, metric=metric, where=where)
             assert_found(found, oracle(ids[keep], codes[keep], logits, 100, metric))
         index.delete(ids[: count // 2])  # so many that engines are built anew
@@ -250,10 +246,7 @@ def test_duplicates_by_id(index):
     codes = Codes.from_bits(np.eye(20, dtype=int)[[0, 0, 5, 5, 5]] | np.eye(20, dtype=int)[[0, 1, 5, 5, 5]])
     index.add(["a", "b", "c", "d", "e"], codes)
     assert {frozenset(group.tolist()) for group in index.duplicates(0).groups} == {frozenset("cde")}
-    assert {frozenset(group.tolist()) for group in index.duplicates(1).groups} == {
-        frozenset("cde"),
-        frozenset("ab"),
-    }
+    assert {frozenset(group.tolist()) for group in index.duplicates(1).groups} == {frozenset("cde"), frozenset("ab")}
     index.delete(["d", "e", "b"])
     assert index.duplicates(1).groups == []
     assert index.duplicates(1, bits=1).items == 2
@@ -345,14 +338,10 @@ def test_codes_and_ids_must_be_of_the_indexs_kind(index):
 def test_metadata_grows_columns_and_keeps_types(index):
     codes = random_codes(np.random.default_rng(0), 2, 20)
     index.add([1, 2], codes, {"year": np.array([1900, 1901], np.int32)})
-    index.add(
-        [3, 4], codes, pa.table({"filename": ["a.jpg", None], "year": pa.array([1902, None], pa.int64())})
-    )
+    index.add([3, 4], codes, pa.table({"filename": ["a.jpg", None], "year": pa.array([1902, None], pa.int64())}))
     index.add([5, 6], codes)
     everything = {
-        one: row
-        for batch in index.batches()
-        for one, row in zip(batch.ids.tolist(), _rows(batch), strict=True)
+        one: row for batch in index.batches() for one, row in zip(batch.ids.tolist(), _rows(batch), strict=True)
     }
     assert everything[1]["year"] == 1900 and everything[1].get("filename") is None
     assert everything[3] == {"year": 1902, "filename": "a.jpg"}
@@ -482,13 +471,8 @@ def test_stats_tell_engines_and_bytes(index):
     index.search(rng.normal(size=(1, 20)), 5)
     index.search(rng.normal(size=(1, 20)), 5, bits=8)
     stats = index.stats()
-    assert [(engine["engine"], engine["bits"]) for engine in stats["engines"]] == [
-        ("scan", 20),
-        ("buckets", 8),
-    ]
-    assert stats["items"] == 5000 and stats["memory_bytes"] == sum(
-        engine["bytes"] for engine in stats["engines"]
-    )
+    assert [(engine["engine"], engine["bits"]) for engine in stats["engines"]] == [("scan", 20), ("buckets", 8)]
+    assert stats["items"] == 5000 and stats["memory_bytes"] == sum(engine["bytes"] for engine in stats["engines"])
     assert stats["disk_bytes"]["codes"] >= 15000
     json.dumps(stats)
 

@@ -52,9 +52,7 @@ def test_rescoring_orders_the_candidates_by_cosine_of_the_floats(index):
     found = made.search(queries @ DIRECTIONS, 10, rescore=98.4, embeddings=queries)
     assert found.metric == "cosine"
     true = np.argsort(-similar, axis=1)[:, :10]
-    assert (
-        np.mean([np.isin(a, b) for a, b in zip(found.ids, true, strict=True)]) > 0.97
-    )  # but for what int8 loses
+    assert np.mean([np.isin(a, b) for a, b in zip(found.ids, true, strict=True)]) > 0.97  # but for what int8 loses
     np.testing.assert_allclose(found.distances, 1 - np.take_along_axis(similar, found.ids, 1), atol=0.01)
     assert (np.diff(found.distances, axis=1) >= 0).all()
     few = made.search(queries @ DIRECTIONS, 10, rescore=2, embeddings=queries)
@@ -72,10 +70,7 @@ def test_rescoring_goes_with_conditions_prefixes_and_few_items(index):
     found = made.search(query @ DIRECTIONS, 4, rescore=1000, embeddings=query, where="n < 40", bits=16)
     expected = [i for i in np.argsort(-cosine(query, values)[0]) if i < 40 and i not in (3, 5)][:4]
     assert found.ids[0].tolist() == expected
-    assert made.search(query @ DIRECTIONS, 50, rescore=2, embeddings=query, where="n < 10").ids.shape == (
-        1,
-        8,
-    )
+    assert made.search(query @ DIRECTIONS, 50, rescore=2, embeddings=query, where="n < 10").ids.shape == (1, 8)
     assert made.search(query @ DIRECTIONS, 50, rescore=2, embeddings=query, where="n < 0").ids.shape == (1, 0)
 
 
@@ -188,9 +183,7 @@ def test_codes_and_embeddings_of_another_model_or_encoder_are_refused(tmp_path):
 
 
 def test_int8_loses_little_and_float16_nothing_of_float16():
-    values = np.concatenate(
-        [floats(50), np.zeros((1, WIDTH), np.float32), np.full((1, WIDTH), 1e30, np.float32)]
-    )
+    values = np.concatenate([floats(50), np.zeros((1, WIDTH), np.float32), np.full((1, WIDTH), 1e30, np.float32)])
     kept, loss = Originals.of(values, "int8", Loss())
     assert loss.items == 52 and loss.mean > 0.97 and kept[:].dtype == np.float32
     assert cosine(kept[:50], values[:50]).diagonal().min() > 0.9999
@@ -242,9 +235,7 @@ def test_recoding_changes_everything_in_one_step(index):
     with pytest.raises(RuntimeError, match="stopped"):
         made.recode(broken, bits=48, origin=Origin("e" * 64), save_model=save)
     assert made.bits == BITS and made.verify() == []
-    made.recode(
-        lambda block: Codes.from_logits(block @ turned), bits=48, origin=Origin("e" * 64), save_model=save
-    )
+    made.recode(lambda block: Codes.from_logits(block @ turned), bits=48, origin=Origin("e" * 64), save_model=save)
     assert (made.bits, made.origin.model, len(made)) == (48, "e" * 64, 985)
     assert (reader.search(query @ DIRECTIONS, 5).ids == before.ids).all()  # it sees what it opened
     assert reader.refresh() and reader.bits == 48
@@ -273,12 +264,7 @@ def test_tuning_finds_what_reaches_the_target_on_other_queries(tmp_path):
                 assert point.low < 0.9  # nothing cheaper would do
         index.keep_tuned(found)
         got = index.search(
-            codes_of(queries),
-            5,
-            metric="hamming",
-            rescore=found.oversampling,
-            bits=found.bits,
-            embeddings=queries,
+            codes_of(queries), 5, metric="hamming", rescore=found.oversampling, bits=found.bits, embeddings=queries
         )
         true = np.argsort(-cosine(queries, values), axis=1)[:, :5]
         assert np.mean([np.isin(a, b).mean() for a, b in zip(got.ids, true, strict=True)]) > 0.88

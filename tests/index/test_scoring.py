@@ -53,8 +53,7 @@ def test_scores_equal_naive_reference(metric, bits):
     queries, codes, logits = sample(4, 9, bits)
     found = BitScorer.of(metric, queries, codes, logits).distances(slice(None))
     expected = [
-        [naive(metric, z, y, z_item) for y, z_item in zip(codes.unpack(), logits, strict=True)]
-        for z in queries
+        [naive(metric, z, y, z_item) for y, z_item in zip(codes.unpack(), logits, strict=True)] for z in queries
     ]
     assert found.dtype == np.float32
     assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -98,9 +97,7 @@ def test_a_distance_is_the_float64_sum_in_bit_order_rounded_to_float32(bits, see
         scorer = BitScorer.of(metric, queries * scale, codes)
         found = scorer.distances(slice(None))
         for query in range(3):
-            expected = [
-                ordered_sum(scorer.weights[query], scorer.offsets[query], row) for row in codes.unpack()
-            ]
+            expected = [ordered_sum(scorer.weights[query], scorer.offsets[query], row) for row in codes.unpack()]
             assert found[query].tolist() == [float(value) for value in expected]
 
 
@@ -108,9 +105,7 @@ def test_equal_codes_have_equal_distances_wherever_they_stand():
     queries, codes, _ = sample(5, 3, 100)
     many = codes[np.arange(20_000) % 3]
     found = BitScorer.of("bce", queries, many).distances(slice(None))
-    assert all(
-        np.array_equal(found[:, start::3], found[:, [start] * len(found[0, start::3])]) for start in range(3)
-    )
+    assert all(np.array_equal(found[:, start::3], found[:, [start] * len(found[0, start::3])]) for start in range(3))
 
 
 def test_cosine_distance():
@@ -145,9 +140,7 @@ def test_top_k_equals_a_full_sort(items, bits, k, seed, metric, block_bytes):
     found = top_k(scorer, k, ties=ties)
     assert np.array_equal(found.rows, rows)
     assert np.array_equal(found.distances, np.take_along_axis(distances, rows, axis=1))
-    for row, best, last, boundary in zip(
-        distances, rows, found.distances[:, -1], found.boundary, strict=True
-    ):
+    for row, best, last, boundary in zip(distances, rows, found.distances[:, -1], found.boundary, strict=True):
         beyond = np.setdiff1d(np.flatnonzero(row == last), best)
         assert sorted(boundary.tolist()) == beyond.tolist()
 

@@ -96,9 +96,7 @@ def test_no_search_waits_for_the_condition_of_another(path, monkeypatch):
     monkeypatch.setattr(view_module, "matching_rows", slow)
     with HashIndex.open(path, writable=True) as index:
         answer = []
-        waiting = threading.Thread(
-            target=lambda: answer.append(index.select("n = 5 OR id = 'slow'").tolist())
-        )
+        waiting = threading.Thread(target=lambda: answer.append(index.select("n = 5 OR id = 'slow'").tolist()))
         waiting.start()
         assert begun.wait(60)
         assert index.select("n = 6").tolist() == ["p6"]
@@ -223,15 +221,8 @@ def test_a_forked_child_reads_and_does_not_write(path):
                 index.add(["child"], codes_of(1))
             except StorageError as error:
                 out.put(str(error))
-            found = [
-                index.search(queries, 5, engine=engine).ids.tolist()
-                for engine in ("scan", "exact", "inverted")
-            ]
-            out.put(
-                found[:2] == [expected] * 2
-                and index.select("n = 5").tolist() == ["p5"]
-                and not index.refresh()
-            )
+            found = [index.search(queries, 5, engine=engine).ids.tolist() for engine in ("scan", "exact", "inverted")]
+            out.put(found[:2] == [expected] * 2 and index.select("n = 5").tolist() == ["p5"] and not index.refresh())
 
         context = multiprocessing.get_context("fork")
         out = context.SimpleQueue()
@@ -359,9 +350,7 @@ def test_files_that_contradict_each_other_are_named(path):
     """Each has the checksum that the manifest says, but the codes are of other items."""
     with HashIndex.open(path, writable=True) as index:
         index.add([f"q{number}" for number in range(400)], codes_of(400, 1), {"n": np.arange(400)})
-    first, second = (
-        path / "segments" / name for name in sorted(one.name for one in (path / "segments").iterdir())
-    )
+    first, second = (path / "segments" / name for name in sorted(one.name for one in (path / "segments").iterdir()))
     (second / "metadata.parquet").replace(first / "metadata.parquet")
 
     def exchange(manifest):

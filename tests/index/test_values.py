@@ -58,9 +58,7 @@ def test_a_later_write_stores_a_value_as_it_is_or_refuses_it(name, tmp_path):
     with HashIndex.create(tmp_path / "index", bits=8) as index:
         index.add([0], codes, {"c": first})
         if expected is None:
-            with pytest.raises(
-                InvalidInputError, match=r"the metadata column 'c' is .* in the index, and .* here"
-            ):
+            with pytest.raises(InvalidInputError, match=r"the metadata column 'c' is .* in the index, and .* here"):
                 index.add([1], codes, {"c": second})
             assert len(index) == 1
         else:
@@ -132,12 +130,8 @@ def test_ids_of_another_kind_are_refused_by_name(ids, keys, tmp_path):
 
 
 def test_categories_are_the_text_that_they_are(tmp_path):
-    pq.write_table(
-        pa.table({"id": pa.array(["a", "b"]).dictionary_encode(), "v": [1, 2]}), tmp_path / "m.parquet"
-    )
-    assert columns_of(np.array(["b", "c"]), read_table(tmp_path / "m.parquet"))[0].to_pydict() == {
-        "v": [2, None]
-    }
+    pq.write_table(pa.table({"id": pa.array(["a", "b"]).dictionary_encode(), "v": [1, 2]}), tmp_path / "m.parquet")
+    assert columns_of(np.array(["b", "c"]), read_table(tmp_path / "m.parquet"))[0].to_pydict() == {"v": [2, None]}
     (tmp_path / "twice.csv").write_text("id,v\n1,a\n1,b\n")
     with pytest.raises(FileFormatError, match="an id occurs twice"):
         read_table(tmp_path / "twice.csv")
@@ -182,11 +176,5 @@ def test_hashes_of_ids_are_the_same_for_ever():
 
 KNOWN = [
     [16467744205524398373, 5236422289148167227, 4226922219821352084],
-    [
-        2092789425003139053,
-        15730810857653219652,
-        9383850745235077329,
-        4170971699775747506,
-        4361001788201762662,
-    ],
+    [2092789425003139053, 15730810857653219652, 9383850745235077329, 4170971699775747506, 4361001788201762662],
 ]

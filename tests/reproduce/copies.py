@@ -87,8 +87,6 @@ def with_other_weights(folder, target):
     shutil.copytree(folder, target, dirs_exist_ok=True)
     tensors = load_file(target / "model.safetensors")
     save_file(
-        {name: np.asarray(-value) for name, value in tensors.items()},
-        target / "model.safetensors",
-        {"format": "pt"},
+        {name: np.asarray(-value) for name, value in tensors.items()}, target / "model.safetensors", {"format": "pt"}
     )
     return target

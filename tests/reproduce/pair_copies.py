@@ -70,9 +70,7 @@ def write_cc3m(root, items=40):
 def write_imagenet1k_text(root):
     """Three classes with six images each."""
     synsets = ["n00000001", "n00000002", "n00000009"]
-    touch(
-        root, [f"val/{synset}/ILSVRC2012_val_{number:08d}.JPEG" for synset in synsets for number in range(6)]
-    )
+    touch(root, [f"val/{synset}/ILSVRC2012_val_{number:08d}.JPEG" for synset in synsets for number in range(6)])
     names = zip(synsets, ("tench, Tinca", "crane", "white shark"), strict=True)
     (root / "LOC_synset_mapping.txt").write_text("".join(f"{synset} {name}\n" for synset, name in names))
     counts, sizes = {"database": 18, "query": 3}, {"database": 6, "query": 1}

@@ -69,9 +69,7 @@ def make(benchmarks_of_pairs, clip, tmp_path):
 
 @pytest.fixture(scope="session")
 def towers(clip):
-    return Encoder.load(clip, device="cpu", dtype="float32"), TextEncoder.load(
-        clip, device="cpu", dtype="float32"
-    )
+    return Encoder.load(clip, device="cpu", dtype="float32"), TextEncoder.load(clip, device="cpu", dtype="float32")
 
 
 def wanted(name, **chosen):
@@ -185,9 +183,7 @@ def test_an_image_with_fewer_captions_repeats_them(make, monkeypatch):
     workspace = make()
     split = workspace.dataset("coco-text").splits["query"]
     uneven = [[f"a{number}", "b", "c"][: 1 + number % 3] for number in range(12)]
-    workspace.dataset("coco-text").splits["train"] = type(split)(
-        split.paths, None, type(split.captions).gather(uneven)
-    )
+    workspace.dataset("coco-text").splits["train"] = type(split)(split.paths, None, type(split.captions).gather(uneven))
     given = {}
     monkeypatch.setattr(Hasher, "fit", lambda self, images, *, texts, **_: given.update(texts=texts) or self)
     training = Training("dfn-l", "coco-text", "pairs", "probing", 16)
@@ -329,10 +325,7 @@ def test_recall_counts_an_images_own_captions(make, towers, name):
     dataset = workspace.dataset(chosen[0].dataset)
     part = dataset.splits["query"]
     items = part.captions.items
-    vectors = {
-        "image": image_embeddings(towers, dataset, "query"),
-        "text": text_embeddings(towers, dataset, "query"),
-    }
+    vectors = {"image": image_embeddings(towers, dataset, "query"), "text": text_embeddings(towers, dataset, "query")}
     ids = {"image": part.paths, "text": pairs.texts_of(dataset, "query").ids}
     rows = {"image": np.arange(len(part)), "text": items}
     for measurement, result in found.items():

@@ -108,9 +108,7 @@ def test_an_embedding_that_was_killed_goes_on(make, monkeypatch):
 def test_codes_are_the_models_own(make, fitting, setting, monkeypatch):
     workspace = make()
     training = Training(setting=setting, fitting=fitting)
-    found = workspace.encoded(
-        training, 0, "coco", "database"
-    )  # transfer: another dataset than it is trained on
+    found = workspace.encoded(training, 0, "coco", "database")  # transfer: another dataset than it is trained on
     folder = workspace.work / "models" / workspace.name_of(training) / "seed-0"
     assert "epochs=1" in folder.parent.name
     hasher = Hasher.load(folder, device="cpu")
@@ -167,9 +165,7 @@ def test_a_random_hashcoder_is_balanced_on_the_training_set(make):
     other = workspace.encoded(training, 1, "cifar10", "train").logits
     assert not np.allclose(logits, other)
     shortened = make(training={"epochs": 3})
-    assert shortened.name_of(training) == workspace.name_of(
-        training
-    )  # nothing is trained, so nothing is shortened
+    assert shortened.name_of(training) == workspace.name_of(training)  # nothing is trained, so nothing is shortened
 
 
 def test_a_model_with_an_encoder_in_it_has_no_random_form(dino):
@@ -324,9 +320,7 @@ def test_weights_that_could_not_be_loaded_bind_nothing(make, dino, tmp_path):
     folder = tmp_path / "encoder"
     shutil.copytree(dino, folder)
     whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(
-        whole[: len(whole) // 2]
-    )  # as a download that was cut leaves it
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])  # as a download that was cut leaves it
     weights = {"dinov2": str(folder)}
     for ask in (
         lambda workspace: workspace.embeddings("dinov2", "coco", "query"),
@@ -352,11 +346,7 @@ def test_a_damaged_note_of_the_weights_is_refused(make):
         (lambda workspace: workspace.dataset("mnist"), ConfigError, "known are cifar10"),
         (lambda workspace: workspace.source("coco", "test"), ConfigError, "it has train, database, query"),
         (lambda workspace: workspace.encoder("resnet"), ConfigError, "no encoder 'resnet'; known are dinov2"),
-        (
-            lambda workspace: workspace.encoder("simdinov2"),
-            ConfigError,
-            "crovca convert .*--weights simdinov2=FOLDER",
-        ),
+        (lambda workspace: workspace.encoder("simdinov2"), ConfigError, "crovca convert .*--weights simdinov2=FOLDER"),
     ],
 )
 def test_messages(make, ask, error, message):

@@ -15,9 +15,7 @@ def test_the_list_of_experiments_names_all_of_them(capsys):
     print_experiments(True)
     listed = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in listed["experiments"]] == list(EXPERIMENTS)
-    assert sum(row["cells"] for row in listed["experiments"]) == sum(
-        len(all_cells(name)) for name in EXPERIMENTS
-    )
+    assert sum(row["cells"] for row in listed["experiments"]) == sum(len(all_cells(name)) for name in EXPERIMENTS)
     assert all("minutes" not in row for row in listed["experiments"])
 
 

@@ -135,9 +135,7 @@ def check_labels(cell):
     for title, encoders in families.items():
         if re.search(rf"(?<!\w){re.escape(title)}(?!\w)", labels):
             assert measurement.encoder in encoders
-    if length := re.search(
-        r" (16|32|64)$|^(\d+)-bit", cell.column if cell.experiment != "table4" else cell.row
-    ):
+    if length := re.search(r" (16|32|64)$|^(\d+)-bit", cell.column if cell.experiment != "table4" else cell.row):
         assert cell.bits == int(length[1] or length[2])
     if cell.column.endswith("Orig"):
         assert measurement.training is None
@@ -194,9 +192,7 @@ def test_the_best_published_numbers_are_the_best_of_table_11():
         if cell.published_by:
             best[cell.column] = max(best[cell.column], cell.value)
     assert values("table1", "SOTA") == dict(best) | {"COCO 16": 82.2}
-    by_method = {
-        (cell.column, cell.value): cell.published_by for cell in all_cells("table11") if cell.published_by
-    }
+    by_method = {(cell.column, cell.value): cell.published_by for cell in all_cells("table11") if cell.published_by}
     for cell in cells("table1", rows="SOTA"):
         if cell.column != "COCO 16":
             assert by_method[cell.column, cell.value] == cell.published_by
@@ -246,10 +242,7 @@ def test_cells_are_chosen_by_dataset_encoder_bits_and_row():
 @pytest.mark.parametrize(
     "choice, message",
     [
-        (
-            {"dataset": "imagenet1k"},
-            "no dataset 'imagenet1k'; it has cifar10, coco, flickr25k, nuswide21, imagenet100",
-        ),
+        ({"dataset": "imagenet1k"}, "no dataset 'imagenet1k'; it has cifar10, coco, flickr25k, nuswide21, imagenet100"),
         ({"encoder": ["dinov2", "clip"]}, "no encoder 'clip'; it has simdinov2, dinov2"),
         ({"bits": 256}, "no bits '256'; it has 16, 32, 64"),
         ({"rows": "ours"}, "no row 'ours'; it has SOTA, SimDINOv2 ViT-B"),
@@ -276,11 +269,7 @@ def test_presets_are_the_columns_of_table_8():
     def preset(dataset, setting="unsupervised"):
         return Training("dinov2", dataset, setting, "lora", 16).preset
 
-    assert [preset(name) for name in ("coco", "imagenet100", "imagenet1k")] == [
-        "small",
-        "small",
-        "imagenet1k",
-    ]
+    assert [preset(name) for name in ("coco", "imagenet100", "imagenet1k")] == ["small", "small", "imagenet1k"]
     assert preset("imagenet1k", "random") == "imagenet1k"
     assert preset("flickr25k-ddbh", "pairs") == "text-small"
     assert preset("cc3m", "pairs") == preset("cc3m", "random") == "cc3m"

@@ -68,13 +68,8 @@ def training(name):
 
 def by_hand(workspace, query, method):
     """Ids and classes of the five nearest."""
-    label = workspace.source("imagenet100", "query").labels[
-        workspace.source("imagenet100", "query").ids == query
-    ][0]
-    floats = {
-        part: workspace.embeddings("simdinov2", "imagenet100", part)
-        for part in ("query", "database", "train")
-    }
+    label = workspace.source("imagenet100", "query").labels[workspace.source("imagenet100", "query").ids == query][0]
+    floats = {part: workspace.embeddings("simdinov2", "imagenet100", part) for part in ("query", "database", "train")}
     row = int(np.flatnonzero(floats["query"].ids == query)[0])
     asked, database = floats["query"].values[row : row + 1], floats["database"]
     if method == "float":
@@ -99,23 +94,14 @@ def test_figure_5_shows_what_each_method_finds(workspace):
     ]  # fmt: skip
     for entry in content["queries"]:
         found = entry["neighbors"]
-        assert list(found) == [
-            "simdinov2, floats (cosine)",
-            "Hashing-Baseline, 16 bits",
-            "HashCoder, 16 bits",
-        ]
+        assert list(found) == ["simdinov2, floats (cosine)", "Hashing-Baseline, 16 bits", "HashCoder, 16 bits"]
         for method, hits in zip(("float", "baseline", "ours"), found.values(), strict=True):
             ids, right = by_hand(workspace, entry["query"], method)
             assert [hit["id"] for hit in hits] == ids
             assert [hit["right"] for hit in hits] == right
             assert all(hit["id"] in page for hit in hits)
-    flags = [
-        hit["right"] for entry in content["queries"] for hits in entry["neighbors"].values() for hit in hits
-    ]
-    assert (page.count('<img class="yes"'), page.count('<img class="no"')) == (
-        sum(flags),
-        len(flags) - sum(flags),
-    )
+    flags = [hit["right"] for entry in content["queries"] for hits in entry["neighbors"].values() for hit in hits]
+    assert (page.count('<img class="yes"'), page.count('<img class="no"')) == (sum(flags), len(flags) - sum(flags))
     assert 0 < sum(flags) < len(flags)
     assert page.count("<img") == 2 * (1 + 15)
 
@@ -147,9 +133,7 @@ def test_another_query_is_named_by_its_path(workspace):
         assert "gray langur, for another query</h1>" in page
         assert [entry["query"] for entry in content["queries"]] == [name]
         assert content["queries"][0]["class"] == "n01440764"
-    with pytest.raises(
-        ConfigError, match=r"zebra.jpg is none of the queries .* such as val_image/ILSVRC2012_val_0"
-    ):
+    with pytest.raises(ConfigError, match=r"zebra.jpg is none of the queries .* such as val_image/ILSVRC2012_val_0"):
         drawn(workspace, "figure4", query="zebra.jpg")
     with pytest.raises(ConfigError, match="none of the queries"):  # an image of the database
         drawn(workspace, "figure4", query="image/n01440764_0.JPEG")
@@ -157,12 +141,8 @@ def test_another_query_is_named_by_its_path(workspace):
 
 def test_a_class_that_is_not_there_says_what_to_do(tmp_path, dino):
     protocols = copies.write(tmp_path, ["imagenet100"])
-    other = Workspace(
-        tmp_path, tmp_path / "work", weights={"simdinov2": str(dino)}, protocols=protocols, device="cpu"
-    )
-    with pytest.raises(
-        ConfigError, match=r"no query of the class n02391049 \(zebra\).* --query PATH, such as val_im"
-    ):
+    other = Workspace(tmp_path, tmp_path / "work", weights={"simdinov2": str(dino)}, protocols=protocols, device="cpu")
+    with pytest.raises(ConfigError, match=r"no query of the class n02391049 \(zebra\).* --query PATH, such as val_im"):
         pictures.draw("figure4", other, all_cells("figure4"))
     assert not (tmp_path / "work" / "figure4").exists()
 
@@ -172,9 +152,7 @@ def test_a_query_that_cannot_be_read_is_named(tmp_path, dino):
     (tmp_path / "imagenet100/val_image/ILSVRC2012_val_00000001.JPEG").write_bytes(b"")
     weights = {"simdinov2": str(dino)}
     other = Workspace(tmp_path, tmp_path / "work", weights=weights, protocols=protocols, device="cpu")
-    with pytest.raises(
-        InvalidInputError, match=r"query val_image/ILSVRC2012_val_00000001\.JPEG could not be read"
-    ):
+    with pytest.raises(InvalidInputError, match=r"query val_image/ILSVRC2012_val_00000001\.JPEG could not be read"):
         pictures.draw("figure4", other, all_cells("figure4"))
 
 

@@ -30,9 +30,7 @@ def make(benchmarks, dino, tmp_path):
 
     def workspace(**changes):
         known = {"weights": dict.fromkeys(NAMES, str(dino)), "training": SHORT, "protocols": protocols}
-        return Workspace(
-            changes.pop("data", data), tmp_path / "work", **{"device": "cpu", **known, **changes}
-        )
+        return Workspace(changes.pop("data", data), tmp_path / "work", **{"device": "cpu", **known, **changes})
 
     return workspace
 
@@ -65,9 +63,7 @@ def test_the_numbers_are_those_of_evaluate(make, dataset):
         assert cell.measurement.k == k
         training = cells[1].measurement.training if cell.bits is None else cell.measurement.training
         encoded = [workspace.encoded(training, 0, dataset, split) for split in ("query", "database")]
-        expected = evaluate(
-            *encoded, k=k, query_embeddings=ours.values, database_embeddings=theirs.values
-        ).to_dict()
+        expected = evaluate(*encoded, k=k, query_embeddings=ours.values, database_embeddings=theirs.values).to_dict()
         if cell.bits is None:
             assert entry["value"] == expected["float"]["cosine"]
             assert entry["map_min_k_r"] == expected["float_min_k_r"]["cosine"]
@@ -142,17 +138,11 @@ def test_tables_end_to_end(make, table, choice, models):
         assert row.found["0"]["left_out"] == {}
     made = [Hasher.load(path, device="cpu") for path in (workspace.work / "models").glob("*/*")]
     assert len(made) == models
-    settings = {
-        (one.hashcoder, one.learning_rate, one.weight_decay, one.fine_tuning.lora_rank) for one in made
-    }
+    settings = {(one.hashcoder, one.learning_rate, one.weight_decay, one.fine_tuning.lora_rank) for one in made}
     assert settings == {
-        ("small", 1e-3, 1e-2, 16)
-        if table == "table2"
-        else ("large", 1e-4, 1e-4, None if table in PROBED else 16)
+        ("small", 1e-3, 1e-2, 16) if table == "table2" else ("large", 1e-4, 1e-4, None if table in PROBED else 16)
     }  # the paper's Table 8
-    assert {(one.epochs, one.batch_size, one.prototypes, one.nested) for one in made} == {
-        (1, 4, "batch", False)
-    }
+    assert {(one.epochs, one.batch_size, one.prototypes, one.nested) for one in made} == {(1, 4, "batch", False)}
 
 
 def test_one_pass_of_the_encoder_serves_every_length_of_a_frozen_one(make, monkeypatch):
@@ -165,9 +155,7 @@ def test_one_pass_of_the_encoder_serves_every_length_of_a_frozen_one(make, monke
             workspace.model(cell.measurement.training, 0)
     counts = []
     embed = Encoder.embed
-    monkeypatch.setattr(
-        Encoder, "embed", lambda self, pixels: counts.append(len(pixels)) or embed(self, pixels)
-    )
+    monkeypatch.setattr(Encoder, "embed", lambda self, pixels: counts.append(len(pixels)) or embed(self, pixels))
     results = runs.reproduce(workspace, cells)
     assert len(results.rows()) == 3
     assert not results.failed
@@ -245,9 +233,7 @@ def break_seeds(monkeypatch, *broken):
 
 def test_a_seed_that_fails_is_told_from_those_that_do_not(make, monkeypatch):
     break_seeds(monkeypatch, 1)
-    (row,) = runs.reproduce(
-        make(), paper.cells("table1", dataset="coco", encoder="dinov2", bits=16), [0, 1]
-    ).rows()
+    (row,) = runs.reproduce(make(), paper.cells("table1", dataset="coco", encoder="dinov2", bits=16), [0, 1]).rows()
     assert (row.asked, list(row.found), row.spread) == (2, ["0"], None)
     assert row.reasons == {1: "RuntimeError: no memory"}
     assert row.failed == "RuntimeError: no memory"
@@ -284,9 +270,7 @@ def test_a_run_that_was_killed_between_cells_goes_on(make, monkeypatch):
     measured = []
     measure = runs.measure_images
     monkeypatch.setattr(
-        runs,
-        "measure_images",
-        lambda workspace, of, seed: measured.append(of.key) or measure(workspace, of, seed),
+        runs, "measure_images", lambda workspace, of, seed: measured.append(of.key) or measure(workspace, of, seed)
     )
     with runs.opened(work) as (kept, save):
         assert len(kept) == 2
@@ -393,9 +377,7 @@ def test_damaged_results_are_refused(tmp_path, content, message):
 def command(benchmarks, dino, tmp_path, monkeypatch, capsys):
     """Runs ``crovca reproduce`` on the small copies: status, output, errors."""
     data, protocols = benchmarks
-    monkeypatch.setattr(
-        Inputs.__init__, "__kwdefaults__", {**Inputs.__init__.__kwdefaults__, "protocols": protocols}
-    )
+    monkeypatch.setattr(Inputs.__init__, "__kwdefaults__", {**Inputs.__init__.__kwdefaults__, "protocols": protocols})
     fixed = ["--data", str(data), "--work", str(tmp_path / "work"), "--device", "cpu"]
     fixed += [part for name in NAMES for part in ("--weights", f"{name}={dino}")]
 
@@ -413,10 +395,7 @@ def test_the_command_prints_ours_beside_the_papers(command):
     status, out, errors = command(*ONE, "--seeds", "2")
     assert status == 0
     assert "NOT the paper's settings: epochs 1, batch size 4" in out
-    assert (
-        "table1: Unsupervised hashing, LoRA (section 4.1.1), percent, mean ± standard deviation of 2 seeds"
-        in out
-    )
+    assert "table1: Unsupervised hashing, LoRA (section 4.1.1), percent, mean ± standard deviation of 2 seeds" in out
     (line,) = [line for line in out.splitlines() if "COCO 16" in line]
     paper_value, ours, _, spread, difference = line.split()[-5:]
     assert paper_value == "87.5"
@@ -428,9 +407,7 @@ def test_the_command_prints_ours_beside_the_papers(command):
     assert last.startswith("measured now: 7, kept from earlier runs: 0; all numbers, seed by seed: ")
     *same, last_again = again.splitlines()
     assert (status, same) == (0, numbers)
-    assert last_again == last.replace(
-        "now: 7, kept from earlier runs: 0", "now: 0, kept from earlier runs: 7"
-    )
+    assert last_again == last.replace("now: 7, kept from earlier runs: 0", "now: 0, kept from earlier runs: 7")
     assert errors == ""
     content = json.loads(command(*ONE, "--seeds", "2", "--json")[1])
     assert (content["measured_now"], content["kept"]) == (0, 7)
@@ -478,16 +455,7 @@ def test_other_weights_are_refused_by_the_command(command, other_dino, tmp_path)
     assert status == 0
     results = tmp_path / "work" / "results.json"
     before = results.read_bytes()
-    fixed = [
-        "--data",
-        tmp_path,
-        "--work",
-        tmp_path / "work",
-        "--weights",
-        f"dinov2={other_dino}",
-        "--device",
-        "cpu",
-    ]
+    fixed = ["--data", tmp_path, "--work", tmp_path / "work", "--weights", f"dinov2={other_dino}", "--device", "cpu"]
     status, out, _ = command(*ONE, "--bits", "16", fixed=map(str, fixed))
     assert status == 1
     assert "failed: DINOv2 ViT-B, COCO 16: " in out
@@ -505,9 +473,7 @@ def test_the_status_says_whether_everything_failed(command, tmp_path):
     assert "results.json" not in out  # there is none
     assert out.splitlines()[-1] == "nothing was measured"
     assert not (tmp_path / "work2" / "results.json").exists()
-    status, out, _ = command(
-        "table1", "--dataset", "coco", "--bits", "16", "--epochs", "1", "--batch-size", "4"
-    )
+    status, out, _ = command("table1", "--dataset", "coco", "--bits", "16", "--epochs", "1", "--batch-size", "4")
     assert status == 0  # dinov2 and dinov3-b could be measured
     assert "must be converted first" in out
 
@@ -531,11 +497,7 @@ def test_the_status_says_whether_everything_failed(command, tmp_path):
         (["figure4", "--epochs", "0"], None, "epochs must be a whole number of at least 1, got 0"),
         (["table1", "--device", "tpu"], None, "unknown device 'tpu'"),
         (["table1", "--dtype", "foo"], None, "dtype must be 'auto' or one of"),
-        (
-            ["table1", "--data", "nowhere"],
-            None,
-            "there is no folder nowhere; give the folder of the datasets",
-        ),
+        (["table1", "--data", "nowhere"], None, "there is no folder nowhere; give the folder of the datasets"),
         (["figure3", "--query", "x.png"], None, "figure3 is a map of many items; it has no query"),
     ],
 )
@@ -564,9 +526,7 @@ def test_curves_are_measured_and_drawn(command, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     data = tmp_path / "pairs"
     protocols = pair_copies.write(data)
-    monkeypatch.setattr(
-        Inputs.__init__, "__kwdefaults__", {**Inputs.__init__.__kwdefaults__, "protocols": protocols}
-    )
+    monkeypatch.setattr(Inputs.__init__, "__kwdefaults__", {**Inputs.__init__.__kwdefaults__, "protocols": protocols})
     clip = tiny.save(tiny.models()["CLIP"][0], tmp_path / "clip", "CLIP")
     tiny.clip_tokenizer(clip)
     fixed = ["--data", str(data), "--work", str(tmp_path / "work"), "--weights", f"dfn-l={clip}"]

@@ -17,12 +17,7 @@ def index_of(items, seed):
 def main():
     url = sys.argv[1]
     items, batch_size, seed = map(int, sys.argv[2:])
-    push_to(
-        index_of(items, seed),
-        url,
-        batch_size=batch_size,
-        progress=lambda done, total: print(done, flush=True),
-    )
+    push_to(index_of(items, seed), url, batch_size=batch_size, progress=lambda done, total: print(done, flush=True))
 
 
 if __name__ == "__main__":

@@ -48,9 +48,7 @@ def test_no_text_ends_in_a_traceback(text):
             connect(url)
 
 
-@pytest.mark.parametrize(
-    "url", ["postgresql://u:secret@127.0.0.1:1/db?table=a", "milvus://u:secret@127.0.0.1:1/a"]
-)
+@pytest.mark.parametrize("url", ["postgresql://u:secret@127.0.0.1:1/db?table=a", "milvus://u:secret@127.0.0.1:1/a"])
 def test_a_server_that_is_not_there(url, monkeypatch):
     monkeypatch.setattr(milvus_module, "_TIMEOUT", 0.5)
     with pytest.raises(ServerError, match=r"cannot connect to .* at .*127\.0\.0\.1:1: ") as caught:
@@ -66,9 +64,7 @@ def test_a_wrong_password(servers):
     assert "gue55" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("url", "package"), [("postgresql://h/d?table=a", "psycopg"), ("milvus://h/a", "pymilvus")]
-)
+@pytest.mark.parametrize(("url", "package"), [("postgresql://h/d?table=a", "psycopg"), ("milvus://h/a", "pymilvus")])
 def test_a_driver_that_is_missing(url, package, monkeypatch):
     original = builtins.__import__
 
@@ -79,9 +75,7 @@ def test_a_driver_that_is_missing(url, package, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", no_driver)
     for function in (connect, lambda url: create(url, bits=8)):
-        with pytest.raises(
-            MissingDependencyError, match=rf"needs the package '{package}'.*pip install 'crovca\["
-        ):
+        with pytest.raises(MissingDependencyError, match=rf"needs the package '{package}'.*pip install 'crovca\["):
             function(url)
 
 

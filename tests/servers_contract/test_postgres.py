@@ -68,9 +68,7 @@ def test_hnsw_is_opt_in_and_proves_nothing(servers):
         run(servers("pgvector"), f"ANALYZE {cluster._name}")
         logits = queries_for(codes, 5)
         expected_ids, expected = truth(logits, 10, "bce", ids, codes)
-        assert np.array_equal(
-            cluster.search(logits, 10, exact=True).ids, expected_ids
-        )  # the index is left alone
+        assert np.array_equal(cluster.search(logits, 10, exact=True).ids, expected_ids)  # the index is left alone
     with connect(url, approximate=True) as cluster:
         cluster._connection.execute("SET enable_seqscan = off")  # so small a table is scanned otherwise
         found = cluster.search(logits, 10, overfetch=200)
@@ -95,10 +93,7 @@ def test_an_old_pgvector_is_refused(servers, monkeypatch):
 
 
 def test_no_pgvector_is_said(servers):
-    with (
-        create(servers.address("postgres"), bits=8) as cluster,
-        pytest.raises(ServerError, match="has no pgvector"),
-    ):
+    with create(servers.address("postgres"), bits=8) as cluster, pytest.raises(ServerError, match="has no pgvector"):
         cluster.build_hnsw()
 
 
@@ -252,10 +247,7 @@ def test_schemas(servers):
 
 def test_tables_that_are_not_ours(servers):
     address = servers("postgres").url
-    run(
-        servers("postgres"),
-        "CREATE TABLE IF NOT EXISTS foreign_one (id bigint, code text, crovca_digest bigint)",
-    )
+    run(servers("postgres"), "CREATE TABLE IF NOT EXISTS foreign_one (id bigint, code text, crovca_digest bigint)")
     with pytest.raises(ServerError, match="is not one of crovca's"):
         PostgresServer.open(address, "foreign_one")
     with pytest.raises(ServerError, match="there is no table 'nothing'; make it with create"):

@@ -166,15 +166,7 @@ def test_an_index_that_changed_since_a_killed_push(make):
 def test_kill_9_at_any_moment(servers, server, items, batch):
     """Killed at random moments, again and again, until one push ends; nothing is lost, nothing is left over."""
     url = servers.address(server)
-    command = [
-        sys.executable,
-        "-m",
-        "tests.servers_contract.push_process",
-        url,
-        str(items),
-        str(batch),
-        "5",
-    ]
+    command = [sys.executable, "-m", "tests.servers_contract.push_process", url, str(items), str(batch), "5"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     choice = random.Random(0)
     starts, killed = [], 0

@@ -40,9 +40,7 @@ class MemoryEngine:
             bound = np.float32(np.inf)
             if len(order) == count:
                 last = int(sums[order[-1]])
-                bound = (
-                    query.bound_of(query.levels(self.levels), last) if self.levels else query.bound_at(last)
-                )
+                bound = query.bound_of(query.levels(self.levels), last) if self.levels else query.bound_at(last)
             found.append(ServerCandidates(self.ids[order], self.codes[order], bound))
         return found
 
@@ -66,9 +64,7 @@ class MemoryEngine:
     levels=st.sampled_from([0, 1, 2, 6, 100]),
     seed=st.integers(0, 10**6),
 )
-def test_proven_answers_are_exact_and_exact_ones_are_proven(
-    count, bits, k, more, scale, metric, levels, seed
-):
+def test_proven_answers_are_exact_and_exact_ones_are_proven(count, bits, k, more, scale, metric, levels, seed):
     ids, codes, _ = sample(count, bits, seed)
     logits = queries_for(codes, 4, seed, scale)
     expected_ids, expected = truth(logits, k, metric, ids, codes)
@@ -154,10 +150,7 @@ def test_an_engine_that_knows_nothing_proves_nothing():
     class Approximate(MemoryEngine):
         def nearest(self, queries, count, where):
             nothing = np.float32(-np.inf)
-            return [
-                ServerCandidates(part.ids, part.codes, nothing)
-                for part in super().nearest(queries, count, where)
-            ]
+            return [ServerCandidates(part.ids, part.codes, nothing) for part in super().nearest(queries, count, where)]
 
     engine = Approximate(ids, codes, 0)
     assert not search_by_rescoring(engine, np.ones((2, 16)), 3, "bce", None, 20, False).proven.any()

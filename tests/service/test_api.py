@@ -110,9 +110,7 @@ def test_an_item_that_names_a_file_outside_is_not_shown(made, tmp_path):
     served = Collection(tmp_path / "index", name="x", root=tmp_path / "pictures")
     with TestClient(create_app([served])) as client:
         for id in ("../secret.png", "link.png"):
-            assert (
-                "is not there" in client.get("/v1/collections/x/picture", params={"id": id}).json()["error"]
-            )
+            assert "is not there" in client.get("/v1/collections/x/picture", params={"id": id}).json()["error"]
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,7 @@ def all_of(browser, selector):
 
 def shown(browser):
     """Ids of the cards."""
-    return browser.execute_script(
-        "return [...document.querySelectorAll('.card .path')].map(e => e.textContent)"
-    )
+    return browser.execute_script("return [...document.querySelectorAll('.card .path')].map(e => e.textContent)")
 
 
 def keep(browser, name):
@@ -86,9 +84,7 @@ def test_the_page(browser, address, made):
     browser.find_element(By.ID, "text").send_keys(ids[3], Keys.ENTER)
     wait(browser, lambda: len(shown(browser)) == 48)
     assert browser.current_url.endswith(f"like={ids[3].replace('/', '%2F')}")  # a permanent link
-    wait(
-        browser, lambda: browser.execute_script("return document.querySelector('.card img').naturalWidth") > 0
-    )
+    wait(browser, lambda: browser.execute_script("return document.querySelector('.card img').naturalWidth") > 0)
     keep(browser, "page")
 
     first = shown(browser)[0]
@@ -140,12 +136,9 @@ def test_plus_and_minus_and_the_keyboard(browser, address, made):
 
 
 def test_a_phone(browser, address, made):
-    browser.set_window_size(
-        500, 844
-    )  # the narrowest that chromium makes a window; the emulation below is a phone
+    browser.set_window_size(500, 844)  # the narrowest that chromium makes a window; the emulation below is a phone
     browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True},
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     )
     try:
         for path in (f"{address}?like={made[4][0]}", f"{address}/duplicates?radius=2"):

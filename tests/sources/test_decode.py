@@ -171,9 +171,7 @@ def test_the_limit_of_pixels(monkeypatch):
 
 
 def test_a_large_camera_passes_the_limit():
-    with pytest.raises(
-        UnreadableItem, match=r"truncated|damaged"
-    ):  # its size is accepted; it holds too little
+    with pytest.raises(UnreadableItem, match=r"truncated|damaged"):  # its size is accepted; it holds too little
         decode(png_of_size(11_648, 8_736))
 
 

@@ -37,8 +37,7 @@ def faults(source):
 
 def test_a_folder(tmp_path):
     write_all(
-        tmp_path,
-        FILES | {"a/deep/er/x.PNG": PICTURES[0], "a/notes.txt": b"x", ".hidden/y.jpg": b"", "a/.z.jpg": b""},
+        tmp_path, FILES | {"a/deep/er/x.PNG": PICTURES[0], "a/notes.txt": b"x", ".hidden/y.jpg": b"", "a/.z.jpg": b""}
     )
     found = open_images(tmp_path)
     assert found.ids.tolist() == sorted([*FILES, "a/deep/er/x.PNG"])
@@ -70,9 +69,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
 def test_a_store_among_the_images_is_passed_over(tmp_path):
     write_all(tmp_path, FILES)
     before = open_images(tmp_path)
-    write_all(
-        tmp_path / "store", {"job.json": b"{}", "part-00000/x.jpg": b"", "part-00000/items.parquet": b""}
-    )
+    write_all(tmp_path / "store", {"job.json": b"{}", "part-00000/x.jpg": b"", "part-00000/items.parquet": b""})
     assert open_images(tmp_path).fingerprint == before.fingerprint
     assert open_images(tmp_path).notes == before.notes
 
@@ -94,9 +91,7 @@ def test_files_that_change_while_they_are_read(tmp_path, monkeypatch):
     (tmp_path / "a" / "2.jpg").unlink()
     (tmp_path / "a" / "2.jpg").mkdir()
     monkeypatch.setattr(sources, "MAX_BYTES", len(PICTURES[4]) - 1)
-    kept = {
-        name: reason for name, reason in faults(found).items() if name in ("a/0.jpg", "a/2.jpg", "a/4.jpg")
-    }
+    kept = {name: reason for name, reason in faults(found).items() if name in ("a/0.jpg", "a/2.jpg", "a/4.jpg")}
     assert kept == {"a/0.jpg": "missing", "a/2.jpg": "not a file", "a/4.jpg": "too large"}
 
 
@@ -152,18 +147,14 @@ def test_parquet_in_any_order_and_from_threads(tmp_path):
     pq.write_table(
         image_table(range(6), id=[f"i{row}" for row in range(6)]), tmp_path / "x-0.parquet", row_group_size=4
     )
-    pq.write_table(
-        image_table(range(6, 10), id=[f"i{row}" for row in range(6, 10)]), tmp_path / "x-1.parquet"
-    )
+    pq.write_table(image_table(range(6, 10), id=[f"i{row}" for row in range(6, 10)]), tmp_path / "x-1.parquet")
     found = open_images(tmp_path)
     assert found.ids.tolist() == [f"i{row}" for row in range(10)]
     assert found.labels.tolist() == [row % 3 for row in range(10)]
     order = np.random.default_rng(0).permutation(10).tolist()
     assert [found.read(row) for row in order] == [PICTURES[row] for row in order]
     results = {}
-    threads = [
-        threading.Thread(target=lambda row=row: results.update({row: found.read(row)})) for row in order
-    ]
+    threads = [threading.Thread(target=lambda row=row: results.update({row: found.read(row)})) for row in order]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -183,11 +174,7 @@ def test_many_rows_of_one_row_group(tmp_path):
 
 def test_class_names_captions_and_what_is_missing(tmp_path):
     table = pa.table(
-        {
-            "image": [PICTURES[0], None, PICTURES[2]],
-            "label": [1, 0, 1],
-            "caption": ["x", None, ["y", "z"][0]],
-        },
+        {"image": [PICTURES[0], None, PICTURES[2]], "label": [1, 0, 1], "caption": ["x", None, ["y", "z"][0]]},
         metadata={"huggingface": json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})},
     )
     pq.write_table(table, tmp_path / "x.parquet")
@@ -235,13 +222,8 @@ def _fails(source, row):
 
 def test_a_saved_hugging_face_dataset(tmp_path):
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])}
-    )
-    rows = {
-        "image": [{"bytes": data, "path": None} for data in PICTURES],
-        "label": [row % 2 for row in range(10)],
-    }
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    rows = {"image": [{"bytes": data, "path": None} for data in PICTURES], "label": [row % 2 for row in range(10)]}
     datasets.disable_progress_bars()
     saved = datasets.Dataset.from_dict(rows, features=features)
     saved.save_to_disk(str(tmp_path / "one"))
@@ -424,9 +406,7 @@ def test_lines_end_at_line_feeds_only(tmp_path):
     names = ["a.jpg", "b\u2028c.jpg", "d\x85e.jpg"]
     for name in names:
         (tmp_path / name).write_bytes(PICTURES[0])
-    (tmp_path / "s.lst").write_text(
-        "\ufeff" + "".join(f"{name} 0\n" for name in names), encoding="utf-8", newline=""
-    )
+    (tmp_path / "s.lst").write_text("\ufeff" + "".join(f"{name} 0\n" for name in names), encoding="utf-8", newline="")
     found = open_images(tmp_path / "s.lst")
     assert found.ids.tolist() == names
     assert not faults(found)
@@ -461,23 +441,16 @@ def test_several_readings_of_a_folder(tmp_path):
     with pytest.raises(InvalidInputError, match="may both hold the images"):
         open_images(tmp_path)
     (tmp_path / "1.jpg").write_bytes(PICTURES[0])
-    assert (
-        "the images themselves are read, not the 2 .parquet and 1 .tar beside them"
-        in open_images(tmp_path).notes
-    )
+    assert "the images themselves are read, not the 2 .parquet and 1 .tar beside them" in open_images(tmp_path).notes
 
 
 def test_several_columns_of_images(tmp_path):
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"mask": PICTURES[3:6], "image": PICTURES[:3]}), path)
-    with pytest.warns(
-        CrovcaWarning, match="images are taken from 'image', not 'mask'; --image-column names another"
-    ):
+    with pytest.warns(CrovcaWarning, match="images are taken from 'image', not 'mask'; --image-column names another"):
         assert open_images(path).read(0) == PICTURES[0]
     pq.write_table(pa.table({"mask": PICTURES[3:6], "scene": PICTURES[:3]}), path)
-    with pytest.raises(
-        InvalidInputError, match=r"\['mask', 'scene'\] may all be images; name one with --image-column"
-    ):
+    with pytest.raises(InvalidInputError, match=r"\['mask', 'scene'\] may all be images; name one with --image-column"):
         open_images(path)
     assert open_images(path, image_column="scene").read(0) == PICTURES[0]
 

@@ -98,37 +98,8 @@ def mutated(rng, content, name):
 
 
 ODD: list[object] = [
-    *(
-        None,
-        True,
-        -1,
-        0,
-        1,
-        3,
-        2**31,
-        2**63,
-        10**30,
-        1.5,
-        "",
-        "x",
-        "..",
-        "../../etc",
-        "/etc/passwd",
-        "00000001",
-    ),
-    *(
-        "codes.npy",
-        "deleted-00000009.npy",
-        [],
-        {},
-        [[]],
-        {"name": "x"},
-        ["x"],
-        "A" * 64,
-        "0" * 64,
-        "int64",
-        "string",
-    ),
+    *(None, True, -1, 0, 1, 3, 2**31, 2**63, 10**30, 1.5, "", "x", "..", "../../etc", "/etc/passwd", "00000001"),
+    *("codes.npy", "deleted-00000009.npy", [], {}, [[]], {"name": "x"}, ["x"], "A" * 64, "0" * 64, "int64", "string"),
 ]
 
 
@@ -188,11 +159,7 @@ def fuzz(mutations, seed, kind):
         make(good, kind)
         shutil.copytree(good, victim)
         expected = answers(victim, kind)
-        files = [
-            file.relative_to(good)
-            for file in sorted(good.rglob("*"))
-            if file.is_file() and file.name != "lock"
-        ]
+        files = [file.relative_to(good) for file in sorted(good.rglob("*")) if file.is_file() and file.name != "lock"]
         while sum(counts.values()) < mutations:
             file = rng.choice(files) if rng.random() > 0.3 else Path("manifest.json")
             content = (good / file).read_bytes()

@@ -55,20 +55,14 @@ class Reading:
         index, rng = self.index, self.rng
         query = Codes(np.frombuffer(rng.randbytes(8), np.uint8)[None], BITS)
         engine = rng.choice(["auto", "auto", "exact", "scan"])
-        self.check_results(
-            "search", query, index.search(query, 10, metric="hamming", engine=engine).to_list()
-        )
+        self.check_results("search", query, index.search(query, 10, metric="hamming", engine=engine).to_list())
         some = rng.sample(FIXED, 3)
         stored = index.get(some)
         right = stored.codes == codes_of([(one, 0) for one in some])
         self.check("get", right and stored.metadata["version"].to_pylist() == [0] * 3)
-        self.check(
-            "contains", bool(index.contains(some).all()) and some[0] in index and len(index) >= len(FIXED)
-        )
+        self.check("contains", bool(index.contains(some).all()) and some[0] in index and len(index) >= len(FIXED))
         if rng.random() < 0.2:
-            odd = index.search(
-                query, 5, metric="hamming", where=f"version % 2 = {rng.randrange(2)}"
-            ).to_list()
+            odd = index.search(query, 5, metric="hamming", where=f"version % 2 = {rng.randrange(2)}").to_list()
             self.check_results("condition", query, odd)
             self.check("select", index.select(f"id = '{some[0]}'").tolist() == some[:1])
             self.check_results("range", query, index.range_search(query, 20, metric="hamming").to_list())
@@ -83,9 +77,7 @@ class Reading:
                     batch.ids.tolist(), batch.metadata["version"].to_pylist(), batch.codes.packed, strict=True
                 )
             ]
-            right = codes_of([item[:2] for item in items]) == Codes(
-                np.array([item[2] for item in items]), BITS
-            )
+            right = codes_of([item[:2] for item in items]) == Codes(np.array([item[2] for item in items]), BITS)
             self.check("batches", right and len(items) == len(view) == len({item[0] for item in items}))
         if rng.random() < 0.03:
             self.check("verify", index.verify() == [])
@@ -119,9 +111,7 @@ def write(index, name, stop, acknowledged, counts):
                 index.upsert(list(chosen), codes_of(chosen.items()), {"version": list(chosen.values())})
                 acknowledged.update(chosen)
             elif step < 0.9:
-                chosen = rng.sample(
-                    sorted(acknowledged), min(len(acknowledged) - 1, rng.choice([1, 15, 200]))
-                )
+                chosen = rng.sample(sorted(acknowledged), min(len(acknowledged) - 1, rng.choice([1, 15, 200])))
                 index.delete(chosen)
                 for one in chosen:
                     del acknowledged[one]
@@ -182,9 +172,7 @@ def stress(folder, seconds, *, threads=2, processes=2, writers=2):
         shared = HashIndex.open(path)
         readings = [Reading(index, seed) for seed in range(threads)]
         readings += [Reading(shared, 100 + seed) for seed in range(threads)]
-        running = [
-            threading.Thread(target=reading.run, args=(stop, reading.index is shared)) for reading in readings
-        ]
+        running = [threading.Thread(target=reading.run, args=(stop, reading.index is shared)) for reading in readings]
         running += [
             threading.Thread(target=write, args=(index, f"w{number}", stop, state, counts))
             for number, state in enumerate(states)

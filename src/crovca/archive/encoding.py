@@ -72,9 +72,7 @@ def encode_path(
         CrovcaError: as ``encode_with``, ``open_images`` and ``open_texts``; or not one item can be read.
     """
     if len(hasher.modalities) == 1 and modality is not None:
-        raise ConfigError(
-            f"{option} is for models of two modalities; this model takes {hasher.modalities[0]}"
-        )
+        raise ConfigError(f"{option} is for models of two modalities; this model takes {hasher.modalities[0]}")
     if hasher.fine_tuning is not None:
         if len(hasher.modalities) == 1:
             modality = "images"
@@ -102,9 +100,7 @@ def _encode_items(
 ) -> EncodedPath:
     length = hasher.lengths_[-1] if bits is None else check_bits(bits, at_most=hasher.lengths_[-1])
     source: Source[Any] = open_images(path, root=root) if modality == "images" else open_texts(path)
-    found = hasher.encode_source(
-        source, modality=modality, advance=lambda share: observer.advance("embedding", share)
-    )
+    found = hasher.encode_source(source, modality=modality, advance=lambda share: observer.advance("embedding", share))
     for text in source.notes:
         observer.message(text)
     left_out = dict(Counter(reason for reason, _ in found.faults.values()))
@@ -152,15 +148,11 @@ def encode_with(
     return result if bits is None else result.prefix(bits)
 
 
-def _chosen(
-    hasher: Hasher, data: Embeddings, path: Path, modality: Modality | None, option: str
-) -> AnyModality:
+def _chosen(hasher: Hasher, data: Embeddings, path: Path, modality: Modality | None, option: str) -> AnyModality:
     wide = {name: hasher.width(name) for name in (hasher.modalities if modality is None else (modality,))}
     fitting = [name for name, width in wide.items() if (len(data), width) == tuple(data.values.shape)]
     if not fitting:
-        takes = " or ".join(
-            f"(n, {width})" + f" ({name})" * (name != "embeddings") for name, width in wide.items()
-        )
+        takes = " or ".join(f"(n, {width})" + f" ({name})" * (name != "embeddings") for name, width in wide.items())
         raise InvalidInputError(
             f"{path}: the model takes embeddings of shape {takes}, got {tuple(data.values.shape)}"
             + ("; give one view of each item" if data.views > 1 else "")

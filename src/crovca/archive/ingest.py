@@ -81,9 +81,7 @@ def source_kind(path: Path, encoder: str | None) -> str:
             return "codes" if "packed.npy" in archive.namelist() else "embeddings"
     if path.is_dir() and ((path / MANIFEST).exists() or (path / JOB).exists()):
         return "embeddings"
-    if path.suffix.lower() in (".npz", ".npy", ".safetensors") or (
-        path.suffix == ".parquet" and encoder is None
-    ):
+    if path.suffix.lower() in (".npz", ".npy", ".safetensors") or (path.suffix == ".parquet" and encoder is None):
         return "embeddings"
     return "images"
 
@@ -96,9 +94,7 @@ def of_encoded(found: Encoded, extra: pa.Table | None) -> NewItems:
     return NewItems(ids, codes.bits, blocks, origin=Origin(found.model))
 
 
-def of_embeddings(
-    data: Embeddings, path: Path, hasher: Hasher, bits: int | None, extra: pa.Table | None
-) -> NewItems:
+def of_embeddings(data: Embeddings, path: Path, hasher: Hasher, bits: int | None, extra: pa.Table | None) -> NewItems:
     """Embeddings of a file or store, encoded block by block."""
     if data.views > 1:
         raise InvalidInputError(f"{path} holds {data.views} views of each item; give embeddings of one view")
@@ -191,9 +187,7 @@ def open_items(
         return replace(of_encoded(found.encoded, extra), save_model=save, embeddings=found.embeddings)
     if kind == "images":
         if encoder is None:
-            raise ConfigError(
-                f"{source} holds images: give --encoder, the folder of a model or its id on the hub"
-            )
+            raise ConfigError(f"{source} holds images: give --encoder, the folder of a model or its id on the hub")
         options: Any = {"force": force, "check": check, "observer": observer}
         made = embed(source, encoder, store, revision=revision, device=device, **options)
         if broken := made.summary.broken:
@@ -316,9 +310,7 @@ def build_index(
         if keep != "none" and items.embeddings is None:
             raise ConfigError(f"--keep {keep} goes with embeddings and images; {source} holds codes alone")
         model_print = items.origin.model or ""
-        with HashIndex.create(
-            folder, items.bits, encoder=items.encoder, model=model_print, keep=keep
-        ) as made:
+        with HashIndex.create(folder, items.bits, encoder=items.encoder, model=model_print, keep=keep) as made:
             items.save_model(made.model_folder)
             fill(made, items, observer)
             tuned = None
@@ -450,9 +442,7 @@ def _blocks(
         _logger.warning("%s are not in the metadata: their columns from it are empty", what)
 
 
-def _metadata(
-    ids: Any, known: dict[str, Any], part: slice, extra: pa.Table | None
-) -> tuple[pa.Table | None, int]:
+def _metadata(ids: Any, known: dict[str, Any], part: slice, extra: pa.Table | None) -> tuple[pa.Table | None, int]:
     """Columns of one block: what the source knows, and what a table of metadata has for these ids.
 
     Also returns how many of the ids are not in the table.

@@ -24,8 +24,6 @@ from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.hasher import Hasher
 from crovca.index.manifest import Manifest
 
-__all__ = ["QueryModel", "describe_encoder"]
-
 Logits = npt.NDArray[np.float32]
 
 
@@ -86,9 +84,7 @@ class QueryModel:
 
     def of_embeddings(self, embeddings: npt.ArrayLike, *, texts: bool = False) -> Logits:
         """Logits float32 (q, bits) of embeddings (q, d) of images, or of texts."""
-        return self.hasher.logits_of_embeddings(
-            embeddings, modality=self.hasher.modalities[-1 if texts else 0]
-        )
+        return self.hasher.logits_of_embeddings(embeddings, modality=self.hasher.modalities[-1 if texts else 0])
 
     def of_images(self, files: Sequence[Path]) -> Logits:
         """Logits of image files; raises as ``embed_images``."""
@@ -137,11 +133,7 @@ class QueryModel:
             )
         described = self._described
         encoder = load_once(
-            Encoder,
-            described["encoder"],
-            revision=described["revision"],
-            device=self._device,
-            dtype=described["dtype"],
+            Encoder, described["encoder"], revision=described["revision"], device=self._device, dtype=described["dtype"]
         )
         before, now = described["identity"]["weights_sha256"], encoder.identity["weights_sha256"]
         if before != now:

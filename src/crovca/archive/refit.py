@@ -23,8 +23,6 @@ from crovca.index.originals import Keep, Picked
 from crovca.index.tuned import Tuned, settings_of
 from crovca.index.tuning import tune
 
-__all__ = ["Check", "Refitted", "by_id", "check_index", "refit"]
-
 PARTIAL = "refit.partial"
 _MOST_COMPARED = 4096  # items among which neighbors are looked for
 _LOSES = 0.1  # so much less recall among the new is worth learning for
@@ -128,11 +126,7 @@ def refit(
         if view.tuned is not None and (opened.keep != "none" or rows_of is not None):
             before = settings_of(view.tuned)
             tuned = tune(
-                opened,
-                before.target,
-                before.k,
-                embeddings=rows_of,
-                advance=partial(observer.advance, "tuning"),
+                opened, before.target, before.k, embeddings=rows_of, advance=partial(observer.advance, "tuning")
             )
             opened.keep_tuned(tuned)
         return Refitted(len(opened), opened.bits, opened.keep, tuned)
@@ -141,10 +135,7 @@ def refit(
 def _live(opened: HashIndex) -> Any:
     view = opened.view()
     return np.concatenate(
-        [
-            np.empty(0, np.int64),
-            *(start + own for start, own in zip(view.starts, view.live_rows(), strict=True)),
-        ]
+        [np.empty(0, np.int64), *(start + own for start, own in zip(view.starts, view.live_rows(), strict=True))]
     )
 
 
@@ -162,11 +153,7 @@ def _like_the_last(
             f"the index's model is one of {' and '.join(last.modalities)}: train it anew ('crovca finetune', "
             "'crovca train') and give it with --model"
         )
-    parameters = {
-        **last.get_params(),
-        "device": device,
-        "bits": max(length, last.bits if bits is None else bits),
-    }
+    parameters = {**last.get_params(), "device": device, "bits": max(length, last.bits if bits is None else bits)}
     if last.classes_ is None:
         if last.pairing_ != ("neighbors",):
             parameters["pairing"] = "auto"
@@ -174,9 +161,7 @@ def _like_the_last(
     table = opened.view().metadata(opened.view().find_all(ids))
     if table is not None and "label" in table.column_names and not table.column("label").null_count:
         return Hasher(**parameters), np.asarray(table.column("label").to_pylist())
-    observer.message(
-        "the model had learned from labels, which the index does not keep: learning without labels"
-    )
+    observer.message("the model had learned from labels, which the index does not keep: learning without labels")
     return Hasher(**{**parameters, "pairing": "auto"}), None
 
 
@@ -201,11 +186,7 @@ class Check:
     @property
     def advised(self) -> bool:
         """Whether learning anew is advised."""
-        lost = (
-            self.recall is not None
-            and self.recall_before is not None
-            and self.recall < self.recall_before - _LOSES
-        )
+        lost = self.recall is not None and self.recall_before is not None and self.recall < self.recall_before - _LOSES
         return self.drift.much or lost
 
     def sentence(self, index: Path | str) -> str:
@@ -215,9 +196,7 @@ class Check:
             before = "" if self.recall_before is None else f", {self.recall_before:.0%} among the old"
             said += f", and the codes keep {self.recall:.0%} of the floats' neighbors among them{before}"
         return said + (
-            f": add them, and then learn anew with 'crovca index refit {index}'."
-            if self.advised
-            else ": add them."
+            f": add them, and then learn anew with 'crovca index refit {index}'." if self.advised else ": add them."
         )
 
 

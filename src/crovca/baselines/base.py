@@ -76,8 +76,7 @@ class _Method(ABC):
         values = as_matrix(X, what)
         if values.shape[1] != self.n_features_in_:
             raise InvalidInputError(
-                f"{what} must have shape (n, {self.n_features_in_}), as the method was fitted with, "
-                f"got {values.shape}"
+                f"{what} must have shape (n, {self.n_features_in_}), as the method was fitted with, got {values.shape}"
             )
         return values
 

@@ -114,9 +114,7 @@ class FPPQLoss(nn.Module):
             "bmd,mkd->bmk", F.normalize(parts, dim=2), F.normalize(self.centroids, dim=2)
         )  # (B, M, 256)
         of_classes = _cosface(cosines, batch.labels, self.scale, self.margins[0])
-        of_words = _cosface(
-            words.flatten(0, 1), self.codes[batch.labels].flatten(), self.scale, self.margins[1]
-        )
+        of_words = _cosface(words.flatten(0, 1), self.codes[batch.labels].flatten(), self.scale, self.margins[1])
         return of_classes + of_words
 
 
@@ -146,9 +144,7 @@ def _moved_apart(codes: npt.NDArray[np.int64], means: Float32, centroids: Float3
                     code[part] = value
                     break
             else:
-                raise InvalidInputError(
-                    f"FPPQ found no free code near that of class number {number}; use more bits"
-                )
+                raise InvalidInputError(f"FPPQ found no free code near that of class number {number}; use more bits")
         taken.add(tuple(code))
     return codes
 

@@ -51,12 +51,8 @@ class HeadSettings:
     budget: Literal["unsupervised", "supervised"]
 
 
-UNSUPERVISED = HeadSettings(
-    learning_rate=1e-3, weight_decay=5.0, dropout=0.3, center=True, budget="unsupervised"
-)
-SUPERVISED = HeadSettings(
-    learning_rate=3e-3, weight_decay=0.01, dropout=0.3, center=True, budget="supervised"
-)
+UNSUPERVISED = HeadSettings(learning_rate=1e-3, weight_decay=5.0, dropout=0.3, center=True, budget="unsupervised")
+SUPERVISED = HeadSettings(learning_rate=3e-3, weight_decay=0.01, dropout=0.3, center=True, budget="supervised")
 
 
 @dataclass(frozen=True)
@@ -174,14 +170,7 @@ def train_head(
         source = NeighborViews(values, near, augment)
     (coder,) = new_coders([inputs], outputs, seed=seed)
     labels = None if classes is None else torch.from_numpy(classes.index)
-    train(
-        Towers([Tower(coder)]),
-        source,
-        _Named(made, scaled, labels),
-        config,
-        device=_device(),
-        observer=Silent(),
-    )
+    train(Towers([Tower(coder)]), source, _Named(made, scaled, labels), config, device=_device(), observer=Silent())
     calibrate(coder, values)
     return coder, made
 

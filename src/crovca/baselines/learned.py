@@ -147,9 +147,7 @@ class CIBHashLoss(nn.Module):
         itself = torch.eye(2 * items, dtype=torch.bool, device=codes.device)
         partner = torch.arange(2 * items, device=codes.device).roll(items)
         contrast = F.cross_entropy(similarity.masked_fill(itself, -torch.inf), partner)
-        divergence = (
-            _bernoulli_divergence(one, other.detach()) + _bernoulli_divergence(other, one.detach())
-        ) / 2
+        divergence = (_bernoulli_divergence(one, other.detach()) + _bernoulli_divergence(other, one.detach())) / 2
         return contrast + self.divergence * divergence
 
 

@@ -361,16 +361,12 @@ class ASH1(_ScalarQuantizer):
     def _train(self, reduced: Float32, budget: int) -> None:
         rotation = orthogonal(reduced.shape[1], np.random.default_rng(self.seed)).astype(np.float32)
         spread = float(np.sqrt(np.square(reduced, dtype=np.float64).mean())) or 1.0
-        self.step_ = (
-            spread * (2 * self.bits_a_number) ** 0.5 / 2**self.bits_a_number
-        )  # near a Gaussian's best
+        self.step_ = spread * (2 * self.bits_a_number) ** 0.5 / 2**self.bits_a_number  # near a Gaussian's best
         self.losses_: list[float] = []
         for _ in range(_ITERATIONS):
             rotated = reduced @ rotation
             codes = self._odd(self._quantize(rotated))
-            self.step_ = (
-                float((codes * rotated).sum(dtype=np.float64) / np.square(codes).sum(dtype=np.float64)) or 1.0
-            )
+            self.step_ = float((codes * rotated).sum(dtype=np.float64) / np.square(codes).sum(dtype=np.float64)) or 1.0
             self.losses_.append(float(np.square(self.step_ * codes - rotated).sum(dtype=np.float64)))
             left, _, right = np.linalg.svd((reduced.T @ codes).astype(np.float64))
             rotation = (left @ right).astype(np.float32)

@@ -30,9 +30,7 @@ class Baseline:
     def method(self) -> type[BinaryBaseline | ScoreBaseline]:
         """The class; ``method(bits, seed=...)`` makes one."""
         module, _, name = self.home.partition(":")
-        found: type[BinaryBaseline | ScoreBaseline] = getattr(
-            import_module(f"crovca.baselines.{module}"), name
-        )
+        found: type[BinaryBaseline | ScoreBaseline] = getattr(import_module(f"crovca.baselines.{module}"), name)
         return found
 
 

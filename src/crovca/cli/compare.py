@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 def compare(
     database: Annotated[Path, Option(help="Embeddings that are searched.")],
     query: Annotated[Path, Option(help="Embeddings that are asked for.")],
-    train: Annotated[
-        Path | None, Option(help="Embeddings that are learned from [default: the database].")
-    ] = None,
+    train: Annotated[Path | None, Option(help="Embeddings that are learned from [default: the database].")] = None,
     bits: Annotated[str, Option(help="Code lengths, like 16,32,64.")] = "16,32,64",
     methods: Annotated[
         str, Option(help="Methods with commas, like crovca,itq,pq; or all. A wrong name lists them.")
@@ -36,8 +34,7 @@ def compare(
     ] = None,
     seeds: Annotated[int, Option(help="How many seeds; methods without chance are run once.")] = 3,
     epochs: Annotated[
-        int | None,
-        Option(help="Passes over the data, alike for all learned methods [default: as in crovca train]."),
+        int | None, Option(help="Passes over the data, alike for all learned methods [default: as in crovca train].")
     ] = None,
     hold_out_classes: Annotated[
         float,
@@ -121,9 +118,7 @@ def _with_labels(
 ) -> tuple[Embeddings, Embeddings]:
     missing = [path.name for path, side in ((database, theirs), (query, ours)) if side.labels is None]
     if wanted and missing:
-        raise ConfigError(
-            f"--labels: there are none in {missing[0]}; use --no-labels, or give files with labels"
-        )
+        raise ConfigError(f"--labels: there are none in {missing[0]}; use --no-labels, or give files with labels")
     if wanted is False:
         return replace(theirs, labels=None), replace(ours, labels=None)
     if missing:

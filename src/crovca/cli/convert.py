@@ -21,8 +21,7 @@ def convert(
     ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the encoder.")],
     variant: Annotated[
-        Literal["imagenet1k_v1", "swag_e2e", "swag_linear"] | None,
-        Option(help="Which of torchvision's weights."),
+        Literal["imagenet1k_v1", "swag_e2e", "swag_linear"] | None, Option(help="Which of torchvision's weights.")
     ] = None,
     activation: Annotated[
         Literal["auto", "gelu", "quick_gelu"],

@@ -18,23 +18,16 @@ if TYPE_CHECKING:
 
 def datasets(
     name: Annotated[str | None, Argument(help="One dataset, with everything known of it.")] = None,
-    data: Annotated[
-        Path | None, Option(help="Folder with a folder for each dataset: look what is there.")
-    ] = None,
+    data: Annotated[Path | None, Option(help="Folder with a folder for each dataset: look what is there.")] = None,
     folder: Annotated[Path | None, Option(help="The folder of dataset NAME itself.")] = None,
     splits: Annotated[
-        Path | None,
-        Option(help="Write its split files here, for 'crovca embed OUT/query.txt --root FOLDER'."),
+        Path | None, Option(help="Write its split files here, for 'crovca embed OUT/query.txt --root FOLDER'.")
     ] = None,
-    export: Annotated[
-        Path | None, Option(help="cifar10: write the archive's images here as PNG files.")
-    ] = None,
+    export: Annotated[Path | None, Option(help="cifar10: write the archive's images here as PNG files.")] = None,
     rebuild: Annotated[
         bool, Option("--rebuild", help="coco, imagenet100, nuswide21: make the missing database.txt.")
     ] = False,
-    pin: Annotated[
-        bool, Option("--pin", help="Write down checksums of its files; later, others are refused.")
-    ] = False,
+    pin: Annotated[bool, Option("--pin", help="Write down checksums of its files; later, others are refused.")] = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -47,9 +40,7 @@ def datasets(
     acting = splits is not None or export is not None or rebuild or pin
     if name is None:
         if acting or folder is not None:
-            raise ConfigError(
-                "--folder, --splits, --export, --rebuild and --pin go with the NAME of a dataset"
-            )
+            raise ConfigError("--folder, --splits, --export, --rebuild and --pin go with the NAME of a dataset")
         _list(None if data is None else survey(_existing(data)), json)
         return
     if data is not None and folder is not None:
@@ -90,9 +81,7 @@ def _act(
     if splits is not None:
         written["splits"] = export_splits(dataset, splits, force=force)
         if not dataset.embeddable:
-            note(
-                "the images are in an archive: these lists need the files that --export writes, as their --root"
-            )
+            note("the images are in an archive: these lists need the files that --export writes, as their --root")
     if pin:
         written["pin"] = pin_checksums(dataset)
     return dataset, {option: str(path) for option, path in written.items()}
@@ -115,12 +104,7 @@ def _list(found: list[Surveyed] | None, json: bool) -> None:
         return
     if found is None:
         lines = [
-            (
-                one.name,
-                one.task,
-                one.metric,
-                *(_count(one, split) for split in ("train", "database", "query")),
-            )
+            (one.name, one.task, one.metric, *(_count(one, split) for split in ("train", "database", "query")))
             for one in PROTOCOLS.values()
         ]
         print_table(("name", "searched", "metric", "train", "database", "query"), lines, right=False)
@@ -151,8 +135,7 @@ def _describe(name: str, dataset: Dataset | None, written: dict[str, str], json:
     if dataset is None:
         lines.append(f"to put into the folder {protocol.folder}/:")
         lines += [
-            f"  {source.path}{'' if source.needed else ' (optional)'}  {source.url}"
-            for source in protocol.sources
+            f"  {source.path}{'' if source.needed else ' (optional)'}  {source.url}" for source in protocol.sources
         ]
         lines.append(f"license: {protocol.license}")
         lines += [f"note: {text}" for text in protocol.notes]
@@ -180,9 +163,7 @@ def _facts(protocol: Protocol) -> dict[str, Any]:
     return {
         **{name: getattr(protocol, name) for name in names},
         "counts": dict(protocol.counts),
-        "sources": [
-            {"path": source.path, "url": source.url, "needed": source.needed} for source in protocol.sources
-        ],
+        "sources": [{"path": source.path, "url": source.url, "needed": source.needed} for source in protocol.sources],
         "checksums": dict(protocol.checksums),
         "licence": protocol.license,
         "notes": list(protocol.notes),

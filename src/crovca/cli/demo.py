@@ -37,12 +37,7 @@ def demo(report: Report = None, force: Force = False, json: Json = False) -> Non
         emit_json({"k": result.k, "rows": rows, "seconds": round(result.seconds, 2)})
         return
     lines = [
-        (
-            row.what,
-            row.bytes_per_item,
-            f"{100 * row.map:.1f}",
-            "" if row.seconds is None else f"{row.seconds:.1f}",
-        )
+        (row.what, row.bytes_per_item, f"{100 * row.map:.1f}", "" if row.seconds is None else f"{row.seconds:.1f}")
         for row in result.rows
     ]
     head = ("", "bytes an item", f"mAP@{result.k}, %", "training, s")

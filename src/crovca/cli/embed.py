@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def embed(
     images: Annotated[
         Path | None,
-        Argument(
-            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files."
-        ),
+        Argument(help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files."),
     ] = None,
     output: Annotated[Path, Option("--output", "-o", help="Folder for the store.")] = Path("store"),
     encoder: options.OfEncoder = "",
@@ -32,12 +30,9 @@ def embed(
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
     resize_rounding: Annotated[
-        Literal["down", "nearest"] | None,
-        Option(help="Of a resized image's longer side [default: the encoder's own]."),
+        Literal["down", "nearest"] | None, Option(help="Of a resized image's longer side [default: the encoder's own].")
     ] = None,
-    views: Annotated[
-        int, Option(help="1: the image as it is; more: so many augmented views, as in the paper.")
-    ] = 1,
+    views: Annotated[int, Option(help="1: the image as it is; more: so many augmented views, as in the paper.")] = 1,
     batch_size: Annotated[str, Option(help="Items in a batch, or auto.")] = "auto",
     dtype: Annotated[str, Option(help="The model computes in: auto, float32, bfloat16 or float16.")] = "auto",
     stored: Annotated[Literal["float16", "float32"], Option(help="The store holds these.")] = "float16",
@@ -106,10 +101,7 @@ def _report(result: Embedded, notes: list[str], json: bool) -> None:
         "item_notes": found.notes,
         "parts": found.parts,
         "missing_parts": found.missing,
-        **{
-            name: getattr(job, name)
-            for name in ("d", "v", "batch_size", "dtype", "stored", "device", "threads")
-        },
+        **{name: getattr(job, name) for name in ("d", "v", "batch_size", "dtype", "stored", "device", "threads")},
         "items_now": items,
         "seconds": round(seconds, 3),
         "items_per_second": round(items / seconds, 2) if items else None,

@@ -15,15 +15,11 @@ from crovca.files import check_output
 
 def encode(
     model: Model,
-    data: Annotated[
-        Path, Argument(help="Embeddings; for a model of images, a folder, split file, ... of images.")
-    ],
+    data: Annotated[Path, Argument(help="Embeddings; for a model of images, a folder, split file, ... of images.")],
     output: Annotated[Path, Option("--output", "-o", help="File for the codes (.npz).")] = Path("codes.npz"),
     bits: Annotated[int | None, Option(help="Cut the codes to this length [default: all].")] = None,
     logits: Annotated[bool, Option("--logits", help="Keep the float logits beside the codes.")] = False,
-    modality: Annotated[
-        Modality | None, Option(help="For a model of two modalities: images or texts.")
-    ] = None,
+    modality: Annotated[Modality | None, Option(help="For a model of two modalities: images or texts.")] = None,
     encoder: EncoderPlace = None,
     root: Root = None,
     device: Device = "auto",

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: options.Model,
-    database: Annotated[
-        Path, Option(help="Embeddings (or images, as the model takes them) that are searched.")
-    ],
+    database: Annotated[Path, Option(help="Embeddings (or images, as the model takes them) that are searched.")],
     query: Annotated[Path, Option(help="Embeddings (or images) that are asked for.")],
     bits: Annotated[
         str | None, Option(help="Lengths to measure, like 16,32,64 [default: those that were trained].")
@@ -37,12 +35,8 @@ def evaluate(
     images: Annotated[
         Path | None, Option(help="With --report: folder below which an item's id is its image's path.")
     ] = None,
-    query_modality: Annotated[
-        options.Modality | None, Option(help="Two modalities: what the queries are.")
-    ] = None,
-    database_modality: Annotated[
-        options.Modality | None, Option(help="Two modalities: what the database is.")
-    ] = None,
+    query_modality: Annotated[options.Modality | None, Option(help="Two modalities: what the queries are.")] = None,
+    database_modality: Annotated[options.Modality | None, Option(help="Two modalities: what the database is.")] = None,
     hold_out_classes: Annotated[
         float | None,
         Option(
@@ -96,9 +90,7 @@ def evaluate(
             numbers = np.arange(len(theirs))
             theirs, ours = replace(theirs, ids=numbers), replace(ours, ids=numbers)
         if image_of is not None and theirs.ids is None:
-            raise InvalidInputError(
-                f"--images needs ids in {database.name}: the paths of the images below {images}"
-            )
+            raise InvalidInputError(f"--images needs ids in {database.name}: the paths of the images below {images}")
         if theirs.labels is None or ours.labels is None:
             missing = database if theirs.labels is None else query
             reporter.message(f"no labels in {missing.name}: measuring the recall of float neighbors only")

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 def finetune(
     context: Context,
     images: Annotated[
-        Path,
-        Argument(
-            help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files."
-        ),
+        Path, Argument(help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files.")
     ],
     output: options.ModelFolder = Path("model"),
     encoder: options.OfEncoder = "",
@@ -40,9 +37,7 @@ def finetune(
     ] = False,
     texts: Annotated[
         Path | None,
-        Option(
-            help="Images and texts: a text of each image, by its id or row by row (.txt, .csv, .parquet)."
-        ),
+        Option(help="Images and texts: a text of each image, by its id or row by row (.txt, .csv, .parquet)."),
     ] = None,
     captions: Annotated[bool, Option("--captions", help="Images and texts: the captions in IMAGES.")] = False,
     root: options.SplitRoot = None,
@@ -50,23 +45,16 @@ def finetune(
     caption_column: options.CaptionColumn = None,
     preset: options.Preset = None,
     hashcoder: options.NetworkSize = None,
-    lora_rank: Annotated[
-        int | None, Option(help="Rank of LoRA; 0: the encoder stays frozen [default: 16].")
-    ] = None,
+    lora_rank: Annotated[int | None, Option(help="Rank of LoRA; 0: the encoder stays frozen [default: 16].")] = None,
     epochs: Annotated[int | None, Option(help="Passes over the images [default: 5].")] = None,
-    batch_size: Annotated[
-        int | None, Option(help="Items in a step, over all processes [default: 256].")
-    ] = None,
+    batch_size: Annotated[int | None, Option(help="Items in a step, over all processes [default: 256].")] = None,
     learning_rate: Annotated[float | None, Option(help="At the first step [default: 0.001].")] = None,
-    dtype: Annotated[
-        str, Option(help="The encoder computes in: auto, float32, bfloat16 or float16.")
-    ] = "auto",
+    dtype: Annotated[str, Option(help="The encoder computes in: auto, float32, bfloat16 or float16.")] = "auto",
     gradient_checkpointing: Annotated[
         bool, Option("--gradient-checkpointing", help="Less memory, a third more time.")
     ] = False,
     compile: Annotated[
-        bool | None,
-        Option("--compile/--no-compile", help="Compile the encoder [default: on a GPU, in long runs]."),
+        bool | None, Option("--compile/--no-compile", help="Compile the encoder [default: on a GPU, in long runs].")
     ] = None,
     device: options.Device = "auto",
     checkpoint_every: options.CheckpointEvery = 15.0,

@@ -31,9 +31,7 @@ _Revision = Annotated[str | None, Option(help="Of the encoder on the hub.")]
 _Metadata = Annotated[Path | None, Option(help="More columns, by a column 'id': .parquet or .csv.")]
 _Keep = Annotated[
     Literal["float16", "int8", "none"] | None,
-    Option(
-        help="Keep the embeddings, for search --rescore: int8 is a byte a number [default: int8 if at hand]."
-    ),
+    Option(help="Keep the embeddings, for search --rescore: int8 is a byte a number [default: int8 if at hand]."),
 ]
 _Target = Annotated[
     float | None,
@@ -155,8 +153,7 @@ def add(
 def delete(
     path: _Index,
     ids: Annotated[
-        list[str] | None,
-        Argument(help="Ids to delete; write -- before one that begins with -, as in: INDEX -- -5."),
+        list[str] | None, Argument(help="Ids to delete; write -- before one that begins with -, as in: INDEX -- -5.")
     ] = None,
     where: Annotated[str | None, Option(help="Delete what this SQL condition selects.")] = None,
     ids_from: Annotated[Path | None, Option(help="Text file with an id a line.")] = None,
@@ -171,11 +168,7 @@ def delete(
         if where is not None:
             chosen: Any = opened.select(where)
         else:
-            given = (
-                list(ids or [])
-                if ids_from is None
-                else [line for line in read_lines(ids_from, "ids") if line]
-            )
+            given = list(ids or []) if ids_from is None else [line for line in read_lines(ids_from, "ids") if line]
             chosen = parse_ids(given, opened)
         gone = opened.delete(chosen)
         left = len(opened)
@@ -207,9 +200,7 @@ def verify(path: _Index, json: Json = False) -> None:
     with HashIndex.open(path, skip_damaged=True) as opened:
         problems = opened.verify()
         count = len(opened)
-    found = (
-        f"{path}: {counted(len(problems), 'problem')}" if problems else f"{path}: {counted(count)}, all whole"
-    )
+    found = f"{path}: {counted(len(problems), 'problem')}" if problems else f"{path}: {counted(count)}, all whole"
     content = {"index": str(path), "problems": problems, "items": count}
     answer(json, content, *(f"damaged: {line}" for line in problems), found)
     if problems:
@@ -219,9 +210,7 @@ def verify(path: _Index, json: Json = False) -> None:
 @index.command("info")
 def info(
     path: _Index,
-    engines: Annotated[
-        bool, Option("--engines", help="Build the engines, to tell their time and memory.")
-    ] = False,
+    engines: Annotated[bool, Option("--engines", help="Build the engines, to tell their time and memory.")] = False,
     json: Json = False,
 ) -> None:
     """What an index holds: items, metadata, sizes on disk, the curve of its tuning; with --engines also time and
@@ -263,9 +252,7 @@ def info(
 @index.command("push")
 def push(
     path: _Index,
-    to: Annotated[
-        str, Option(help="postgresql://user@host/database?table=codes or milvus://host:19530/codes.")
-    ],
+    to: Annotated[str, Option(help="postgresql://user@host/database?table=codes or milvus://host:19530/codes.")],
     batch_size: Annotated[int, Option(help="Items sent at a time.")] = 65536,
     force: Annotated[
         bool, Option("--force", help="Take over a table or collection that holds another index's items.")
@@ -330,11 +317,7 @@ def tune(
     with Reporter() as reporter, HashIndex.open(path, writable=True) as opened:
         floats = None if embeddings is None else by_id(open_embeddings(embeddings), embeddings)
         found = tune(
-            opened,
-            target_recall,
-            top_k,
-            embeddings=floats,
-            advance=lambda share: reporter.advance("measuring", share),
+            opened, target_recall, top_k, embeddings=floats, advance=lambda share: reporter.advance("measuring", share)
         )
         opened.keep_tuned(found)
     answer(json, {"index": str(path), **found.to_dict()}, *tuned_lines(found, found.items))
@@ -343,9 +326,7 @@ def tune(
 
 
 @index.command("check")
-def check(
-    path: _Index, new: Annotated[Path, Argument(help="Embeddings of new items.")], json: Json = False
-) -> None:
+def check(path: _Index, new: Annotated[Path, Argument(help="Embeddings of new items.")], json: Json = False) -> None:
     """Whether an index's model serves new items: how many lie outside of what it has learned, and what its codes keep
     of their neighbors."""
     from crovca.archive.refit import check_index
@@ -361,8 +342,7 @@ def check(
 def refit(
     path: _Index,
     embeddings: Annotated[
-        Path | None,
-        Option(help="Embeddings of all items, by id, of any encoder [default: those that are kept]."),
+        Path | None, Option(help="Embeddings of all items, by id, of any encoder [default: those that are kept].")
     ] = None,
     model: Annotated[Path | None, Option(help="Take this model; learn none.")] = None,
     bits: Annotated[int | None, Option(help="Length of the new codes [default: as before].")] = None,
@@ -391,13 +371,7 @@ def refit(
             observer=reporter,
         )
     seconds = round(time.perf_counter() - started, 3)
-    content = {
-        "index": str(path),
-        "items": made.items,
-        "bits": made.bits,
-        "keep": made.keep,
-        "seconds": seconds,
-    }
+    content = {"index": str(path), "items": made.items, "bits": made.bits, "keep": made.keep, "seconds": seconds}
     lines = [f"{path}: {counted(made.items)} have new codes of {made.bits} bits ({seconds:.1f} s)"]
     if made.tuned is not None:
         content["tuned"] = made.tuned.to_dict()

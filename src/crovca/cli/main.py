@@ -90,9 +90,7 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except TyperException as error:
         message = error.format_message()
-        return (
-            _fail(error, f"{message} (see 'crovca --help')", error.exit_code) if message else error.exit_code
-        )
+        return _fail(error, f"{message} (see 'crovca --help')", error.exit_code) if message else error.exit_code
     except (KeyboardInterrupt, Abort) as error:
         return _interrupted(error, arguments)
     except BrokenPipeError:
@@ -102,15 +100,11 @@ def _run(arguments: list[str]) -> int:
         return _fail(error, f"cannot read or write{where}: {error.strerror or error}", 2)
     except MemoryError as error:
         return _fail(
-            error,
-            "not enough memory; .npy files and stores are memory-mapped, and fewer queries at once take less",
-            1,
+            error, "not enough memory; .npy files and stores are memory-mapped, and fewer queries at once take less", 1
         )
     except Exception as error:
         where = f"{type(error).__name__}: {error}"
-        return _fail(
-            error, f"internal error: {where} (set CROVCA_DEBUG=1 for a traceback; please report it)", 1
-        )
+        return _fail(error, f"internal error: {where} (set CROVCA_DEBUG=1 for a traceback; please report it)", 1)
 
 
 def _interrupted(error: BaseException, arguments: list[str]) -> int:

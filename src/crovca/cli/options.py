@@ -26,13 +26,10 @@ EncoderPlace = Annotated[
 Device = Annotated[str, Option(help="auto, cpu or cuda.")]
 Report = Annotated[Path | None, Option(help="Folder for an HTML page with figures.")]
 Root = Annotated[
-    Path | None,
-    Option(help="Split files of images: folder that their paths are relative to [default: their own]."),
+    Path | None, Option(help="Split files of images: folder that their paths are relative to [default: their own].")
 ]
 
-SplitRoot = Annotated[
-    Path | None, Option(help="Split file: folder that its paths are relative to [default: its own].")
-]
+SplitRoot = Annotated[Path | None, Option(help="Split file: folder that its paths are relative to [default: its own].")]
 OfEncoder = Annotated[str, Option(help="Folder of a model, or its id on the hub.")]
 Revision = Annotated[str | None, Option(help="Branch, tag or commit on the hub.")]
 ImageColumn = Annotated[str | None, Option(help="Parquet: column of the images [default: found].")]
@@ -41,14 +38,10 @@ CaptionColumn = Annotated[str | None, Option(help="Tables: column of the caption
 # of training
 ModelFolder = Annotated[Path, Option("--output", "-o", help="Folder for the model.")]
 Bits = Annotated[int, Option(help="Length of the code, 1 to 4096.")]
-Nested = Annotated[
-    str | None, Option(help="Prefixes that become codes of their own [default: 16,32,64,128].")
-]
+Nested = Annotated[str | None, Option(help="Prefixes that become codes of their own [default: 16,32,64,128].")]
 NoNested = Annotated[bool, Option("--no-nested", help="Train one length alone, as in the paper.")]
 Preset = Annotated[str | None, Option(help=f"The paper's settings (one length): {', '.join(PRESETS)}.")]
-NetworkSize = Annotated[
-    Literal["small", "large"] | None, Option(help="Network: small or large [default: small].")
-]
+NetworkSize = Annotated[Literal["small", "large"] | None, Option(help="Network: small or large [default: small].")]
 CheckpointEvery = Annotated[float, Option(help="Seconds between writings of the state to OUTPUT.partial.")]
 Seed = Annotated[int, Option(help="The same seed gives the same model.")]
 
@@ -82,9 +75,7 @@ def parse_lengths(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise ConfigError(
-            f"{option} must be whole numbers with commas, like 16,32,64; got {text!r}"
-        ) from None
+        raise ConfigError(f"{option} must be whole numbers with commas, like 16,32,64; got {text!r}") from None
 
 
 def parse_names(text: str, option: str) -> list[str]:

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    name: Annotated[
-        str | None, Argument(help="table1 to table7, table11, table12, figure3 to figure9.")
-    ] = None,
+    name: Annotated[str | None, Argument(help="table1 to table7, table11, table12, figure3 to figure9.")] = None,
     data: Annotated[
         Path | None, Option(help="Folder of the datasets, each below it as 'crovca datasets' says.")
     ] = None,
@@ -35,9 +33,9 @@ def reproduce(
             "May be given several times."
         ),
     ] = None,
-    work: Annotated[
-        Path, Option(help="Folder for everything that is made; a rerun does only what is missing.")
-    ] = Path("reproduce"),
+    work: Annotated[Path, Option(help="Folder for everything that is made; a rerun does only what is missing.")] = Path(
+        "reproduce"
+    ),
     seeds: Annotated[int, Option(help="How many seeds; the paper has one.")] = 1,
     nested: Annotated[
         bool, Option("--nested", help="Train one model of 16 to 256 bits instead of one a length.")
@@ -46,9 +44,7 @@ def reproduce(
     batch_size: Annotated[int | None, Option(help="Likewise.")] = None,
     query: Annotated[
         str | None,
-        Option(
-            help="Figures 4, 5, 9: path of the query to ask with [default: the first of the paper's class]."
-        ),
+        Option(help="Figures 4, 5, 9: path of the query to ask with [default: the first of the paper's class]."),
     ] = None,
     device: Device = "auto",
     dtype: Annotated[str, Option(help="Encoders compute in: auto, float32, bfloat16 or float16.")] = "auto",
@@ -114,9 +110,7 @@ def _run(
 
     _, work = folders
     reporter = Reporter()
-    workspace = Workspace(
-        *folders, **settings, observer=reporter
-    )  # refuses wrong settings, before there is a folder
+    workspace = Workspace(*folders, **settings, observer=reporter)  # refuses wrong settings, before there is a folder
     if experiment.kind == "pictures":
         _draw(experiment, workspace, cells, query, reporter, json=json)
         return
@@ -181,10 +175,7 @@ def _draw(
     }
     drawn = f"{experiment.name}: {experiment.title}: {page}"
     answer(
-        json,
-        content,
-        *_not_the_papers(workspace),
-        drawn if failed is None else f"failed: {experiment.name}: {failed}",
+        json, content, *_not_the_papers(workspace), drawn if failed is None else f"failed: {experiment.name}: {failed}"
     )
     if failed is not None:
         raise typer.Exit(1)
@@ -252,9 +243,7 @@ def _by_reason(row: Row) -> dict[str, str]:
     for seed, why in row.reasons.items():
         found.setdefault(why, []).append(seed)
     return {
-        why: ""
-        if len(seeds) == row.asked
-        else f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+        why: "" if len(seeds) == row.asked else f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
         for why, seeds in found.items()
     }
 

@@ -23,9 +23,7 @@ _RIGHT = ("cells", "to measure", "models", "paper")
 def print_experiments(json: bool) -> None:
     """Every table and figure that can be reproduced, with what it takes."""
     models = {name: len(_models(all_cells(name))) for name in EXPERIMENTS}
-    measured = {
-        name: len({cell.measurement for cell in all_cells(name) if cell.measurement}) for name in EXPERIMENTS
-    }
+    measured = {name: len({cell.measurement for cell in all_cells(name) if cell.measurement}) for name in EXPERIMENTS}
     if json:
         rows = [
             {
@@ -62,13 +60,7 @@ def print_cells(cells: Sequence[Cell], seeds: int, json: bool, *, nested: bool =
         return
     notes = list(dict.fromkeys(note for cell in cells for note in _notes(cell)))
     lines = [
-        (
-            one.row,
-            one.column,
-            _value(one),
-            *_needs(one),
-            ", ".join(str(notes.index(n) + 1) for n in _notes(one)),
-        )
+        (one.row, one.column, _value(one), *_needs(one), ", ".join(str(notes.index(n) + 1) for n in _notes(one)))
         for one in cells
     ]
     head = ("row", "column", "paper", "encoder", "trained on > searched", "model", "score", "notes")

@@ -78,17 +78,13 @@ def search(
     from crovca.index.shards import ShardedIndex
 
     given = [
-        name
-        for name, value in (("image", image), ("text", text), ("id", id), ("embeddings", embeddings))
-        if value
+        name for name, value in (("image", image), ("text", text), ("id", id), ("embeddings", embeddings)) if value
     ]
     if len(given) != 1:
         raise ConfigError("give one kind of query: --image, --text, --id or --embeddings")
     if id:
         _refuse_with_ids(metric, engine, model, text_encoder)
-    twice = [
-        path for place, path in enumerate(index) if path.resolve() in {one.resolve() for one in index[:place]}
-    ]
+    twice = [path for place, path in enumerate(index) if path.resolve() in {one.resolve() for one in index[:place]}]
     if twice:
         raise ConfigError(f"{twice[0]} is given twice; give each index once")
     names: list[str]
@@ -105,9 +101,7 @@ def search(
             from crovca.index.origin import Origin
 
             first = opened if len(index) == 1 else opened.shards[0]
-            query = QueryModel.of_index(
-                index[0], first.encoder, model=model, text_encoder=text_encoder, device=device
-            )
+            query = QueryModel.of_index(index[0], first.encoder, model=model, text_encoder=text_encoder, device=device)
             names, asked, texts = _queries(query, image, text, embeddings)
             logits = query.of_embeddings(asked, texts=texts)
             logits = logits[:, : first.bits]  # the index may hold the first bits of its model's codes
@@ -123,9 +117,7 @@ def search(
                 where=where,
                 bits=bits,
                 engine=engine,
-                origin=Origin(
-                    query.hasher.fingerprint, None if embeddings is None else encoder_of(embeddings)
-                ),
+                origin=Origin(query.hasher.fingerprint, None if embeddings is None else encoder_of(embeddings)),
             )
         seconds = time.perf_counter() - started
         rows = _metadata(found)
@@ -147,9 +139,7 @@ def dedup(
     index: Annotated[Path, Argument(help="Folder of an index.")],
     radius: Annotated[int, Option(help="Bits in which near duplicates may differ.")] = 0,
     bits: Annotated[int | None, Option(help="Compare the first so many bits.")] = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Write all groups to this JSON file.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Write all groups to this JSON file.")] = None,
     show: Annotated[int, Option(help="Groups to print.")] = 10,
     force: Force = False,
     json: Json = False,
@@ -270,9 +260,7 @@ def _print_results(name: str, ids: Any, distances: Any, metadata: Any) -> None:
         table.add_column(column)
     rows = [{}] * len(ids) if metadata is None else metadata.to_pylist()
     for one, distance, row in zip(texts, distances, rows, strict=True):
-        table.add_row(
-            f"{distance:.4g}", one, *("" if row[column] is None else str(row[column]) for column in columns)
-        )
+        table.add_row(f"{distance:.4g}", one, *("" if row[column] is None else str(row[column]) for column in columns))
     # What is read by another program has lines as long as they need to be.
     console = stdout if stdout.is_terminal else Console(width=_NO_LIMIT)
     console.print(table, markup=False)

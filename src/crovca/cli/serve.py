@@ -16,24 +16,18 @@ from crovca.errors import ConfigError, MissingDependencyError
 
 def serve(
     index: Annotated[list[str], Argument(help="Folder of an index, or NAME=FOLDER; several may be given.")],
-    root: Annotated[
-        Path | None, Option(help="Folder that ids are paths below: pictures are shown from it.")
-    ] = None,
+    root: Annotated[Path | None, Option(help="Folder that ids are paths below: pictures are shown from it.")] = None,
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port; 0 takes a free one.")] = 8000,
     token: Annotated[
         str | None, Option(envvar="CROVCA_TOKEN", help="What clients must show (better: set CROVCA_TOKEN).")
     ] = None,
-    writable: Annotated[
-        bool, Option("--writable", help="Let clients add and delete; needs a token.")
-    ] = False,
+    writable: Annotated[bool, Option("--writable", help="Let clients add and delete; needs a token.")] = False,
     mcp: Annotated[
         bool, Option("--mcp", help="No HTTP: tools for agents on standard input and output, read-only.")
     ] = False,
     rate: Annotated[float, Option(help="Requests a second of one address; 0: no limit.")] = 100.0,
-    thumbnails: Annotated[
-        Path | None, Option(help="Folder for small pictures [default: in the user's cache].")
-    ] = None,
+    thumbnails: Annotated[Path | None, Option(help="Folder for small pictures [default: in the user's cache].")] = None,
 ) -> None:
     """Serve indexes: a page to search with pictures and text, and an API under /v1 (described at /openapi.json).
 
@@ -43,9 +37,7 @@ def serve(
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(package, "serve", "serving an index")
     if not _local(host) and not token:
-        raise ConfigError(
-            f"{host} can be reached from other machines: set CROVCA_TOKEN, or listen on 127.0.0.1"
-        )
+        raise ConfigError(f"{host} can be reached from other machines: set CROVCA_TOKEN, or listen on 127.0.0.1")
     if mcp and writable:
         raise ConfigError("agents only read: leave --writable out")
     if writable and not token:
@@ -55,9 +47,7 @@ def serve(
 
     from crovca.service.collection import Collection
 
-    kept = (
-        thumbnails or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "crovca" / "thumbnails"
-    )
+    kept = thumbnails or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "crovca" / "thumbnails"
     collections = []
     for one in index:
         name, equals, path = one.partition("=")

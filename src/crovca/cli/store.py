@@ -16,8 +16,7 @@ store = typer.Typer(help="Stores of embeddings.", no_args_is_help=True, rich_mar
 
 @store.command("verify")
 def verify(
-    path: Annotated[Path, Argument(metavar="STORE", help="Folder that 'crovca embed' wrote.")],
-    json: Json = False,
+    path: Annotated[Path, Argument(metavar="STORE", help="Folder that 'crovca embed' wrote.")], json: Json = False
 ) -> None:
     """Compare every file with the checksum taken when it was written; exits with 1 where one has changed."""
     from crovca.data.store import store_parts, verify_store

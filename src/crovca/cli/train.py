@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def train(
     context: Context,
-    data: Annotated[
-        Path | None, Argument(help="Embeddings: .npz, .npy, .parquet, .safetensors, or a store.")
-    ] = None,
+    data: Annotated[Path | None, Argument(help="Embeddings: .npz, .npy, .parquet, .safetensors, or a store.")] = None,
     output: options.ModelFolder = Path("model"),
     images: Annotated[Path | None, Option(help="Two modalities: embeddings of the images.")] = None,
     texts: Annotated[Path | None, Option(help="Two modalities: embeddings of the texts, row by row.")] = None,
@@ -46,9 +44,7 @@ def train(
     ] = None,
     epochs: Annotated[int | None, Option(help="Passes over the data [default: by size].")] = None,
     batch_size: Annotated[int | None, Option(help="Items in a step [default: 256].")] = None,
-    shared: Annotated[
-        bool, Option("--shared", help="Two modalities of one width: one network for both.")
-    ] = False,
+    shared: Annotated[bool, Option("--shared", help="Two modalities of one width: one network for both.")] = False,
     device: options.Device = "auto",
     checkpoint_every: options.CheckpointEvery = 15.0,
     seed: options.Seed = 0,
@@ -83,9 +79,7 @@ def train(
             hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, force, reporter)
         else:
             if pairing != "auto" or unsupervised:
-                raise ConfigError(
-                    "--pairing and --unsupervised do not go with --images and --texts: rows are pairs"
-                )
+                raise ConfigError("--pairing and --unsupervised do not go with --images and --texts: rows are pairs")
             assert images is not None
             assert texts is not None
             hasher = _train_two(images, texts, parameters, preset, saving, force, reporter)
@@ -167,14 +161,10 @@ def _train_one(
     embeddings = options.open_embeddings(data, with_ids=False)
     if force:  # an earlier run is not gone on with
         remove(saving["checkpoint"])
-    use_labels = (
-        embeddings.labels is not None and not unsupervised and (pairing == "auto" or "classes" in named)
-    )
+    use_labels = embeddings.labels is not None and not unsupervised and (pairing == "auto" or "classes" in named)
     if embeddings.labels is not None:
         if use_labels and pairing == "auto":
-            reporter.message(
-                f"{data.name} has labels: learning its classes (--unsupervised leaves them unused)"
-            )
+            reporter.message(f"{data.name} has labels: learning its classes (--unsupervised leaves them unused)")
         elif not use_labels:
             reporter.message(f"the labels in {data.name} are not used")
     return hasher.fit(embeddings, embeddings.labels if use_labels else None, observer=reporter, **saving)
@@ -192,10 +182,7 @@ def _train_two(
     from crovca.hasher import Hasher
 
     hasher = Hasher.for_pairs(preset=preset, **parameters)
-    pictures, words = (
-        options.open_embeddings(images, with_ids=False),
-        options.open_embeddings(texts, with_ids=False),
-    )
+    pictures, words = (options.open_embeddings(images, with_ids=False), options.open_embeddings(texts, with_ids=False))
     if force:
         remove(saving["checkpoint"])
     return hasher.fit(pictures, texts=words, observer=reporter, **saving)

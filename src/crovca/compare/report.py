@@ -24,10 +24,7 @@ from crovca.files import atomic_directory, check_output, write_json
 from crovca.metrics import METRICS
 
 _GLOSSARY = (
-    (
-        "bold",
-        "the best of its length, among methods that learn with labels or among those that learn without",
-    ),
+    ("bold", "the best of its length, among methods that learn with labels or among those that learn without"),
     ("dotted", "not told from the best by the spread of seeds"),
     (
         "mAP@k",
@@ -101,12 +98,7 @@ def five_table(
         lines.append([*line, *_times(row)] if times else line)
     judged = f"mAP@{state.k:,}" if state.labeled else "order"
     situations = ", ".join(column.title for column in columns if column.name in SITUATIONS)
-    head = [
-        "method",
-        "bytes",
-        *(column.title for column in columns),
-        *(("fit, s", "items/s") if times else ()),
-    ]
+    head = ["method", "bytes", *(column.title for column in columns), *(("fit, s", "items/s") if times else ())]
     return page.Table(f"{size}: the five measures in %; {situations}: {judged}", head, lines)
 
 
@@ -130,9 +122,7 @@ def _table(rows: list[Row]) -> page.Table:
     ]
     head = ("method", "seeds", *score_titles(), "min(k, R) form", "tie-aware Hamming", *recalls,
             "fit, s", "items/s")  # fmt: skip
-    return page.Table(
-        "Learned from what is searched: mAP by every score, float neighbors, times", head, lines
-    )
+    return page.Table("Learned from what is searched: mAP by every score, float neighbors, times", head, lines)
 
 
 def _figure(state: Comparison, rows: list[Row], name: str, caption: str) -> Iterator[page.Block]:

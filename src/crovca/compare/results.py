@@ -205,9 +205,7 @@ def conclusion(state: Comparison) -> str:
     for supervised in (False, True):
         of_kind = [row for row in rows if row.bits == max(lengths) and row.method.supervised == supervised]
         names = []
-        for column in [
-            column for column in columns_of(state) if column.name in ("seen", "new", "mixed", "order")
-        ]:
+        for column in [column for column in columns_of(state) if column.name in ("seen", "new", "mixed", "order")]:
             found = marks(of_kind, column, labeled=state.labeled)
             best = [row for row in of_kind if found.get((row.method.name, row.bits)) == BEST]
             value = best[0].five(column.name, labeled=state.labeled) if best else None
@@ -234,9 +232,7 @@ def score_titles() -> list[str]:
 def score_cells(row: Row, name: str) -> list[str]:
     """``percent`` by every score of codes; a method with a score of its own has that one alone."""
     return [
-        percent(row, score if row.method.binary else OWN_SCORE, name)
-        if row.method.binary or score == REPORTED
-        else ""
+        percent(row, score if row.method.binary else OWN_SCORE, name) if row.method.binary or score == REPORTED else ""
         for score in of_codes()
     ]
 

@@ -151,11 +151,7 @@ def compare(
     for method in chosen:
         sizes = {"asked": asked, "width": (database.width,), "float": (32 * database.width,)}[method.size]
         for seed in range(seeds if method.seeds is None else method.seeds):
-            missing = [
-                bits
-                for bits in sizes
-                if "failed" in state.cells.get(_key(method, bits, seed), {"failed": ""})
-            ]
+            missing = [bits for bits in sizes if "failed" in state.cells.get(_key(method, bits, seed), {"failed": ""})]
             for group in _groups(method, missing):
                 named = f"{method.title}, {', '.join(map(str, group))} bits, seed {seed}"
                 advance(named)
@@ -229,9 +225,7 @@ class _Stored:
 class _Bench:
     """The data in every situation, and the float ranking that all are measured against."""
 
-    def __init__(
-        self, situations: Sequence[Situation], train: Embeddings, k: int, epochs: int | None
-    ) -> None:
+    def __init__(self, situations: Sequence[Situation], train: Embeddings, k: int, epochs: int | None) -> None:
         if k < 1:
             raise InvalidInputError(f"k must be at least 1, got {k}")
         self.epochs = epochs
@@ -246,9 +240,7 @@ class _Bench:
         """The cells of one fit; where it fails, cells that say why."""
         named = {"method": method.name, "seed": seed}
         try:
-            cells = {
-                bits: {**named, "bits": bits, **cell} for bits, cell in self._seen(method, lengths, seed)
-            }
+            cells = {bits: {**named, "bits": bits, **cell} for bits, cell in self._seen(method, lengths, seed)}
         except Exception as error:  # whatever a method cannot do with these data, the others go on
             return [{**named, "bits": bits, "failed": reason_of(error)} for bits in lengths]
         if len(self.places) > 1:

@@ -8,8 +8,6 @@ import numpy.typing as npt
 
 from crovca.errors import InvalidInputError
 
-__all__ = ["k_means", "nearest_centroid"]
-
 _BLOCK = 4096
 
 
@@ -36,9 +34,7 @@ def k_means(
         InvalidInputError: fewer values than centroids.
     """
     if not 1 <= count <= len(values):
-        raise InvalidInputError(
-            f"k-means finds 1 to {len(values)} centroids of {len(values)} items, got {count}"
-        )
+        raise InvalidInputError(f"k-means finds 1 to {len(values)} centroids of {len(values)} items, got {count}")
     found = faiss.Kmeans(
         values.shape[1],
         count,
@@ -52,9 +48,7 @@ def k_means(
     return np.asarray(found.centroids, np.float32).reshape(count, -1)
 
 
-def nearest_centroid(
-    values: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
-) -> npt.NDArray[np.int64]:
+def nearest_centroid(values: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """Of each of ``values`` (n, d) the number (n,) of the centroid (c, d) with the largest inner product."""
     parts = range(0, len(values), _BLOCK)
     return np.concatenate([(values[i : i + _BLOCK] @ centroids.T).argmax(axis=1) for i in parts])

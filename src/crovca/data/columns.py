@@ -14,15 +14,10 @@ import numpy.typing as npt
 from crovca.errors import CrovcaWarning, FileFormatError, StorageError
 from crovca.files import open_regular
 
-__all__ = ["ID_NAMES", "LABEL_NAMES", "class_names", "column", "name_among", "open_table", "read_table"]
-
 ID_NAMES, LABEL_NAMES = ("ids", "id"), ("labels", "label")
 """What ids and labels are called in files, the usual name first."""
 
-_FREE_VALUES, _VALUES_PER_BYTE = (
-    1 << 26,
-    1000,
-)  # with more values than that, no more of them are packed into a byte
+_FREE_VALUES, _VALUES_PER_BYTE = (1 << 26, 1000)  # with more values than that, no more of them are packed into a byte
 _MAX_TEXT_BYTES = 16 << 30
 
 
@@ -52,8 +47,7 @@ def open_table(path: Path) -> Any:
         footer = file.metadata
         groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
         values = max(
-            (sum(group.column(place).num_values for group in groups) for place in range(footer.num_columns)),
-            default=0,
+            (sum(group.column(place).num_values for group in groups) for place in range(footer.num_columns)), default=0
         )
     except PermissionError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
@@ -62,9 +56,7 @@ def open_table(path: Path) -> Any:
     if min([values, *(group.num_rows for group in groups)]) < 0 or values > max(
         _FREE_VALUES, _VALUES_PER_BYTE * path.stat().st_size
     ):
-        raise FileFormatError(
-            f"{path} declares {values:,} values in a column, more than a file of its size holds"
-        )
+        raise FileFormatError(f"{path} declares {values:,} values in a column, more than a file of its size holds")
     return file
 
 

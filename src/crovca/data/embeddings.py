@@ -22,19 +22,6 @@ from crovca.data.store import open_store
 from crovca.errors import CrovcaWarning, FileFormatError, InvalidInputError
 from crovca.files import array_names, load_arrays, open_npy, open_regular
 
-__all__ = [
-    "Embeddings",
-    "Rows",
-    "as_embeddings",
-    "check_ids",
-    "check_values",
-    "chunks",
-    "evenly_spaced",
-    "load_embeddings",
-    "mean_embedding",
-    "root_mean_square",
-]
-
 _logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 64 << 20
@@ -118,9 +105,7 @@ def root_mean_square(values: Rows, center: npt.NDArray[np.float32]) -> float:
     return float(np.sqrt(total / count))
 
 
-def as_embeddings(
-    values: Any, labels: Any = None, ids: Any = None, *, what: str = "embeddings"
-) -> Embeddings:
+def as_embeddings(values: Any, labels: Any = None, ids: Any = None, *, what: str = "embeddings") -> Embeddings:
     """Check arrays of any library (numpy, torch, memory maps, lists) and wrap them.
 
     Raises:
@@ -202,9 +187,7 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
         degenerate = degenerate[:0]  # a single number is always equal to itself
     if len(degenerate):
         text = f"{len(degenerate)} of {len(values)} rows are zero or constant ({_listed(degenerate)})"
-        warnings.warn(
-            f"{what}: {text}; they are kept, but never used as neighbors", CrovcaWarning, stacklevel=2
-        )
+        warnings.warn(f"{what}: {text}; they are kept, but never used as neighbors", CrovcaWarning, stacklevel=2)
     return values, degenerate
 
 
@@ -276,9 +259,7 @@ def _read_safetensors(path: Path) -> _Parts:
     except FileFormatError:
         raise
     except Exception as error:  # SafetensorError, and what numpy and torch say of a dtype they do not have
-        raise FileFormatError(
-            f"{path} is not a readable .safetensors ({error}); it may be truncated"
-        ) from error
+        raise FileFormatError(f"{path} is not a readable .safetensors ({error}); it may be truncated") from error
     from_table, ids = _read_items(path)
     return values, from_table if beside is None else beside, ids
 
@@ -300,9 +281,7 @@ def _read_items(path: Path) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] |
     return _labels_and_ids(read_table(items, [name for name in found if name is not None]), items)
 
 
-def _described(
-    names: list[str], path: Path, known: tuple[str, ...] | None = None
-) -> tuple[str | None, str | None]:
+def _described(names: list[str], path: Path, known: tuple[str, ...] | None = None) -> tuple[str | None, str | None]:
     """The names of ids and labels among those in a file; says which labels are taken, and what nobody reads."""
     ids, labels = name_among(names, ID_NAMES, path), name_among(names, LABEL_NAMES, path)
     if labels == "label":
@@ -325,12 +304,7 @@ def _labels_and_ids(table: Any, path: Path) -> tuple[npt.NDArray[Any] | None, np
     return found, None if ids is None else column(table, ids, path)
 
 
-_READERS = {
-    ".npz": _read_npz,
-    ".npy": _read_npy,
-    ".parquet": _read_parquet,
-    ".safetensors": _read_safetensors,
-}
+_READERS = {".npz": _read_npz, ".npy": _read_npy, ".parquet": _read_parquet, ".safetensors": _read_safetensors}
 
 
 def check_ids(ids: npt.NDArray[Any], items: int, what: str) -> npt.NDArray[Any]:

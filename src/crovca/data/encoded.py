@@ -14,8 +14,6 @@ from crovca.data.labels import check_labels, check_text, check_whole
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.files import array_names, load_arrays, save_arrays
 
-__all__ = ["Encoded"]
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -90,9 +88,7 @@ class Encoded:
             checked = None if labels is None else check_labels(labels, len(codes))
             found = cls(codes, ids, checked, logits, None if model is None else str(model))
             if logits is not None and Codes.from_logits(logits) != codes:
-                raise InvalidInputError(
-                    "the codes are not the signs of the logits beside them; it was changed"
-                )
+                raise InvalidInputError("the codes are not the signs of the logits beside them; it was changed")
             return found
         except InvalidInputError as error:
             raise FileFormatError(f"{path}: {error}") from error

@@ -11,16 +11,6 @@ import numpy.typing as npt
 
 from crovca.errors import FileFormatError, InvalidInputError
 
-__all__ = [
-    "ClassMembership",
-    "check_labels",
-    "check_text",
-    "check_whole",
-    "from_class_lists",
-    "share_a_label",
-    "to_membership",
-]
-
 _CHUNK = 65536
 
 
@@ -64,9 +54,7 @@ def check_labels(labels: npt.ArrayLike, items: int) -> npt.NDArray[Any]:
             f"labels must have shape (n,) for one class each or (n, C) multi-hot, got {values.shape}"
         )
     if len(values) != items:
-        raise InvalidInputError(
-            f"there are {len(values)} labels for {items} items; expected one row of labels an item"
-        )
+        raise InvalidInputError(f"there are {len(values)} labels for {items} items; expected one row of labels an item")
     if values.ndim == 2:
         if values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
             raise InvalidInputError(f"multi-hot labels must be 0 or 1, got {values.dtype} {values.shape}")
@@ -83,9 +71,7 @@ def check_labels(labels: npt.ArrayLike, items: int) -> npt.NDArray[Any]:
 def check_whole(values: npt.NDArray[Any], what: str) -> npt.NDArray[np.int64]:
     """Whole numbers as int64; raises InvalidInputError where one is beyond it, instead of turning it negative."""
     if values.dtype.kind == "u" and len(values) and values.max() > np.iinfo(np.int64).max:
-        raise InvalidInputError(
-            f"{what} must be at most 2^63 - 1, got {values.max()}; give larger numbers as strings"
-        )
+        raise InvalidInputError(f"{what} must be at most 2^63 - 1, got {values.max()}; give larger numbers as strings")
     return values.astype(np.int64)
 
 
@@ -103,9 +89,7 @@ def check_text(values: npt.NDArray[Any], expected: str) -> npt.NDArray[np.str_]:
         return texts
     points = texts.view(f"{texts.dtype.byteorder}u4".replace("|", "="))
     if (((points >= 0xD800) & (points < 0xE000)) | (points > 0x10FFFF)).any():
-        raise InvalidInputError(
-            f"{expected}, got text with code points that are no characters (damaged Unicode)"
-        )
+        raise InvalidInputError(f"{expected}, got text with code points that are no characters (damaged Unicode)")
     return texts
 
 
@@ -125,9 +109,7 @@ def from_class_lists(lists: Any, names: list[str], where: Path) -> npt.NDArray[n
     labels = np.zeros((len(lists), len(names)), np.bool_)
     for row, numbers in enumerate(lists.to_pylist()):
         if numbers is None or any(number is None or not 0 <= number < len(names) for number in numbers):
-            raise FileFormatError(
-                f"{where}: row {row} has the classes {numbers}, expected 0 to {len(names) - 1}"
-            )
+            raise FileFormatError(f"{where}: row {row} has the classes {numbers}, expected 0 to {len(names) - 1}")
         labels[row, numbers] = True
     return labels
 

@@ -31,24 +31,6 @@ from crovca.data.columns import ID_NAMES, column, name_among, open_table, read_t
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
 from crovca.files import atomic_directory, check_output, open_npy, read_json, sha256, write_json
 
-__all__ = [
-    "FORMAT_VERSION",
-    "JOB",
-    "MANIFEST",
-    "ItemError",
-    "Part",
-    "PartedArray",
-    "open_store",
-    "part_name",
-    "part_rows",
-    "read_errors",
-    "save_store",
-    "store_parts",
-    "verify_store",
-    "write_manifest",
-    "write_part",
-]
-
 FORMAT_VERSION = 1
 MANIFEST, JOB = "manifest.json", "job.json"
 _ERROR_COLUMNS = ("id", "path", "reason", "detail")
@@ -170,9 +152,7 @@ def _open_part(part: Part, manifest: dict[str, Any]) -> tuple[npt.NDArray[Any], 
     array = open_npy(part.folder / "embeddings.npy")
     items = open_table(part.folder / "items.parquet")
     if array.ndim not in (2, 3):
-        raise FileFormatError(
-            f"{part.folder}: embeddings must have shape (n, d) or (n, v, d), got {array.shape}"
-        )
+        raise FileFormatError(f"{part.folder}: embeddings must have shape (n, d) or (n, v, d), got {array.shape}")
     if not len(array) == items.metadata.num_rows == part.rows:
         raise FileFormatError(
             f"{part.folder}: {len(array)} embeddings and {items.metadata.num_rows} items, the manifest says {part.rows}"
@@ -254,26 +234,18 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], list[Part]]:
     if (manifest.get("sha256") is None) != (not checked) or len(checked) not in (0, len(parts)):
         raise FileFormatError(f"{path}: some checksums are missing in its manifest; it is damaged")
     if checked and manifest["sha256"] != _checksum(manifest):
-        raise FileFormatError(
-            f"{path}: the manifest does not have the checksum it says; it was changed or is damaged"
-        )
+        raise FileFormatError(f"{path}: the manifest does not have the checksum it says; it was changed or is damaged")
     return manifest, parts
 
 
 def _part(path: Path, described: Any) -> Part:
     if not isinstance(described, dict) or not {"name", "rows"} <= set(described):
-        raise FileFormatError(
-            f"{path}: the manifest lists a part without 'name' and 'rows': {str(described)[:80]}"
-        )
+        raise FileFormatError(f"{path}: the manifest lists a part without 'name' and 'rows': {str(described)[:80]}")
     name, rows, checksums = described["name"], described["rows"], described.get("sha256")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise FileFormatError(
-            f"{path}: the manifest lists a part named {str(name)[:80]!r}, expected {part_name(0)!r}"
-        )
+        raise FileFormatError(f"{path}: the manifest lists a part named {str(name)[:80]!r}, expected {part_name(0)!r}")
     if not isinstance(rows, int) or isinstance(rows, bool) or not 0 <= rows <= _MAX_ROWS:
-        raise FileFormatError(
-            f"{path}: {name} has {str(rows)[:80]!r} rows in the manifest, expected a whole number"
-        )
+        raise FileFormatError(f"{path}: {name} has {str(rows)[:80]!r} rows in the manifest, expected a whole number")
     if checksums is not None and not (
         isinstance(checksums, dict)
         and set(_FILES[:2]) <= set(checksums) <= set(_FILES)
@@ -315,10 +287,7 @@ def part_rows(part: Path) -> int | None:
 
 
 def write_part(
-    part: Path,
-    values: npt.NDArray[Any],
-    columns: Mapping[str, Any],
-    errors: Sequence[ItemError] = (),
+    part: Path, values: npt.NDArray[Any], columns: Mapping[str, Any], errors: Sequence[ItemError] = ()
 ) -> None:
     """Write one part into an existing folder. The same arguments give the same bytes.
 
@@ -399,10 +368,5 @@ def save_store(
             if labels is not None:
                 columns["labels"] = labels[rows]
             write_part(part, values[rows], columns)
-        described = {
-            "encoder": encoder,
-            **_facts(values),
-            "seed": seed,
-            "batch_size": batch_size,
-        }
+        described = {"encoder": encoder, **_facts(values), "seed": seed, "batch_size": batch_size}
         write_manifest(folder, counts, described)

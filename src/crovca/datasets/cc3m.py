@@ -8,8 +8,6 @@ from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Spli
 from crovca.datasets.tree import IMAGE_SUFFIXES, Tree
 from crovca.errors import FileFormatError, StorageError
 
-__all__ = ["PROTOCOL", "open_cc3m"]
-
 PROTOCOL = Protocol(
     name="cc3m",
     title="CC3M",

@@ -20,8 +20,6 @@ from crovca.datasets.tree import IMAGE_SUFFIXES, Tree
 from crovca.errors import ConfigError, FileFormatError, StorageError, needed
 from crovca.files import atomic_file, check_output, remove
 
-__all__ = ["CLASSES", "PROTOCOL", "export_cifar10", "open_cifar10", "read_batches"]
-
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _PYTHON = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -49,10 +47,7 @@ PROTOCOL = Protocol(
         "cifar-10-batches-py/data_batch_5": "md5:482c414d41f54cd18b22e5b47cb7c3cb",
         "cifar-10-batches-py/test_batch": "md5:40351d587109b95175f43aff81a1287e",
     },
-    sources=(
-        Fetched("cifar-10-binary.tar.gz", _BINARY),
-        Fetched("cifar-10-python.tar.gz", _PYTHON, needed=False),
-    ),
+    sources=(Fetched("cifar-10-binary.tar.gz", _BINARY), Fetched("cifar-10-python.tar.gz", _PYTHON, needed=False)),
     license="none stated; the authors ask for citation of Krizhevsky (2009)",
     notes=(
         "any one of: cifar-10-binary.tar.gz, cifar-10-python.tar.gz, either of them unpacked, or "
@@ -122,11 +117,7 @@ def read_batches(tree: Tree) -> Iterator[CifarFile]:
 
 
 def export_cifar10(
-    folder: Path,
-    output: Path,
-    *,
-    protocol: Protocol = PROTOCOL,
-    progress: Callable[[str, float], None] | None = None,
+    folder: Path, output: Path, *, protocol: Protocol = PROTOCOL, progress: Callable[[str, float], None] | None = None
 ) -> Path:
     """Write the images of an archive as PNG files, with split files beside them.
 
@@ -244,13 +235,9 @@ def _members(archive: Path, folder: str, suffix: str) -> Iterator[tuple[str, byt
                 if name is not None and file is not None:
                     contents[name] = file.read(_MAX_BATCH + 1)
                     if len(contents[name]) > _MAX_BATCH:
-                        raise FileFormatError(
-                            f"{archive}: {member.name} has more bytes than a batch of CIFAR-10"
-                        )
+                        raise FileFormatError(f"{archive}: {member.name} has more bytes than a batch of CIFAR-10")
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise FileFormatError(
-            f"{archive} is not a readable archive ({error}); it may be truncated"
-        ) from error
+        raise FileFormatError(f"{archive} is not a readable archive ({error}); it may be truncated") from error
     missing = [name for name in _BATCHES if name not in contents]
     if missing:
         raise FileFormatError(f"{archive} has no {folder}/{missing[0]}{suffix}; it may be truncated")

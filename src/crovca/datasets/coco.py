@@ -13,15 +13,6 @@ from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Spli
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
 
-__all__ = [
-    "PROTOCOL",
-    "TEXT_PROTOCOL",
-    "captions_by_image",
-    "database_of_coco",
-    "open_coco",
-    "open_coco_text",
-]
-
 _ANNOTATIONS_2014 = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 _LICENSE = "annotations CC BY 4.0; images are their owners' on Flickr"
 
@@ -185,14 +176,10 @@ def _instances(tree: Tree, year: str) -> list[tuple[str, int, bool]]:
             for note in content["annotations"]
         ]
     except (KeyError, TypeError) as error:
-        raise FileFormatError(
-            f"{tree.root / path} is not an instances file of COCO ({error} is missing)"
-        ) from error
+        raise FileFormatError(f"{tree.root / path} is not an instances file of COCO ({error} is missing)") from error
 
 
-def _label_rows(
-    notes: list[tuple[str, int, bool]], categories: list[int]
-) -> dict[str, npt.NDArray[np.bool_]]:
+def _label_rows(notes: list[tuple[str, int, bool]], categories: list[int]) -> dict[str, npt.NDArray[np.bool_]]:
     """The categories of each image as bool (C,), in the order of ``categories``."""
     column = {category: number for number, category in enumerate(categories)}
     rows: dict[str, npt.NDArray[np.bool_]] = {}

@@ -14,8 +14,6 @@ from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Spli
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError, InvalidInputError
 
-__all__ = ["COCO_PROTOCOL", "FLICKR25K_PROTOCOL", "NUSWIDE21_PROTOCOL", "SEED", "open_ddbh"]
-
 SEED = 1814
 """DDBH's default, with which it draws queries and training set from all items."""
 

@@ -8,8 +8,6 @@ from crovca.datasets.splits import open_split_files
 from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Split, split_files
 from crovca.datasets.tree import Tree
 
-__all__ = ["PROTOCOL", "open_flickr25k"]
-
 PROTOCOL = Protocol(
     name="flickr25k",
     title="Flickr25K",

@@ -8,8 +8,6 @@ from crovca.datasets.structure import Captions, Dataset, Fetched, Protocol, Spli
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
 
-__all__ = ["PROTOCOL", "open_flickr30k"]
-
 _HOME = "https://shannon.cs.illinois.edu/DenotationGraph/ (a form to fill in)"
 
 PROTOCOL = Protocol(

@@ -15,17 +15,6 @@ from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
 from crovca.files import split_lines
 
-__all__ = [
-    "PROTOCOL_1K",
-    "PROTOCOL_1K_TEXT",
-    "PROTOCOL_100",
-    "TEMPLATE",
-    "database_of_imagenet100",
-    "open_imagenet1k",
-    "open_imagenet1k_text",
-    "open_imagenet100",
-]
-
 _KAGGLE = "https://www.kaggle.com/c/imagenet-object-localization-challenge"
 _IMAGENET = f"https://image-net.org/challenges/LSVRC/2012/ (free account) or {_KAGGLE}"
 _LICENSE = "non-commercial research; images are their owners'"
@@ -159,9 +148,7 @@ def open_imagenet1k(tree: Tree) -> Dataset:
     by_class = _validation(tree, synsets)
     queries = [names[:_QUERIES_PER_CLASS] for names in by_class]
     database = [names[_QUERIES_PER_CLASS:] for names in by_class]
-    return tree.dataset(
-        {"train": _as_split(train), "database": _as_split(database), "query": _as_split(queries)}
-    )
+    return tree.dataset({"train": _as_split(train), "database": _as_split(database), "query": _as_split(queries)})
 
 
 def open_imagenet1k_text(tree: Tree) -> Dataset:
@@ -209,11 +196,7 @@ def _check_synsets(tree: Tree, synsets: list[str], where: str) -> None:
 def _images(tree: Tree, folder: str, synsets: list[str]) -> list[list[str]]:
     """Paths of the images of each synset in a folder with a subfolder for each."""
     return [
-        [
-            f"{folder}/{synset}/{name}"
-            for name in sorted(tree.names(f"{folder}/{synset}"))
-            if name.endswith(".JPEG")
-        ]
+        [f"{folder}/{synset}/{name}" for name in sorted(tree.names(f"{folder}/{synset}")) if name.endswith(".JPEG")]
         for synset in synsets
     ]
 
@@ -231,9 +214,7 @@ def _validation(tree: Tree, synsets: list[str]) -> list[list[str]]:
         )
     number = {synset: row for row, synset in enumerate(synsets)}
     found: list[list[str]] = [[] for _ in synsets]
-    tree.require(
-        ["LOC_val_solution.csv"], {"LOC_val_solution.csv": f", or sort {folder} into folders by synset"}
-    )
+    tree.require(["LOC_val_solution.csv"], {"LOC_val_solution.csv": f", or sort {folder} into folders by synset"})
     solution = tree.text("LOC_val_solution.csv")
     for line, row in enumerate(csv.reader(split_lines(solution)), start=1):
         if row[:1] == ["ImageId"]:

@@ -9,8 +9,6 @@ from crovca.datasets.structure import FILES, Captions, Dataset, Fetched, Protoco
 from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError
 
-__all__ = ["PROTOCOL", "database_of_nuswide21", "open_nuswide21"]
-
 _TARBALL = "https://github.com/TreezzZ/DSDH_PyTorch (NUS-WIDE.tar.gz)"
 
 PROTOCOL = Protocol(
@@ -33,9 +31,7 @@ PROTOCOL = Protocol(
             for part in ("database", "test")
             for kind in ("img", "label_onehot")
         ),
-        Fetched(
-            "All_Tags.txt", "https://lms.comp.nus.edu.sg (NUS_WID_Tags.zip): the users' tags", needed=False
-        ),
+        Fetched("All_Tags.txt", "https://lms.comp.nus.edu.sg (NUS_WID_Tags.zip): the users' tags", needed=False),
     ),
     license="images are their owners' on Flickr; labels for non-commercial research",
     notes=(

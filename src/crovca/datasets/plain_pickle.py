@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from crovca.errors import FileFormatError
 
-__all__ = ["as_bytes", "as_uint8_array", "read_plain_pickle"]
-
 
 class _Noted:
     """What a pickle would call: the arguments, and the state to set."""
@@ -34,9 +32,7 @@ class _Reader(pickle._Unpickler):  # in Python: the C version takes memory for a
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="bytes")
         # Classes of this reader alone: a pickle could set attributes of them.
-        self.array, self.dtype, self.encoded = (
-            type(name, (_Noted,), {}) for name in ("array", "dtype", "text")
-        )
+        self.array, self.dtype, self.encoded = (type(name, (_Noted,), {}) for name in ("array", "dtype", "text"))
         self._known = {
             "numpy.core.multiarray _reconstruct": self.array,
             "numpy._core.multiarray _reconstruct": self.array,

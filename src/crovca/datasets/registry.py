@@ -12,17 +12,6 @@ from crovca.datasets.tree import PINS, Tree
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, OutputExistsError
 from crovca.files import atomic_file, check_output, read_json, sha256, write_json
 
-__all__ = [
-    "PROTOCOLS",
-    "Surveyed",
-    "folder_of",
-    "open_dataset",
-    "pin_checksums",
-    "protocol_of",
-    "rebuild_database",
-    "survey",
-]
-
 _OPENERS: tuple[tuple[Protocol, Callable[[Tree], Dataset]], ...] = (
     (cifar10.PROTOCOL, cifar10.open_cifar10),
     (flickr25k.PROTOCOL, flickr25k.open_flickr25k),
@@ -148,9 +137,7 @@ def rebuild_database(name: str, folder: str | Path, *, protocol: Protocol | None
     """
     protocol = protocol or protocol_of(name)
     if name not in _REBUILDERS:
-        raise ConfigError(
-            f"the database of {name!r} cannot be rebuilt; only those of {', '.join(_REBUILDERS)} can"
-        )
+        raise ConfigError(f"the database of {name!r} cannot be rebuilt; only those of {', '.join(_REBUILDERS)} can")
     tree = Tree(Path(folder), protocol)
     output = tree.root / FILES["database"]
     if output.exists():

@@ -16,8 +16,6 @@ from crovca.datasets.tree import Tree
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, check_output, split_lines, write_json
 
-__all__ = ["export_splits", "open_split_files", "parse_split", "read_split", "to_classes", "write_split"]
-
 
 def parse_split(text: str, classes: int, where: str) -> tuple[list[str], npt.NDArray[np.bool_]]:
     """Read a split file.
@@ -43,15 +41,13 @@ def parse_split(text: str, classes: int, where: str) -> tuple[list[str], npt.NDA
         if len(labels) != classes or path.split()[-1] in ("0", "1"):
             found = _count_labels(line)
             raise FileFormatError(
-                f"{where}, line {number}: {found} label columns after the path, expected {classes}: "
-                f"{line[:60]!r}"
+                f"{where}, line {number}: {found} label columns after the path, expected {classes}: {line[:60]!r}"
             )
         if len(joined) != classes or joined.strip("01"):
             raise FileFormatError(f"{where}, line {number}: labels must be 0 or 1: {line[:60]!r}")
         if path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise FileFormatError(
-                f"{where}, line {number}: {path!r} does not lie below the dataset's folder; "
-                "expected a relative path"
+                f"{where}, line {number}: {path!r} does not lie below the dataset's folder; expected a relative path"
             )
         if path in first:
             raise FileFormatError(f"{where}: {path!r} stands in line {first[path]} and in line {number}")

@@ -12,18 +12,6 @@ import numpy.typing as npt
 
 from crovca.errors import FileFormatError
 
-__all__ = [
-    "FILES",
-    "Captions",
-    "Dataset",
-    "Fetched",
-    "Protocol",
-    "Relevance",
-    "Split",
-    "check_splits",
-    "split_files",
-]
-
 FILES: Mapping[str, str] = {"train": "train.txt", "database": "database.txt", "query": "test.txt"}
 
 Relevance = Literal["same class", "share a label", "own caption"]

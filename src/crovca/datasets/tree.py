@@ -15,8 +15,6 @@ from crovca.datasets.structure import Dataset, Protocol, Split, check_splits
 from crovca.errors import FileFormatError, StorageError
 from crovca.files import read_json, read_text, sha256
 
-__all__ = ["IMAGE_SUFFIXES", "PINS", "Tree"]
-
 _MAX_JSON = 2 << 30  # bytes; COCO's instances take half a GiB
 
 PINS = "crovca-checksums.json"
@@ -119,8 +117,7 @@ class Tree:
         missing = [path for path in paths if not self.has(path)]
         if missing:
             fetch = "; ".join(
-                f"get {path} from {self.protocol.source_of(path)}{(advice or {}).get(path, '')}"
-                for path in missing
+                f"get {path} from {self.protocol.source_of(path)}{(advice or {}).get(path, '')}" for path in missing
             )
             raise FileFormatError(
                 f"{self.protocol.name}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing in "
@@ -135,18 +132,13 @@ class Tree:
         """A JSON object."""
         return read_json(self.file(path), self.protocol.name, most=_MAX_JSON)
 
-    def dataset(
-        self, splits: Mapping[str, Split], *, embeddable: bool = True, notes: tuple[str, ...] = ()
-    ) -> Dataset:
+    def dataset(self, splits: Mapping[str, Split], *, embeddable: bool = True, notes: tuple[str, ...] = ()) -> Dataset:
         """What was found, once ``check_splits`` has nothing against it."""
         check_splits(self.protocol, splits)
         return Dataset(self.protocol, self.root, splits, tuple(self.used), embeddable, notes)
 
     def locate(
-        self,
-        split: str,
-        wanted: Sequence[str],
-        places: Callable[[str], Iterable[str]] = lambda path: (path,),
+        self, split: str, wanted: Sequence[str], places: Callable[[str], Iterable[str]] = lambda path: (path,)
     ) -> npt.NDArray[np.str_]:
         """Find the images of a split.
 

@@ -26,8 +26,6 @@ from crovca.ids import id_hashes
 from crovca.sources.decode import UnreadableItem
 from crovca.sources.source import Fault, Source
 
-__all__ = ["Block", "cores", "counted", "embed_blocks"]
-
 _BATCH = {"cpu": 32, "cuda": 256}
 _LANES_AHEAD = 2  # batches that are decoded while every lane is busy
 
@@ -80,9 +78,7 @@ def embed_blocks(
     chosen = range(len(source)) if rows is None else [int(row) for row in rows]
     size = batch_size or _BATCH[encoder.device.type]
     reading = ThreadPoolExecutor(decoders or cores(), "crovca-decode")
-    computing = ThreadPoolExecutor(
-        lanes, "crovca-lane", torch.set_num_threads, (threads or torch.get_num_threads(),)
-    )
+    computing = ThreadPoolExecutor(lanes, "crovca-lane", torch.set_num_threads, (threads or torch.get_num_threads(),))
     waiting: deque[Future[Block]] = deque()
     try:
         for start in range(0, len(chosen), size):
@@ -171,9 +167,7 @@ def _embed(
     return Block([row for row, _, _ in good], values, [note for _, _, note in good], faults)
 
 
-def _model(
-    encoder: Encoder | TextEncoder, contents: list[Any], views: int, seed: int, ids: npt.NDArray[Any]
-) -> Tensor:
+def _model(encoder: Encoder | TextEncoder, contents: list[Any], views: int, seed: int, ids: npt.NDArray[Any]) -> Tensor:
     """Embeddings float32 (B, d) or (B, v, d)."""
     if isinstance(encoder, TextEncoder):
         return encoder.embed(contents)
@@ -182,7 +176,5 @@ def _model(
         return encoder.embed(encoder.preprocessing.normalize(pixels))
     images = [torch.from_numpy(content).to(encoder.device) for content in contents]
     keys = id_hashes(ids, 0)
-    drawn = (
-        augment(images, encoder.preprocessing.size, keys=keys, view=view, seed=seed) for view in range(views)
-    )
+    drawn = (augment(images, encoder.preprocessing.size, keys=keys, view=view, seed=seed) for view in range(views))
     return torch.stack([encoder.embed(encoder.preprocessing.normalize(pixels)) for pixels in drawn], dim=1)

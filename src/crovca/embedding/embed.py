@@ -17,24 +17,13 @@ from crovca.data.embeddings import Embeddings, load_embeddings
 from crovca.data.store import JOB, MANIFEST, ItemError, read_errors
 from crovca.embedding import pipeline
 from crovca.embedding.items import as_images, as_texts
-from crovca.embedding.job import (
-    Job,
-    Modality,
-    Origin,
-    Stored,
-    begin_job,
-    check_settings,
-    read_job,
-    refuse_another,
-)
+from crovca.embedding.job import Job, Modality, Origin, Stored, begin_job, check_settings, read_job, refuse_another
 from crovca.embedding.pipeline import Summary, make_worker, missing_shards, versions
 from crovca.embedding.runners import Rank, Runner, find_rank, run_here, run_processes, run_ray
 from crovca.encoders.encoder import Encoder, TextEncoder, choose_device, choose_dtype, load_once
 from crovca.errors import ConfigError, FileFormatError, OutputExistsError
 from crovca.files import check_output, remove
 from crovca.sources.source import Source
-
-__all__ = ["Embedded", "Listener", "embed"]
 
 _logger = logging.getLogger(__name__)
 
@@ -211,9 +200,7 @@ def _rank(runner: Runner, workers: int, force: bool, *, in_memory: bool) -> Rank
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}")
     if in_memory and (runner, workers) != ("local", 1):
-        raise ConfigError(
-            "items that lie in this process are embedded by it alone; other runners need a path"
-        )
+        raise ConfigError("items that lie in this process are embedded by it alone; other runners need a path")
     rank = find_rank() if runner == "rank" else None
     if rank is not None and (force or workers > 1):
         raise ConfigError(
@@ -261,9 +248,7 @@ def _check_store(store: Path, inputs: Sequence[Path], resume: bool, force: bool)
         return
     marker = JOB if ours else MANIFEST
     if not force and (store / marker).exists():
-        raise OutputExistsError(
-            f"{store} is a store of something else; give another output, or --force to replace it"
-        )
+        raise OutputExistsError(f"{store} is a store of something else; give another output, or --force to replace it")
     check_output(store, force=force, inputs=inputs, marker=marker)
 
 
@@ -277,9 +262,7 @@ def _begun(store: Path, force: bool) -> Job | None:
         return None
 
 
-def _asked(
-    begun: Job, origin: Origin, items: Source[Any], settings: dict[str, Any], device: str, dtype: str
-) -> Job:
+def _asked(begun: Job, origin: Origin, items: Source[Any], settings: dict[str, Any], device: str, dtype: str) -> Job:
     """What is asked for now, as far as it is known without the encoder; else as the store was begun."""
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     if device != "auto":
@@ -304,10 +287,6 @@ def _same(store: Path, begun: Job, job: Job, force: bool, observer: Listener) ->
 
 def _note_versions(job: Job, observer: Listener) -> None:
     now = versions()
-    others = [
-        f"{name} {old} (now {now.get(name)})" for name, old in job.versions.items() if now.get(name) != old
-    ]
+    others = [f"{name} {old} (now {now.get(name)})" for name, old in job.versions.items() if now.get(name) != old]
     if others:
-        observer.message(
-            f"the store was begun with {', '.join(others)}: its last bits may differ between parts"
-        )
+        observer.message(f"the store was begun with {', '.join(others)}: its last bits may differ between parts")

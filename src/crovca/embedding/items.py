@@ -22,18 +22,6 @@ from crovca.sources.decode import Decoded, Smallest, UnreadableItem, decode
 from crovca.sources.opening import open_images, open_texts
 from crovca.sources.source import Source, read_file
 
-__all__ = [
-    "Prepare",
-    "as_images",
-    "as_texts",
-    "name_of",
-    "plain",
-    "read_cropped",
-    "read_whole",
-    "to_rgb",
-    "uncropped",
-]
-
 Prepare = Callable[[Any], npt.NDArray[np.uint8]]
 """From an item of a source to uint8 (H, W, 3)."""
 
@@ -56,9 +44,7 @@ def as_images(images: Any, what: str = "images") -> Source[Any]:
     if isinstance(images, str | os.PathLike):
         path = Path(images)
         if path.is_file() and path.suffix.lower() in (".npz", ".npy", ".safetensors"):
-            raise InvalidInputError(
-                f"{path} holds embeddings; this model takes {what}, which it embeds itself"
-            )
+            raise InvalidInputError(f"{path} holds embeddings; this model takes {what}, which it embeds itself")
         return open_images(path)
     shape = getattr(images, "shape", None)
     if isinstance(images, Embeddings) or (shape is not None and len(shape) in (2, 3)):
@@ -173,12 +159,7 @@ def _known(item: Any) -> bool:
     if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
         return True
     if isinstance(item, np.ndarray | Tensor):
-        return (
-            item.ndim == 3
-            and item.shape[-1] == 3
-            and item.dtype in (np.uint8, torch.uint8)
-            and min(item.shape) > 0
-        )
+        return item.ndim == 3 and item.shape[-1] == 3 and item.dtype in (np.uint8, torch.uint8) and min(item.shape) > 0
     return hasattr(item, "getbands") and hasattr(item, "convert")  # Pillow's, without importing it
 
 

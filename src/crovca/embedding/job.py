@@ -16,19 +16,6 @@ from crovca.files import read_json
 from crovca.sources.opening import open_images, open_texts
 from crovca.sources.source import Source
 
-__all__ = [
-    "JOB_VERSION",
-    "STORED",
-    "Job",
-    "Modality",
-    "Origin",
-    "Stored",
-    "begin_job",
-    "check_settings",
-    "read_job",
-    "refuse_another",
-]
-
 JOB_VERSION = 1
 """Of the recipe: raised whenever the same job would give other bytes."""
 Modality = Literal["images", "texts"]
@@ -139,9 +126,7 @@ class Job:
     def differences(self, other: Job) -> list[tuple[str, Any, Any]]:
         """What decides the result and differs: (option, ours, the other's)."""
         named = ("origin", "encoder", "revision", "versions", "identity")
-        pairs = [
-            (name, getattr(self, name), getattr(other, name)) for name in asdict(self) if name not in named
-        ]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in asdict(self) if name not in named]
         keys = sorted((self.identity.keys() | other.identity.keys()) - {"source"})
         pairs += [(f"encoder {key}", self.identity.get(key), other.identity.get(key)) for key in keys]
         pairs.append(("modality", self.origin.modality, other.origin.modality))
@@ -157,9 +142,7 @@ class Job:
         """Read what ``to_dict`` wrote; FileFormatError names ``path``."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise FileFormatError(
-                f"{path}: unknown key {unknown[0]!r}; upgrade crovca, or --force to begin anew"
-            )
+            raise FileFormatError(f"{path}: unknown key {unknown[0]!r}; upgrade crovca, or --force to begin anew")
         try:
             return cls(**{**values, "origin": Origin(**values["origin"])})
         except (TypeError, KeyError, ConfigError) as error:

@@ -23,15 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from crovca.data.store import (
-    MANIFEST,
-    ItemError,
-    part_name,
-    part_rows,
-    read_errors,
-    write_manifest,
-    write_part,
-)
+from crovca.data.store import MANIFEST, ItemError, part_name, part_rows, read_errors, write_manifest, write_part
 from crovca.embedding.blocks import cores, counted, embed_blocks
 from crovca.embedding.job import Job, Origin
 from crovca.encoders.encoder import Encoder, TextEncoder
@@ -39,21 +31,6 @@ from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import InvalidInputError, OutputExistsError, StorageError
 from crovca.files import atomic_directory, remove
 from crovca.sources.source import Fault, Source
-
-__all__ = [
-    "Advance",
-    "Summary",
-    "Worker",
-    "choose_batch_size",
-    "embed_shard",
-    "finish",
-    "make_worker",
-    "missing_shards",
-    "open_worker",
-    "plan_job",
-    "summarize",
-    "versions",
-]
 
 Advance = Callable[[int], None]
 """Told how many items more have been dealt with."""

@@ -20,8 +20,6 @@ from crovca.errors import InvalidInputError
 from crovca.sources.decode import UnreadableItem
 from crovca.sources.source import Fault, Source
 
-__all__ = ["ImagePool", "Place", "counted", "memory_places"]
-
 Place = tuple[torch.device, int]
 """A device, and how many bytes of images may lie in its memory."""
 _BLOCK = 64
@@ -38,12 +36,7 @@ class ImagePool:
     """
 
     def __init__(
-        self,
-        source: Source[Any],
-        prepare: Prepare,
-        *,
-        places: Sequence[Place] = (),
-        threads: int | None = None,
+        self, source: Source[Any], prepare: Prepare, *, places: Sequence[Place] = (), threads: int | None = None
     ) -> None:
         self.source = source
         self._prepare = prepare
@@ -86,9 +79,7 @@ class ImagePool:
         parts = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
         begun = [self._begin(part) for part in parts[:1]]
         for number, part in enumerate(parts):
-            begun += [
-                self._begin(following) for following in parts[number + 1 : number + 2]
-            ]  # decoded meanwhile
+            begun += [self._begin(following) for following in parts[number + 1 : number + 2]]  # decoded meanwhile
             for row, image in zip(part.tolist(), self._finish(begun.pop(0)), strict=True):
                 if isinstance(image, UnreadableItem):
                     faults[row] = (image.reason, image.detail)

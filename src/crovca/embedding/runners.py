@@ -23,8 +23,6 @@ from crovca.embedding.job import Job
 from crovca.embedding.pipeline import Advance, Worker, embed_shard, open_worker
 from crovca.errors import ConfigError, CrovcaError, WorkerError, needed
 
-__all__ = ["RUNNERS", "Rank", "Runner", "device_of", "find_rank", "run_here", "run_processes", "run_ray"]
-
 Runner = Literal["local", "rank", "ray"]
 RUNNERS: tuple[Runner, ...] = get_args(Runner)
 
@@ -66,9 +64,7 @@ def find_rank(environment: dict[str, str] | None = None) -> Rank:
                     f"{number}={known[number]!r}, {process_group}={known[process_group]!r}: expected numbers"
                 ) from None
             if not 0 <= rank.number < rank.process_group:
-                raise ConfigError(
-                    f"{number}={rank.number} must lie in [0, {process_group}={rank.process_group})"
-                )
+                raise ConfigError(f"{number}={rank.number} must lie in [0, {process_group}={rank.process_group})")
             return rank
     raise ConfigError(
         "--runner rank needs RANK and WORLD_SIZE, or SLURM_PROCID and SLURM_NTASKS; "
@@ -152,9 +148,7 @@ def _died(process: Any) -> WorkerError:
     code = process.exitcode
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
     why = " (often: not enough memory)" if code == -signal.SIGKILL else ""
-    return WorkerError(
-        f"a worker process {how}{why}; the same command goes on with what is missing", exit_status=1
-    )
+    return WorkerError(f"a worker process {how}{why}; the same command goes on with what is missing", exit_status=1)
 
 
 def run_ray(job: Job, store: Path, shards: Sequence[int], advance: Advance, workers: int) -> None:

@@ -33,8 +33,6 @@ from torch import Tensor
 from crovca.errors import needed
 from crovca.ids import splitmix64
 
-__all__ = ["RECIPE", "Recipe", "augment", "draw", "side_for_views"]
-
 _ATTEMPTS = 10  # to fit a crop, as in the reference; then the largest one in the middle
 _BLUR_RADIUS = 8
 
@@ -168,9 +166,7 @@ def _uniform(keys: npt.NDArray[Any], view: int, seed: int, count: int) -> npt.ND
     return whole.astype(np.float64) * 2.0**-53
 
 
-def _boxes(
-    shapes: npt.NDArray[np.int64], numbers: npt.NDArray[np.float64], recipe: Recipe
-) -> npt.NDArray[np.int64]:
+def _boxes(shapes: npt.NDArray[np.int64], numbers: npt.NDArray[np.float64], recipe: Recipe) -> npt.NDArray[np.int64]:
     """Crops (n, 4): the first of some attempts that fits into the image, else the largest allowed one in its middle."""
     height, width = shapes[:, :1].astype(np.float64), shapes[:, 1:].astype(np.float64)
     low, high = recipe.aspect
@@ -203,10 +199,7 @@ def _crop(image: Tensor, box: list[int], size: tuple[int, int]) -> Tensor:
 
 
 def _where(
-    batch: Tensor,
-    chosen: npt.NDArray[np.bool_],
-    change: Any,
-    strengths: npt.NDArray[np.float32] | None = None,
+    batch: Tensor, chosen: npt.NDArray[np.bool_], change: Any, strengths: npt.NDArray[np.float32] | None = None
 ) -> Tensor:
     """The batch with ``change`` done to the chosen images."""
     rows = np.flatnonzero(chosen)

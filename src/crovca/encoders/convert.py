@@ -9,8 +9,6 @@ from crovca.encoders.converters.checkpoints import Converted, read_checkpoint, w
 from crovca.encoders.encoder import Encoder
 from crovca.errors import ConfigError
 
-__all__ = ["LAYOUTS", "convert_checkpoint"]
-
 LAYOUTS = ("simdinov2", "open_clip", "torchvision")
 """Layouts of checkpoints that can be converted."""
 
@@ -44,20 +42,14 @@ def convert_checkpoint(
     if layout not in LAYOUTS:
         raise ConfigError(f"a checkpoint's layout must be one of {list(LAYOUTS)}, got {layout!r}")
     if variant is not None and layout != "torchvision":
-        raise ConfigError(
-            f"a variant goes with torchvision's checkpoints, not with those of {layout}; leave it out"
-        )
+        raise ConfigError(f"a variant goes with torchvision's checkpoints, not with those of {layout}; leave it out")
     if activation != "auto" and layout != "open_clip":
-        raise ConfigError(
-            f"an activation goes with open_clip's checkpoints, not with those of {layout}; leave it out"
-        )
+        raise ConfigError(f"an activation goes with open_clip's checkpoints, not with those of {layout}; leave it out")
     converted = _converted(checkpoint, layout, variant, activation, heads)
     return write_folder(converted, output), list(converted.notes)
 
 
-def _converted(
-    checkpoint: Path, layout: str, variant: str | None, activation: str, heads: int | None
-) -> Converted:
+def _converted(checkpoint: Path, layout: str, variant: str | None, activation: str, heads: int | None) -> Converted:
     if layout == "open_clip":
         weights, folder = open_clip.find_checkpoint(checkpoint)
         return open_clip.convert(read_checkpoint(weights), folder, activation=activation, heads=heads)

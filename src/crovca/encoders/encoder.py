@@ -16,22 +16,9 @@ from crovca.encoders import library
 from crovca.encoders.families import Family, TextTower, family_of, text_tower_of
 from crovca.encoders.hub import ModelFiles, locate, weight_files, weights_sha256
 from crovca.encoders.preprocessing import Preprocessing
-from crovca.errors import (
-    ConfigError,
-    CrovcaError,
-    EncoderError,
-    FileFormatError,
-    InvalidInputError,
-    one_line,
-)
+from crovca.errors import ConfigError, CrovcaError, EncoderError, FileFormatError, InvalidInputError, one_line
 
-__all__ = ["DTYPES", "Encoder", "TextEncoder", "choose_device", "choose_dtype", "load_once"]
-
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What ``dtype`` may be, besides "auto"."""
 
 # Weights that no embedding depends on: they may be missing.
@@ -86,12 +73,7 @@ class Encoder(_Tower):
 
     @classmethod
     def load(
-        cls,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        cls, source: str | Path, *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
     ) -> Self:
         """Load a model.
 
@@ -144,11 +126,7 @@ class Encoder(_Tower):
     def forward(self, pixels: Tensor) -> Tensor:
         """As ``embed``, but with gradients and in the dtype of the model's output; for fine-tuning."""
         height, width = self.preprocessing.size
-        if (
-            pixels.ndim != 4
-            or tuple(pixels.shape[1:]) != (3, height, width)
-            or not pixels.is_floating_point()
-        ):
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, height, width) or not pixels.is_floating_point():
             raise InvalidInputError(
                 f"{self.identity['source']} takes floats (B, 3, {height}, {width}), got {_name(pixels.dtype)} "
                 f"{tuple(pixels.shape)}; prepare images with encoder.preprocessing"
@@ -177,12 +155,7 @@ class TextEncoder(_Tower):
 
     @classmethod
     def load(
-        cls,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        cls, source: str | Path, *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
     ) -> Self:
         """Load the text tower of CLIP or SigLIP, or any ``AutoModel`` of text, which is then mean-pooled.
 
@@ -245,12 +218,7 @@ Tower = TypeVar("Tower", Encoder, TextEncoder)
 
 
 def load_once(
-    kind: type[Tower],
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
+    kind: type[Tower], source: str | Path, *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
 ) -> Tower:
     """As ``kind.load``, but what was loaded last of each kind is kept for who asks for the same again.
 
@@ -286,8 +254,7 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"unknown device {name!r}; use 'auto', 'cpu' or 'cuda'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"there is no device {name!r}: torch finds {torch.cuda.device_count()} CUDA devices; "
-            "use 'auto' or 'cpu'"
+            f"there is no device {name!r}: torch finds {torch.cuda.device_count()} CUDA devices; use 'auto' or 'cpu'"
         )
     return device
 
@@ -406,9 +373,7 @@ def _unloadable(name: str, found: ModelFiles, error: Exception) -> CrovcaError:
             f"{found.name}: its weights are of other shapes than config.json says; they do not belong together"
         )
     if isinstance(error, ValueError) and "AutoModel" in text:
-        return EncoderError(
-            f"{found.name} is of a kind that transformers cannot load as {name}: {one_line(error)}"
-        )
+        return EncoderError(f"{found.name} is of a kind that transformers cannot load as {name}: {one_line(error)}")
     return FileFormatError(
         f"{found.name}: its weights cannot be read ({one_line(error)}); they may be truncated: fetch them again"
     )
@@ -440,9 +405,7 @@ def _max_tokens(tokenizer: Any, config: Any) -> int:
     return int(min(limit, tokenizer.model_max_length))
 
 
-def _placed(
-    model: nn.Module, device: torch.device, dtype: torch.dtype, *, channels_last: bool = False
-) -> nn.Module:
+def _placed(model: nn.Module, device: torch.device, dtype: torch.dtype, *, channels_last: bool = False) -> nn.Module:
     """Frozen, on the device, in the dtype.
 
     Weights that are cast once compute 1.5 times as fast as weights that autocast casts for every batch (DINOv2-B in

@@ -15,18 +15,6 @@ from torch import Tensor, nn
 
 from crovca.errors import ConfigError, EncoderError
 
-__all__ = [
-    "ALIASES",
-    "FAMILIES",
-    "MEAN_POOLED_TEXT",
-    "Alias",
-    "Family",
-    "TextTower",
-    "family_of",
-    "lora_targets",
-    "text_tower_of",
-]
-
 # Names of modules, matched to their end. transformers 4.x calls a query projection ``query``, 5.x ``q_proj``.
 _QUERY_VALUE = (r"query|value|q_proj|v_proj",)
 _POINTWISE = (r"pointwise_conv[12]|pwconv[12]",)
@@ -165,7 +153,7 @@ _OTHER = Family(
 # What has two towers, or takes other things than pixels of one size, and is not in the table.
 _REFUSED: Mapping[str, str] = {
     "siglip2": "NaFlex models take patches of images of any shape, which crovca does not; "
-    "use a model of fixed size, as google/siglip2-base-patch16-224",
+    "use a model of fixed size, as google/siglip2-base-patch16-224"
 }
 
 
@@ -220,9 +208,7 @@ def _model_type(config: Mapping[str, Any], source: str) -> str:
     if isinstance(model_type, str):
         return model_type
     hint = " (a timm model, which crovca does not read)" if "architecture" in config else ""
-    raise EncoderError(
-        f"{source}: config.json has no model_type{hint}; expected a model in the format of transformers"
-    )
+    raise EncoderError(f"{source}: config.json has no model_type{hint}; expected a model in the format of transformers")
 
 
 def lora_targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -239,9 +225,7 @@ def lora_targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     try:
         wanted = [re.compile(rf"(?:.*\.)?(?:{pattern})") for pattern in patterns]
     except re.error as error:
-        raise ConfigError(
-            f"LoRA targets must be regular expressions, got {list(patterns)}: {error}"
-        ) from error
+        raise ConfigError(f"LoRA targets must be regular expressions, got {list(patterns)}: {error}") from error
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     found = [name for name in layers if any(pattern.fullmatch(name) for pattern in wanted)]
     if not found:
@@ -269,9 +253,7 @@ class Alias:
 _DINOV3 = "gated: ask for access on its page at huggingface.co, then log in with 'hf auth login'"
 _SWAG_E2E = "download.pytorch.org/models/vit_b_16_swag-9ac1b537.pth"
 _SWAG_LINEAR = "download.pytorch.org/models/vit_b_16_lc_swag-4e70ced5.pth"
-_TORCHVISION = (
-    "download https://{url}, then: crovca convert {file} --from torchvision --variant {variant} -o {folder}"
-)
+_TORCHVISION = "download https://{url}, then: crovca convert {file} --from torchvision --variant {variant} -o {folder}"
 
 
 def _torchvision(url: str, variant: str, folder: str) -> Alias:

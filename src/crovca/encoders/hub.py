@@ -17,8 +17,6 @@ from crovca.encoders.families import ALIASES
 from crovca.encoders.library import hub
 from crovca.errors import ConfigError, CrovcaError, EncoderError, FileFormatError, one_line
 
-__all__ = ["ModelFiles", "locate", "weight_files", "weights_sha256"]
-
 _DESCRIPTIONS = (
     "config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -132,9 +130,7 @@ def _explained(name: str, revision: str | None, how: str, error: Exception) -> C
             f"{name} is gated: its owners give access on request; {how.removeprefix('gated: ') or _ACCESS}"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return EncoderError(
-            f"{name} has no revision {revision!r}; leave it out, or take one from the model's page"
-        )
+        return EncoderError(f"{name} has no revision {revision!r}; leave it out, or take one from the model's page")
     if isinstance(error, errors.RepositoryNotFoundError):
         return EncoderError(
             f"there is no model {name!r} on the hub, or it is private and you are not logged in; "
@@ -165,9 +161,7 @@ _ACCESS = "ask for it on its page at huggingface.co, then log in with 'hf auth l
 
 def _is_network(error: BaseException) -> bool:
     """Whether an HTTP library, one of several that huggingface_hub has had, did not get through."""
-    return any(
-        kind.__name__ in ("TransportError", "ConnectionError", "Timeout") for kind in type(error).__mro__
-    )
+    return any(kind.__name__ in ("TransportError", "ConnectionError", "Timeout") for kind in type(error).__mro__)
 
 
 def _line(error: BaseException) -> str:
@@ -197,9 +191,7 @@ def _parts(source: ModelFiles, index: Path) -> list[Path]:
     names = sorted({str(part) for part in parts.values()})
     for name in names:
         if Path(name).name != name or not (source.folder / name).is_file():
-            raise FileFormatError(
-                f"{source.name}: {index.name} names {name!r}, which is not in {source.folder}"
-            )
+            raise FileFormatError(f"{source.name}: {index.name} names {name!r}, which is not in {source.folder}")
     return [source.folder / name for name in names]
 
 

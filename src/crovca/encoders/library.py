@@ -11,8 +11,6 @@ from typing import Any
 
 from crovca.errors import EncoderError, MissingDependencyError, one_line
 
-__all__ = ["broken_torchvision", "hub", "quiet", "transformers", "transformers_class"]
-
 _PURPOSE = "a foundation model"
 _EXTRA = "images"
 

@@ -22,8 +22,6 @@ from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.families import lora_targets
 from crovca.errors import ConfigError, needed
 
-__all__ = ["Adapter", "adapt", "checkpoint_gradients"]
-
 _NAME = "default"  # of the one adapter, as peft calls it
 
 

@@ -24,11 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["CLIP", "CROPS", "IMAGENET", "RESAMPLES", "ROUNDINGS", "Preprocessing"]
-
-RESAMPLES: Mapping[int, str] = dict(
-    enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"))
-)
+RESAMPLES: Mapping[int, str] = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))
 """Pillow's numbers of its filters."""
 ROUNDINGS = ("down", "nearest")
 CROPS = ("down", "half_even")
@@ -97,14 +93,10 @@ class Preprocessing:
             if getattr(self, name) not in allowed:
                 raise FileFormatError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         if len(self.mean) != 3 or len(self.std) != 3:
-            raise FileFormatError(
-                f"image_mean and image_std must have 3 numbers, got {self.mean} and {self.std}"
-            )
+            raise FileFormatError(f"image_mean and image_std must have 3 numbers, got {self.mean} and {self.std}")
         numbers = (*self.mean, *self.std, self.rescale)
         if not all(map(math.isfinite, numbers)) or not all(value > 0 for value in (*self.std, self.rescale)):
-            raise FileFormatError(
-                f"image_std and rescale_factor must be above 0, got {self.std}, {self.rescale}"
-            )
+            raise FileFormatError(f"image_std and rescale_factor must be above 0, got {self.std}, {self.rescale}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -161,9 +153,7 @@ class Preprocessing:
             got = f"{str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}"
             raise InvalidInputError(f"expected uint8 pixels (B, H, W, 3), got {got}")
         scale = torch.tensor([self.rescale / std for std in self.std], device=pixels.device)
-        shift = torch.tensor(
-            [mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=pixels.device
-        )
+        shift = torch.tensor([mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=pixels.device)
         return pixels.to(torch.float32).mul_(scale).sub_(shift).permute(0, 3, 1, 2)
 
     def smallest_decode(self, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -179,9 +169,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -189,9 +177,7 @@ class Preprocessing:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise FileFormatError(
-                f"unknown key {unknown[0]!r} in a preprocessing; expected some of {sorted(known)}"
-            )
+            raise FileFormatError(f"unknown key {unknown[0]!r} in a preprocessing; expected some of {sorted(known)}")
         try:
             plain: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in values.items()

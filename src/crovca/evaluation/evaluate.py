@@ -130,9 +130,7 @@ class Evaluation:
             "left_out": self.left_out,
             "chance_map": self.chance_map,
             "float": {name: self.floats[name].map if name in self.floats else None for name in names},
-            "float_min_k_r": {
-                name: self.floats[name].map_min_k_r if name in self.floats else None for name in names
-            },
+            "float_min_k_r": {name: self.floats[name].map_min_k_r if name in self.floats else None for name in names},
             "lengths": [result.to_dict() for result in self.lengths],
             "seconds": round(self.seconds, 3),
         }
@@ -260,9 +258,7 @@ class Measure:
                 )
 
     def chance(
-        self,
-        of: Callable[[Int64, int, int], Float64] = metrics.chance_average_precision,
-        k: int | None = None,
+        self, of: Callable[[Int64, int, int], Float64] = metrics.chance_average_precision, k: int | None = None
     ) -> float | None:
         """Expected mAP@k (hits), or another of ``metrics``, of a random order; None without labels."""
         k = self.k if k is None else k
@@ -291,15 +287,7 @@ class Measure:
         found = np.concatenate(rows)
         if self.labels is None:
             return Ranked(tied / len(found), found)
-        names = (
-            "map",
-            "map_min_k_r",
-            "precision",
-            "recall",
-            "hit_at_1",
-            "expected_map",
-            "expected_map_min_k_r",
-        )
+        names = ("map", "map_min_k_r", "precision", "recall", "hit_at_1", "expected_map", "expected_map_min_k_r")
         means = dict(zip(names, np.concatenate(values).mean(axis=0).tolist(), strict=True))
         hits, min_k_r, any_hit = curves / len(found)
         return Ranked(tied / len(found), found, **means, curve=hits, curve_min_k_r=min_k_r, hit_curve=any_hit)
@@ -337,9 +325,7 @@ class Measure:
         assert self.labels is not None
         ours, theirs = self.labels[0][part], self.labels[1]
         found = []
-        for number, (sizes, flags, beyond) in enumerate(
-            zip(groups, relevance, ranking.boundary, strict=True)
-        ):
+        for number, (sizes, flags, beyond) in enumerate(zip(groups, relevance, ranking.boundary, strict=True)):
             counts = np.add.reduceat(flags, np.cumsum(sizes) - sizes, dtype=np.int64)
             if len(beyond):
                 counts[-1] += share_a_label(ours[number : number + 1], theirs, beyond[None, :]).sum()

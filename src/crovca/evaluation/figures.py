@@ -70,9 +70,7 @@ def map_against_bytes_figure(
     scores = [100 * score for score in codes.values()]
     axes.plot(sizes, scores, "o-", color=_COLORS[0], lw=1.8, label="codes, asymmetric Hamming")
     for bits, size, score in zip(codes, sizes, scores, strict=True):
-        axes.annotate(
-            f"{bits} bits", (size, score), (0, 7), textcoords="offset points", ha="center", fontsize=8
-        )
+        axes.annotate(f"{bits} bits", (size, score), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     for number, (name, (size, score)) in enumerate(floats.items()):
         axes.plot([size], [100 * score], "s", color=_COLORS[1 + number], label=name)
         axes.axhline(100 * score, color=_COLORS[1 + number], lw=0.8, ls="--")
@@ -153,15 +151,11 @@ def project(values: npt.NDArray[np.float32], metric: str) -> Points:
     perplexity = min(30.0, max(1.0, (len(values) - 1) / 3))
     with warnings.catch_warnings():  # of its numerical libraries, nothing a reader could act upon
         warnings.simplefilter("ignore")
-        model = TSNE(
-            perplexity=perplexity, metric=metric, neighbors="exact", n_jobs=1, random_state=0, n_iter=350
-        )
+        model = TSNE(perplexity=perplexity, metric=metric, neighbors="exact", n_jobs=1, random_state=0, n_iter=350)
         return np.asarray(model.fit(values))
 
 
-def _classes(
-    labels: npt.NDArray[Any] | None, items: int
-) -> tuple[list[str | None], list[npt.NDArray[np.int64]]]:
+def _classes(labels: npt.NDArray[Any] | None, items: int) -> tuple[list[str | None], list[npt.NDArray[np.int64]]]:
     """The commonest classes by name, the rest as None; and the rows of each."""
     if labels is None:
         return [None], [np.arange(items)]

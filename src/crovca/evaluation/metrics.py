@@ -147,10 +147,7 @@ def expected_average_precision(
     fixed = float(_group_sum(t[whole], r[whole], starts[whole], relevant_before[whole]).sum())
     found, chance = _hypergeometric(int(t[-1]), int(r[-1]), last_size)
     cut = _group_sum(
-        np.full(len(found), last_size),
-        found,
-        np.full(len(found), starts[-1]),
-        np.full(len(found), relevant_before[-1]),
+        np.full(len(found), last_size), found, np.full(len(found), starts[-1]), np.full(len(found), relevant_before[-1])
     )
     sums = fixed + cut
     hits = _divide(sums, relevant_before[-1] + found)

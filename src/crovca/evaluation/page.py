@@ -178,6 +178,4 @@ def _data_url(content: bytes, kind: str) -> str:
 
 @cache
 def _template() -> Environment:
-    return Environment(
-        loader=PackageLoader("crovca", "evaluation"), autoescape=True, undefined=StrictUndefined
-    )
+    return Environment(loader=PackageLoader("crovca", "evaluation"), autoescape=True, undefined=StrictUndefined)

@@ -61,9 +61,7 @@ def image_folder(folder: Path) -> ImageOf:
     """
     root = folder.resolve()
     if not root.is_dir():
-        raise StorageError(
-            f"{folder} is not a folder; expected one below which the items' ids are paths of images"
-        )
+        raise StorageError(f"{folder} is not a folder; expected one below which the items' ids are paths of images")
 
     def image_of(item: Any) -> Image | None:
         from PIL import Image, UnidentifiedImageError
@@ -96,9 +94,7 @@ def write_report(folder: Path, subjects: Sequence[Subject], *, force: bool = Fal
         if subject.image_of is not None and subject.database.ids is None:
             raise InvalidInputError("neighbor grids need ids (the images' paths) in the database file")
     blocks = [block for subject in subjects for block in _section(subject)]
-    text = page.as_page(
-        subjects[0].title, "How well do the codes retrieve?", [*blocks, page.Glossary(_GLOSSARY)]
-    )
+    text = page.as_page(subjects[0].title, "How well do the codes retrieve?", [*blocks, page.Glossary(_GLOSSARY)])
     with atomic_directory(folder) as temporary:
         (temporary / "index.html").write_text(text, encoding="utf-8")
         content = {
@@ -141,9 +137,7 @@ def _section(subject: Subject) -> Iterator[page.Block]:
         )
         width = _float_bytes(subject)
         floats = {
-            _float_title(name): (width, score.map)
-            for name, score in result.floats.items()
-            if score.map is not None
+            _float_title(name): (width, score.map) for name, score in result.floats.items() if score.map is not None
         }
         yield page.Figure(
             figures.map_against_bytes_figure(
@@ -174,9 +168,7 @@ def _conclusion(subject: Subject) -> str:
         known["ITQ"] = (itq.map, itq.order)
     parts = []
     for number, what in enumerate(("mAP", "the floats' order kept")):
-        found = [
-            f"{name} {percent(pair[number])}" for name, pair in known.items() if pair[number] is not None
-        ]
+        found = [f"{name} {percent(pair[number])}" for name, pair in known.items() if pair[number] is not None]
         if found:
             parts.append(f"{what} {', '.join(found)}")
     size = -(-length.bits // 8)

@@ -92,9 +92,7 @@ def make_situations(
     if not hold_out and learned_classes is None:
         return (seen,)
     if hold_out is not None and not 0 < hold_out < 1:
-        raise ConfigError(
-            f"the share of classes to hold out must lie between 0 and 1, got {hold_out}; try 0.5"
-        )
+        raise ConfigError(f"the share of classes to hold out must lie between 0 and 1, got {hold_out}; try 0.5")
     if database.labels is None or query.labels is None:
         if learned_classes is not None:
             raise ConfigError("classes to learn were named, but there are no labels on both sides")
@@ -123,11 +121,7 @@ def make_situations(
 
 
 def _hold_out(
-    labels: npt.NDArray[Any],
-    asked: npt.NDArray[Any],
-    share: float,
-    seed: int,
-    learned: Collection[Any] | None,
+    labels: npt.NDArray[Any], asked: npt.NDArray[Any], share: float, seed: int, learned: Collection[Any] | None
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Items (n,) and queries (q,) of the classes that are held out; of multi-hot labels those columns, twice (C,)."""
     classes = np.arange(labels.shape[1]) if labels.ndim == 2 else np.unique(labels)
@@ -150,9 +144,7 @@ def _hold_out(
     return np.isin(labels, classes[held]), np.isin(asked, classes[held])
 
 
-def _cells(
-    database: Embeddings, query: Embeddings, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _cells(database: Embeddings, query: Embeddings, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The k-means cells of items (n,) and queries (q,): by centered cosine, one for 20 items, at most 100."""
     center = mean_embedding(database.values)
 
@@ -229,8 +221,7 @@ class Judge:
         self.floats: Measures | None = None
         if floats:
             ours, theirs = (
-                np.concatenate([one_view(part) for _, part in chunks(side.values)])
-                for side in (asked, searched)
+                np.concatenate([one_view(part) for _, part in chunks(side.values)]) for side in (asked, searched)
             )
             scorer = CosineScorer(ours, theirs, mean_embedding(searched.values))
             top = min(_TOP, len(searched))
@@ -247,9 +238,7 @@ class Judge:
         depth = max(_WITHIN, self.k if self._labels[0] is not None else 1)
         columns: list[npt.NDArray[np.float64]] = []
         for part, ranking in self._rank(scorer, depth):
-            columns.append(
-                np.stack([*self._against_labels(part, ranking), *self._against_floats(part, ranking)])
-            )
+            columns.append(np.stack([*self._against_labels(part, ranking), *self._against_floats(part, ranking)]))
         precision, order, order_10, tied, cost = np.concatenate(columns, axis=1).mean(axis=1).tolist()
         labeled, known = self._labels[0] is not None, self._true is not None
         counts = None if stored is None else counts_of_rows(stored)
@@ -278,16 +267,9 @@ class Judge:
         """Order in 100 and in 10, ties among the first 10, and what they cost, a number for each query."""
         distances = ranking.distances
         top = min(_TOP, distances.shape[1])
-        beyond = (
-            np.array([np.nan if not len(rows) else 1.0 for rows in ranking.boundary])[:, None]
-            * distances[:, -1:]
-        )
-        padded = np.concatenate(
-            [np.full_like(distances[:, :1], np.nan), distances, beyond.astype(np.float32)], axis=1
-        )
-        tied = (padded[:, 1 : top + 1] == padded[:, :top]) | (
-            padded[:, 1 : top + 1] == padded[:, 2 : top + 2]
-        )
+        beyond = np.array([np.nan if not len(rows) else 1.0 for rows in ranking.boundary])[:, None] * distances[:, -1:]
+        padded = np.concatenate([np.full_like(distances[:, :1], np.nan), distances, beyond.astype(np.float32)], axis=1)
+        tied = (padded[:, 1 : top + 1] == padded[:, :top]) | (padded[:, 1 : top + 1] == padded[:, 2 : top + 2])
         if self._true is None:
             nothing = np.zeros(len(distances))
             return nothing, nothing, tied.mean(axis=1), nothing
@@ -329,10 +311,7 @@ class FiveMeasures:
         """For tables: name, bits and measures by situation, all methods of a length together, the floats last."""
         lengths = sorted({bits for found in self.methods.values() for bits in found})
         rows: list[tuple[str, int | None, dict[str, Measures]]] = [
-            (name, bits, found[bits])
-            for bits in lengths
-            for name, found in self.methods.items()
-            if bits in found
+            (name, bits, found[bits]) for bits in lengths for name, found in self.methods.items() if bits in found
         ]
         return [*rows, ("float, centered", None, self.floats)] if self.floats else rows
 
@@ -432,9 +411,7 @@ COLUMNS = (
 """Seen, new and mixed are mAP@k, without labels order; the others are measured where all was learned."""
 
 
-def column_value(
-    measured: Mapping[str, Measures | Mapping[str, Any]], name: str, *, labeled: bool
-) -> float | None:
+def column_value(measured: Mapping[str, Measures | Mapping[str, Any]], name: str, *, labeled: bool) -> float | None:
     """What stands in a column: ``measured`` by situation, as ``Measures`` or as their dict."""
     situation, key = (name, "map" if labeled else "order") if name in SITUATIONS else ("seen", name)
     found = measured.get(situation)

@@ -13,8 +13,6 @@ import torch
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.hashing.network import HashCoder
 
-__all__ = ["Drift", "drift"]
-
 _ONE_SIDED = 1.645  # standard errors
 _MUCH = 0.2
 
@@ -62,9 +60,7 @@ def drift(coder: HashCoder, blocks: Iterable[npt.NDArray[Any]]) -> Drift:
                 f"X must be finite numbers of shape (n, {coder.width}), got {block.dtype} {block.shape}"
             )
         with torch.no_grad():
-            nearest = coder.gate.nearest(
-                coder.inputs(torch.from_numpy(np.array(block, np.float32)).to(device))
-            )
+            nearest = coder.gate.nearest(coder.inputs(torch.from_numpy(np.array(block, np.float32)).to(device)))
         found.append(1 - nearest.flatten().cpu().numpy())
     if len(found) == 1:
         raise InvalidInputError("there are no items")

@@ -34,18 +34,6 @@ from crovca.hashing.towers import Tower, Towers
 if TYPE_CHECKING:
     from crovca.hasher.hasher import Hasher
 
-__all__ = [
-    "FORMAT_VERSION",
-    "MARKER",
-    "config_errors",
-    "fitted_of",
-    "has_encoder",
-    "parameters_of",
-    "read",
-    "save",
-    "towers_of",
-]
-
 FORMAT_VERSION = 2
 MARKER = "model.safetensors"
 """The file that tells a model's folder from others."""
@@ -53,14 +41,7 @@ MARKER = "model.safetensors"
 _LARGEST_TEXT = 256 << 20  # bytes of config.json or log.jsonl
 _MOST_NUMBERS = 1 << 24  # width of an embedding
 
-_CONFIG = {
-    "crovca_version": str,
-    "parameters": dict,
-    "training": dict,
-    "towers": list,
-    "fitted": dict,
-    "sha256": dict,
-}
+_CONFIG = {"crovca_version": str, "parameters": dict, "training": dict, "towers": list, "fitted": dict, "sha256": dict}
 _TOWER = {"modality": str, "width": int, "encoder": (dict, type(None))}
 _ENCODER = {
     "source": str,
@@ -156,9 +137,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, 
                 )
         log = [_json(line, path / "log.jsonl") for line in contents["log.jsonl"].splitlines()]
         for entry in log:
-            if not isinstance(entry, dict) or not all(
-                type(value) in (int, float) for value in entry.values()
-            ):
+            if not isinstance(entry, dict) or not all(type(value) in (int, float) for value in entry.values()):
                 raise FileFormatError(f"{path / 'log.jsonl'} holds a line that is no log of training")
         return config, parse_tensors(contents[MARKER], path / MARKER)[0], log
 
@@ -214,9 +193,10 @@ def fitted_of(fitted: dict[str, Any]) -> dict[str, Any]:
         raise FileFormatError(f"fitted.neighbor_recall must lie in [0, 1], got {recall!r}")
     if not all(type(count) is int and count >= 0 for count in left_out.values()):
         raise FileFormatError("fitted.left_out holds no counts")
-    if (classes is not None and len({type(name) for name in classes}) > 1) or {
-        type(n) for n in classes or ()
-    } - {int, str}:
+    if (classes is not None and len({type(name) for name in classes}) > 1) or {type(n) for n in classes or ()} - {
+        int,
+        str,
+    }:
         raise FileFormatError("fitted.classes holds no names of classes")
     return {
         "pairing": tuple(fitted["pairing"]),
@@ -364,9 +344,7 @@ def _require(values: Any, kinds: Mapping[str, Any], where: str) -> None:
     if missing := sorted(set(kinds) - set(values)):
         raise FileFormatError(f"config.json is incomplete: {missing[0]!r} is missing in {where}")
     if unknown := sorted(set(values) - set(kinds)):
-        raise FileFormatError(
-            f"unknown configuration key {unknown[0]!r} in {where}; was it written by a newer crovca?"
-        )
+        raise FileFormatError(f"unknown configuration key {unknown[0]!r} in {where}; was it written by a newer crovca?")
     for name, kind in kinds.items():
         value = values[name]
         if kind is not object and (not isinstance(value, kind) or isinstance(value, bool)):
@@ -379,9 +357,7 @@ def _content(path: Path, most: int | None) -> bytes:
         what = "is no file" if path.exists() else "is missing"
         raise FileFormatError(f"{path.parent}: {path.name} {what}; copy the whole folder")
     if most is not None and path.stat().st_size > most:
-        raise FileFormatError(
-            f"{path} is too large: {path.stat().st_size:,} bytes, expected at most {most:,}"
-        )
+        raise FileFormatError(f"{path} is too large: {path.stat().st_size:,} bytes, expected at most {most:,}")
     return path.read_bytes()
 
 
@@ -400,6 +376,4 @@ def _json(content: bytes, path: Path) -> Any:
     try:
         return json.loads(content.decode("utf-8"), parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(
-            f"{path} is not valid JSON ({str(error)[:200]}); it may be truncated"
-        ) from error
+        raise FileFormatError(f"{path} is not valid JSON ({str(error)[:200]}); it may be truncated") from error

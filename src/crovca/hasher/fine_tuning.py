@@ -8,8 +8,6 @@ from typing import Literal
 
 from crovca.errors import ConfigError
 
-__all__ = ["FineTuning"]
-
 
 @dataclass(frozen=True)
 class FineTuning:
@@ -58,14 +56,10 @@ class FineTuning:
                 names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in expected)
                 raise ConfigError(f"{name} must be {names}, got {value!r}")
         if self.lora_rank is not None and self.lora_rank < 1:
-            raise ConfigError(
-                f"lora_rank must be a whole number of at least 1, or None; got {self.lora_rank!r}"
-            )
+            raise ConfigError(f"lora_rank must be a whole number of at least 1, or None; got {self.lora_rank!r}")
         if not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"lora_dropout must lie in [0, 1), got {self.lora_dropout!r}")
         if self.crop_scale is not None and not 0 < self.crop_scale <= 1:
-            raise ConfigError(
-                f"crop_scale must lie in (0, 1], or be None for no augmentation; got {self.crop_scale!r}"
-            )
+            raise ConfigError(f"crop_scale must lie in (0, 1], or be None for no augmentation; got {self.crop_scale!r}")
         if self.head_epochs < 0:
             raise ConfigError(f"head_epochs must be 0 or more, got {self.head_epochs!r}")

@@ -49,8 +49,6 @@ from crovca.hashing.views import (
 if TYPE_CHECKING:
     from crovca.hasher.hasher import Hasher
 
-__all__ = ["Fitted", "Run", "fit_embeddings", "initialize", "kept_run", "teacher_of"]
-
 _MOST_READ = 65536
 _GIANT = 1000  # times the median length
 _PAIRINGS = ("views", "neighbors", "classes")
@@ -100,9 +98,7 @@ def fit_embeddings(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitt
     parts = _checked(hasher, X, y, texts)
     data = parts[0]
     labels = data.labels if y is not None else None
-    pairing = (
-        ("modalities",) if len(parts) > 1 else resolve_pairing(hasher.pairing, data, labels, run.observer)
-    )
+    pairing = ("modalities",) if len(parts) > 1 else resolve_pairing(hasher.pairing, data, labels, run.observer)
     values = [part.values for part in parts]
     config = hasher._config(len(data), pairing, run.observer)
     start = _resolve_start(hasher, pairing, config, len(data))
@@ -178,9 +174,7 @@ def kept_run(
         described |= asdict(hasher.fine_tuning)
     settings = {"crovca_version": __version__, **json.loads(json.dumps(described, default=plain))}
     settings |= {"data": data(), **more}
-    kept = Checkpoint(
-        Path(run.checkpoint), settings, every_seconds=run.seconds, process_group=run.process_group
-    )
+    kept = Checkpoint(Path(run.checkpoint), settings, every_seconds=run.seconds, process_group=run.process_group)
     try:
         yield kept
     except (InvalidInputError, ConfigError, TrainingError):
@@ -243,9 +237,7 @@ def _checked(hasher: Hasher, X: Any, y: Any, texts: Any) -> list[Embeddings]:
     """The embeddings of each modality, as many rows each."""
     if len(hasher.modalities) == 1:
         if texts is not None:
-            raise InvalidInputError(
-                "this hasher takes one kind of embeddings; make one with Hasher.for_pairs(...)"
-            )
+            raise InvalidInputError("this hasher takes one kind of embeddings; make one with Hasher.for_pairs(...)")
         return [as_embeddings(X, y, what="X")]
     if texts is None or y is not None:
         got = "no texts" if texts is None else "labels"
@@ -266,16 +258,12 @@ def _towers(hasher: Hasher, values: Sequence[Rows], config: TrainingConfig, obse
         coders = _on_base(values, config, partial(observer.advance, "base"))
     else:
         inputs = [input_statistics(part, center=config.center) for part in values]
-        coders = new_coders(
-            inputs, config.bits, config.hashcoder, logit_scale=config.logit_scale, seed=config.seed
-        )
+        coders = new_coders(inputs, config.bits, config.hashcoder, logit_scale=config.logit_scale, seed=config.seed)
     towers = [Tower(coder, name) for coder, name in zip(coders, hasher.modalities, strict=True)]
     return Towers(towers, shared=hasher.shared)
 
 
-def _on_base(
-    values: Sequence[Rows], config: TrainingConfig, advance: Callable[[float], None]
-) -> list[HashCoder]:
+def _on_base(values: Sequence[Rows], config: TrainingConfig, advance: Callable[[float], None]) -> list[HashCoder]:
     """New networks beside bases and gates that are fitted to at most 65,536 evenly spaced items."""
     inputs = [fit_coordinates(part) for part in values]
     advance(0.5)
@@ -291,11 +279,7 @@ def _on_base(
     advance(1.0)
     return [
         coder_on_base(
-            *parts,
-            config.hashcoder,
-            hidden=config.hidden,
-            logit_scale=config.logit_scale,
-            seed=config.seed + number,
+            *parts, config.hashcoder, hidden=config.hidden, logit_scale=config.logit_scale, seed=config.seed + number
         )
         for number, parts in enumerate(zip(inputs, bases, gates, strict=True))
     ]
@@ -402,9 +386,7 @@ def _neighbor_rows(
 def _resolve_start(hasher: Hasher, pairing: Sequence[str], config: TrainingConfig, items: int) -> str:
     if config.faithfulness is not None:
         if hasher.start not in ("auto", "random"):
-            raise ConfigError(
-                f"start={hasher.start!r} goes with faithfulness='kinds': a base needs no other start"
-            )
+            raise ConfigError(f"start={hasher.start!r} goes with faithfulness='kinds': a base needs no other start")
         return "random"
     steps = config.steps(items)
     taught = "classes" in pairing and hasher.prototypes == "running"

@@ -35,8 +35,6 @@ from crovca.sources.source import Fault, Source
 if TYPE_CHECKING:
     from crovca.hasher.hasher import Hasher
 
-__all__ = ["fit_images", "load_encoder"]
-
 _SCALE_SAMPLE, _STATISTICS_SAMPLE = 1024, 4096
 _COMPILE_PAYS = 1000  # steps: compiling takes about a minute, and saves a part of each step
 
@@ -72,17 +70,13 @@ def fit_images(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:
     if recipe is None and not paired:
         raise ConfigError("images alone are taught by augmented views: crop_scale must not be None")
     config = hasher._config(len(source), ("modalities",) if paired else ("images",), run.observer)
-    encoders = [
-        load_encoder(hasher, modality, settings.encoder, settings.revision) for modality in hasher.modalities
-    ]
+    encoders = [load_encoder(hasher, modality, settings.encoder, settings.revision) for modality in hasher.modalities]
     require_one_width(hasher, [encoder.width for encoder in encoders])
     encoder = encoders[0]
     assert isinstance(encoder, Encoder)
 
     def data() -> str:
-        more = (
-            _texts_fingerprint(words) if words is not None else "" if labels is None else fingerprint(labels)
-        )
+        more = _texts_fingerprint(words) if words is not None else "" if labels is None else fingerprint(labels)
         return source.fingerprint + more
 
     more = {
@@ -93,10 +87,7 @@ def fit_images(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:
     }
     prepare = plain(encoder.preprocessing) if recipe is None else uncropped(encoder.preprocessing.size)
     places = memory_places(encoder.device, share=run.process_group.local)
-    with (
-        kept_run(hasher, run, config, data, **more) as kept,
-        ImagePool(source, prepare, places=places) as pool,
-    ):
+    with kept_run(hasher, run, config, data, **more) as kept, ImagePool(source, prepare, places=places) as pool:
         rows, left_out = _readable(pool, kept, run, wrong)
         classes = None if labels is None else to_membership(labels[rows])
         draw = 1 if paired else hasher.views
@@ -106,9 +97,7 @@ def fit_images(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:
         if words is not None:
             chosen = [words[row] for row in rows]
             views = ImagesAndTexts(pictures, chosen)
-            items.append(
-                _Items(as_texts([several[0] for several in chosen]), encoders[1], np.arange(len(rows)))
-            )
+            items.append(_Items(as_texts([several[0] for several in chosen]), encoders[1], np.arange(len(rows))))
         objective = HashObjective(teacher_of(hasher, classes, config, len(rows)), config)
         towers = _towers(hasher, settings, items, config, kept, run)
         device = hasher._device()
@@ -167,9 +156,7 @@ def _towers(
         else adapt(encoder, rank=settings.lora_rank, dropout=settings.lora_dropout, seed=hasher.seed + number)
         for number, encoder in enumerate(encoders)
     ]
-    coders = new_coders(
-        inputs, config.bits, config.hashcoder, logit_scale=config.logit_scale, seed=config.seed
-    )
+    coders = new_coders(inputs, config.bits, config.hashcoder, logit_scale=config.logit_scale, seed=config.seed)
     towers = Towers(
         [Tower(*parts) for parts in zip(coders, hasher.modalities, encoders, adapters, strict=True)],
         shared=hasher.shared,
@@ -228,13 +215,9 @@ def _texts_of(source: Source[Any], texts: Any) -> tuple[list[list[str]], dict[in
     """The texts of each image, and the images that have none."""
     given: Any = source.captions if texts is None else texts
     if given is None:
-        raise InvalidInputError(
-            f"these images (a {source.kind}) have no captions of their own; give the texts as well"
-        )
+        raise InvalidInputError(f"these images (a {source.kind}) have no captions of their own; give the texts as well")
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
-        raise InvalidInputError(
-            f"texts must be a list of strings, or of lists of them; got {type(given).__name__}"
-        )
+        raise InvalidInputError(f"texts must be a list of strings, or of lists of them; got {type(given).__name__}")
     if len(given) != len(source):
         raise InvalidInputError(
             f"there are {len(source):,} images and texts of {len(given):,} items; they must be pairs"

@@ -43,8 +43,6 @@ from crovca.hashing.towers import Modality, Tower, Towers
 from crovca.hashing.train import Observer, Silent
 from crovca.sources.source import Fault, Source
 
-__all__ = ["EncodedItems", "Hasher"]
-
 Float32 = npt.NDArray[np.float32]
 Pairing = Literal["views", "neighbors", "classes"]
 
@@ -202,9 +200,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return cls(**{**_preset(name), **parameters})
 
     @classmethod
-    def for_images(
-        cls, encoder: str | Path, bits: int = 256, *, preset: str | None = None, **parameters: Any
-    ) -> Self:
+    def for_images(cls, encoder: str | Path, bits: int = 256, *, preset: str | None = None, **parameters: Any) -> Self:
         """A hasher that takes images, and adapts an encoder to them (paper, section 4.1).
 
         Args:
@@ -217,12 +213,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def for_pairs(
-        cls,
-        bits: int = 256,
-        *,
-        encoder: str | Path | None = None,
-        preset: str | None = None,
-        **parameters: Any,
+        cls, bits: int = 256, *, encoder: str | Path | None = None, preset: str | None = None, **parameters: Any
     ) -> Self:
         """A hasher of images and texts (or any two kinds of embeddings), for codes that they have in common.
 
@@ -350,11 +341,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.concatenate(blocks) if blocks else np.zeros((0, tower.coder.bits), np.float32)
 
     def encode_source(
-        self,
-        items: Any,
-        *,
-        modality: Modality | None = None,
-        advance: Callable[[float], None] = lambda _: None,
+        self, items: Any, *, modality: Modality | None = None, advance: Callable[[float], None] = lambda _: None
     ) -> EncodedItems:
         """Logits and embeddings of every image or text that can be read, and what is wrong with the others.
 
@@ -464,9 +451,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise ConfigError(f"fine_tuning must be a FineTuning or None, got {self.fine_tuning!r}")
         takes_items = tuple(self.modalities) == ("images",)
         if takes_items != (self.fine_tuning is not None) and len(self.modalities) == 1:
-            raise ConfigError(
-                "images need an encoder, and embeddings have none: Hasher(...), Hasher.for_images(...)"
-            )
+            raise ConfigError("images need an encoder, and embeddings have none: Hasher(...), Hasher.for_images(...)")
         for name, least in (("views", 2), ("neighbors", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -519,9 +504,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(wanted, str):
             known = wanted in ("kinds", *FAITHFULNESS)
         else:
-            known = (
-                isinstance(wanted, int | float) and not isinstance(wanted, bool) and 0 <= wanted < math.inf
-            )
+            known = isinstance(wanted, int | float) and not isinstance(wanted, bool) and 0 <= wanted < math.inf
         if not known:
             raise ConfigError(
                 f"faithfulness must be 'kinds', 'balanced', 'order' or a number of at least 0, got {wanted!r}"
@@ -581,8 +564,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rows, coder = _as_rows(values, what), tower.coder
         if len(rows.shape) != 2 or rows.shape[1] != coder.width:
             raise InvalidInputError(
-                f"{what} must have shape (n, {coder.width}), as the hasher was trained with, "
-                f"got {tuple(rows.shape)}"
+                f"{what} must have shape (n, {coder.width}), as the hasher was trained with, got {tuple(rows.shape)}"
             )
         device = coder.norm.weight.device
         for part, block in chunks(rows, _BLOCK):
@@ -590,9 +572,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             held = np.array(block, None if block.dtype == np.float16 else np.float32)
             with torch.no_grad():
                 tensor = torch.from_numpy(held).to(device).float()
-                if not torch.isfinite(
-                    tensor.sum(dim=1)
-                ).all():  # a sum is cheaper than looking at every number
+                if not torch.isfinite(tensor.sum(dim=1)).all():  # a sum is cheaper than looking at every number
                     wrong = (~torch.isfinite(tensor).all(dim=1)).nonzero().flatten()
                     if len(wrong):
                         raise InvalidInputError(
@@ -606,17 +586,9 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             return as_images(items)
         if isinstance(items, Source):
             return items
-        if (
-            not isinstance(items, Sequence)
-            or isinstance(items, str)
-            or not all(isinstance(t, str) for t in items)
-        ):
-            got = (
-                "embeddings" if isinstance(items, np.ndarray | Tensor | Embeddings) else type(items).__name__
-            )
-            raise InvalidInputError(
-                f"texts must be a list of strings, which this model embeds itself; got {got}"
-            )
+        if not isinstance(items, Sequence) or isinstance(items, str) or not all(isinstance(t, str) for t in items):
+            got = "embeddings" if isinstance(items, np.ndarray | Tensor | Embeddings) else type(items).__name__
+            raise InvalidInputError(f"texts must be a list of strings, which this model embeds itself; got {got}")
         return as_texts(items)
 
     def _encode_all(self, items: Any, modality: Modality | None) -> EncodedItems:
@@ -651,15 +623,7 @@ def _preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; expected one of {list(PRESETS)}")
     preset = PRESETS[name]
-    names = (
-        "hashcoder",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "weight_decay",
-        "diversity_weight",
-        "views",
-    )
+    names = ("hashcoder", "epochs", "batch_size", "learning_rate", "weight_decay", "diversity_weight", "views")
     paper = {
         "nested": False,
         "faithfulness": "kinds",

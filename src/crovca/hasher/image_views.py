@@ -17,8 +17,6 @@ from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError
 from crovca.ids import id_hashes
 
-__all__ = ["ImageViews", "ImagesAndTexts", "recipe_of"]
-
 Int64 = npt.NDArray[np.int64]
 
 
@@ -27,9 +25,7 @@ def recipe_of(crop_scale: float | None) -> Recipe | None:
     if crop_scale is None:
         return None
     if not 0 < crop_scale <= 1:
-        raise ConfigError(
-            f"crop_scale must lie in (0, 1], or be None for no augmentation; got {crop_scale!r}"
-        )
+        raise ConfigError(f"crop_scale must lie in (0, 1], or be None for no augmentation; got {crop_scale!r}")
     return replace(RECIPE, area=(crop_scale, 1.0))
 
 
@@ -73,12 +69,7 @@ class ImageViews:
         views = []
         for view in range(self._draw):
             pixels = augment(
-                images,
-                self._preprocessing.size,
-                keys=self._keys[chosen],
-                view=view,
-                seed=seed,
-                recipe=self._recipe,
+                images, self._preprocessing.size, keys=self._keys[chosen], view=view, seed=seed, recipe=self._recipe
             )
             views.append(self._preprocessing.normalize(pixels))
         return views
@@ -106,8 +97,5 @@ class ImagesAndTexts:
         drawn = random.random(len(self))[rows]
         return [
             pixels,
-            [
-                self._texts[row][int(place * self._counts[row])]
-                for row, place in zip(rows, drawn, strict=True)
-            ],
+            [self._texts[row][int(place * self._counts[row])] for row, place in zip(rows, drawn, strict=True)],
         ]

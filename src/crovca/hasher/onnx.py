@@ -25,8 +25,6 @@ from crovca.hasher.hasher import Hasher
 from crovca.hashing.network import HashCoder
 from crovca.hashing.towers import Tower
 
-__all__ = ["MARKER", "export_onnx"]
-
 MARKER = "export.json"
 """The file that tells a folder of graphs from others."""
 
@@ -104,9 +102,7 @@ class _ToCodes(nn.Module):
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.coder(embeddings)
         bits = F.pad((logits > 0).float(), (0, self.padding))
-        codes = (bits.reshape(-1, bits.shape[1] // 8, 8) * self.weights).sum(
-            dim=-1
-        )  # whole numbers below 256
+        codes = (bits.reshape(-1, bits.shape[1] // 8, 8) * self.weights).sum(dim=-1)  # whole numbers below 256
         return codes.to(torch.uint8), logits
 
 

@@ -13,8 +13,6 @@ import torch
 from crovca.errors import ConfigError, MissingDependencyError
 from crovca.hashing.process_group import ALONE, ProcessGroup
 
-__all__ = ["launched"]
-
 
 @contextmanager
 def launched(device: str = "auto") -> Iterator[tuple[ProcessGroup, str]]:

@@ -17,8 +17,6 @@ from crovca.index.scoring import BitScorer, CosineScorer, Scorer, top_k
 if TYPE_CHECKING:
     from crovca.hasher.hasher import Hasher
 
-__all__ = ["quality"]
-
 _TOP_K, _NEIGHBORS, _FOUND = 1000, 10, 100
 
 

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Base", "FittedBase", "fit_base", "fit_common_base"]
-
 _MOST_READ = 16384
 _ITERATIONS = 30
 _RIDGE = 0.1
@@ -71,9 +69,7 @@ def fit_base(
     deviations, components = points.std(dim=0, correction=0).clamp(min=1e-6), points.shape[1]
     rows, scales, start = [], [], 0
     for end in lengths:
-        block = (
-            slice(start, end) if end <= components else slice(max(0, components - (end - start)), components)
-        )
+        block = slice(start, end) if end <= components else slice(max(0, components - (end - start)), components)
         rotation = _rotation(points[:, block], seed=seed + start)
         spread = deviations[block].square().mean().sqrt()
         part = torch.zeros(len(rotation), components)

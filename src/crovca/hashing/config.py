@@ -15,21 +15,6 @@ from typing import Any, Literal, Self
 from crovca.codes import check_bits
 from crovca.errors import ConfigError, InvalidInputError
 
-__all__ = [
-    "DEFAULT_LENGTHS",
-    "FAITHFULNESS",
-    "PRESETS",
-    "SETTLE_SHARE",
-    "SHORT_RUN",
-    "HashCoderSize",
-    "Preset",
-    "Recipe",
-    "TrainingConfig",
-    "default_epochs",
-    "nested_lengths",
-    "recipe",
-]
-
 HashCoderSize = Literal["small", "large"]
 
 DEFAULT_LENGTHS = (16, 32, 64, 128)
@@ -205,12 +190,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
         )
     if base and "modalities" in pairing:
         return Recipe(
-            learning_rate=1e-3,
-            weight_decay=1e-2,
-            diversity_weight=0.3,
-            center=True,
-            logit_scale=1.5,
-            base_weight=1.0,
+            learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5, base_weight=1.0
         )
     if base:
         trust = min(1.0, max(0.16, items / TRUSTED_ITEMS))
@@ -224,9 +204,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             base_weight=0.4 / trust**0.5,  # up to 1
         )
     if "classes" in pairing:
-        return Recipe(
-            learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, center=True, logit_scale=2.0
-        )
+        return Recipe(learning_rate=3e-3, weight_decay=0.1, diversity_weight=0.3, center=True, logit_scale=2.0)
     if "neighbors" in pairing:
         return Recipe(learning_rate=1e-3, weight_decay=5.0, diversity_weight=0.1, center=False)
     if "views" in pairing:
@@ -325,7 +303,5 @@ def _positive(name: str, value: float) -> None:
 
 
 def _not_negative(name: str, value: float) -> None:
-    if isinstance(value, bool) or not (
-        isinstance(value, int | float) and math.isfinite(value) and value >= 0
-    ):
+    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
         raise ConfigError(f"{name} must be 0 or more, got {value!r}")

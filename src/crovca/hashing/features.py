@@ -12,8 +12,6 @@ import torch
 from crovca.data.embeddings import Rows, chunks
 from crovca.hashing.network import HashCoder
 
-__all__ = ["Features", "coordinates_of", "features_of"]
-
 _ROOM = 1 << 30  # bytes of features that are kept in memory
 _BLOCK = 8192
 
@@ -44,9 +42,7 @@ class Features:
         return found.reshape(*values.shape[:-1], self.shape[-1]).numpy()
 
 
-def features_of(
-    coder: HashCoder, values: Rows, advance: Callable[[float], None] = lambda share: None
-) -> Rows:
+def features_of(coder: HashCoder, values: Rows, advance: Callable[[float], None] = lambda share: None) -> Rows:
     """Features float32 (n, k + 1) or (n, v, k + 1): in memory up to 1 GiB, else computed as they are read."""
     lazy = Features(coder, values)
     if 4 * int(np.prod(lazy.shape)) > _ROOM:

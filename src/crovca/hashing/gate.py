@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from crovca.data.clusters import k_means
 
-__all__ = ["Gate", "fit_gate"]
-
 _COMPONENTS = 64  # the strongest tell new from old as well as all, at a quarter of the cost
 _MOST_CENTROIDS, _ITEMS_EACH, _POINTS_EACH = 1024, 4, 32
 _SOFTNESS = 0.25  # of the deviation of held-out items' cosines
@@ -75,6 +73,4 @@ def fit_gate(points: Tensor, *, quantile: float = 0.1, seed: int = 0) -> Gate:
 
 def _centroids(points: Tensor, count: int, *, seed: int) -> Tensor:
     """Unit centroids (count, k) of unit points (n, k)."""
-    return torch.from_numpy(
-        k_means(points.numpy(), count, seed=seed, spherical=True, most_points=_POINTS_EACH)
-    )
+    return torch.from_numpy(k_means(points.numpy(), count, seed=seed, spherical=True, most_points=_POINTS_EACH))

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from crovca.data.embeddings import Rows, evenly_spaced, mean_embedding, root_mean_square
 
-__all__ = ["Coordinates", "Scaling", "fit_coordinates", "input_statistics"]
-
 _COMPONENTS, _MOST_READ, _BLOCK = 256, 65536, 8192
 
 
@@ -88,9 +86,7 @@ def fit_coordinates(values: Rows) -> Coordinates:
     total, products, count = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width), 0
     origin: Tensor | None = None  # near the mean, so that little cancels
     for start in range(0, len(rows), _BLOCK):
-        block = torch.from_numpy(np.array(values[rows[start : start + _BLOCK]], np.float64)).reshape(
-            -1, width
-        )
+        block = torch.from_numpy(np.array(values[rows[start : start + _BLOCK]], np.float64)).reshape(-1, width)
         unit = F.normalize(block, dim=1)
         origin = unit.mean(dim=0) if origin is None else origin
         unit -= origin

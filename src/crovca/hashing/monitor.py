@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BitMonitor", "Trouble", "describe_bits"]
-
 STUCK_SHARE = 0.005
 DUPLICATE_CORRELATION = 0.99
 DEAD_DEVIATION = 1e-4

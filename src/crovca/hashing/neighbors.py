@@ -25,15 +25,6 @@ from crovca.data.clusters import k_means
 from crovca.data.embeddings import Rows, mean_embedding
 from crovca.errors import InvalidInputError
 
-__all__ = [
-    "CONSIDERED",
-    "EXACT_ITEMS",
-    "Neighborhood",
-    "find_neighbors",
-    "find_shared_neighbors",
-    "most_shared",
-]
-
 CONSIDERED = 2
 """Shared neighbors are chosen among so many times as many nearest ones."""
 EXACT_ITEMS = 100_000
@@ -222,8 +213,6 @@ def _cell_centroids(read: _Reader, candidates: npt.NDArray[np.int64], random: np
     """Unit centroids (cells, d) of a sample; about 2 sqrt(n) cells."""
     cells = int(2 * np.sqrt(len(candidates)))
     sample = np.sort(random.choice(candidates, min(_POINTS_A_CELL * cells, len(candidates)), replace=False))
-    points = torch.cat(
-        [read(sample[start : start + _BLOCK]).cpu() for start in range(0, len(sample), _BLOCK)]
-    )
+    points = torch.cat([read(sample[start : start + _BLOCK]).cpu() for start in range(0, len(sample), _BLOCK)])
     found = k_means(points.numpy(), cells, seed=int(random.integers(2**31)), spherical=True)
     return torch.from_numpy(found).to(read.device)

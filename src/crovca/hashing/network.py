@@ -14,8 +14,6 @@ from crovca.hashing.config import HashCoderSize
 from crovca.hashing.gate import Gate
 from crovca.hashing.inputs import Coordinates, Scaling
 
-__all__ = ["HashCoder", "calibrate", "coder_on_base", "new_coders", "set_statistics"]
-
 
 class HashCoder(nn.Module):
     """Embeddings (B, d) to logits (B, bits): paper, Eq. 2.
@@ -107,12 +105,7 @@ class HashCoder(nn.Module):
 
 
 def new_coders(
-    inputs: Iterable[Scaling],
-    bits: int,
-    size: HashCoderSize = "small",
-    *,
-    logit_scale: float = 1.0,
-    seed: int = 0,
+    inputs: Iterable[Scaling], bits: int, size: HashCoderSize = "small", *, logit_scale: float = 1.0, seed: int = 0
 ) -> list[HashCoder]:
     """New networks, one for each kind of input, with weights from the seed; torch's own random stream is left alone."""
     generator = torch.Generator().manual_seed(seed)

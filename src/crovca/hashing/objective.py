@@ -24,8 +24,6 @@ from crovca.hashing import terms as _terms
 from crovca.hashing.config import TrainingConfig
 from crovca.hashing.terms.batch import Batch
 
-__all__ = ["TERMS", "HashObjective", "Objective", "hash_loss"]
-
 Term = Callable[[Batch], Tensor]
 
 
@@ -84,9 +82,7 @@ class HashObjective(nn.Module):
         self._lengths, self._epsilon = config.lengths, config.coding_rate_epsilon
         unknown = sorted(set(self.weights) - set(TERMS))
         if unknown:
-            raise ConfigError(
-                f"there is no term {unknown[0]!r} of the objective; expected some of {sorted(TERMS)}"
-            )
+            raise ConfigError(f"there is no term {unknown[0]!r} of the objective; expected some of {sorted(TERMS)}")
 
     def forward(self, logits: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """The terms for logits (v, B, b) of the items ``rows`` (B,)."""

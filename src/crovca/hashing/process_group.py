@@ -29,8 +29,6 @@ from torch import Tensor, nn
 
 from crovca.errors import CrovcaError, WorkerError
 
-__all__ = ["ALONE", "ProcessGroup"]
-
 T = TypeVar("T")
 
 
@@ -134,9 +132,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, process_group: ProcessGroup) -> Tensor:
         ctx.process_group = process_group
-        parts = [
-            torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(process_group.size)
-        ]
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(process_group.size)]
         _exchange(dist.all_gather, parts, part.contiguous())
         return torch.cat(parts)
 

@@ -20,8 +20,6 @@ from crovca.data.embeddings import Rows, evenly_spaced
 from crovca.hashing.network import HashCoder
 from crovca.hashing.targets import ClassPrototypes
 
-__all__ = ["Regression", "ridge_regression", "start_from_classes", "start_from_clusters"]
-
 # Tuned on splits of a database (docs/reproducing.md).
 _UNIT_RIDGE, _CODE_RIDGE = 0.3, 0.1
 _UNIT_THRESHOLD, _UNIT_GAIN = 0.3, 0.5

@@ -20,8 +20,6 @@ from crovca.data.embeddings import Rows, chunks
 from crovca.errors import ConfigError, FileFormatError, StorageError
 from crovca.hashing.process_group import ALONE, ProcessGroup
 
-__all__ = ["Checkpoint", "fingerprint", "log_lines", "parse_tensors", "save_tensors"]
-
 
 class Checkpoint:
     """The folder ``MODEL.partial``: the state of an unfinished run.
@@ -40,12 +38,7 @@ class Checkpoint:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        settings: dict[str, Any],
-        *,
-        every_seconds: float,
-        process_group: ProcessGroup = ALONE,
+        self, folder: Path, settings: dict[str, Any], *, every_seconds: float, process_group: ProcessGroup = ALONE
     ) -> None:
         self.folder = folder
         self._every, self._last, self._world = every_seconds, time.monotonic(), process_group
@@ -91,19 +84,13 @@ class Checkpoint:
         return self._state.exists()
 
     def save_if_due(
-        self,
-        step: int,
-        log: list[dict[str, Any]],
-        modules: Mapping[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
+        self, step: int, log: list[dict[str, Any]], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
     ) -> None:
         """Write the state after ``step`` steps and the log, if the last time is ``every_seconds`` ago."""
         if self._world.rank > 0 or time.monotonic() - self._last < self._every:
             return
         tensors = {
-            f"{part}.{name}": value
-            for part, module in modules.items()
-            for name, value in module.state_dict().items()
+            f"{part}.{name}": value for part, module in modules.items() for name, value in module.state_dict().items()
         }
         for number, entries in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in entries.items()}
@@ -132,9 +119,7 @@ class Checkpoint:
             return int(metadata["step"]), json.loads(metadata["log"])
         except (FileFormatError, RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise FileFormatError(
-                f"{self._state} cannot be used ({reason}); --force restarts the run"
-            ) from error
+            raise FileFormatError(f"{self._state} cannot be used ({reason}); --force restarts the run") from error
 
     def load_array(self, name: str) -> np.ndarray[Any, np.dtype[Any]] | None:
         """An array that was kept with ``save_array``, or None."""
@@ -201,9 +186,7 @@ def parse_tensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[s
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return load(content), header.get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FileFormatError(
-            f"{path} is not a readable .safetensors ({error}); it may be truncated"
-        ) from error
+        raise FileFormatError(f"{path} is not a readable .safetensors ({error}); it may be truncated") from error
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,17 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "ClassPrototypes",
-    "CrossView",
-    "Teacher",
-    "batch_class_means",
-    "bits_of",
-    "move_apart",
-    "other_views_bits",
-]
-
-
 MOST_MOVED_APART = 4096
 """Above so many classes prototypes are not moved apart: 16 bits have room for 2,048 codes four bits apart."""
 
@@ -181,9 +170,7 @@ def move_apart(prototypes: Tensor, distance: int = 4) -> Tensor:
         candidates = code.repeat(len(patterns), 1)
         candidates[:, uncertain] *= patterns
         cost = (patterns < 0).float() @ logits[uncertain].abs()
-        near = given[
-            bits - given @ code < 2 * (distance + _MOST_CHANGED)
-        ]  # others stay far, whatever is changed
+        near = given[bits - given @ code < 2 * (distance + _MOST_CHANGED)]  # others stay far, whatever is changed
         if len(near):
             nearest = (bits - candidates @ near.T).amin(dim=1) / 2
             cost = cost + (distance - nearest).clamp(min=0) * (1 + logits.abs().sum())  # distance goes first

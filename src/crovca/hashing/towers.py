@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from crovca.encoders.encoder import Encoder, TextEncoder
     from crovca.encoders.lora import Adapter
 
-__all__ = ["Modality", "Tower", "Towers"]
-
 Modality = Literal["embeddings", "images", "texts"]
 
 

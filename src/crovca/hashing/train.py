@@ -24,8 +24,6 @@ from crovca.hashing.state import Checkpoint
 from crovca.hashing.towers import Towers
 from crovca.hashing.views import ViewSource
 
-__all__ = ["Observer", "Progress", "Silent", "learning_rate", "random_of", "train"]
-
 _LOG_EVERY = 10
 _PERMUTATION, _STEP, _MODEL = 1, 2, 3  # purposes of random streams
 
@@ -131,9 +129,7 @@ def train(
     assert isinstance(objective, nn.Module)
     learned = nn.ModuleList([model, objective]).to(device).train()
     parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
-    )
+    optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"))
     plan = _Plan.of(len(source), config, process_group)
     steps = plan.steps
     log: list[dict[str, Any]] = []
@@ -198,19 +194,12 @@ class _Plan(NamedTuple):
         batch = min(config.batch_size, items)
         batch -= batch % process_group.size
         if batch == 0:
-            raise InvalidInputError(
-                f"{items:,} items are too few for {process_group.size} processes; start fewer"
-            )
+            raise InvalidInputError(f"{items:,} items are too few for {process_group.size} processes; start fewer")
         return cls(items, batch, items // batch, config.epochs * (items // batch))
 
 
 def _batches(
-    source: ViewSource,
-    config: TrainingConfig,
-    plan: _Plan,
-    first: int,
-    process_group: ProcessGroup,
-    prefetch: int,
+    source: ViewSource, config: TrainingConfig, plan: _Plan, first: int, process_group: ProcessGroup, prefetch: int
 ) -> Iterator[tuple[int, npt.NDArray[np.int64], Sequence[Any]]]:
     """Number, rows (of the whole batch) and views (of this process's part) of each step from ``first`` on."""
     numbered = _numbered_rows(config, plan, first)
@@ -234,9 +223,7 @@ def _batches(
             thread.shutdown(cancel_futures=True)
 
 
-def _numbered_rows(
-    config: TrainingConfig, plan: _Plan, first: int
-) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+def _numbered_rows(config: TrainingConfig, plan: _Plan, first: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     order = np.empty(0, np.int64)
     for step in range(first, plan.steps):
         epoch, place = divmod(step, plan.steps_per_epoch)

@@ -19,19 +19,6 @@ from torch import Tensor
 from crovca.data.embeddings import Rows
 from crovca.errors import InvalidInputError
 
-__all__ = [
-    "Augment",
-    "CoordinateNoise",
-    "Copies",
-    "EachModality",
-    "FeatureDropout",
-    "Mixed",
-    "Modalities",
-    "NeighborViews",
-    "StoredViews",
-    "ViewSource",
-]
-
 Int64 = npt.NDArray[np.int64]
 
 

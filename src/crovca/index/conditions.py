@@ -19,8 +19,6 @@ from crovca.errors import InvalidInputError
 if TYPE_CHECKING:
     from sqlglot import Dialect, exp
 
-__all__ = ["DEFAULT_TIMEOUT", "Database", "checked_condition", "refuse", "took_too_long"]
-
 Database = Literal["duckdb", "postgres"]
 
 DEFAULT_TIMEOUT = 10.0  # seconds
@@ -106,9 +104,7 @@ def checked_condition(where: str, columns: Sequence[str], database: Database) ->
             refuse(where, f"it may call functions {_MOST_CALLS} times")
         for column in list(tree.find_all(exp.Column)):
             _resolve(where, column, columns, database)
-        return tree.sql(
-            dialect=_dialect(database), comments=False, unsupported_level=sqlglot.ErrorLevel.RAISE
-        )
+        return tree.sql(dialect=_dialect(database), comments=False, unsupported_level=sqlglot.ErrorLevel.RAISE)
     except sqlglot.errors.SqlglotError as error:
         details = getattr(error, "errors", None)
         if not details:
@@ -165,9 +161,7 @@ def _check(where: str, node: Any) -> None:
         return
     if kind not in _NODES:
         what = "a subquery" if isinstance(node, exp.Query | exp.Subquery) else f"{_words(kind)}"
-        refuse(
-            where, f"a condition cannot have {what} {place}; it has columns, values, operators and functions"
-        )
+        refuse(where, f"a condition cannot have {what} {place}; it has columns, values, operators and functions")
 
 
 def _words(kind: str) -> str:

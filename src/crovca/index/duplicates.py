@@ -23,15 +23,9 @@ from crovca.index.engines.base import Groups
 from crovca.index.memo import imported
 from crovca.index.scoring import Int64
 
-__all__ = ["Duplicates", "close_pairs", "find_duplicates"]
-
 Words = npt.NDArray[np.uint64]
 
-_SORT, _COMPARE, _COMPARE_ALL = (
-    80.0,
-    12.0,
-    1.5,
-)  # nanoseconds: to sort an item, to compare a pair, and in bulk
+_SORT, _COMPARE, _COMPARE_ALL = (80.0, 12.0, 1.5)  # nanoseconds: to sort an item, to compare a pair, and in bulk
 _MAX_PAIRS = 200_000_000
 _BLOCK = 1 << 22
 
@@ -62,17 +56,13 @@ class Duplicates:
 def find_duplicates(codes: Codes, radius: int, ids: Callable[[Int64], npt.NDArray[Any]]) -> Duplicates:
     """Group the rows of ``codes`` (see ``Duplicates``); ``ids`` tells the ids of some rows."""
     if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or not 0 <= radius <= codes.bits:
-        raise InvalidInputError(
-            f"the radius must be a whole number of bits from 0 to {codes.bits}, got {radius!r}"
-        )
+        raise InvalidInputError(f"the radius must be a whole number of bits from 0 to {codes.bits}, got {radius!r}")
     if not len(codes):
         return Duplicates([], [], int(radius), 0)
     distinct = Groups.of(codes)
     count = len(distinct.codes)
     first, second = close_pairs(distinct.codes, int(radius))
-    graph = imported("scipy.sparse").coo_array(
-        (np.ones(len(first), np.bool_), (first, second)), shape=(count, count)
-    )
+    graph = imported("scipy.sparse").coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(count, count))
     _, component = imported("scipy.sparse.csgraph").connected_components(graph, directed=False)
     member = np.empty(len(codes), np.int64)  # the component of each row
     member[distinct.rows] = np.repeat(component, np.diff(distinct.starts))
@@ -120,9 +110,7 @@ def _keys(words: Words, mask: Words) -> Words:
     """A 64-bit key of the masked bits: equal where these are equal (and, beyond 64 bits, very rarely elsewhere)."""
     keys = words[:, 0] & mask[0]
     for column in range(1, words.shape[1]):
-        keys = (keys ^ (keys >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + (
-            words[:, column] & mask[column]
-        )
+        keys = (keys ^ (keys >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + (words[:, column] & mask[column])
     return keys
 
 
@@ -135,13 +123,9 @@ def _best_chunks(words: Words, bits: int, radius: int) -> tuple[int, float]:
             break
         mask = np.bitwise_or.reduce(_masks(bits, chunks)[: chunks - radius])
         keys = np.sort(_keys(words, mask))
-        sizes = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(keys)) + 1, [len(keys)]])).astype(
-            np.float64
-        )
+        sizes = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(keys)) + 1, [len(keys)]])).astype(np.float64)
         comparisons = float((sizes * (sizes - 1) / 2).sum())
-        best = min(
-            best, (chunks, sorts * (_SORT * len(words) + _COMPARE * comparisons)), key=lambda pair: pair[1]
-        )
+        best = min(best, (chunks, sorts * (_SORT * len(words) + _COMPARE * comparisons)), key=lambda pair: pair[1])
     return best
 
 

@@ -28,14 +28,7 @@ import pyarrow as pa
 
 from crovca.codes import Codes
 from crovca.data.embeddings import Rows
-from crovca.errors import (
-    ConfigError,
-    CrovcaError,
-    FileFormatError,
-    InvalidInputError,
-    OutputExistsError,
-    StorageError,
-)
+from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, OutputExistsError, StorageError
 from crovca.files import atomic_directory, remove
 from crovca.index.manifest import (
     DELETIONS_NAME,
@@ -57,8 +50,6 @@ from crovca.index.scoring import Float32, Int64
 from crovca.index.segment import Segment, SegmentRows, try_remove, write_deletions, write_segment
 from crovca.index.tuned import Tuned
 from crovca.index.view import View
-
-__all__ = ["HashIndex"]
 
 _MERGE_ROWS = 1 << 20  # a write takes smaller segments than this along into its own
 _MAX_ROWS = 1 << 28  # of one segment
@@ -94,9 +85,7 @@ class HashIndex(Reader):
         self.path = path
         self._lock = lock
         self._skip_damaged = skip_damaged
-        self._turn = (
-            RLock()
-        )  # held by the thread that changes ``_state``; whoever reads takes that once, without it
+        self._turn = RLock()  # held by the thread that changes ``_state``; whoever reads takes that once, without it
         after_fork(self)
         self.loss = Loss()
         self._state = self._load(None)
@@ -137,9 +126,7 @@ class HashIndex(Reader):
         """
         path = Path(path).absolute()  # wherever the process goes later
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise OutputExistsError(
-                f"{path} exists already; open it with HashIndex.open, or give another folder"
-            )
+            raise OutputExistsError(f"{path} exists already; open it with HashIndex.open, or give another folder")
         _check_keep(keep)
         manifest = Manifest.new(bits, id_type=id_type, encoder=encoder, fingerprint=model, keep=keep)
         lock = None
@@ -170,9 +157,7 @@ class HashIndex(Reader):
         """
         path = Path(path).absolute()
         if writable and skip_damaged:
-            raise InvalidInputError(
-                "a damaged index cannot be written: open it with skip_damaged to copy what is left"
-            )
+            raise InvalidInputError("a damaged index cannot be written: open it with skip_damaged to copy what is left")
         manifest = Manifest.load(path)  # an error about the index comes before one about its lock
         if not writable:
             return cls(path, None, skip_damaged=skip_damaged)
@@ -374,11 +359,7 @@ class HashIndex(Reader):
                 save_model(self.path / model)
                 for segment in view.segments if view.items else ():
                     rows = segment.live_rows()
-                    floats = (
-                        rows.originals
-                        if embeddings is None
-                        else embeddings(segment.ids(segment.live_numbers()))
-                    )
+                    floats = rows.originals if embeddings is None else embeddings(segment.ids(segment.live_numbers()))
                     if floats is None:
                         raise InvalidInputError(NO_ORIGINALS)
                     parts = []
@@ -389,9 +370,7 @@ class HashIndex(Reader):
                     if embeddings is not None or keep != manifest.keep:
                         originals, loss = (None, loss) if keep == "none" else Originals.of(floats, keep, loss)
                     written.append(
-                        self._write_segment(
-                            replace(rows, codes=Codes.concatenate(parts), originals=originals)
-                        )
+                        self._write_segment(replace(rows, codes=Codes.concatenate(parts), originals=originals))
                     )
             changed = manifest.next(
                 segments=tuple(written),
@@ -439,12 +418,7 @@ class HashIndex(Reader):
                 for segment in view.segments
             ],
             "disk_bytes": {
-                name: sum(
-                    file.bytes
-                    for segment in view.segments
-                    for file in segment.entry.files
-                    if file.name in files
-                )
+                name: sum(file.bytes for segment in view.segments for file in segment.entry.files if file.name in files)
                 for name, files in {
                     "codes": ["codes.npy"],
                     "ids": ["ids.npy", "id_offsets.npy", "id_bytes.npy", "hashes.npy"],
@@ -468,9 +442,7 @@ class HashIndex(Reader):
         with self._turn:
             self._check_writable()
             manifest, view = self._opened_state()
-            if (
-                Manifest.load(self.path) != manifest
-            ):  # an earlier write of ours broke off, and nobody knew how
+            if Manifest.load(self.path) != manifest:  # an earlier write of ours broke off, and nobody knew how
                 self._set(self._load(view))
             yield self._opened_state()
 
@@ -497,14 +469,7 @@ class HashIndex(Reader):
             raise StorageError(f"{self.path} is as it was: {error}") from error
 
     def _write(
-        self,
-        ids: Any,
-        codes: Codes,
-        metadata: Metadata | None,
-        embeddings: Any,
-        origin: Origin,
-        *,
-        replacing: bool,
+        self, ids: Any, codes: Codes, metadata: Metadata | None, embeddings: Any, origin: Origin, *, replacing: bool
     ) -> int:
         if not isinstance(codes, Codes) or codes.bits != self.bits:
             got = f"{codes.bits} bits" if isinstance(codes, Codes) else type(codes).__name__
@@ -626,9 +591,7 @@ class HashIndex(Reader):
                     time.sleep(0.01)
                     continue
                 if isinstance(error, FileNotFoundError):
-                    raise StorageError(
-                        f"{self.path} changes faster than it can be opened; try again"
-                    ) from error
+                    raise StorageError(f"{self.path} changes faster than it can be opened; try again") from error
                 raise
             gone = state.damaged or (manifest.fingerprint and state.view and state.view.model is None)
             if gone and Manifest.load(self.path).generation != manifest.generation:
@@ -720,9 +683,7 @@ def _kept(manifest: Manifest, embeddings: Any, count: int, loss: Loss) -> tuple[
     values = embeddings if hasattr(embeddings, "shape") else np.asarray(embeddings)
     if len(values.shape) != 2 or len(values) != count or manifest.width not in (None, values.shape[1]):
         width = "d" if manifest.width is None else manifest.width
-        raise InvalidInputError(
-            f"the embeddings must have shape ({count}, {width}), got {tuple(values.shape)}"
-        )
+        raise InvalidInputError(f"the embeddings must have shape ({count}, {width}), got {tuple(values.shape)}")
     return Originals.of(values, manifest.keep, loss)
 
 

@@ -31,8 +31,6 @@ from crovca.files import read_json, write_json
 from crovca.index.memo import after_fork
 from crovca.index.originals import Keep
 
-__all__ = ["FORMAT_VERSION", "FileEntry", "IdType", "Manifest", "SegmentEntry", "WriterLock", "segment_files"]
-
 FORMAT_VERSION = 2
 _READ = (1, 2)  # the first has no originals, fingerprints and settings
 IdType = Literal["int64", "string"]
@@ -135,9 +133,7 @@ class Manifest:
         _check(named, f"the uuid is {self.uuid!r}")
         _check_whole(self.generation, "generation", 0, _MOST_WRITES)
         _check_whole(self.written, "written", 0, _MOST_WRITES)
-        described = isinstance(self.columns, dict) and all(
-            isinstance(kind, str) for kind in self.columns.values()
-        )
+        described = isinstance(self.columns, dict) and all(isinstance(kind, str) for kind in self.columns.values())
         _check(described, "'columns' is not names and types")
         _check(isinstance(self.schema, str), "'schema' is not text")
         _check(self.encoder is None or isinstance(self.encoder, dict), "'encoder' is not an object")
@@ -152,10 +148,7 @@ class Manifest:
         names = [segment.name for segment in self.segments]
         _check(len(set(names)) == len(names), "a segment is listed twice")
         for segment in self.segments:
-            _check(
-                int(segment.name) <= self.written,
-                f"segment {segment.name} is beyond 'written', {self.written}",
-            )
+            _check(int(segment.name) <= self.written, f"segment {segment.name} is beyond 'written', {self.written}")
             files = [file.name for file in segment.files]
             expected = segment_files(self.id_type, self.keep) if self.id_type else frozenset()
             _check(
@@ -199,9 +192,7 @@ class Manifest:
         """
         path = index / _NAME
         if not path.is_file():
-            raise FileFormatError(
-                f"{index} is not an index: it has no {_NAME}; make one with 'crovca index build'"
-            )
+            raise FileFormatError(f"{index} is not an index: it has no {_NAME}; make one with 'crovca index build'")
         size = path.stat().st_size
         if size > _MOST_BYTES:
             raise FileFormatError(f"{path} has {size:,} bytes, more than the manifest of an index can have")

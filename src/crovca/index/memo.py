@@ -16,8 +16,6 @@ from types import ModuleType
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakSet
 
-__all__ = ["Memo", "after_fork", "imported"]
-
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 

@@ -24,17 +24,6 @@ from crovca.index.scoring import Int64
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = [
-    "Metadata",
-    "as_table",
-    "columns_of",
-    "conform",
-    "matching_rows",
-    "read_all",
-    "read_rows",
-    "read_table",
-]
-
 Metadata: TypeAlias = pa.Table | Mapping[str, Any]
 
 ROW_GROUP = 1 << 16
@@ -84,9 +73,7 @@ def _column(name: Any, values: Any) -> pa.Array | pa.ChunkedArray:
     try:
         return pa.array(list(values) if isinstance(values, Iterator) else values)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"the metadata column {name!r} cannot be stored: {_first_line(error)}"
-        ) from error
+        raise InvalidInputError(f"the metadata column {name!r} cannot be stored: {_first_line(error)}") from error
 
 
 def _table_of(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
@@ -113,9 +100,7 @@ def conform(table: pa.Table, known: pa.Schema) -> pa.Table:
     for name in table.column_names:
         same = names.get(name.lower())
         if same is not None and same != name:
-            raise InvalidInputError(
-                f"the index has a metadata column {same!r}; {name!r} differs in case alone"
-            )
+            raise InvalidInputError(f"the index has a metadata column {same!r}; {name!r} differs in case alone")
         column = table.column(name)
         kind = _plain(column.type) if same is None else known.field(name).type
         if kind is None or pa.types.is_null(column.type):
@@ -133,9 +118,7 @@ def conform(table: pa.Table, known: pa.Schema) -> pa.Table:
 def _kept(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """A column as another type; ValueError where a value would become another one."""
     if not _same_kind(column.type, kind):
-        raise ValueError(
-            "that is another kind of value; convert it yourself, or give the column another name"
-        )
+        raise ValueError("that is another kind of value; convert it yourself, or give the column another name")
     found = column.cast(kind)
     for given, stored in zip(_leaves(column.combine_chunks()), _leaves(found.combine_chunks()), strict=True):
         if pa.types.is_floating(given.type) and pa.types.is_floating(stored.type):
@@ -158,10 +141,7 @@ def _same_kind(given: pa.DataType, known: pa.DataType) -> bool:
     if types.is_list(plain):
         return _same_kind(plain.value_type, known.value_type)
     if types.is_struct(plain):
-        mine, theirs = (
-            {field.name: field.type for field in plain},
-            {field.name: field.type for field in known},
-        )
+        mine, theirs = ({field.name: field.type for field in plain}, {field.name: field.type for field in known})
         return mine.keys() == theirs.keys() and all(_same_kind(mine[name], theirs[name]) for name in mine)
     if types.is_timestamp(plain):
         return types.is_timestamp(known) and (plain.tz is None) == (known.tz is None)
@@ -199,9 +179,7 @@ def read_table(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except (OSError, pa.ArrowException) as error:
-        raise FileFormatError(
-            f"{path} is not readable as metadata (.parquet or .csv): {_first_line(error)}"
-        ) from error
+        raise FileFormatError(f"{path} is not readable as metadata (.parquet or .csv): {_first_line(error)}") from error
     if "id" not in table.column_names:
         raise FileFormatError(f"{path} has no column 'id'; it has {', '.join(table.column_names)}")
     if len(table.column("id").unique()) != len(table):
@@ -335,16 +313,12 @@ def matching_rows(
         raise
 
 
-def _matching(
-    connection: duckdb.DuckDBPyConnection, names: list[str], where: str, memory: str
-) -> list[Int64]:
+def _matching(connection: duckdb.DuckDBPyConnection, names: list[str], where: str, memory: str) -> list[Int64]:
     import duckdb
 
     for name in names:
         if any(sign in name for sign in "*?["):
-            raise StorageError(
-                f"a condition cannot be evaluated below a folder with *, ? or [ in its name: {name}"
-            )
+            raise StorageError(f"a condition cannot be evaluated below a folder with *, ? or [ in its name: {name}")
     listed = ", ".join(map(_quoted, names))
     for setting in (
         "TimeZone = 'UTC'",
@@ -418,9 +392,7 @@ def _parquet(file: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             yield parquet
     except FileNotFoundError:
-        raise FileFormatError(
-            f"{file} is missing: was the index moved or built anew? Open it again"
-        ) from None
+        raise FileFormatError(f"{file} is missing: was the index moved or built anew? Open it again") from None
     except (OSError, pa.ArrowException) as error:
         raise FileFormatError(
             f"{file} is damaged: {_first_line(error)}; 'crovca index verify' tells what else is"

@@ -13,8 +13,6 @@ from crovca.index.memo import Memo, imported
 from crovca.index.scoring import Float32
 from crovca.index.segment import Hold, opened_file
 
-__all__ = ["KeptModel"]
-
 
 class KeptModel:
     """A model's folder, held; it is loaded by the first query that needs it.

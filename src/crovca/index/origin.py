@@ -8,8 +8,6 @@ from typing import Any
 
 from crovca.errors import InvalidInputError
 
-__all__ = ["Origin"]
-
 
 @dataclass(frozen=True)
 class Origin:

@@ -18,8 +18,6 @@ from crovca.data.embeddings import Rows
 from crovca.errors import InvalidInputError
 from crovca.index.scoring import Float32, Int64
 
-__all__ = ["KEPT", "NO_ORIGINALS", "Keep", "Loss", "Originals", "Picked", "cosines", "unit_rows"]
-
 Keep = Literal["none", "float16", "int8"]
 NO_ORIGINALS = (
     "the index keeps no embeddings; build it with keep='int8' (--keep int8), or give it those of its items with "
@@ -79,9 +77,7 @@ class Originals:
             largest = np.abs(rows).max(axis=1, initial=0)
             if not np.isfinite(largest).all():
                 row = start + int(np.flatnonzero(~np.isfinite(largest))[0])
-                raise InvalidInputError(
-                    f"the embeddings hold NaN or infinity in row {row}; remove or repair it"
-                )
+                raise InvalidInputError(f"the embeddings hold NaN or infinity in row {row}; remove or repair it")
             largest[largest < 1e-30] = 1
             scales[part] = largest / 127 if keep == "int8" else np.exp2(np.ceil(np.log2(largest)))
             scaled = rows / scales[part, None]
@@ -149,18 +145,14 @@ class Originals:
 def unit_rows(values: npt.NDArray[Any]) -> Float32:
     """Rows (n, d) of length 1, float32; rows of zeros stay."""
     rows = np.asarray(values, np.float32)
-    rows = rows / np.maximum(
-        np.abs(rows).max(axis=1, keepdims=True, initial=0), 1e-30
-    )  # squares may overflow
+    rows = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True, initial=0), 1e-30)  # squares may overflow
     return rows / np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), 1e-30)[:, None]
 
 
 def cosines(kept: npt.NDArray[Any], unit: Float32) -> Float32:
     """Cosines (m,) of kept rows (m, d) with a vector (d,) of length 1; of a row the same, whatever stands beside it."""
     rows = kept.astype(np.float32)
-    return np.einsum("nd,d->n", rows, unit) / np.maximum(
-        np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-30)
-    )
+    return np.einsum("nd,d->n", rows, unit) / np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-30))
 
 
 @dataclass(frozen=True)

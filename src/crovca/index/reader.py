@@ -33,8 +33,6 @@ from crovca.metrics import get_metric
 if TYPE_CHECKING:
     from crovca.index.view import View
 
-__all__ = ["Condition", "Reader"]
-
 _FIRST_RANGE = 128
 
 
@@ -127,12 +125,8 @@ class Reader(ABC):
                 raise InvalidInputError(f"there are {len(asked)} embeddings for {len(answers)} queries")
             answers, metric = view.rescored(asked, answers, int(k)), "cosine"
         width = min((len(answer.distances) for answer in answers), default=0)
-        rows = (
-            np.concatenate([answer.rows[:width] for answer in answers]) if answers else np.empty(0, np.int64)
-        )
-        distances = np.concatenate(
-            [answer.distances[:width] for answer in answers] or [np.empty(0, np.float32)]
-        )
+        rows = np.concatenate([answer.rows[:width] for answer in answers]) if answers else np.empty(0, np.int64)
+        distances = np.concatenate([answer.distances[:width] for answer in answers] or [np.empty(0, np.float32)])
         shape = len(answers), width
         return _neighbors(view, rows.reshape(shape), distances.reshape(shape), metric)
 
@@ -156,9 +150,7 @@ class Reader(ABC):
         while len(pending):
             part = scorer.only(pending)
             again = []
-            for query, found in zip(
-                pending, view.nearest(part, k, self._condition(where), engine), strict=True
-            ):
+            for query, found in zip(pending, view.nearest(part, k, self._condition(where), engine), strict=True):
                 if len(found.rows) == k < view.items and found.distances[-1] <= radius:
                     again.append(query)
                     continue
@@ -172,9 +164,7 @@ class Reader(ABC):
         read = partial(view.metadata, rows)
         return RangeNeighbors(view.ids(rows), distances, offsets, read_metadata=read, metric=metric)
 
-    def neighbors_of(
-        self, ids: Any, k: int = 10, *, where: str | None = None, bits: int | None = None
-    ) -> Neighbors:
+    def neighbors_of(self, ids: Any, k: int = 10, *, where: str | None = None, bits: int | None = None) -> Neighbors:
         """The items nearest to stored ones, by Hamming distance between codes, each item itself left out.
 
         Args:
@@ -195,9 +185,7 @@ class Reader(ABC):
         answers = [
             # An item may be beyond the k + 1 nearest: among many at distance 0, or not matching the condition.
             Found(found.rows[found.rows != row], found.distances[found.rows != row])
-            for row, found in zip(
-                asked, view.nearest(scorer, int(k) + 1, self._condition(where), "auto"), strict=True
-            )
+            for row, found in zip(asked, view.nearest(scorer, int(k) + 1, self._condition(where), "auto"), strict=True)
         ]
         width = min((*(len(found.rows) for found in answers), int(k)))
         rows = np.array([found.rows[:width] for found in answers], np.int64).reshape(len(answers), width)
@@ -225,9 +213,7 @@ class Reader(ABC):
         rows = [start + own for start, own in zip(view.starts, selected, strict=False)]
         return view.ids(np.concatenate([np.empty(0, np.int64), *rows]))
 
-    def candidates(
-        self, queries: npt.ArrayLike | Codes, k: int, metric: str, bits: int | None
-    ) -> list[Found]:
+    def candidates(self, queries: npt.ArrayLike | Codes, k: int, metric: str, bits: int | None) -> list[Found]:
         """As ``search``, the rows of the view in place of ids."""
         view = self.view()
         return view.nearest(_scorer(view.bits, queries, metric, bits), k, None, "auto")
@@ -285,9 +271,7 @@ def _scorer(length: int, queries: npt.ArrayLike | Codes, metric: str, bits: int 
     get_metric(metric, stored=True)
     if isinstance(queries, Codes):
         if metric != "hamming":
-            raise InvalidInputError(
-                f"codes are compared by metric='hamming'; {metric!r} takes the queries' logits"
-            )
+            raise InvalidInputError(f"codes are compared by metric='hamming'; {metric!r} takes the queries' logits")
         queries = queries.unpack().astype(np.float32) - np.float32(0.5)
     expected = f"(q, {length})" + ("" if bits == length else f" or (q, {bits})")
     try:
@@ -295,9 +279,7 @@ def _scorer(length: int, queries: npt.ArrayLike | Codes, metric: str, bits: int 
     except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidInputError(f"queries must be logits of shape {expected}: {error}") from error
     if logits.ndim != 2 or logits.dtype.kind not in "fiu":
-        raise InvalidInputError(
-            f"queries must be logits of shape {expected}, got {logits.dtype} {logits.shape}"
-        )
+        raise InvalidInputError(f"queries must be logits of shape {expected}, got {logits.dtype} {logits.shape}")
     if logits.shape[1] not in (length, bits):
         raise InvalidInputError(
             f"queries must be logits of shape {expected}, as the index holds codes of {length} bits; got "
@@ -326,14 +308,10 @@ def _asked(view: View, queries: object, embeddings: npt.ArrayLike | None, rescor
     if embeddings is None:
         return None
     if queries is not None and rescore is None:
-        raise InvalidInputError(
-            "embeddings beside queries are for rescoring: give rescore=4, or leave one of them out"
-        )
+        raise InvalidInputError("embeddings beside queries are for rescoring: give rescore=4, or leave one of them out")
     values = np.asarray(embeddings)
     if values.ndim != 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-        raise InvalidInputError(
-            f"embeddings must be finite numbers of shape (q, d), got {values.dtype} {values.shape}"
-        )
+        raise InvalidInputError(f"embeddings must be finite numbers of shape (q, d), got {values.dtype} {values.shape}")
     if rescore is not None and view.segments and values.shape[1] != view.width:
         raise InvalidInputError(
             f"the index keeps embeddings of {view.width} numbers, the queries' have {values.shape[1]}: embed them "

@@ -12,8 +12,6 @@ import pyarrow as pa
 
 from crovca.codes import Codes
 
-__all__ = ["Neighbors", "RangeNeighbors", "StoredItems"]
-
 Row = dict[str, Any]
 
 
@@ -30,9 +28,7 @@ class _Results:
 
     ids: npt.NDArray[Any]
     distances: npt.NDArray[np.float32]
-    read_metadata: Callable[[], pa.Table | None] | None = field(
-        default=None, repr=False, compare=False, kw_only=True
-    )
+    read_metadata: Callable[[], pa.Table | None] | None = field(default=None, repr=False, compare=False, kw_only=True)
     metric: str = field(default="", kw_only=True)
 
     def metadata(self) -> pa.Table | None:

@@ -25,22 +25,6 @@ from crovca.codes import Codes
 from crovca.errors import InvalidInputError
 from crovca.metrics import Metric, get_metric
 
-__all__ = [
-    "BitScorer",
-    "CosineScorer",
-    "Ranking",
-    "Scorer",
-    "Vectors",
-    "asymmetric_hamming_distance",
-    "bce_distance",
-    "cosine_distance",
-    "hamming_distance",
-    "rank",
-    "sortable",
-    "symmetric_bce_distance",
-    "top_k",
-]
-
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -70,9 +54,7 @@ def bce_distance(query_logits: npt.ArrayLike, database: Codes) -> Float32:
     return BitScorer.of("bce", query_logits, database).distances(slice(None))
 
 
-def symmetric_bce_distance(
-    query_logits: npt.ArrayLike, database: Codes, database_logits: npt.ArrayLike
-) -> Float32:
+def symmetric_bce_distance(query_logits: npt.ArrayLike, database: Codes, database_logits: npt.ArrayLike) -> Float32:
     """BCE(y, sigmoid(z_q)) + BCE([z_q > 0], sigmoid(z_item)), in nats: float32 (q, n) (paper, appendix A.1)."""
     return BitScorer.of("symmetric_bce", query_logits, database, database_logits).distances(slice(None))
 
@@ -112,11 +94,7 @@ class BitScorer:
 
     @classmethod
     def of(
-        cls,
-        metric: str,
-        query_logits: npt.ArrayLike,
-        database: Codes,
-        database_logits: npt.ArrayLike | None = None,
+        cls, metric: str, query_logits: npt.ArrayLike, database: Codes, database_logits: npt.ArrayLike | None = None
     ) -> BitScorer:
         """Check the shapes and compute each query's weights and offset.
 
@@ -165,9 +143,7 @@ class BitScorer:
 
     def only(self, queries: Int64) -> BitScorer:
         """Some of the queries."""
-        return replace(
-            self, logits=self.logits[queries], weights=self.weights[queries], offsets=self.offsets[queries]
-        )
+        return replace(self, logits=self.logits[queries], weights=self.weights[queries], offsets=self.offsets[queries])
 
     def distances_to(self, query: int, rows: Int64) -> Float32:
         """Distances float32 (len(rows),) from one query to these items: what ``distances`` gives for them.
@@ -201,9 +177,7 @@ class BitScorer:
                 logits = self.database_logits[chunk].astype(np.float64)
                 features = np.hstack([features, logits])
                 item_offsets = term.offsets(logits)
-            result[:, chunk] = _ordered_distances(
-                weights, offsets, features, item_offsets, exact=self.metric.whole
-            )
+            result[:, chunk] = _ordered_distances(weights, offsets, features, item_offsets, exact=self.metric.whole)
         return result
 
 

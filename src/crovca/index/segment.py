@@ -43,8 +43,6 @@ from crovca.index.metadata import ROW_GROUP, read_all
 from crovca.index.originals import KEPT, Keep, Originals
 from crovca.index.scoring import Int64
 
-__all__ = ["Hold", "Segment", "SegmentRows", "opened_file", "try_remove", "write_deletions", "write_segment"]
-
 Hashes = npt.NDArray[np.uint64]
 
 _ENGINES_KEPT = 4  # of the last lengths
@@ -71,11 +69,7 @@ class SegmentRows:
 
     @classmethod
     def of(
-        cls,
-        ids: npt.NDArray[Any],
-        codes: Codes,
-        metadata: pa.Table | None,
-        originals: Originals | None = None,
+        cls, ids: npt.NDArray[Any], codes: Codes, metadata: pa.Table | None, originals: Originals | None = None
     ) -> SegmentRows:
         """Items in any order, sorted."""
         hashes = id_hashes(ids)
@@ -148,9 +142,7 @@ def write_segment(folder: Path, rows: SegmentRows) -> SegmentEntry:
     return SegmentEntry(folder.name, len(rows.codes), files)
 
 
-def write_deletions(
-    folder: Path, entry: SegmentEntry, deleted: npt.NDArray[np.bool_], generation: int
-) -> SegmentEntry:
+def write_deletions(folder: Path, entry: SegmentEntry, deleted: npt.NDArray[np.bool_], generation: int) -> SegmentEntry:
     """Write which rows are deleted, and return the entry that says so."""
     path = folder / f"deleted-{generation:08d}.npy"
     with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -242,9 +234,7 @@ class Segment:
         segment = copy.copy(self)
         segment.entry = entry
         segment.alive = segment._read_deletions()
-        revived = self.alive is not None and (
-            segment.alive is None or bool((segment.alive & ~self.alive).any())
-        )
+        revived = self.alive is not None and (segment.alive is None or bool((segment.alive & ~self.alive).any()))
         return None if revived else segment
 
     def __len__(self) -> int:
@@ -314,9 +304,7 @@ class Segment:
             raise FileFormatError(f"{problem}; restore it from a copy")
         table = read_all(self.metadata)
         if table.num_rows != len(self) or "id" not in table.column_names:
-            raise FileFormatError(
-                f"segment {self.name}: metadata.parquet is of other items; restore it from a copy"
-            )
+            raise FileFormatError(f"segment {self.name}: metadata.parquet is of other items; restore it from a copy")
         codes = Codes(np.asarray(self.codes.packed), self.codes.bits)
         rows = SegmentRows(np.asarray(self.hashes), codes, table, self.originals())
         return rows if self.alive is None else rows[np.flatnonzero(self.alive)]
@@ -359,9 +347,7 @@ class Segment:
     def _check_size(self, path: Path, expected: int) -> None:
         try:
             status = path.stat()
-            found = (
-                None if status.st_size == expected else f"has {status.st_size:,} bytes, expected {expected:,}"
-            )
+            found = None if status.st_size == expected else f"has {status.st_size:,} bytes, expected {expected:,}"
             if not stat.S_ISREG(status.st_mode):
                 found = "is no file"
         except OSError:
@@ -391,9 +377,7 @@ class Segment:
                 )
             size = int(np.prod(shape)) * kind.itemsize
             if header.end() + size != self._sizes[name]:
-                raise FileFormatError(
-                    f"{path} is damaged: an array {shape} does not take {self._sizes[name]:,} bytes"
-                )
+                raise FileFormatError(f"{path} is damaged: an array {shape} does not take {self._sizes[name]:,} bytes")
             if not size:
                 return np.empty(shape, kind)
             with open(file, "rb", closefd=False) as opened:
@@ -410,9 +394,7 @@ class Segment:
         self._sizes = {**self._sizes, file.name: file.bytes}
         deleted = np.unpackbits(self._map(file.name, np.uint8, -(-len(self) // 8)), count=len(self))
         if int(deleted.sum(dtype=np.int64)) != self.entry.deleted:
-            raise FileFormatError(
-                f"segment {self.name} is damaged: {path} does not mark {self.entry.deleted:,} rows"
-            )
+            raise FileFormatError(f"segment {self.name} is damaged: {path} does not mark {self.entry.deleted:,} rows")
         with opened_file(path) as opened:
             self._deletions_digest = hashlib.sha256(os.pread(opened, file.bytes, 0)).hexdigest()
         return deleted == 0

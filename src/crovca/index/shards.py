@@ -13,8 +13,6 @@ from crovca.index.manifest import IdType
 from crovca.index.reader import Reader
 from crovca.index.view import View
 
-__all__ = ["ShardedIndex"]
-
 
 class ShardedIndex(Reader):
     """Read access to several indexes of codes of one length; answers are merged exactly.

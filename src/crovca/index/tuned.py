@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 from crovca.errors import InvalidInputError
 
-__all__ = ["Point", "Tuned", "settings_of"]
-
 
 class Point(NamedTuple):
     """One way to search, and its recall at k of the floats' own order.
@@ -66,11 +64,7 @@ class Tuned:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            **asdict(self),
-            "chosen": self.chosen._asdict(),
-            "curve": [point._asdict() for point in self.curve],
-        }
+        return {**asdict(self), "chosen": self.chosen._asdict(), "curve": [point._asdict() for point in self.curve]}
 
     def sentence(self) -> str:
         """What was chosen and measured, for people."""

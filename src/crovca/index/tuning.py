@@ -22,8 +22,6 @@ from crovca.index.scoring import Float32, Int64
 from crovca.index.tuned import Point, Tuned
 from crovca.index.view import View
 
-__all__ = ["OVERSAMPLINGS", "tune"]
-
 OVERSAMPLINGS = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _BEYOND = (48, 64, 100)  # chosen only where nothing else reaches the target
 _LENGTHS = (16, 32, 64, 128, 256, 512)
@@ -113,13 +111,7 @@ class _Drawn:
 
 
 def _true_neighbors(
-    view: View,
-    live: Int64,
-    asked: Int64,
-    queries: Float32,
-    k: int,
-    floats: Any,
-    advance: Callable[[float], object],
+    view: View, live: Int64, asked: Int64, queries: Float32, k: int, floats: Any, advance: Callable[[float], object]
 ) -> Int64:
     """The k rows nearest to each query by cosine of the floats, itself left out: int64 (q, k)."""
     unit = unit_rows(queries)
@@ -127,9 +119,7 @@ def _true_neighbors(
     rows = np.full((len(unit), k), -1, np.int64)
     for start in range(0, len(live), _BLOCK):
         part = live[start : start + _BLOCK]
-        values = (
-            floats[part] if isinstance(floats, _Drawn) else np.asarray(floats(view.ids(part))[:], np.float32)
-        )
+        values = floats[part] if isinstance(floats, _Drawn) else np.asarray(floats(view.ids(part))[:], np.float32)
         if values.shape[1] != unit.shape[1]:
             raise InvalidInputError("the embeddings differ in width")
         found = unit @ unit_rows(values).T
@@ -170,9 +160,7 @@ def _measured(
         rows = found.rows[found.rows != asked[query]][:most]
         hits[query, : len(rows)] = np.isin(rows, true[query])
         if kept is not None:
-            distances[query, : len(rows)] = (
-                1 - unit_rows(kept.kept(rows)) @ unit_rows(queries[query : query + 1])[0]
-            )
+            distances[query, : len(rows)] = 1 - unit_rows(kept.kept(rows)) @ unit_rows(queries[query : query + 1])[0]
     if kept is None:
         return [_point(bits, None, hits[:, :k].sum(axis=1) / k, misses)]
     points: list[Point] = []
@@ -181,9 +169,7 @@ def _measured(
         if count > most and points:
             break
         top = np.argsort(distances[:, :count], axis=1, kind="stable")[:, :k]
-        points.append(
-            _point(bits, oversampling, np.take_along_axis(hits[:, :count], top, 1).sum(axis=1) / k, misses)
-        )
+        points.append(_point(bits, oversampling, np.take_along_axis(hits[:, :count], top, 1).sum(axis=1) / k, misses))
     return points
 
 
@@ -203,9 +189,7 @@ def _milliseconds(view: View, logits: Any, metric: str, queries: Float32, chosen
         one = slice(query, query + 1)
         floats = None if chosen.oversampling is None else queries[one]
         started = time.perf_counter()
-        view.search(
-            logits[one], k, metric=metric, bits=chosen.bits, embeddings=floats, rescore=chosen.oversampling
-        )
+        view.search(logits[one], k, metric=metric, bits=chosen.bits, embeddings=floats, rescore=chosen.oversampling)
         taken.append(time.perf_counter() - started)
     return 1000 * float(np.median(taken))
 
@@ -213,9 +197,7 @@ def _milliseconds(view: View, logits: Any, metric: str, queries: Float32, chosen
 def _advice(target: float, curve: list[Point], view: View, kept: Originals | None) -> str:
     """What would reach the target."""
     if kept is None:
-        return (
-            "Keep embeddings to order the candidates by: 'crovca index refit --keep int8 --embeddings FILE'"
-        )
+        return "Keep embeddings to order the candidates by: 'crovca index refit --keep int8 --embeddings FILE'"
     best = max(point.recall for point in curve)
     if kept.arrays[0].dtype == np.int8 and best > target - 0.02 and best == curve[-1].recall:
         return "float16 embeddings may ('crovca index refit --keep float16 --embeddings FILE')"

@@ -31,8 +31,6 @@ from crovca.index.reader import Condition, Reader
 from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
 
-__all__ = ["View"]
-
 _FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
 _SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
 _DEAD_SHARE = 0.125  # engines are built anew without the deleted rows when these are more
@@ -101,9 +99,7 @@ class _Selection:
         self.masks: list[Mask | None] = []
         for segment, rows in zip(segments, found, strict=True):
             if len(rows) and rows[-1] >= len(segment):
-                raise FileFormatError(
-                    f"segment {segment.name}: metadata.parquet has more rows than there are items"
-                )
+                raise FileFormatError(f"segment {segment.name}: metadata.parquet has more rows than there are items")
             live = rows if segment.alive is None else rows[segment.alive[rows]]
             mask = None
             if len(live) > _SCAN_SHARE * segment.live:
@@ -219,9 +215,7 @@ class View(Reader):
             raise InvalidInputError(NO_ORIGINALS)
         return Originals.concatenate([one for one in kept if one is not None])
 
-    def searched(
-        self, bits: int, condition: Condition | None, engine: str
-    ) -> list[tuple[int, _Part, Mask | None]]:
+    def searched(self, bits: int, condition: Condition | None, engine: str) -> list[tuple[int, _Part, Mask | None]]:
         """The parts to search: first row of the segment, part, and which of the segment's rows count."""
         if engine != "auto":
             check_engine(engine)
@@ -301,11 +295,7 @@ class View(Reader):
     def as_ids(self, ids: Any) -> npt.NDArray[Any]:
         """Ids of this index's kind."""
         found = as_ids(ids)
-        if (
-            self._id_type is not None
-            and len(found)
-            and (found.dtype.kind == "i") != (self._id_type == "int64")
-        ):
+        if self._id_type is not None and len(found) and (found.dtype.kind == "i") != (self._id_type == "int64"):
             expected = "64-bit whole numbers" if self._id_type == "int64" else "strings"
             raise InvalidInputError(f"the ids of this index are {expected}, got {found[:1].tolist()[0]!r}")
         return found
@@ -355,9 +345,7 @@ class View(Reader):
         starts = np.array(self.starts)
         owner = np.searchsorted(starts, rows, side="right") - 1
         order = np.argsort(owner, kind="stable")
-        pieces = [
-            read(self.segments[number], rows[owner == number] - starts[number]) for number in np.unique(owner)
-        ]
+        pieces = [read(self.segments[number], rows[owner == number] - starts[number]) for number in np.unique(owner)]
         place = np.empty(len(rows), np.int64)
         place[order] = np.arange(len(rows))
         return pieces, place

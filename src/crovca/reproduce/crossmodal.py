@@ -96,9 +96,7 @@ def draw_curves(
     named = {f"{task} {metric}": panel for (task, metric), panel in panels.items()}
     content = {
         "figure": name,
-        "curves": {
-            key: {line: mean.tolist() for line, mean in panel.lines.items()} for key, panel in named.items()
-        },
+        "curves": {key: {line: mean.tolist() for line, mean in panel.lines.items()} for key, panel in named.items()},
         "curves_of_each_seed": {key: panel.runs for key, panel in named.items()},
     }
     write_json(folder / f"{name}.json", content)
@@ -111,9 +109,7 @@ class _Panel:
     runs: dict[str, list[list[float]]]
 
 
-def _measure_group(
-    workspace: Workspace, group: list[Measurement], seed: int
-) -> dict[Measurement, dict[str, Any]]:
+def _measure_group(workspace: Workspace, group: list[Measurement], seed: int) -> dict[Measurement, dict[str, Any]]:
     query, database = _sides(workspace, group[0], seed)
     depth = max(_depth(wanted, len(database)) for wanted in group)
     measure = Measure(query, database, depth, kept=1)

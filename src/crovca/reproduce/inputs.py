@@ -308,13 +308,7 @@ class Inputs:
         try:
             # float16 is too small for some encoders
             found = embed(
-                origin,
-                place,
-                folder,
-                stored="float32",
-                device=self.device,
-                dtype=self.dtype,
-                observer=self.observer,
+                origin, place, folder, stored="float32", device=self.device, dtype=self.dtype, observer=self.observer
             )
         except OutputExistsError as error:
             raise ConfigError(f"{error}; here: another --work") from error

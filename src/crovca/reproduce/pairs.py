@@ -116,9 +116,7 @@ def text_embeddings(inputs: Inputs, encoder: str, dataset: str, split: str) -> E
     return replace(found, labels=labels_of(found.ids, texts.ids, texts.labels))
 
 
-def fit_pairs(
-    inputs: Inputs, training: Training, parameters: dict[str, Any], checkpoint: Path | None
-) -> Hasher:
+def fit_pairs(inputs: Inputs, training: Training, parameters: dict[str, Any], checkpoint: Path | None) -> Hasher:
     """Train a model on the pairs of image and text of a dataset; a random one is only put together.
 
     An image's texts are its views: one of them is drawn at each step. The two random HashCoders have their layers in

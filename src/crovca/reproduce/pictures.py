@@ -92,9 +92,7 @@ def check(name: str, cells: Sequence[Cell], query: str | None = None) -> tuple[T
     return training, chosen[0].dataset
 
 
-def draw(
-    name: str, workspace: Workspace, cells: Sequence[Cell], *, seed: int = 0, query: str | None = None
-) -> Path:
+def draw(name: str, workspace: Workspace, cells: Sequence[Cell], *, seed: int = 0, query: str | None = None) -> Path:
     """Draw a figure of pictures.
 
     Args:
@@ -133,9 +131,7 @@ def draw(
 # --- Figure 3 -------------------------------------------------------------------------------------------------------
 
 
-def _map(
-    workspace: Workspace, training: Training, seed: int, dataset: str
-) -> tuple[list[page.Block], dict[str, Any]]:
+def _map(workspace: Workspace, training: Training, seed: int, dataset: str) -> tuple[list[page.Block], dict[str, Any]]:
     floats = workspace.embeddings(training.encoder, dataset, "query")
     ours = workspace.encoded(training, seed, dataset, "query")
     assert floats.ids is not None
@@ -184,9 +180,7 @@ class _Hit:
     distance: float
 
 
-def _neighbors(
-    figure: _Neighbors, shelf: _Shelf, query: str | None
-) -> tuple[list[page.Block], dict[str, Any]]:
+def _neighbors(figure: _Neighbors, shelf: _Shelf, query: str | None) -> tuple[list[page.Block], dict[str, Any]]:
     asked = [shelf.query_of(query)] if query else [shelf.first_of(synset) for synset in figure.synsets]
     found = {method: shelf.ranked(method, asked) for method in figure.methods}
     parts: list[page.Block] = [page.Text("Frames: green is of the query's class, red is not.")]
@@ -194,9 +188,7 @@ def _neighbors(
     for number, name in enumerate(asked):
         lines = {shelf.title(method): hits[number] for method, hits in found.items()}
         shown = [
-            page.Line(
-                title, [page.picture(shelf.image("database", hit.id), hit.id, hit.right) for hit in hits]
-            )
+            page.Line(title, [page.picture(shelf.image("database", hit.id), hit.id, hit.right) for hit in hits])
             for title, hits in lines.items()
         ]
         ours = page.picture(shelf.image("query", name), name)
@@ -252,8 +244,7 @@ class _Shelf:
             if name in self._paths:
                 return name
         raise QueryError(
-            f"{path} is none of the queries of {self._name}; expected the path of one of them, such as "
-            f"{self._paths[0]}"
+            f"{path} is none of the queries of {self._name}; expected the path of one of them, such as {self._paths[0]}"
         )
 
     def class_of(self, query: str) -> str:
@@ -300,16 +291,12 @@ class _Shelf:
         """The queries, the database, and their distances."""
         training, workspace, name = self._training, self._lab, self._name
         if method == _OURS:
-            ours, theirs = (
-                workspace.encoded(training, self._seed, name, part) for part in ("query", "database")
-            )
+            ours, theirs = (workspace.encoded(training, self._seed, name, part) for part in ("query", "database"))
             rows = _rows(ours.ids, queries)
             assert ours.logits is not None
             asked = Encoded(ours.codes[rows], _some(ours.ids, rows), _some(ours.labels, rows))
             return asked, theirs, BitScorer.of("asymmetric_hamming", ours.logits[rows], theirs.codes)
-        floats, database = (
-            workspace.embeddings(training.encoder, name, part) for part in ("query", "database")
-        )
+        floats, database = (workspace.embeddings(training.encoder, name, part) for part in ("query", "database"))
         rows = _rows(floats.ids, queries)
         values = np.asarray(floats.values[rows], np.float32)
         known = as_embeddings(values, _some(floats.labels, rows), _some(floats.ids, rows))

@@ -94,9 +94,7 @@ def measure_images(workspace: Workspace, measurement: Measurement, seed: int) ->
         "k": measure.k,
         "queries": len(measure.own_row),
         "database": len(measure.ties),
-        "left_out": {
-            where: found for where, found in workspace.left_out.items() if where.startswith(f"{name}/")
-        },
+        "left_out": {where: found for where, found in workspace.left_out.items() if where.startswith(f"{name}/")},
         "seconds": round(time.perf_counter() - started, 3),
     }
 

@@ -176,9 +176,7 @@ def reproduce(
     wanted = dict.fromkeys(cell.measurement for cell in cells if cell.measurement is not None)
     results.keys = {of: f"{of.key}{variant_of(workspace, of)}" for of in wanted}
     for group, seed in _groups(list(wanted), seeds):
-        missing = [
-            of for of in group if not _is_kept(workspace, results.kept.get(results.keys[of], {}), of, seed)
-        ]
+        missing = [of for of in group if not _is_kept(workspace, results.kept.get(results.keys[of], {}), of, seed)]
         if not missing:
             continue
         advance(f"{missing[0].key}, seed {seed}" if missing[0].training else missing[0].key)
@@ -245,9 +243,7 @@ def _read(path: Path) -> Kept:
         for entries in found.values()
         for entry in (entries.values() if isinstance(entries, dict) else [None])
     ):
-        raise FileFormatError(
-            f"{path} is damaged; remove it (models and codes stay), and give the command again"
-        )
+        raise FileFormatError(f"{path} is damaged; remove it (models and codes stay), and give the command again")
     return found
 
 
@@ -267,9 +263,7 @@ def _groups(wanted: Sequence[Measurement], seeds: Sequence[int]) -> Iterator[tup
             yield from ((group, seed) for group in groups)
 
 
-def _is_kept(
-    workspace: Workspace, entries: Mapping[str, Mapping[str, Any]], of: Measurement, seed: int
-) -> bool:
+def _is_kept(workspace: Workspace, entries: Mapping[str, Mapping[str, Any]], of: Measurement, seed: int) -> bool:
     """Whether a measurement was made, with the weights that are asked for now as far as that can be told.
 
     What was made with others is measured again, and the workspace refuses to do so in the same folder.

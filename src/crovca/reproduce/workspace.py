@@ -99,12 +99,7 @@ class Workspace(Inputs):
         if training.setting == "random":
             values = self.embeddings(training.encoder, training.dataset, STATISTICS)
             size = PRESETS[training.preset].hashcoder
-            parameters: dict[str, Any] = {
-                "nested": False,
-                "faithfulness": "kinds",
-                "hashcoder": size,
-                "epochs": 1,
-            }
+            parameters: dict[str, Any] = {"nested": False, "faithfulness": "kinds", "hashcoder": size, "epochs": 1}
             return Hasher(training.bits, **parameters, device=self.device, seed=seed).initialize(values)
 
         def fit(**saving: Any) -> Hasher:
@@ -142,10 +137,7 @@ class Workspace(Inputs):
                 self._train(training.encoder, folder, fit)
             elsewhere = self.weights.get(training.encoder)
             frozen = training.setting == "pairs" and training.fitting == "probing"
-            self._model = (
-                folder,
-                Hasher.load(folder, device=self.device, encoder=None if frozen else elsewhere),
-            )
+            self._model = (folder, Hasher.load(folder, device=self.device, encoder=None if frozen else elsewhere))
         return self._model[1]
 
     def _train(self, encoder: str, folder: Path, fit: Callable[..., Any]) -> None:

@@ -30,19 +30,6 @@ from crovca.servers.bounds import Query
 from crovca.servers.rows import Ids, IdType, ServerRows
 from crovca.servers.state import PushState
 
-__all__ = [
-    "ALL_RETURNED",
-    "NOTHING_KNOWN",
-    "Server",
-    "ServerCandidates",
-    "ServerNeighbors",
-    "closed_on_error",
-    "default_overfetch",
-    "missing",
-    "search_by_rescoring",
-    "split_url",
-]
-
 _Connection = TypeVar("_Connection", bound=Any)
 
 
@@ -244,13 +231,9 @@ def search_by_rescoring(
         raise InvalidInputError(f"overfetch must be at least k = {k}, got {overfetch}")
     queries = [Query.of(row, metric) for row in checked]
     found = engine.nearest(queries, overfetch, where)
-    answers = [
-        _answer(engine, query, part, int(k), where, exact) for query, part in zip(queries, found, strict=True)
-    ]
+    answers = [_answer(engine, query, part, int(k), where, exact) for query, part in zip(queries, found, strict=True)]
     ids, distances, proven, candidates = zip(*answers, strict=True)
-    return ServerNeighbors(
-        np.stack(ids), np.stack(distances), np.array(proven), np.array(candidates, np.int64)
-    )
+    return ServerNeighbors(np.stack(ids), np.stack(distances), np.array(proven), np.array(candidates, np.int64))
 
 
 def _answer(
@@ -288,9 +271,7 @@ def _query_logits(logits: npt.ArrayLike | Codes, metric: str, bits: int) -> npt.
     get_metric(metric, stored=True)
     if isinstance(logits, Codes):
         if metric != "hamming":
-            raise InvalidInputError(
-                f"codes as queries have no {metric!r} distance: give logits, or metric='hamming'"
-            )
+            raise InvalidInputError(f"codes as queries have no {metric!r} distance: give logits, or metric='hamming'")
         logits = logits.unpack().astype(np.float32) - np.float32(0.5)
     values = np.asarray(logits, np.float32)
     BitScorer.of(metric, values, Codes(np.zeros((0, -(-bits // 8)), np.uint8), bits))  # raises for bad shapes

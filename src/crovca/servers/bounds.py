@@ -24,8 +24,6 @@ import numpy.typing as npt
 from crovca.codes import Codes
 from crovca.index.scoring import BitScorer
 
-__all__ = ["Levels", "Query"]
-
 _UNIT = 2.0**-53  # rounding unit of float64
 _FINENESS = 2**20  # the largest weight in whole numbers: sums over 4,096 bits stay exact everywhere
 _SPLITS = 128  # places at which sorted weights may be cut into levels

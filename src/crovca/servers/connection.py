@@ -17,8 +17,6 @@ from crovca.errors import ConfigError
 from crovca.servers.base import Server
 from crovca.servers.rows import IdType
 
-__all__ = ["SCHEMES", "connect", "create"]
-
 SCHEMES = {
     "postgresql": "crovca.servers.postgres:PostgresServer",
     "postgres": "crovca.servers.postgres:PostgresServer",

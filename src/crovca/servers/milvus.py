@@ -48,8 +48,6 @@ from crovca.servers.state import PushState
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-__all__ = ["MOST_RESULTS", "MilvusServer"]
-
 MOST_RESULTS = 16_384  # items that the server returns to one query
 _FORMAT = 1
 _PORT = 19530
@@ -109,9 +107,7 @@ class MilvusServer(Server):
             with _errors():
                 exists = client.has_collection(collection)
             if exists and not exist_ok:
-                raise ServerError(
-                    f"there is a collection {collection!r} already; open it, or give another name"
-                )
+                raise ServerError(f"there is a collection {collection!r} already; open it, or give another name")
             if not exists:
                 _create(client, collection, bits, id_type)
             self = cls(client, collection)
@@ -159,12 +155,7 @@ class MilvusServer(Server):
                 self._client.upsert(
                     self._collection,
                     [
-                        {
-                            **metadata[at],
-                            "id": ids[at],
-                            "code": packed[at].tobytes(),
-                            "crovca_digest": digests[at],
-                        }
+                        {**metadata[at], "id": ids[at], "code": packed[at].tobytes(), "crovca_digest": digests[at]}
                         for at in range(start, min(start + _PART, len(rows)))
                     ],
                 )
@@ -333,16 +324,13 @@ class MilvusServer(Server):
         with _errors():
             if not self._client.has_collection(self._collection):
                 raise ServerError(
-                    f"there is no collection {self._collection!r}; make it with create(), "
-                    "or with 'crovca index push'"
+                    f"there is no collection {self._collection!r}; make it with create(), or with 'crovca index push'"
                 )
             found = self._client.describe_collection(self._collection)
         try:
             ours = json.loads(found["description"])["crovca"]
         except (ValueError, KeyError, TypeError):
-            raise ServerError(
-                f"the collection {self._collection!r} was not made by crovca; give another one"
-            ) from None
+            raise ServerError(f"the collection {self._collection!r} was not made by crovca; give another one") from None
         if ours["format"] != _FORMAT:
             raise ServerError(
                 f"the collection {self._collection!r} has format {ours['format']}, expected {_FORMAT}; "

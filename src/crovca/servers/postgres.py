@@ -74,8 +74,6 @@ from crovca.servers.state import PushState
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
-__all__ = ["PostgresServer"]
-
 _LOCK_WAIT = 15.0  # seconds: a killed client's session ends only when the server notices
 _LEVELS = 6
 _OLDEST_PGVECTOR = (0, 8)  # hnsw.iterative_scan
@@ -107,9 +105,7 @@ class PostgresServer(Server):
             self._check_approximate()
 
     @classmethod
-    def create(
-        cls, address: str, table: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = False
-    ) -> Self:
+    def create(cls, address: str, table: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = False) -> Self:
         """Make an empty table and open it.
 
         Args:
@@ -178,9 +174,7 @@ class PostgresServer(Server):
             definitions = [columns_sql(self.bits, self.id_type, key=False)]
             definitions += [f"{quoted(name)} {kind}" for name, kind in types.items()]
             self._do(f"CREATE TEMPORARY TABLE crovca_staging ({', '.join(definitions)}) ON COMMIT DROP")
-            with self._connection.cursor().copy(
-                "COPY crovca_staging FROM STDIN (FORMAT csv, ENCODING 'UTF8')"
-            ) as copy:
+            with self._connection.cursor().copy("COPY crovca_staging FROM STDIN (FORMAT csv, ENCODING 'UTF8')") as copy:
                 for block in csv_blocks(rows):
                     copy.write(block)
             self._merge(rows, names, stored)
@@ -217,9 +211,7 @@ class PostgresServer(Server):
         if self._partitioned:
             raise ServerError("a table of partitions has no HNSW index of its own; build one on each shard")
         with errors():
-            known = self._value(
-                "SELECT default_version FROM pg_available_extensions WHERE name = %s", "vector"
-            )
+            known = self._value("SELECT default_version FROM pg_available_extensions WHERE name = %s", "vector")
         if known is None:
             raise ServerError("this server has no pgvector; install its package there, or search exactly")
         with errors():
@@ -244,9 +236,7 @@ class PostgresServer(Server):
             if len(found) == count:  # fewer: the index gave up early, so the scan below decides
                 return ServerCandidates(self._ids(found), self._codes(found), NOTHING_KNOWN)
         levels = query.levels(self.levels) if self.levels > 1 else None
-        distance = (
-            f"bit_count(code # {bit_literal(query.code)})" if levels is None else levels_sql(query, levels)
-        )
+        distance = f"bit_count(code # {bit_literal(query.code)})" if levels is None else levels_sql(query, levels)
         # By id as well: the answer is then the same whatever the plan, or the number of shards.
         found = self._ranked(distance, "distance, id", count, where)
         bound = ALL_RETURNED
@@ -255,9 +245,7 @@ class PostgresServer(Server):
             bound = query.bound_at(last) if levels is None else query.bound_of(levels, last)
         return ServerCandidates(self._ids(found), self._codes(found), bound)
 
-    def _ranked(
-        self, distance: str, order: str, count: int, where: str | None, *, explain: str = ""
-    ) -> list[Any]:
+    def _ranked(self, distance: str, order: str, count: int, where: str | None, *, explain: str = "") -> list[Any]:
         """Rows of id, code and what they are ordered by; or the lines of the server's plan for it."""
         command = (
             f"{explain}SELECT id, code, {distance} AS distance FROM {self._table} WHERE {self._where(where)} "
@@ -273,10 +261,7 @@ class PostgresServer(Server):
             f"SELECT id, code FROM {self._table} "
             f"WHERE {self._where(where)} AND {levels_sql(query, levels)} <= %(total)s"
         )
-        with (
-            errors(where, self.where_timeout),
-            self._connection.cursor("crovca_within", binary=True) as cursor,
-        ):
+        with errors(where, self.where_timeout), self._connection.cursor("crovca_within", binary=True) as cursor:
             _execute(cursor, command, {"total": query.total(levels, distance)})
             while found := cursor.fetchmany(PART):
                 yield self._ids(found), self._codes(found)
@@ -400,9 +385,7 @@ class PostgresServer(Server):
                 [table, list(RESERVED)],
             ).fetchall()
         if table is None:
-            raise ServerError(
-                f"there is no table {name!r}; make it with create(), or with 'crovca index push'"
-            )
+            raise ServerError(f"there is no table {name!r}; make it with create(), or with 'crovca index push'")
         columns = {row[0]: (row[1], row[2]) for row in found}
         ids: dict[str, IdType] = {"bigint": "int64", "text": "string"}
         kind = columns.get("id", ("", 0))[0]

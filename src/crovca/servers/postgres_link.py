@@ -13,8 +13,6 @@ from crovca.servers.postgres_sql import identifier, split_name
 if TYPE_CHECKING:
     from psycopg import Connection
 
-__all__ = ["connect", "errors", "regclass"]
-
 _OLDEST = 140000  # bit_count of bit strings came with PostgreSQL 14
 _CONNECT_TIMEOUT = 10
 
@@ -44,9 +42,7 @@ def connect(address: str) -> Connection[Any]:
 
 def regclass(connection: Connection[Any], name: str) -> int | None:
     """The table's oid, found on the search path; None where there is no such table."""
-    row = connection.execute(
-        "SELECT to_regclass(%s)::oid", [identifier(*filter(None, split_name(name)))]
-    ).fetchone()
+    row = connection.execute("SELECT to_regclass(%s)::oid", [identifier(*filter(None, split_name(name)))]).fetchone()
     return None if row is None else row[0]
 
 

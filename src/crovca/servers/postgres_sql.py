@@ -18,19 +18,6 @@ from crovca.index.conditions import checked_condition
 from crovca.servers.bounds import Levels, Query
 from crovca.servers.rows import RESERVED, IdType, ServerRows
 
-__all__ = [
-    "PART",
-    "bit_literal",
-    "column_type",
-    "columns_sql",
-    "condition",
-    "csv_blocks",
-    "identifier",
-    "levels_sql",
-    "quoted",
-    "split_name",
-]
-
 PART = 32768  # rows of a result or of CSV, or ids of a condition, at a time
 _ID_SQL: dict[IdType, str] = {"int64": "bigint", "string": 'text COLLATE "C"'}
 _COLUMN_TYPES = {
@@ -52,9 +39,7 @@ def column_type(name: str, kind: pa.DataType) -> str:
     if pa.types.is_timestamp(kind):
         return "timestamptz" if kind.tz else "timestamp"
     if str(kind) not in _COLUMN_TYPES:
-        raise InvalidInputError(
-            f"the metadata column {name!r} is of type {kind}, which PostgreSQL does not get"
-        )
+        raise InvalidInputError(f"the metadata column {name!r} is of type {kind}, which PostgreSQL does not get")
     return _COLUMN_TYPES[str(kind)]
 
 

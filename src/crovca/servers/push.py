@@ -34,8 +34,6 @@ from crovca.servers.state import PushState
 if TYPE_CHECKING:
     from crovca.index.index import HashIndex
 
-__all__ = ["PushResult", "push", "push_to"]
-
 Progress = Callable[[int, int], None]  # items done, items in all
 
 
@@ -59,12 +57,7 @@ class PushResult:
 
 
 def push_to(
-    index: HashIndex,
-    url: str,
-    *,
-    batch_size: int = 65_536,
-    force: bool = False,
-    progress: Progress | None = None,
+    index: HashIndex, url: str, *, batch_size: int = 65_536, force: bool = False, progress: Progress | None = None
 ) -> PushResult:
     """``push`` to the collection at an address (``connection``), which is made if there is none."""
     id_type = _checked(index, batch_size)
@@ -125,9 +118,7 @@ def _push(index: HashIndex, cluster: Server, batch_size: int, force: bool, progr
         if number < first:
             resumed_at = done
             continue
-        rows = ServerRows.of(
-            batch.ids, batch.codes, batch.metadata, bits=cluster.bits, id_type=cluster.id_type
-        )
+        rows = ServerRows.of(batch.ids, batch.codes, batch.metadata, bits=cluster.bits, id_type=cluster.id_type)
         if stored:
             rows = rows[_differs(rows, *cluster.digests(rows.ids))]
         if len(rows):
@@ -181,9 +172,7 @@ def _delete_others(cluster: Server, parts: list[Ids], count: int) -> int:
     ours = pa.chunked_array([pa.array(part) for part in parts]).combine_chunks() if parts else None
     doomed: list[Ids] = []
     for ids in cluster.stored_ids():
-        known = (
-            False if ours is None else pc.is_in(pa.array(ids), value_set=ours).to_numpy(zero_copy_only=False)
-        )
+        known = False if ours is None else pc.is_in(pa.array(ids), value_set=ours).to_numpy(zero_copy_only=False)
         doomed.append(ids[~np.broadcast_to(known, len(ids))])
     for part in doomed:
         cluster.delete(part)

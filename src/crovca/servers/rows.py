@@ -14,8 +14,6 @@ import pyarrow.compute as pc
 from crovca.codes import Codes
 from crovca.errors import InvalidInputError
 
-__all__ = ["RESERVED", "IdType", "Ids", "ServerRows", "check_ids"]
-
 IdType = Literal["int64", "string"]
 Ids = npt.NDArray[Any]
 RESERVED = ("id", "code", "crovca_digest")  # our own columns, on every server
@@ -51,9 +49,7 @@ class ServerRows:
         checked = check_ids(ids, id_type)
         if len(np.unique(checked)) < len(checked):
             values, counts = np.unique(checked, return_counts=True)
-            raise InvalidInputError(
-                f"the id {values[counts > 1][0].item()!r} is given twice; ids must be unique"
-            )
+            raise InvalidInputError(f"the id {values[counts > 1][0].item()!r} is given twice; ids must be unique")
         if codes.bits != bits:
             raise InvalidInputError(f"the collection holds codes of {bits} bits, got {codes.bits}")
         if len(codes) != len(checked):
@@ -81,9 +77,7 @@ def check_ids(ids: npt.ArrayLike, id_type: IdType) -> npt.NDArray[Any]:
         if values.dtype.kind not in "iu" or (values.dtype.kind == "u" and values.max() >= 2**63):
             raise InvalidInputError(f"ids must be whole numbers of 64 bits (int64), got {values.dtype}")
         return values.astype(np.int64)
-    if values.dtype.kind not in "UTO" or (
-        values.dtype.kind == "O" and not all(isinstance(one, str) for one in values)
-    ):
+    if values.dtype.kind not in "UTO" or (values.dtype.kind == "O" and not all(isinstance(one, str) for one in values)):
         raise InvalidInputError(f"ids must be strings, got {values.dtype}")
     return values.astype(np.str_)
 
@@ -147,6 +141,4 @@ def _digests(codes: Codes, metadata: pa.Table) -> npt.NDArray[np.int64]:
 
 def _binary(data: bytes, count: int, width: int) -> pa.Array:
     offsets = np.arange(count + 1, dtype=np.int64) * width
-    return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    )
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)])

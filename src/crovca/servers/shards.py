@@ -22,8 +22,6 @@ from crovca.errors import InvalidInputError
 from crovca.servers.postgres_sql import column_type, columns_sql, identifier
 from crovca.servers.rows import IdType
 
-__all__ = ["sharding_sql"]
-
 
 def sharding_sql(
     table: str,
@@ -48,9 +46,7 @@ def sharding_sql(
     if not servers:
         raise InvalidInputError("a table is spread over one server or more, got none")
     check_bits(bits)
-    metadata = "".join(
-        f", {identifier(name)} {column_type(name, kind)}" for name, kind in (columns or {}).items()
-    )
+    metadata = "".join(f", {identifier(name)} {column_type(name, kind)}" for name, kind in (columns or {}).items())
     parts = [identifier(f"{table}_{at}") for at in range(len(servers))]
     on_shards = [f"CREATE TABLE {part} ({columns_sql(bits, id_type)}{metadata});" for part in parts]
     # No primary key: foreign tables have none. Each shard's own key and the partition by id make ids unique.

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 
 from crovca.errors import ServerError
 
-__all__ = ["PushState"]
-
 _FORMAT = 1
 
 

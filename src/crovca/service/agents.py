@@ -42,9 +42,7 @@ def agent_server(collections: Sequence[Collection]) -> MCPServer[Any]:
         return [one.describe() for one in served.values()]
 
     @server.tool()
-    def search_by_text(
-        collection: str, text: str, k: int = 10, where: str | None = None
-    ) -> list[dict[str, Any]]:
+    def search_by_text(collection: str, text: str, k: int = 10, where: str | None = None) -> list[dict[str, Any]]:
         """The items nearest to a text. ``where`` is a SQL condition on the metadata, like "year < 1960"."""
         return found(collection, [Term("text", text)], k, where)
 
@@ -60,9 +58,7 @@ def agent_server(collections: Sequence[Collection]) -> MCPServer[Any]:
         return found(collection, [Term("image", content)], k, where)
 
     @server.tool()
-    def more_like_this(
-        collection: str, id: str, k: int = 10, where: str | None = None
-    ) -> list[dict[str, Any]]:
+    def more_like_this(collection: str, id: str, k: int = 10, where: str | None = None) -> list[dict[str, Any]]:
         """The items nearest to one that is in the collection."""
         return found(collection, [Term("id", id)], k, where)
 

@@ -8,18 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import (
-    APIRouter,
-    Depends,
-    FastAPI,
-    File,
-    Form,
-    HTTPException,
-    Query,
-    Request,
-    Response,
-    UploadFile,
-)
+from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
@@ -171,9 +160,7 @@ def item(collection: page.Served, id: ItemId) -> HitModel:
 
 
 @v1.get("/collections/{name}/picture", tags=["items"], response_class=Response)
-def picture(
-    collection: page.Served, id: ItemId, side: Annotated[int, Query(ge=16, le=2048)] = 320
-) -> Response:
+def picture(collection: page.Served, id: ItemId, side: Annotated[int, Query(ge=16, le=2048)] = 320) -> Response:
     """A picture of an item, as WebP."""
     content = collection.picture(id, side=side)
     return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=3600"})
@@ -196,9 +183,7 @@ def duplicates(collection: page.Served, radius: Annotated[int, Query(ge=0, le=16
 @v1.put("/collections/{name}/items", tags=["items"], responses=_MAY_WRITE)
 def add(collection: Writable, items: NewItems) -> Written:
     """Add items, or put them in the place of those with the same ids; durably."""
-    replaced = collection.add(
-        items.ids, logits=items.logits, embeddings=items.embeddings, metadata=items.metadata
-    )
+    replaced = collection.add(items.ids, logits=items.logits, embeddings=items.embeddings, metadata=items.metadata)
     return Written(items=len(collection.index), changed=replaced)
 
 
@@ -210,9 +195,7 @@ def delete(collection: Writable, items: Deleted) -> Written:
 
 
 def _answer(answer: Answer, reached: int) -> SearchAnswer:
-    cursor = (
-        base64.urlsafe_b64encode(f"{answer.generation}:{reached}".encode()).decode() if answer.more else None
-    )
+    cursor = base64.urlsafe_b64encode(f"{answer.generation}:{reached}".encode()).decode() if answer.more else None
     return SearchAnswer(
         hits=[HitModel(**vars(hit)) for hit in answer.hits],
         metric=answer.metric,
@@ -227,9 +210,7 @@ def _offset(cursor: str | None, collection: Collection) -> int:
     if cursor is None:
         return 0
     try:
-        generation, offset = (
-            int(part) for part in base64.urlsafe_b64decode(cursor).decode("ascii").split(":")
-        )
+        generation, offset = (int(part) for part in base64.urlsafe_b64decode(cursor).decode("ascii").split(":"))
     except (ValueError, binascii.Error, UnicodeDecodeError):
         raise HTTPException(400, "this is not a cursor of this service; leave it out to begin anew") from None
     if generation != collection.index.generation:

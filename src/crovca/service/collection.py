@@ -157,9 +157,7 @@ class Collection:
             ConfigError: the index has no model for this kind of query.
         """
         if not terms:
-            raise InvalidInputError(
-                "a query needs at least one term: an id, a text, an image, logits or an embedding"
-            )
+            raise InvalidInputError("a query needs at least one term: an id, a text, an image, logits or an embedding")
         if k < 1 or offset < 0 or offset + k > _MOST:
             raise InvalidInputError(
                 f"k and what lies before it must be from 1 to {_MOST:,} together, got {offset + k:,}"
@@ -182,9 +180,7 @@ class Collection:
         elapsed = 1000 * (time.perf_counter() - started)
         return Answer(hits, len(ids) > offset + k, metric, True, elapsed, self.index.generation)
 
-    def compare_lengths(
-        self, terms: Sequence[Term], k: int = 10, *, where: str | None = None
-    ) -> list[dict[str, Any]]:
+    def compare_lengths(self, terms: Sequence[Term], k: int = 10, *, where: str | None = None) -> list[dict[str, Any]]:
         """The answer at each length, what it keeps of the longest one's, its bytes and milliseconds."""
         whole = self.search(terms, k, where=where)
         best = {hit.id for hit in whole.hits}
@@ -212,9 +208,7 @@ class Collection:
         table = self.index.get(ids).metadata
         rows = [{}] * len(ids) if table is None else table.to_pylist()
         return [
-            Hit(
-                one, float(distance), {name: plain(value) for name, value in row.items() if value is not None}
-            )
+            Hit(one, float(distance), {name: plain(value) for name, value in row.items() if value is not None})
             for one, distance, row in zip(ids.tolist(), distances, rows, strict=True)
         ]
 
@@ -345,9 +339,7 @@ class Collection:
                 else:
                     values = encoder.of_embeddings(np.asarray(term.value, np.float32)[None])[0]
         if values.shape != (self.index.bits,):
-            raise InvalidInputError(
-                f"the collection's logits are {self.index.bits} numbers, got shape {values.shape}"
-            )
+            raise InvalidInputError(f"the collection's logits are {self.index.bits} numbers, got shape {values.shape}")
         return np.asarray(values, np.float64)
 
     def _encoder(self) -> Any:
@@ -357,9 +349,7 @@ class Collection:
             try:
                 self._model = QueryModel.of_index(self.index.path, self.index.encoder)
             except ConfigError as error:
-                raise ConfigError(
-                    f"{self.name}: queries of this kind cannot be encoded here: {error}"
-                ) from error
+                raise ConfigError(f"{self.name}: queries of this kind cannot be encoded here: {error}") from error
         return self._model
 
 

@@ -50,9 +50,7 @@ class Guard:
 
     def __init__(self, app: App, limits: Limits, registry: CollectorRegistry) -> None:
         self._app, self._limits = app, limits
-        self._rates: OrderedDict[str, tuple[float, float]] = (
-            OrderedDict()
-        )  # address -> tokens left, since when
+        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> tokens left, since when
         self._requests = Counter("crovca_requests", "Requests", ["method", "status"], registry=registry)
         self._seconds = Histogram("crovca_request_seconds", "Seconds of a request", registry=registry)
 
@@ -94,11 +92,7 @@ class Guard:
             return 413, f"the body has {length:,} bytes, the limit is {self._limits.body_bytes:,}"
         if not self._within_rate((scope.get("client") or ("?", 0))[0]):
             return 429, f"more than {self._limits.per_second:g} requests a second; wait a little"
-        if (
-            self._limits.token is not None
-            and not scope["path"].startswith(_OPEN)
-            and not self._known(headers)
-        ):
+        if self._limits.token is not None and not scope["path"].startswith(_OPEN) and not self._known(headers):
             return 401, "a token is needed: 'Authorization: Bearer ...', or log in at /login"
         return None
 

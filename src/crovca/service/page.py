@@ -96,12 +96,7 @@ def _results(collection: Collection, asked: Asked) -> dict[str, Any]:
         terms = asked.terms(collection)
         if terms:
             answer = collection.search(
-                terms,
-                _PAGE,
-                where=asked.where(),
-                bits=asked.bits,
-                max_distance=asked.max,
-                offset=asked.offset,
+                terms, _PAGE, where=asked.where(), bits=asked.bits, max_distance=asked.max, offset=asked.offset
             )
             following = asked.address(offset=asked.offset + _PAGE) if answer.more else None
             values |= {"answer": answer, "next": following}
@@ -174,9 +169,7 @@ def filters(request: Request, collection: Served, asked: AskedFor) -> HTMLRespon
 
 
 @routes.get("/c/{name}/duplicates")
-def duplicates(
-    request: Request, collection: Served, radius: Annotated[int, Query(ge=0, le=16)] = 0
-) -> HTMLResponse:
+def duplicates(request: Request, collection: Served, radius: Annotated[int, Query(ge=0, le=16)] = 0) -> HTMLResponse:
     """Groups of near duplicates."""
     values = {"about": collection.describe(), "groups": collection.duplicates(radius), "radius": radius}
     return _shown(request, "duplicates.html", collection=collection, **values)
@@ -217,9 +210,7 @@ def _to_address(logits: Any) -> str:
 
 def _from_address(text: str, bits: int) -> list[float]:
     try:
-        values = np.frombuffer(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "<f2").astype(
-            np.float64
-        )
+        values = np.frombuffer(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "<f2").astype(np.float64)
     except ValueError:
         values = np.empty(0)
     if values.shape != (bits,) or not np.isfinite(values).all():

@@ -31,13 +31,9 @@ class Query(_Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Query:
-        given = [
-            name for name in ("id", "text", "image", "logits", "embedding") if getattr(self, name) is not None
-        ]
+        given = [name for name in ("id", "text", "image", "logits", "embedding") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of id, text, image, logits and embedding; got {given or 'none'}"
-            )
+            raise ValueError(f"give exactly one of id, text, image, logits and embedding; got {given or 'none'}")
         return self
 
     def term(self) -> Term:
@@ -69,9 +65,7 @@ class SearchRequest(_Strict):
     where: Annotated[str, Field(max_length=10_000)] | None = Field(
         None, description="a SQL condition on id and metadata"
     )
-    bits: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="search by the first so many bits"
-    )
+    bits: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, description="search by the first so many bits")
     max_distance: Number | None = None
     cursor: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="of the answer before; one query only"
@@ -93,9 +87,7 @@ class SearchAnswer(BaseModel):
     metric: str
     exact: bool = Field(description="proven that nothing nearer was left out")
     milliseconds: float
-    cursor: str | None = Field(
-        None, description="give it back for what comes next; None: there is nothing more"
-    )
+    cursor: str | None = Field(None, description="give it back for what comes next; None: there is nothing more")
 
 
 class CollectionModel(BaseModel):

@@ -38,19 +38,6 @@ from crovca.errors import FileFormatError, needed, one_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = [
-    "FORMATS",
-    "IMAGE_SUFFIXES",
-    "MAX_ASPECT",
-    "MAX_BYTES",
-    "MAX_PIXELS",
-    "REASONS",
-    "Decoded",
-    "Smallest",
-    "UnreadableItem",
-    "decode",
-]
-
 MAX_PIXELS = 120_000_000
 """Images of more pixels are refused as decompression bombs (a camera of 102 megapixels passes)."""
 MAX_ASPECT = 250
@@ -201,8 +188,7 @@ def _check_size(size: tuple[int, int]) -> None:
         raise UnreadableItem("damaged", f"{size[0]} x {size[1]} pixels")
     if size[0] * size[1] > MAX_PIXELS:
         raise UnreadableItem(
-            "too large",
-            f"{size[0]} x {size[1]} pixels, the limit is {MAX_PIXELS:,} in all (decompression bomb)",
+            "too large", f"{size[0]} x {size[1]} pixels, the limit is {MAX_PIXELS:,} in all (decompression bomb)"
         )
     if long > MAX_ASPECT * short:
         raise UnreadableItem("too narrow", f"{size[0]} x {size[1]} pixels")
@@ -274,8 +260,7 @@ def _png_pixels(data: bytes) -> bytes:
         if end > len(data):
             break
         if kind[:1].isupper() or (
-            kind in _PNG_CHUNKS
-            and zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+            kind in _PNG_CHUNKS and zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
         ):
             kept.append(data[start:end])
         start = end
@@ -301,9 +286,7 @@ def _unidentified(data: bytes) -> UnreadableItem:
 
 def _damaged(error: Exception, data: bytes) -> UnreadableItem:
     text = re.sub(r" object at 0x[0-9a-f]+", "", one_line(error, 200))  # the same bytes give the same text
-    early = re.search(
-        r"truncated|unexpected end|premature|end of (data|file|stream)|not enough", text, re.IGNORECASE
-    )
+    early = re.search(r"truncated|unexpected end|premature|end of (data|file|stream)|not enough", text, re.IGNORECASE)
     declared = int.from_bytes(data[4:8], "little") + 8
     if data[:4] == b"RIFF" and declared > len(data):  # WebP: Pillow does not say it
         return UnreadableItem("truncated", f"{len(data)} bytes of {declared}")

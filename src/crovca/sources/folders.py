@@ -17,8 +17,6 @@ from crovca.files import read_text, split_lines
 from crovca.sources.decode import IMAGE_SUFFIXES
 from crovca.sources.source import Source, build_source, is_clutter, numbers_or_names, read_below, read_file
 
-__all__ = ["open_folder", "open_split", "scan"]
-
 
 def scan(root: Path) -> tuple[list[tuple[str, int]], list[str]]:
     """List the files below a folder, links followed; hidden names and systems' own (@eaDir, Thumbs.db) are left out.
@@ -36,11 +34,7 @@ def scan(root: Path) -> tuple[list[tuple[str, int]], list[str]]:
 
 
 def _scan(
-    folder: Path,
-    prefix: str,
-    above: tuple[tuple[int, int], ...],
-    images: list[tuple[str, int]],
-    others: list[str],
+    folder: Path, prefix: str, above: tuple[tuple[int, int], ...], images: list[tuple[str, int]], others: list[str]
 ) -> None:
     try:
         here = folder.stat()
@@ -134,7 +128,5 @@ def _labels(rows: list[list[str]], columns: int, path: Path) -> npt.NDArray[Any]
     values = np.array(rows, np.int64)
     wrong = np.flatnonzero((values > 1).any(axis=1))
     if len(wrong):
-        raise FileFormatError(
-            f"{path}: labels must be 0 or 1 where there are several; item {wrong[0]} has others"
-        )
+        raise FileFormatError(f"{path}: labels must be 0 or 1 where there are several; item {wrong[0]} has others")
     return values.astype(np.bool_)

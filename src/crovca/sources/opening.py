@@ -14,15 +14,9 @@ from crovca.sources import folders, tables, tars, texts
 from crovca.sources.decode import IMAGE_SUFFIXES
 from crovca.sources.source import Source
 
-__all__ = ["open_images", "open_texts"]
-
 
 def open_images(
-    path: str | Path,
-    *,
-    root: Path | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
+    path: str | Path, *, root: Path | None = None, image_column: str | None = None, caption_column: str | None = None
 ) -> Source[bytes]:
     """Open a source of images; what ``path`` holds decides how.
 
@@ -58,9 +52,7 @@ def open_images(
     if root is not None and found.kind != "split file":
         raise InvalidInputError(f"{path}: a root goes with a split file; this is a {found.kind}")
     if (image_column or caption_column) and found.kind not in ("Parquet", "Hugging Face dataset"):
-        raise InvalidInputError(
-            f"{path}: columns are named for Parquet and Hugging Face data; this is a {found.kind}"
-        )
+        raise InvalidInputError(f"{path}: columns are named for Parquet and Hugging Face data; this is a {found.kind}")
     return found
 
 
@@ -83,9 +75,7 @@ def _open_folder(path: Path, columns: dict[str, str | None]) -> Source[bytes]:
     if (path / "manifest.json").is_file() and any(path.glob("part-*")):
         raise InvalidInputError(f"{path} is a store of embeddings already; give the images")
     files, others = folders.scan(path)
-    by_suffix = {
-        suffix: [file for file in others if file.lower().endswith(suffix)] for suffix in (".parquet", ".tar")
-    }
+    by_suffix = {suffix: [file for file in others if file.lower().endswith(suffix)] for suffix in (".parquet", ".tar")}
     tables_, archives = by_suffix[".parquet"], by_suffix[".tar"]
     if files:
         found = folders.open_folder(path, files, len(others))

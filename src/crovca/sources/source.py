@@ -17,19 +17,12 @@ import numpy.typing as npt
 from crovca.ids import as_ids
 from crovca.sources.decode import MAX_BYTES, UnreadableItem
 
-__all__ = ["Fault", "Source", "build_source", "is_clutter", "numbers_or_names", "read_below", "read_file"]
-
 _CLUTTER = {
     "@eadir", "@recycle", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "system volume information",
     "lost+found", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini",
 }  # fmt: skip
 
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 T = TypeVar("T")
 Fault = tuple[str, str]  # a reason of ``REASONS``, and the detail
@@ -139,9 +132,7 @@ def read_file(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (FileNotFoundError, NotADirectoryError):
         broken = path.is_symlink()
-        raise UnreadableItem(
-            "missing", "the link leads nowhere" if broken else "there is no such file"
-        ) from None
+        raise UnreadableItem("missing", "the link leads nowhere" if broken else "there is no such file") from None
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise UnreadableItem("not a file", "a socket") from error

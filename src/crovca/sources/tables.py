@@ -19,8 +19,6 @@ from crovca.files import open_regular, read_json
 from crovca.sources.decode import UnreadableItem
 from crovca.sources.source import Source, build_source, read_below
 
-__all__ = ["first_text", "open_parquet_images", "open_saved_dataset", "pick_column"]
-
 _PREFERRED = ("image", "img", "jpg", "picture", "photo")
 _PATHS = ("image", "img", "image_path", "path", "file_name")
 _WINDOW_ROWS, _WINDOWS = 64, 16  # rows read at once, and how many such blocks are kept
@@ -55,8 +53,7 @@ def open_parquet_images(
     rows = sum(file.metadata.num_rows for file in files)
     reader = _ParquetColumn(files, name)
     stamps = [
-        f"{path.name}\0{path.stat().st_size}\0{file.metadata.num_rows}"
-        for path, file in zip(paths, files, strict=True)
+        f"{path.name}\0{path.stat().st_size}\0{file.metadata.num_rows}" for path, file in zip(paths, files, strict=True)
     ]
     return _table_source(
         "Parquet", described, rows, reader.value, root, name, caption_column, [name, *stamps], paths[0]
@@ -95,9 +92,7 @@ def open_saved_dataset(path: Path, *, image_column: str | None, caption_column: 
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, FileFormatError):
             raise
-        raise FileFormatError(
-            f"{path} is not a readable saved dataset ({str(error).splitlines()[0]})"
-        ) from error
+        raise FileFormatError(f"{path} is not a readable saved dataset ({str(error).splitlines()[0]})") from error
     name = _image_column(table.schema, image_column, path)
     images = table.column(name)
     stamps = [f"{name}\0{(path / name).stat().st_size}" for name in names]
@@ -175,9 +170,7 @@ class _ParquetColumn:
 
         file, number, _ = self._groups[group]
         left = None
-        for batch in file.iter_batches(
-            _WINDOW_ROWS, row_groups=[number], columns=[self._name], use_threads=False
-        ):
+        for batch in file.iter_batches(_WINDOW_ROWS, row_groups=[number], columns=[self._name], use_threads=False):
             left = batch.column(0) if not left else pa.concat_arrays([left, batch.column(0)])
             while len(left) >= _WINDOW_ROWS:
                 yield left[:_WINDOW_ROWS]
@@ -217,9 +210,7 @@ def _image_column(schema: Any, wanted: str | None, path: Path) -> str:
 
     likely = [field.name for field in schema if holds_images(field.type) or is_binary(field.type)]
     if wanted is None and len(likely) > 1 and not set(likely) & set(_PREFERRED):
-        raise InvalidInputError(
-            f"{path}: the columns {likely} may all be images; name one with --image-column"
-        )
+        raise InvalidInputError(f"{path}: the columns {likely} may all be images; name one with --image-column")
     usual = sorted(likely, key=lambda name: (*_PREFERRED, name).index(name)) or _PATHS
     name = pick_column(schema.names, wanted, tuple(usual), "images", path, "--image-column")
     kind = schema.field(name).type

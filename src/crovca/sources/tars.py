@@ -16,8 +16,6 @@ from crovca.files import open_regular, parse_json
 from crovca.sources.decode import IMAGE_SUFFIXES, MAX_BYTES, UnreadableItem
 from crovca.sources.source import Fault, Source, build_source, is_clutter
 
-__all__ = ["open_tars"]
-
 _BLOCK = 512
 _MAX_LABEL = 1000  # characters
 _DAMAGED = (tarfile.TarError, ValueError, KeyError, OverflowError, EOFError)  # of headers, from anybody

@@ -20,8 +20,6 @@ from crovca.sources.decode import UnreadableItem
 from crovca.sources.source import Fault, Source, build_source, numbers_or_names
 from crovca.sources.tables import first_text, pick_column
 
-__all__ = ["open_texts"]
-
 _OF_STORE = ("caption", *ID_NAMES, *LABEL_NAMES)
 _USUAL = ("caption", "captions", "text", "texts", "title", "sentence")
 
@@ -118,18 +116,14 @@ def _open_store(path: Path, caption_column: str | None) -> Source[str]:
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
-        raise FileFormatError(
-            f"{path}: the parts do not fit together ({str(error).splitlines()[0]})"
-        ) from error
+        raise FileFormatError(f"{path}: the parts do not fit together ({str(error).splitlines()[0]})") from error
     texts = [first_text(value).strip() for value in table.column("caption").to_pylist()]
     described = _described(table, path, len(texts), texts)
     content = "\0".join([*map(str, described[0]), *texts]).encode()
     return _source("captions of a store", path, content, *described, {})
 
 
-def _described(
-    table: Any, path: Path, rows: int, texts: list[str]
-) -> tuple[Any, list[str], npt.NDArray[Any] | None]:
+def _described(table: Any, path: Path, rows: int, texts: list[str]) -> tuple[Any, list[str], npt.NDArray[Any] | None]:
     ids, labels = (name_among(table.column_names, usual, path) for usual in (ID_NAMES, LABEL_NAMES))
     return (
         np.arange(rows) if ids is None else column(table, ids, path),

@@ -18,16 +18,6 @@ from crovca.encoders.preprocessing import IMAGENET
 from crovca.errors import ConfigError, FileFormatError, StorageError, one_line
 from crovca.files import atomic_directory, write_json
 
-__all__ = [
-    "Converted",
-    "Tensors",
-    "grid_side",
-    "heads_of",
-    "processor_config",
-    "read_checkpoint",
-    "write_folder",
-]
-
 
 class Tensors:
     """The tensors of a checkpoint, each of which must be taken exactly once.
@@ -181,9 +171,7 @@ def heads_of(width: int, heads: int | None, *, of: int = 64) -> int:
     """
     found = heads if heads is not None else width // of
     if found < 1 or width % found:
-        raise ConfigError(
-            f"{found} attention heads do not divide a width of {width}; say how many with --heads"
-        )
+        raise ConfigError(f"{found} attention heads do not divide a width of {width}; say how many with --heads")
     return found
 
 
@@ -195,9 +183,7 @@ def grid_side(positions: int) -> int:
     """
     side = math.isqrt(positions - 1)
     if side < 1 or side * side != positions - 1:
-        raise FileFormatError(
-            f"{positions - 1} patches are not a square; only square images can be converted"
-        )
+        raise FileFormatError(f"{positions - 1} patches are not a square; only square images can be converted")
     return side
 
 

@@ -20,8 +20,6 @@ from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side
 from crovca.encoders.preprocessing import CLIP
 from crovca.errors import ConfigError, FileFormatError
 
-__all__ = ["ACTIVATIONS", "convert", "find_checkpoint"]
-
 ACTIVATIONS = ("auto", "gelu", "quick_gelu")
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
@@ -43,11 +41,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Path | None]:
 
 
 def convert(
-    checkpoint: Mapping[str, Any],
-    folder: Path | None = None,
-    *,
-    activation: str = "auto",
-    heads: int | None = None,
+    checkpoint: Mapping[str, Any], folder: Path | None = None, *, activation: str = "auto", heads: int | None = None
 ) -> Converted:
     """Convert a state dictionary of ``open_clip.CLIP`` with a ViT.
 
@@ -79,9 +73,7 @@ def convert(
     source.finish()
     shared = {"hidden_act": function, "layer_norm_eps": 1e-5, "projection_dim": vision.pop("projection")}
     if text.pop("projection") != shared["projection_dim"]:
-        raise FileFormatError(
-            "the towers project to different widths; this is no checkpoint of open_clip's CLIP"
-        )
+        raise FileFormatError("the towers project to different widths; this is no checkpoint of open_clip's CLIP")
     config = {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -110,18 +102,14 @@ def _activation(activation: str, model: Mapping[str, Any], *, known: bool) -> tu
         return activation, []
     if "quick_gelu" in model:
         return ("quick_gelu" if model["quick_gelu"] else "gelu"), []
-    why = (
-        "open_clip_config.json does not ask for quick_gelu" if known else "there is no open_clip_config.json"
-    )
+    why = "open_clip_config.json does not ask for quick_gelu" if known else "there is no open_clip_config.json"
     return "gelu", [
         f"activation: gelu, as {why}; for DFN ViT-B/16 open_clip's own table says quick_gelu: "
         "--activation quick_gelu takes that"
     ]
 
 
-def _vision(
-    source: Tensors, heads: int | None, says: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _vision(source: Tensors, heads: int | None, says: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     token = source.take("visual.class_embedding", None)
     width = token.shape[0]
     patches = source.take("visual.conv1.weight", width, 3, None, None)
@@ -150,9 +138,7 @@ def _vision(
     }, tensors
 
 
-def _text(
-    source: Tensors, heads: int | None, says: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _text(source: Tensors, heads: int | None, says: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     words = source.take("token_embedding.weight", None, None)
     vocabulary, width = words.shape
     positions = source.take("positional_embedding", None, width)

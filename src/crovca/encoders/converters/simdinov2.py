@@ -16,8 +16,6 @@ from torch import Tensor
 from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side, heads_of, processor_config
 from crovca.errors import FileFormatError
 
-__all__ = ["convert"]
-
 _BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.norm1\.weight")
 _HEADS = ("dino_head.", "ibot_head.", "head.")
 

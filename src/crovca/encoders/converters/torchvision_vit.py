@@ -14,8 +14,6 @@ from torch import Tensor
 from crovca.encoders.converters.checkpoints import Converted, Tensors, grid_side, heads_of, processor_config
 from crovca.errors import ConfigError, FileFormatError
 
-__all__ = ["VARIANTS", "Variant", "convert"]
-
 
 class Variant(NamedTuple):
     """How torchvision prepares images for a set of weights: resize, crop, Pillow's number of the filter."""

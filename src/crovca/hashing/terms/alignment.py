@@ -7,8 +7,6 @@ from torch import Tensor
 
 from crovca.hashing.terms.batch import Batch, over_lengths
 
-__all__ = ["alignment", "alignment_per_bit"]
-
 
 def alignment(batch: Batch) -> Tensor:
     """L_align in nats a bit."""

@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "over_lengths"]
-
 
 class Batch(NamedTuple):
     """A step's students and teachers.

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from crovca.hashing.terms.batch import Batch, over_lengths
 
-__all__ = ["coding_rate", "diversity"]
-
 
 def diversity(batch: Batch) -> Tensor:
     """R of every view, averaged; larger is better. A prefix is normalized anew."""

@@ -8,8 +8,6 @@ from torch import Tensor
 from crovca.errors import ConfigError
 from crovca.hashing.terms.batch import Batch
 
-__all__ = ["order"]
-
 
 def order(batch: Batch) -> Tensor:
     """How badly <tanh(z / 2), sign z'> of the first view reproduces the inner products of the items' coordinates.
@@ -34,7 +32,5 @@ def order(batch: Batch) -> Tensor:
             scale = (weight * found * products).sum() / (weight * found.square()).sum().clamp(min=1e-12)
         return (weight * (products - scale * found).square()).sum() / squares
 
-    weights = torch.tensor(
-        [length**0.5 for length in batch.lengths], device=logits.device
-    )  # long codes keep more
+    weights = torch.tensor([length**0.5 for length in batch.lengths], device=logits.device)  # long codes keep more
     return (weights * torch.stack([error(length) for length in batch.lengths])).sum() / weights.sum()

@@ -19,8 +19,6 @@ from crovca.errors import ConfigError
 from crovca.index.engines.base import CandidateEngine, Candidates
 from crovca.index.scoring import Float32
 
-__all__ = ["AcceleratorEngine"]
-
 _BLOCK_BYTES = 1 << 28  # of unpacked bits
 _precision = Lock()  # PyTorch has one setting for all threads
 
@@ -38,9 +36,7 @@ class AcceleratorEngine(CandidateEngine):
         self._process = os.getpid()
         try:
             self._packed = torch.from_numpy(np.array(codes.packed)).to(self.device)
-        except (
-            RuntimeError
-        ) as error:  # what it says where this process was forked from one that used the device
+        except RuntimeError as error:  # what it says where this process was forked from one that used the device
             raise ConfigError(f"the engine 'accelerator' cannot be used: {error}") from error
         self._shifts = torch.arange(7, -1, -1, device=self.device, dtype=torch.uint8)
 

@@ -22,8 +22,6 @@ import numpy.typing as npt
 from crovca.codes import Codes
 from crovca.index.scoring import BitScorer, Float32, Int64, rank, sortable
 
-__all__ = ["CandidateEngine", "Candidates", "Engine", "Found", "Groups", "Mask", "any_equal", "exhaustive"]
-
 Mask = npt.NDArray[np.bool_]
 
 _WIDEN = 4  # times more candidates when a bound does not prove the answer
@@ -215,9 +213,7 @@ class Groups:
         """Memory held."""
         return self.codes.packed.nbytes + self.starts.nbytes + self.rows.nbytes
 
-    def expand(
-        self, entries: Int64, distances: Float32, k: int, allowed: Mask | None
-    ) -> tuple[Int64, Float32]:
+    def expand(self, entries: Int64, distances: Float32, k: int, allowed: Mask | None) -> tuple[Int64, Float32]:
         """The rows of some codes, as far as they can be among the k nearest, and their distances.
 
         Of one code its first k rows suffice, and no code is needed beyond the distance at which k rows are found.
@@ -234,9 +230,7 @@ class Groups:
             starts, counts, distances = starts[:last], counts[:last], distances[:last]
         return self._rows(starts, counts), np.repeat(distances, counts)
 
-    def _expand_allowed(
-        self, entries: Int64, distances: Float32, k: int, allowed: Mask
-    ) -> tuple[Int64, Float32]:
+    def _expand_allowed(self, entries: Int64, distances: Float32, k: int, allowed: Mask) -> tuple[Int64, Float32]:
         rows, found, taken, start = [], [], 0, 0
         while start < len(entries) and taken < k:
             # A step of codes of equal distance, or of 64 codes where that is more.

@@ -18,8 +18,6 @@ from crovca.codes import Codes
 from crovca.index.engines.base import CandidateEngine, Candidates, Groups
 from crovca.index.scoring import Float32, Float64, Int64
 
-__all__ = ["MAX_BUCKET_BITS", "BucketEngine"]
-
 MAX_BUCKET_BITS = 24
 
 

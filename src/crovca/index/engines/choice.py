@@ -7,8 +7,6 @@ from crovca.errors import ConfigError
 from crovca.index.engines.base import Engine
 from crovca.index.memo import imported
 
-__all__ = ["ENGINES", "build_engine", "check_engine", "choose_engine"]
-
 # name: module, class, and the lengths in bits that it takes
 ENGINES: dict[str, tuple[str, str, tuple[int, int]]] = {
     "exact": ("crovca.index.engines.exact", "ExactEngine", (1, MAX_BITS)),

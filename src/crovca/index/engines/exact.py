@@ -8,8 +8,6 @@ from crovca.codes import Codes
 from crovca.index.engines.base import Found, Mask, exhaustive
 from crovca.index.scoring import BitScorer
 
-__all__ = ["ExactEngine"]
-
 
 class ExactEngine:
     """See ``base.Engine``. Holds nothing but the codes."""

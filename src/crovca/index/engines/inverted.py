@@ -19,8 +19,6 @@ from crovca.index.engines.base import CandidateEngine, Candidates
 from crovca.index.engines.scan import nibble_index, nibble_weights
 from crovca.index.scoring import BitScorer, Float32, Int64
 
-__all__ = ["InvertedEngine"]
-
 _PROBED = 32  # cells that a query looks into
 _SAMPLE_PER_CELL = 64
 _MEASURED_QUERIES = 64
@@ -73,9 +71,7 @@ class InvertedEngine(CandidateEngine):
         k = min(_MEASURED_K, len(codes))
         truth, _ = faiss.knn_hamming(queries.packed, np.ascontiguousarray(codes.packed), k)
         answers = self.nearest(BitScorer.of("hamming", bits.astype(np.float32) - 0.5, codes), k)
-        found = [
-            np.sum(answer.distances <= worst) for answer, worst in zip(answers, truth[:, -1], strict=True)
-        ]
+        found = [np.sum(answer.distances <= worst) for answer, worst in zip(answers, truth[:, -1], strict=True)]
         return float(np.minimum(found, k).mean() / k)
 
 
@@ -107,12 +103,7 @@ def _build(codes: Codes, cells: int) -> tuple[faiss.IndexIVFPQFastScan, faiss.In
 def _means(sample: Float32, cells: int) -> Float32:
     """Mean codes of cells (cells, width), by k-means."""
     clustering = faiss.Kmeans(
-        sample.shape[1],
-        cells,
-        niter=8,
-        seed=0,
-        min_points_per_centroid=1,
-        max_points_per_centroid=_SAMPLE_PER_CELL,
+        sample.shape[1], cells, niter=8, seed=0, min_points_per_centroid=1, max_points_per_centroid=_SAMPLE_PER_CELL
     )
     clustering.train(sample)
     return clustering.centroids

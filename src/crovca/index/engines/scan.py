@@ -17,19 +17,8 @@ from crovca.codes import Codes
 from crovca.index.engines.base import CandidateEngine, Candidates, Groups, any_equal
 from crovca.index.scoring import Float32, Float64
 
-__all__ = [
-    "MAX_SCAN_BITS",
-    "MIN_SCAN_BITS",
-    "ScanEngine",
-    "nibble_index",
-    "nibble_weights",
-    "quantization_error",
-]
-
 MIN_SCAN_BITS = 8
-MAX_SCAN_BITS = (
-    512  # the kernel adds at most 255 a nibble into 16 bits; beyond 1,028 bits that could overflow
-)
+MAX_SCAN_BITS = 512  # the kernel adds at most 255 a nibble into 16 bits; beyond 1,028 bits that could overflow
 
 
 class ScanEngine(CandidateEngine):
