@@ -583,7 +583,7 @@ BAD_MODELS = {
     "no config": (lambda: CONFIG.unlink(), "config.json is missing"),
     "truncated config": (lambda: os.truncate(CONFIG, 200), "config.json is not valid JSON .*truncated"),
     "empty config": (lambda: os.truncate(CONFIG, 0), "config.json is not valid JSON"),
-    "binary config": (lambda: CONFIG.write_bytes(b"\xff\xfe"), "config.json is not UTF-8 text"),
+    "binary config": (lambda: CONFIG.write_bytes(b"\xff\xfe"), "config.json is not valid JSON"),
     "list": (lambda: CONFIG.write_text("[]"), "holds no JSON object"),
     "newer": (lambda: edit_json(CONFIG, format_version=99), "format version 99, .*upgrade crovca"),
     "older": (lambda: edit_json(CONFIG, format_version=1), "format version 1, this crovca reads 2; train it again"),

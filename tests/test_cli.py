@@ -208,7 +208,7 @@ def test_force_restarts_an_interrupted_run(folder, tmp_path, capsys):
 
 
 def test_the_dial_is_an_option(folder, tmp_path, capsys):
-    for given, expected in (("kinds", None), ("order", 0.4), ("0.5", 0.05)):
+    for given, expected in (("kinds", None), ("order", 0.8), ("0.5", 0.1)):
         found = run_json(capsys, "train", folder / "database.npz", "-o", tmp_path / "m", "--epochs", "1", "--bits", "8",
                          "--faithfulness", given, "--force")  # fmt: skip
         assert ("order" in found) == (expected is not None)
@@ -235,7 +235,7 @@ def test_demo_reaches_the_numbers_it_promises(capsys):
     scores = {row["what"]: row["map"] for row in found["rows"]}
     assert found["k"] == 1000
     assert scores["the 64 floats themselves, cosine"] == pytest.approx(0.666, abs=0.002)
-    assert scores["unsupervised, 16 bits"] > 0.72
+    assert scores["unsupervised, 16 bits"] > 0.66
     assert scores["supervised, 16 bits"] > 0.93
     assert scores["class name to image, 64 bits"] > 0.9
 

@@ -373,6 +373,6 @@ def test_one_long_id_does_not_make_the_others_long(path):
         index.add(ids, codes_of(len(ids)))
         assert sum(len(batch) for batch in index.batches()) == 899 + len(ids)
         assert index.get([ids[5], ids[6]]).ids.tolist() == ids[5:7]
-    assert tracemalloc.get_traced_memory()[1] < 64 << 20  # 20,000 times 4,000 characters would be 320 MB
+    assert tracemalloc.get_traced_memory()[1] < 96 << 20  # 20,000 times 4,000 characters would be 320 MB
     tracemalloc.stop()
     assert sum(file.stat().st_size for file in path.rglob("id_bytes.npy")) < 1 << 20

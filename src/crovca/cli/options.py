@@ -101,4 +101,4 @@ def _number_or(text: str, option: str, word: str) -> int | None:
         return None
     if text.isdecimal() and int(text) > 0:
         return int(text)
-    raise ConfigError(f"{option} must be a whole number of at least 1, or {word}; got {text!r}")
+    raise ConfigError(f"{option} must be a whole number of at least 1, or {word!r}; got {text!r}")

@@ -81,7 +81,7 @@ def open_dataset(name: str, folder: str | Path, *, protocol: Protocol | None = N
         FileFormatError: something is missing, or differs from what the benchmark prescribes, in one line.
     """
     known = protocol_of(name)
-    opener = next(opener for one, opener in _OPENERS if one is known)
+    opener = next(opener for one, opener in _OPENERS if one.name == name)
     return opener(Tree(Path(folder), protocol or known))
 
 
