@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 # Two processes of one thread each: as fast as two threads, and steadier.
 TEST := OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadgroup
 
-.PHONY: setup demo servers lint check test ci torture wheel lowest bench
+.PHONY: setup demo servers lint check test coverage ci torture wheel lowest bench
 
 setup: $(READY)
 
@@ -32,6 +32,9 @@ check: lint
 
 # Everything but the long runs; a server that is not installed is skipped, and named.
 test: lint
+	$(TEST) -m 'not torture'
+
+coverage: $(READY)
 	$(TEST) -m 'not torture' --cov --cov-report=term
 
 # PostgreSQL, pgvector and Milvus, for their tests (Debian, root).
@@ -51,7 +54,7 @@ wheel: $(READY)
 	rm -rf build/wheel && $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	rm -rf build/bare && $(PYTHON) -m venv build/bare
 	build/bare/bin/python -m pip install --quiet --constraint constraints.txt build/wheel/*.whl
-	cd build && bare/bin/crovca demo --json > bare/demo.json && bare/bin/crovca --version
+	cd build && bare/bin/crovca --version && bare/bin/crovca datasets > bare/datasets.txt
 
 # The oldest versions that pyproject.toml allows, as far as they install on this Python.
 lowest: $(READY)
