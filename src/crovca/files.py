@@ -105,11 +105,17 @@ def atomic_directory(path: Path, *, new: bool = False) -> Iterator[Path]:
             _sync(temporary)
             if new:
                 _move_to_new(temporary, path)
+                try:
+                    _sync(path.parent)
+                except OSError:  # nothing stood here before, so nothing was written
+                    remove(path)
+                    raise
             elif path.exists() and not _exchange(temporary, path):
                 path.replace(retired)
             if not new and not path.exists():
                 temporary.replace(path)
-        _confirm(path)
+        if not new:
+            _confirm(path)
     finally:
         if retired.exists() and not path.exists():  # the second rename failed: put the old one back
             retired.replace(path)

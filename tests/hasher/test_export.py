@@ -75,6 +75,8 @@ def test_embeddings_to_codes(tmp_path):
     assert list(export_onnx(hasher, tmp_path / "one")["graphs"]) == ["embedding_to_codes.onnx"]
     for items in (1, 3, 60):
         agree(*run(tmp_path / "one" / "embedding_to_codes.onnx", X[:items]), hasher.logits(X[:items]))
+    codes, logits = run(tmp_path / "one" / "embedding_to_codes.onnx", X[:0])
+    assert (codes.shape, logits.shape) == ((0, 3), (0, 20))
     both = Hasher.for_pairs(bits=8, epochs=3, device="cpu").fit(X, texts=T)
     assert export_onnx(both, tmp_path / "two")["preprocessing"] is None
     agree(*run(tmp_path / "two" / "image_embedding_to_codes.onnx", X), both.logits(X, modality="images"))

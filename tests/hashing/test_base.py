@@ -194,3 +194,24 @@ def test_a_common_offset_collapses_nothing(labeled):
 def test_logits_that_are_no_numbers_are_refused():
     with pytest.raises(InvalidInputError, match=r"NaN in 1 of 3 rows, the first 1"):
         Codes.from_logits(np.array([[1.0, 2.0], [np.nan, 0.0], [-1.0, 1.0]]))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_scale_of_the_embeddings_does_not_matter(scale):
+    values, _ = made(items=300)
+    scaled = values * np.float32(scale)
+    usual, found = (Hasher(16, epochs=3, device="cpu").fit(one) for one in (values, scaled))
+    assert found.score(scaled) > usual.score(values) - 0.03
+
+
+@pytest.mark.parametrize("items", [2, 600])
+def test_items_that_are_all_the_same_are_refused(items):
+    with pytest.raises(InvalidInputError, match=f"all {items} embeddings are the same"):
+        Hasher(16, device="cpu").fit(np.tile(made(items=1)[0], (items, 1)))
+
+
+def test_a_column_that_alone_counts_is_named():
+    values, _ = made()
+    values[:, 5] *= 1e6
+    with pytest.warns(CrovcaWarning, match=r"column 5 has 100\.00 % of the variance"):
+        Hasher(16, epochs=1, device="cpu").fit(values)

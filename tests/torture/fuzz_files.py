@@ -1,11 +1,13 @@
-"""Mutations of stores and codes: every one must be refused in words, change nothing, or be named by ``verify``."""
+"""Mutations of stores, codes and models: every one must be refused in words, change nothing, or be named by ``verify``."""
 
 import json
 import os
 import random
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from crovca.data.embeddings import load_embeddings
 from crovca.data.encoded import Encoded
 from crovca.data.store import save_store, verify_store
 from crovca.errors import CrovcaError
+from crovca.hasher import Hasher
 
 ROWS, WIDTH, BITS = 60, 8, 20
 ODD: tuple[object, ...] = (
@@ -47,6 +50,17 @@ def write_codes(path: Path) -> None:
     logits = np.random.default_rng(1).normal(size=(ROWS, BITS)).astype(np.float32)
     ids = np.array([f"item {row}" for row in range(ROWS)])
     Encoded(Codes.from_logits(logits), ids, np.arange(ROWS) % 3, logits).save(path)
+
+
+def write_model(path: Path) -> None:
+    values = np.random.default_rng(2).normal(size=(ROWS, WIDTH)).astype(np.float32)
+    Hasher(bits=BITS, epochs=1, device="cpu").fit(values).save(path)
+
+
+def answer_of_model(path: Path) -> tuple[bytes, ...]:
+    found = Hasher.load(path)
+    asked = np.random.default_rng(3).normal(size=(5, WIDTH)).astype(np.float32)
+    return found.logits(asked).tobytes(), repr((found.lengths_, found.pairing_, found.history_)).encode()
 
 
 def answer_of_store(path: Path) -> tuple[bytes, ...]:
@@ -106,12 +120,20 @@ def mutate_bytes(file: Path, chance: random.Random) -> str:
 
 def mutate_manifest(file: Path, chance: random.Random) -> str:
     content = json.loads(file.read_text())
-    holders = [content, *content["parts"], *(part["sha256"] for part in content["parts"])]
-    holder = chance.choice(holders)
+    holder = chance.choice(holders_in(content))
     key, value = chance.choice(list(holder)), chance.choice(ODD)
     holder[key] = value
     file.write_text(json.dumps(content))
     return f"{key} = {str(value)[:20]} in the manifest"
+
+
+def holders_in(content: Any) -> list[dict[str, Any]]:
+    """All JSON objects with entries."""
+    if isinstance(content, list):
+        return [found for part in content for found in holders_in(part)]
+    if not isinstance(content, dict) or not content:
+        return []
+    return [content, *(found for part in content.values() for found in holders_in(part))]
 
 
 def mutate_tree(store: Path, chance: random.Random) -> str:
@@ -121,7 +143,7 @@ def mutate_tree(store: Path, chance: random.Random) -> str:
     if kind == "copy":
         shutil.copyfile(other, file)
     elif kind == "part":
-        shutil.rmtree(store / "part-00001")
+        shutil.rmtree(store / "part-00001", ignore_errors=True)
     else:
         file.unlink()
         if kind == "link":
@@ -135,24 +157,32 @@ def mutate_tree(store: Path, chance: random.Random) -> str:
     return f"{kind} {file.relative_to(store)}"
 
 
+# How each is written and read; the manifest of those that are folders.
+KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], tuple[bytes, ...]], str | None]] = {
+    "store": (write_store, answer_of_store, "manifest.json"),
+    "codes": (write_codes, answer_of_codes, None),
+    "model": (write_model, answer_of_model, "config.json"),
+}
+
+
 def fuzz(root: Path, what: str, seeds: range) -> dict[str, list[str]]:
-    """Mutate a store or codes once for each seed; what happened, by kind."""
-    good = root / ("good" if what == "store" else "good.npz")
-    write, answer = (write_store, answer_of_store) if what == "store" else (write_codes, answer_of_codes)
+    """Mutate a store, codes or a model once for each seed; what happened, by kind."""
+    write, answer, manifest = KINDS[what]
+    good = root / ("good" if manifest else "good.npz")
     write(good)
     expected = answer(good)
     found: dict[str, list[str]] = {kind: [] for kind in ("refused", "same", "named", "changed", "traceback")}
     for seed in seeds:
         chance = random.Random(seed)
-        bad = root / ("bad" if what == "store" else "bad.npz")
-        if what == "store":
+        bad = root / ("bad" if manifest else "bad.npz")
+        if manifest:
             shutil.rmtree(bad, ignore_errors=True)
             shutil.copytree(good, bad)
             draw = chance.random()
             if draw < 0.15:
                 how = mutate_tree(bad, chance)
             elif draw < 0.35:
-                how = mutate_manifest(bad / "manifest.json", chance)
+                how = mutate_manifest(bad / manifest, chance)
             else:
                 how = mutate_bytes(chance.choice(sorted(p for p in bad.rglob("*") if p.is_file())), chance)
         else:

@@ -96,6 +96,18 @@ def mean_embedding(values: Rows) -> npt.NDArray[np.float32]:
     return (total / count).astype(np.float32)
 
 
+def unit_rows(values: npt.NDArray[Any], center: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+    """Rows (n, d) less ``center`` (d,), of length 1 whatever their scale was; float32. Rows of zeros stay."""
+    rows = np.asarray(values, np.float32)
+    if center is not None:
+        rows = rows - center
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    extreme = ~((lengths > 1e-15) & (lengths < 1e15)).ravel()  # their squares are hardly numbers of float32
+    lengths[extreme] = np.linalg.norm(rows[extreme].astype(np.float64), axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+
+
 def root_mean_square(values: Rows, center: npt.NDArray[np.float32]) -> float:
     """Root mean square of all numbers after subtracting ``center`` (d,); read in chunks."""
     total, count = 0.0, 0

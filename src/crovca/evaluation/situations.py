@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from crovca.codes import Codes
 from crovca.data.clusters import k_means
-from crovca.data.embeddings import Embeddings, Rows, chunks, evenly_spaced, mean_embedding
+from crovca.data.embeddings import Embeddings, Rows, chunks, evenly_spaced, mean_embedding, unit_rows
 from crovca.data.labels import share_a_label
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.evaluation import metrics
@@ -149,8 +149,7 @@ def _cells(database: Embeddings, query: Embeddings, seed: int) -> tuple[npt.NDAr
     center = mean_embedding(database.values)
 
     def unit(values: npt.NDArray[Any]) -> Float32:
-        part = one_view(values) - center
-        return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+        return unit_rows(one_view(values), center)
 
     sample = unit(np.asarray(database.values[evenly_spaced(len(database), _SAMPLE)]))
     count = min(_CELLS, max(2, len(sample) // _ITEMS_A_CELL))

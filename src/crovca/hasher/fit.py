@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 _MOST_READ = 65536
 _GIANT = 1000  # times the median length
+_ALONE = 0.999  # of the variance
 _PAIRINGS = ("views", "neighbors", "classes")
 
 
@@ -104,6 +105,7 @@ def fit_embeddings(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitt
     start = _resolve_start(hasher, pairing, config, len(data))
     classes = to_membership(labels) if "classes" in pairing and labels is not None else None
     for rows, name in zip(values, hasher.modalities, strict=True):
+        _require_difference(rows, name)
         _warn_of_giants(rows, name)
     with kept_run(hasher, run, config, partial(fingerprint, *values, labels)) as kept:
         towers = _towers(hasher, values, config, run.observer)
@@ -297,6 +299,25 @@ def _points(coordinates: Rows, rows: Tensor) -> Tensor:
     """Coordinates (B, k) of items, the mean over their views."""
     points = torch.from_numpy(np.asarray(coordinates[rows.cpu().numpy()])).to(rows.device)
     return points if points.ndim == 2 else points.mean(dim=1)
+
+
+def _require_difference(values: Rows, name: str) -> None:
+    """Refuse items that are all the same; say which column is so much larger than the others that it alone counts."""
+    first = np.asarray(values[0])
+    if all((part == first).all() for _, part in chunks(values)):
+        raise InvalidInputError(
+            f"all {len(values):,} {name} are the same, so there is nothing to learn; are they right?"
+        )
+    sample = np.array(values[evenly_spaced(len(values), 8192)], np.float64).reshape(-1, values.shape[-1])
+    spread = (sample / max(float(np.abs(sample).max()), 1e-300)).var(axis=0)
+    largest, share = int(spread.argmax()), float(spread.max() / max(spread.sum(), 1e-300))
+    if len(spread) > 2 and share > _ALONE:
+        warnings.warn(
+            f"{name}: column {largest} has {100 * share:.2f} % of the variance, so items are told apart by it alone; "
+            "is it no part of the embedding, or of another scale?",
+            CrovcaWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_of_giants(values: Rows, name: str) -> None:

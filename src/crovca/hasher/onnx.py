@@ -96,13 +96,14 @@ class _ToCodes(nn.Module):
     def __init__(self, coder: HashCoder) -> None:
         super().__init__()
         self.coder = coder
-        self.padding = -coder.bits % 8
-        self.register_buffer("weights", 2.0 ** torch.arange(7, -1, -1), persistent=False)
+        bits = torch.arange(coder.bits)
+        weights = torch.zeros(-(-coder.bits // 8), coder.bits)
+        weights[bits // 8, bits] = 2.0 ** (7 - bits % 8)
+        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.coder(embeddings)
-        bits = F.pad((logits > 0).float(), (0, self.padding))
-        codes = (bits.reshape(-1, bits.shape[1] // 8, 8) * self.weights).sum(dim=-1)  # whole numbers below 256
+        codes = F.linear((logits > 0).float(), self.weights)  # whole numbers below 256
         return codes.to(torch.uint8), logits
 
 

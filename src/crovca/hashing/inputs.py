@@ -10,6 +10,18 @@ from torch import Tensor, nn
 from crovca.data.embeddings import Rows, evenly_spaced, mean_embedding, root_mean_square
 
 _COMPONENTS, _MOST_READ, _BLOCK = 256, 65536, 8192
+_SMALLEST = 2.0**-126  # above 0 in float32; what is smaller may be taken for 0
+
+
+def unit_length(rows: Tensor) -> Tensor:
+    """Rows (B, d) of length 1, whatever their scale was; rows of zeros stay."""
+    return F.normalize(_of_one_scale(rows), dim=1)
+
+
+def _of_one_scale(rows: Tensor) -> Tensor:
+    # The squares of great and of small numbers are beyond float32. Powers of 2 leave all digits what they are.
+    largest = rows.abs().amax(dim=1, keepdim=True).clamp(min=_SMALLEST)
+    return rows / torch.exp2(torch.log2(largest).floor())
 
 
 class Scaling(nn.Module):
@@ -70,9 +82,7 @@ class Coordinates(nn.Module):
         """(B, d) to (B, k)."""
         length = embeddings.norm(dim=1, keepdim=True)
         if torch.compiler.is_compiling() or not bool(((length > 1e-15) & (length < 1e15)).all()):
-            # The squares of great numbers are beyond float32. Powers of 2 leave the other rows what they are.
-            largest = embeddings.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-            embeddings = embeddings / torch.exp2(torch.log2(largest).floor())
+            embeddings = _of_one_scale(embeddings)
             length = embeddings.norm(dim=1, keepdim=True).clamp(min=1e-30)
         return F.linear(torch.addcmul(embeddings, length, self.mean, value=-1), self.components) / length
 
@@ -87,7 +97,7 @@ def fit_coordinates(values: Rows) -> Coordinates:
     origin: Tensor | None = None  # near the mean, so that little cancels
     for start in range(0, len(rows), _BLOCK):
         block = torch.from_numpy(np.array(values[rows[start : start + _BLOCK]], np.float64)).reshape(-1, width)
-        unit = F.normalize(block, dim=1)
+        unit = F.normalize(block, dim=1, eps=_SMALLEST)
         origin = unit.mean(dim=0) if origin is None else origin
         unit -= origin
         total += unit.sum(dim=0)

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from crovca.data.clusters import k_means
 from crovca.data.embeddings import Rows, mean_embedding
 from crovca.errors import InvalidInputError
+from crovca.hashing.inputs import unit_length
 
 CONSIDERED = 2
 """Shared neighbors are chosen among so many times as many nearest ones."""
@@ -142,7 +142,7 @@ class _Reader:
         part = torch.from_numpy(np.ascontiguousarray(self.values[rows])).to(self.device).float()
         if part.ndim == 3:
             part = part.mean(dim=1)
-        return F.normalize(part - torch.from_numpy(self.center).to(self.device), dim=1)
+        return unit_length(part - torch.from_numpy(self.center).to(self.device))
 
 
 def _nearest(

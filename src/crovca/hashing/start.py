@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from crovca.data.clusters import k_means, nearest_centroid
 from crovca.data.embeddings import Rows, evenly_spaced
+from crovca.hashing.inputs import unit_length
 from crovca.hashing.network import HashCoder
 from crovca.hashing.targets import ClassPrototypes
 
@@ -109,7 +110,7 @@ def _blocks(values: Rows, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDA
 
 def _clusters(values: Rows, rows: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
     """A cluster number below ``count`` for each row."""
-    unit = torch.cat([F.normalize(block.mean(dim=1), dim=1) for _, block in _blocks(values, rows)]).numpy()
+    unit = torch.cat([unit_length(block.mean(dim=1)) for _, block in _blocks(values, rows)]).numpy()
     centroids = k_means(unit, count, seed=seed, spherical=True, most_points=_POINTS_A_CENTROID)
     return nearest_centroid(unit, centroids)
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from crovca.codes import Codes
+from crovca.data.embeddings import unit_rows
 from crovca.errors import InvalidInputError
 from crovca.metrics import Metric, get_metric
 
@@ -235,19 +236,12 @@ class CosineScorer:
 
     def distances(self, queries: slice) -> Float32:
         """See ``Scorer``; to float32 rounding."""
-        unit = self._unit(self.query[queries])
+        unit = unit_rows(self.query[queries], self.center)
         result = np.empty((len(unit), len(self.database)), np.float32)
         for start in range(0, len(self.database), _CHUNK):
             chunk = slice(start, start + _CHUNK)
-            np.subtract(1, unit @ self._unit(self.database[chunk]).T, out=result[:, chunk])
+            np.subtract(1, unit @ unit_rows(self.database[chunk], self.center).T, out=result[:, chunk])
         return result
-
-    def _unit(self, values: npt.NDArray[Any]) -> Float32:
-        values = np.asarray(values, np.float32)
-        if self.center is not None:
-            values = values - self.center
-        norms = np.linalg.norm(values, axis=1, keepdims=True)
-        return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
 
 
 # --- exact top-k ------------------------------------------------------------------------------------
