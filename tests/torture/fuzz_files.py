@@ -1,4 +1,4 @@
-"""Mutations of stores, codes and models: every one must be refused in words, change nothing, or be named by ``verify``."""
+"""Mutations of stores, codes and models: each must be refused in words, change nothing, or be named by ``verify``."""
 
 import json
 import os

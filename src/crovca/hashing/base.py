@@ -16,7 +16,6 @@ from torch import Tensor, nn
 _MOST_READ = 16384
 _ITERATIONS = 30
 _RIDGE = 0.1
-_WEAK = 0.09  # of the first block's variance
 
 
 class Base(nn.Module):
@@ -54,9 +53,8 @@ def fit_base(
 ) -> FittedBase:
     """ITQ by blocks of components between the code lengths.
 
-    Where the components of a block have hardly any variance left, its bits code the strongest ones again, by another
-    rotation: two bits of what tells items apart say more than one bit of what does not. Where a block ends beyond the
-    components, the last of them are mixed again; what is still missing are random directions.
+    Where a block ends beyond the components, the last of them are mixed again; what is still missing are random
+    directions.
 
     Args:
         points: (n, k) coordinates, strongest first; at most 16,384 evenly spaced ones are read.
@@ -72,8 +70,6 @@ def fit_base(
     rows, scales, start = [], [], 0
     for end in lengths:
         block = slice(start, end) if end <= components else slice(max(0, components - (end - start)), components)
-        if deviations[block].square().mean() < _WEAK * deviations[: lengths[0]].square().mean():
-            block = slice(0, min(end - start, components))
         rotation = _rotation(points[:, block], seed=seed + start)
         spread = deviations[block].square().mean().sqrt()
         part = torch.zeros(len(rotation), components)

@@ -22,7 +22,7 @@ UNSUPERVISED_STEPS = 560
 SUPERVISED_STEPS = 1400
 HELD_STEPS, HELD_ITEMS = 560, 7000
 """Steps beside a closed-form base for so many items; with labels half as many again."""
-HELD_EPOCHS, HELD_SUPERVISED_EPOCHS = 40, 30
+HELD_EPOCHS = 30
 """At most."""
 TRUSTED_ITEMS = 4000
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 100
@@ -285,13 +285,13 @@ def default_epochs(items: int, batch_size: int, *, supervised: bool, base: bool 
     At 7,000 items that is about 20 and 50 epochs; from about 30,000 (unsupervised) or 70,000 (supervised)
     items on it is 5, as in the paper. Beside a closed-form base the budget is 560 steps for 7,000 items and twice that
     for 16 times as many, with labels half as much again: what is learned longer keeps less of the floats' order. It is
-    2 to 40 epochs there, with labels 2 to 30.
+    2 to 30 epochs there.
     """
     _at_least("batch_size", batch_size, 2)
     steps = max(1, items // min(batch_size, items))
     if base:
         held = HELD_STEPS * (1.5 if supervised else 1.0) * (items / HELD_ITEMS) ** 0.25
-        return min(HELD_SUPERVISED_EPOCHS if supervised else HELD_EPOCHS, max(2, round(held / steps)))
+        return min(HELD_EPOCHS, max(2, round(held / steps)))
     budget = SUPERVISED_STEPS if supervised else UNSUPERVISED_STEPS
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(budget / steps)))
 
