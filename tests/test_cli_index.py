@@ -332,7 +332,7 @@ def test_dedup(tmp_path, capsys):
     assert found["duplicates"] == 2
     assert json.loads((tmp_path / "groups.json").read_text())["groups"] == found["groups"]
     run("dedup", tmp_path / "index")
-    assert "1 group; 1 of 5 items could go" in capsys.readouterr().out
+    assert "1 group; 2 of 5 items have another within 0 bits" in capsys.readouterr().out
     assert "from 0 to 20" in fails(capsys, "dedup", tmp_path / "index", "--radius", "21")
     asked = ("dedup", tmp_path / "index", "-o", tmp_path / "groups.json")
     assert "exists already" in fails(capsys, *asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -60,6 +60,7 @@ class NewItems:
         origin: what made the codes and the embeddings.
         embeddings: (n, d) of all items, where they are at hand.
         drift: says how far embeddings lie from what the model has learned, where it knows.
+        left_out: images that could not be read: id, reason, detail.
     """
 
     ids: Any
@@ -70,6 +71,7 @@ class NewItems:
     origin: Origin = field(default_factory=Origin)
     embeddings: Rows | None = None
     drift: Callable[[Any], Drift] | None = None
+    left_out: Sequence[tuple[Any, str, str]] = ()
 
 
 def source_kind(path: Path, encoder: str | None) -> str:
@@ -185,6 +187,7 @@ def open_items(
     if hasher is not None and hasher.fine_tuning is not None:  # its encoder is its own
         found = encode_path(hasher, source, None, observer=observer, bits=bits)
         return replace(of_encoded(found.encoded, extra), save_model=save, embeddings=found.embeddings)
+    left_out: list[tuple[Any, str, str]] = []
     if kind == "images":
         if encoder is None:
             raise ConfigError(f"{source} holds images: give --encoder, the folder of a model or its id on the hub")
@@ -192,6 +195,7 @@ def open_items(
         made = embed(source, encoder, store, revision=revision, device=device, **options)
         if broken := made.summary.broken:
             observer.message(f"{sum(broken.values()):,} images left out: {counted(broken)}")
+            left_out = [(one.id, one.reason, one.detail) for one in made.left_out]
         data, source = made.embeddings, store
     else:
         data = load_embeddings(source)
@@ -200,10 +204,10 @@ def open_items(
             f"no --model: learning codes of {bits or 64} bits from these {len(data):,} embeddings, without labels"
         )
         hasher = Hasher(bits=bits or 64, device=device).fit(data, observer=observer)
-        return replace(of_embeddings(data, source, hasher, bits, extra), save_model=hasher.save)
+        return replace(of_embeddings(data, source, hasher, bits, extra), save_model=hasher.save, left_out=left_out)
     known = hasher.towers_.coders[0].gate is not None
     items = of_embeddings(data, source, hasher, bits, extra)
-    return replace(items, save_model=save, drift=hasher.drift if known else None)
+    return replace(items, save_model=save, drift=hasher.drift if known else None, left_out=left_out)
 
 
 def fill(index: HashIndex, items: NewItems, observer: Observer, *, upsert: bool = False) -> int:
@@ -242,6 +246,7 @@ class Changed:
         disk_bytes: by what they hold, as ``stats`` has them.
         encoder: what is known of the encoder of its images, or None.
         tuned: what was chosen for a target recall, where one was given.
+        left_out: images that could not be read: id, reason, detail.
     """
 
     items: int
@@ -251,6 +256,7 @@ class Changed:
     disk_bytes: dict[str, int]
     encoder: Mapping[str, Any] | None
     tuned: Tuned | None = None
+    left_out: Sequence[tuple[Any, str, str]] = ()
 
 
 def build_index(
@@ -317,7 +323,7 @@ def build_index(
             if target_recall is not None:
                 tuned = tune(made, target_recall, top_k, advance=partial(observer.advance, "tuning"))
                 made.keep_tuned(tuned)
-            return replace(_changed(made, len(made), 0), tuned=tuned)
+            return replace(_changed(made, len(made), 0), tuned=tuned, left_out=items.left_out)
 
 
 def add_items(
@@ -390,7 +396,7 @@ def add_items(
             remove(store)
             raise
         remove(store)
-        return _changed(opened, len(opened) - before, replaced)
+        return replace(_changed(opened, len(opened) - before, replaced), left_out=items.left_out)
 
 
 def _changed(index: HashIndex, added: int, replaced: int) -> Changed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option
 
 from crovca.cli import options
-from crovca.cli.output import Reporter, answer
+from crovca.cli.output import Reporter, answer, tell_left_out
 from crovca.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def embed(
     threads: Annotated[int | None, Option(help="Threads within a batch [default: 1 for images].")] = None,
     seed: Annotated[int, Option(help="The same seed gives the same views.")] = 0,
     force: Annotated[bool, Option("--force", help="Begin anew where a store exists.")] = False,
+    left_out: options.LeftOutFile = None,
     json: options.Json = False,
 ) -> None:
     """Turn images or texts into embeddings with a foundation model.
@@ -84,6 +85,7 @@ def embed(
             force=force,
             observer=reporter,
         )
+    tell_left_out([(one.id, one.reason, one.detail) for one in found.left_out], left_out)
     _report(found, reporter.notes, json)
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from crovca.cli.options import Device, Force, Json
-from crovca.cli.output import Reporter, answer
+from crovca.cli.options import Device, Force, Json, LeftOutFile
+from crovca.cli.output import Reporter, answer, tell_left_out
 from crovca.errors import ConfigError
 from crovca.files import read_lines
 
@@ -59,6 +59,7 @@ def build(
     top_k: _TopK = 10,
     device: Device = "auto",
     force: Force = False,
+    left_out: LeftOutFile = None,
     json: Json = False,
 ) -> None:
     """Build an index from codes, from embeddings, or straight from images.
@@ -87,6 +88,7 @@ def build(
             force=force,
             observer=reporter,
         )
+    tell_left_out(made.left_out, left_out)
     size = made.disk_bytes
     seconds = time.perf_counter() - started
     if not (output / "model").is_dir():
@@ -119,6 +121,7 @@ def add(
     metadata: _Metadata = None,
     keep: _Keep = None,
     replace: Annotated[bool, Option("--replace", help="Replace items whose ids are in the index.")] = False,
+    left_out: LeftOutFile = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -143,6 +146,7 @@ def add(
             device=device,
             observer=reporter,
         )
+    tell_left_out(made.left_out, left_out)
     seconds = round(time.perf_counter() - started, 3)
     content = {"index": str(path), "added": made.added, "replaced": made.replaced, "items": made.items}
     text = f"{counted(made.added)} added, {made.replaced:,} replaced; {made.items:,} now ({seconds:.1f} s)"

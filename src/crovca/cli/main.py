@@ -11,6 +11,7 @@ from typer import Option
 from typer.exceptions import Abort, Exit, TyperException
 
 from crovca.cli import (
+    archive,
     compare,
     convert,
     datasets,
@@ -49,6 +50,7 @@ app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
+app.add_typer(archive.archive, name="archive")
 app.add_typer(index.index, name="index")
 app.add_typer(store.store, name="store")
 app.command("search")(search.search)

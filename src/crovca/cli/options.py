@@ -35,6 +35,10 @@ Revision = Annotated[str | None, Option(help="Branch, tag or commit on the hub."
 ImageColumn = Annotated[str | None, Option(help="Parquet: column of the images [default: found].")]
 CaptionColumn = Annotated[str | None, Option(help="Tables: column of the captions [default: found].")]
 
+LeftOutFile = Annotated[
+    Path | None, Option("--left-out", help="Write the names of all items that were left out, and why, to this .csv.")
+]
+
 # of training
 ModelFolder = Annotated[Path, Option("--output", "-o", help="Folder for the model.")]
 Bits = Annotated[int, Option(help="Length of the code, 1 to 4096.")]

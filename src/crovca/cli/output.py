@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import os
@@ -9,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -18,11 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from crovca.errors import ConfigError, CrovcaWarning, printable
+from crovca.files import atomic_file
 
 if TYPE_CHECKING:
     from crovca.hashing.train import Progress as TrainingProgress
 
 _WIDTH_OF_FILES = 120
+_FIRST = 10  # of a long list
 
 
 class Console(_Console):
@@ -153,6 +158,20 @@ class _Notes(logging.Handler):
 def note(text: str) -> None:
     """A line on standard error."""
     stderr.print(f"note: {text}", markup=False, soft_wrap=True)
+
+
+def tell_left_out(rows: Sequence[tuple[Any, str, str]], file: Path | None) -> None:
+    """Name the first items that were left out (id, reason, detail); all of them go to a .csv where one is named."""
+    for id, reason, detail in rows[:_FIRST]:
+        note(f"left out: {id}: {reason}: {detail}")
+    if len(rows) > _FIRST:
+        where = f"all stand in {file}" if file else "--left-out FILE.csv writes all of them"
+        note(f"... and {len(rows) - _FIRST:,} more; {where}")
+    if file is not None:
+        text = io.StringIO()
+        csv.writer(text).writerows([("id", "reason", "detail"), *rows])
+        with atomic_file(file) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 class Reporter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import webbrowser
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from typer import Argument, Option
 
 from crovca.cli.index import counted, parse_ids
 from crovca.cli.options import Device, Force, Json, open_embeddings
-from crovca.cli.output import Console, answer, emit_json, say, stdout
+from crovca.cli.output import Console, answer, emit_json, note, say, stdout
 from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
 from crovca.index.engines.choice import ENGINES, check_engine
@@ -40,7 +41,7 @@ def _checked_metric(metric: str | None) -> str | None:
 
 
 def search(
-    index: Annotated[list[Path], Argument(help="Index, or several: they are searched as one.")],
+    index: Annotated[list[Path], Argument(help="Index or archive, or several: they are searched as one.")],
     image: Annotated[list[Path] | None, Option(help="Image files to search by.")] = None,
     text: Annotated[list[str] | None, Option(help="Texts to search by.")] = None,
     id: Annotated[list[str] | None, Option("--id", help="Items to search by.")] = None,
@@ -70,10 +71,16 @@ def search(
     engine: Annotated[
         str, Option(callback=_checked_engine, help=f"How to search: auto, {', '.join(ENGINES)}.")
     ] = "auto",
+    html: Annotated[Path | None, Option(help="Write a page of pictures.")] = None,
+    root: Annotated[
+        Path | None, Option(help="For --html: folder that ids are paths below [default: archive's].")
+    ] = None,
+    open: Annotated[bool, Option("--open", help="Show the page of --html in a browser.")] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Find the items nearest to images, texts, stored items or embeddings; exactly, but for --engine inverted."""
+    from crovca.archive.folder import index_folder
     from crovca.index.index import HashIndex
     from crovca.index.shards import ShardedIndex
 
@@ -87,6 +94,8 @@ def search(
     twice = [path for place, path in enumerate(index) if path.resolve() in {one.resolve() for one in index[:place]}]
     if twice:
         raise ConfigError(f"{twice[0]} is given twice; give each index once")
+    root = _root(index, html, root, open)
+    index = [index_folder(path) for path in index]
     names: list[str]
     encoding = 0.0
     source: Any = HashIndex.open(index[0]) if len(index) == 1 else ShardedIndex.open(index)
@@ -122,6 +131,10 @@ def search(
         seconds = time.perf_counter() - started
         rows = _metadata(found)
         engines, count = opened.engines(), len(opened)
+    if html is not None:
+        _write_page(html, names, found, rows, root, image)
+        if open:
+            webbrowser.open(html.resolve().as_uri())
     if json:
         emit_json(
             _as_json(names, found, rows, found.metric, (encoding, seconds), engines),
@@ -136,7 +149,7 @@ def search(
 
 
 def dedup(
-    index: Annotated[Path, Argument(help="Folder of an index.")],
+    index: Annotated[Path, Argument(help="Folder of an index, or an archive.")],
     radius: Annotated[int, Option(help="Bits in which near duplicates may differ.")] = 0,
     bits: Annotated[int | None, Option(help="Compare the first so many bits.")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write all groups to this JSON file.")] = None,
@@ -144,12 +157,13 @@ def dedup(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Find groups of near duplicates: items linked by steps of at most RADIUS bits."""
+    """Find groups of items whose codes are near: linked by steps of at most RADIUS bits. Candidates, not proof."""
+    from crovca.archive.folder import index_folder
     from crovca.index.index import HashIndex
 
     if output is not None:
         check_output(output, force=force, inputs=[index])
-    with HashIndex.open(index) as opened:
+    with HashIndex.open(index_folder(index)) as opened:
         started = time.perf_counter()
         found = opened.duplicates(radius, bits=bits)
         seconds = time.perf_counter() - started
@@ -174,8 +188,46 @@ def dedup(
         lines.append(f"{ids[0]}: {', '.join(f'{one} ({distance})' for one, distance in near)}{more}")
     if len(found.groups) > show:
         lines.append(f"... and {counted(len(found.groups) - show, 'group')} more (--show, or -o FILE)")
-    could_go = f"{content['duplicates']:,} of {counted(count)} could go"
-    answer(json, content, *lines, f"{counted(len(found.groups), 'group')}; {could_go} ({seconds:.1f} s)")
+    what = f"{found.items:,} of {counted(count)} have another within {radius} bits; codes are no proof: look at them"
+    answer(json, content, *lines, f"{counted(len(found.groups), 'group')}; {what} ({seconds:.1f} s)")
+
+
+def _root(index: list[Path], html: Path | None, root: Path | None, open: bool) -> Path | None:
+    """Where pictures lie; refuses what cannot be shown before anything is searched."""
+    from crovca.archive.folder import root_of
+
+    if html is None:
+        if root is not None or open:
+            raise ConfigError("--root and --open go with --html PAGE")
+        return None
+    check_output(html, force=True, inputs=index)
+    found = root or root_of(index[0])
+    if found is None:
+        raise ConfigError(
+            f"{index[0]} does not know where its pictures lie: give --root, the folder that ids are below"
+        )
+    return found
+
+
+def _write_page(
+    html: Path, names: list[str], found: Any, rows: list[Any], root: Path | None, image: list[Path] | None
+) -> None:
+    from crovca.archive.folder import columns_to_show
+    from crovca.archive.gallery import Picture, Section, write_gallery
+
+    sections = []
+    for number, (name, ids, distances, metadata) in enumerate(
+        zip(names, found.ids.tolist(), found.distances, rows, strict=True)
+    ):
+        facts: list[dict[str, Any]] = [{}] * len(ids) if metadata is None else metadata.to_pylist()
+        pictures = [
+            Picture(str(id), f"{distance:.4g}", {key: row[key] for key in columns_to_show(list(row))})
+            for id, distance, row in zip(ids, distances, facts, strict=True)
+        ]
+        sections.append(Section(name, pictures, image[number] if image else None))
+    what = f"Nearest first; the numbers are distances ({found.metric})."
+    write_gallery(html, "crovca search", sections, root, note=what)
+    note(f"{html} shows them")
 
 
 def _refuse_with_ids(metric: str | None, engine: str, model: Path | None, text_encoder: str | None) -> None:
@@ -249,13 +301,15 @@ def _as_json(
 
 
 def _print_results(name: str, ids: Any, distances: Any, metadata: Any) -> None:
+    from crovca.archive.folder import columns_to_show
+
     texts = [str(one) for one in ids.tolist()]
     table = Table(title=Text(printable(name)), title_justify="left", box=None, pad_edge=False)
     table.add_column("distance", justify="right", no_wrap=True)
     # An id is wanted whole: on a narrow terminal the other columns give way first, then it goes on in a second line.
     longest = max(map(len, texts), default=0)
     table.add_column("id", overflow="fold", min_width=max(2, min(longest, stdout.width - len("distance  "))))
-    columns = [] if metadata is None else metadata.column_names
+    columns = [] if metadata is None else columns_to_show(metadata.column_names)
     for column in columns:
         table.add_column(column)
     rows = [{}] * len(ids) if metadata is None else metadata.to_pylist()

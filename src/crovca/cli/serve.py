@@ -15,7 +15,7 @@ from crovca.errors import ConfigError, MissingDependencyError
 
 
 def serve(
-    index: Annotated[list[str], Argument(help="Folder of an index, or NAME=FOLDER; several may be given.")],
+    index: Annotated[list[str], Argument(help="Index or archive, or NAME=FOLDER; several may be given.")],
     root: Annotated[Path | None, Option(help="Folder that ids are paths below: pictures are shown from it.")] = None,
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port; 0 takes a free one.")] = 8000,
@@ -45,6 +45,7 @@ def serve(
     if not 0 <= port < 65536:
         raise ConfigError(f"a port lies in 0 to 65535, got {port}")
 
+    from crovca.archive.folder import index_folder, root_of
     from crovca.service.collection import Collection
 
     kept = thumbnails or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "crovca" / "thumbnails"
@@ -52,8 +53,9 @@ def serve(
     for one in index:
         name, equals, path = one.partition("=")
         folder = Path(path if equals else one)
+        pictures, called = root or root_of(folder), name if equals else folder.resolve().name
         collections.append(
-            Collection(folder, name=name if equals else None, root=root, thumbnails=kept, writable=writable)
+            Collection(index_folder(folder), name=called, root=pictures, thumbnails=kept, writable=writable)
         )
     if mcp:
         from crovca.service.agents import agent_server

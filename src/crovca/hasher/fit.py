@@ -303,7 +303,7 @@ def _points(coordinates: Rows, rows: Tensor) -> Tensor:
 
 def _require_difference(values: Rows, name: str) -> None:
     """Refuse items that are all the same; say which column is so much larger than the others that it alone counts."""
-    first = np.asarray(values[0])
+    first = np.asarray(values[:1])[0]
     if all((part == first).all() for _, part in chunks(values)):
         raise InvalidInputError(
             f"all {len(values):,} {name} are the same, so there is nothing to learn; are they right?"

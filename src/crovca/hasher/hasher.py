@@ -384,7 +384,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         for name, value in sorted(towers.state_dict().items()):
             values = value.detach().cpu().contiguous()
             digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
-            digest.update(values.numpy().tobytes())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy knows no bfloat16
         for tower in towers:
             if tower.encoder is not None:
                 digest.update(str(tower.encoder.identity["weights_sha256"]).encode())

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +18,36 @@ from crovca.sources.decode import IMAGE_SUFFIXES
 from crovca.sources.source import Source, build_source, is_clutter, numbers_or_names, read_below, read_file
 
 
-def scan(root: Path) -> tuple[list[tuple[str, int]], list[str]]:
-    """List the files below a folder, links followed; hidden names and systems' own (@eaDir, Thumbs.db) are left out.
+class Found(NamedTuple):
+    """A file named like an image: its path below the root (with "/"), bytes, and when it was changed, in ns.
+
+    Of a link that leads nowhere, both numbers are -1.
+    """
+
+    name: str
+    size: int
+    modified: int
+
+
+def scan(root: Path) -> tuple[list[Found], list[str]]:
+    """List the files below a folder; hidden names and systems' own (@eaDir, Thumbs.db) are left out.
+
+    Links are followed, but for those to folders that lie below the root anyway.
 
     Returns:
-        Paths below ``root`` (with "/") and sizes of those named like images, and the paths of the others, both sorted.
+        Files named like images, and the paths of the others, both sorted.
 
     Raises:
         StorageError: the folder, or one below it, may not be read.
     """
-    images: list[tuple[str, int]] = []
+    images: list[Found] = []
     others: list[str] = []
-    _scan(root, "", (), images, others)
+    _scan(root, "", (), images, others, root.resolve())
     return sorted(images), sorted(others)
 
 
 def _scan(
-    folder: Path, prefix: str, above: tuple[tuple[int, int], ...], images: list[tuple[str, int]], others: list[str]
+    folder: Path, prefix: str, above: tuple[tuple[int, int], ...], images: list[Found], others: list[str], root: Path
 ) -> None:
     try:
         here = folder.stat()
@@ -50,19 +63,27 @@ def _scan(
             continue
         name = prefix + entry.name
         if entry.is_dir():
-            _scan(Path(entry.path), f"{name}/", (*above, (here.st_dev, here.st_ino)), images, others)
+            if entry.is_symlink() and _met_anyway(Path(entry.path).resolve(), root):
+                continue
+            _scan(Path(entry.path), f"{name}/", (*above, (here.st_dev, here.st_ino)), images, others, root)
         elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             try:
-                images.append((name, entry.stat().st_size))
+                status = entry.stat()
+                images.append(Found(name, status.st_size, status.st_mtime_ns))
             except OSError:  # a link that leads nowhere
-                images.append((name, -1))
+                images.append(Found(name, -1, -1))
         else:
             others.append(name)
 
 
-def open_folder(root: Path, files: list[tuple[str, int]], others: int) -> Source[bytes]:
+def _met_anyway(folder: Path, root: Path) -> bool:
+    """Whether a folder is listed without any link to it."""
+    return folder.is_relative_to(root) and not any(map(is_clutter, folder.relative_to(root).parts))
+
+
+def open_folder(root: Path, files: list[Found], others: int) -> Source[bytes]:
     """The images that ``scan`` found. Labels are the names of the first-level folders, if every image lies in one."""
-    names = [name for name, _ in files]
+    names = [file.name for file in files]
     classes = [name.split("/", 1)[0] if "/" in name else None for name in names]
     labels, notes = None, []
     if None not in classes:
@@ -78,7 +99,7 @@ def open_folder(root: Path, files: list[tuple[str, int]], others: int) -> Source
         "folder",
         names,
         lambda row: read_file(root / names[row]),
-        (f"{name}\0{size}" for name, size in files),
+        (f"{file.name}\0{file.size}" for file in files),
         labels=labels,
         notes=tuple(notes),
     )

@@ -1,0 +1,144 @@
+"""``crovca archive``: a folder of pictures, and an index that keeps in step with it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from crovca.cli.options import Device, Json, LeftOutFile, OfEncoder, Revision
+from crovca.cli.output import Reporter, answer, say, tell_left_out
+from crovca.errors import ConfigError
+from crovca.files import check_output
+
+if TYPE_CHECKING:
+    from crovca.archive.archive import Archive
+
+archive = typer.Typer(no_args_is_help=True, help="Keep a folder of pictures and an index of it in step.")
+
+_Archive = Annotated[Path, Argument(help="Folder that 'crovca archive init' made.")]
+_FIRST = 10
+
+
+@archive.command("init")
+def init(
+    root: Annotated[Path, Argument(help="Folder of pictures; ids are paths below it.")],
+    encoder: OfEncoder,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the archive.")] = Path("archive"),
+    revision: Revision = None,
+    bits: Annotated[int, Option(help="Length of the codes.")] = 64,
+    metadata: Annotated[
+        Path | None, Option(help="More columns, by a column 'id' (path below ROOT): .csv or .parquet.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make an archive of a folder. 'crovca archive sync' fills it, and keeps it in step."""
+    from crovca.archive.archive import Archive
+
+    made = Archive.create(root, encoder, output, revision=revision, bits=bits, metadata=metadata)
+    content = {"archive": str(output), "root": str(made.root), "encoder": made.encoder, "bits": bits}
+    answer(json, content, f"{output}: an archive of {made.root}", f"next: crovca archive sync {output}")
+
+
+@archive.command("sync")
+def sync(
+    path: _Archive,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done; change nothing.")] = False,
+    watch: Annotated[float | None, Option(help="Do it again every so many seconds, until Ctrl-C.")] = None,
+    allow_empty: Annotated[
+        bool, Option("--allow-empty", help="The folder may have become empty: remove everything.")
+    ] = False,
+    left_out: LeftOutFile = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Embed what is new or changed, keep what was moved, remove what is gone, and name the files that cannot be read.
+
+    Killed at any moment, it goes on when it is given again.
+    """
+    from crovca.archive.archive import Archive
+
+    if watch is not None and (dry_run or watch < 1):
+        raise ConfigError("--watch takes at least 1 second, and does not go with --dry-run")
+    if left_out is not None:
+        check_output(left_out, force=True, inputs=[path])
+    opened = Archive.open(path)
+    if dry_run:
+        _tell_plan(opened, allow_empty, json)
+        return
+    while True:
+        with Reporter() as reporter:
+            done = opened.sync(device=device, allow_empty=allow_empty, observer=reporter)
+        counts = done.plan.counts()
+        rows = [(one.id, one.reason, one.detail) for one in done.left_out]
+        if watch is None or sum(counts.values()) > counts["unchanged"]:
+            tell_left_out(rows, left_out)
+            content = {"archive": str(path), "items": done.items, **counts, "left_out": len(rows)}
+            answer(
+                json,
+                {**content, "seconds": round(done.seconds, 3)},
+                f"{path}: {done.items:,} pictures; {_counted(counts)}; {len(rows):,} left out ({done.seconds:.1f} s)",
+                *([f"next: crovca serve {path}"] if counts["new"] == done.items else []),
+            )
+        if watch is None:
+            return
+        time.sleep(watch)
+
+
+@archive.command("refit")
+def refit(path: _Archive, device: Device = "auto", json: Json = False) -> None:
+    """Learn codes anew from all that is in the archive now; the old ones serve until then."""
+    from crovca.archive.folder import index_folder
+    from crovca.archive.refit import refit
+
+    started = time.perf_counter()
+    with Reporter() as reporter:
+        done = refit(index_folder(path), device=device, observer=reporter)
+    seconds = round(time.perf_counter() - started, 3)
+    content = {"archive": str(path), "items": done.items, "bits": done.bits, "seconds": seconds}
+    answer(json, content, f"{path}: learned anew from {done.items:,} pictures ({seconds:.1f} s)")
+
+
+@archive.command("info")
+def info(path: _Archive, json: Json = False) -> None:
+    """What an archive is of, and what it holds."""
+    from crovca.archive.archive import Archive
+    from crovca.index.index import HashIndex
+
+    opened = Archive.open(path)
+    stats: dict[str, Any] = {"items": 0, "metadata": {}, "disk_bytes": {}}
+    if opened.index.is_dir():
+        with HashIndex.open(opened.index) as index:
+            stats = {name: index.stats()[name] for name in stats}
+    content = {"archive": str(path), "root": str(opened.root), "encoder": opened.encoder, "bits": opened.bits}
+    answer(
+        json,
+        {**content, **stats, "left_out": len(opened.left_out())},
+        f"{path}: {stats['items']:,} pictures of {opened.root}, codes of {opened.bits} bits",
+        f"encoder: {opened.encoder}",
+        f"on disk: {sum(stats['disk_bytes'].values()) / 1e6:,.1f} MB",
+        f"columns: {', '.join(stats['metadata']) or 'none yet'}",
+        f"left out: {len(opened.left_out()):,}",
+    )
+
+
+def _tell_plan(opened: Archive, allow_empty: bool, json: bool) -> None:
+    plan = opened.plan(allow_empty=allow_empty)
+    counts = plan.counts()
+    gone = sorted(set(plan.gone) - set(plan.moved.values()))
+    moved = [f"{old} to {new}" for new, old in plan.moved.items()]
+    named = {"new": plan.new, "changed": plan.changed, "moved": moved, "removed": gone}
+    if not json:
+        for what, names in named.items():
+            for name in names[:_FIRST]:
+                say(f"{what}: {name}")
+            if len(names) > _FIRST:
+                say(f"{what}: ... and {len(names) - _FIRST:,} more")
+    answer(json, {"archive": str(opened.path), **counts, "files": named}, f"would be done: {_counted(counts)}")
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
