@@ -81,7 +81,7 @@ def sync(
                 json,
                 {**content, "seconds": round(done.seconds, 3)},
                 f"{path}: {done.items:,} pictures; {_counted(counts)}; {len(rows):,} left out ({done.seconds:.1f} s)",
-                *([f"next: crovca serve {path}"] if counts["new"] == done.items else []),
+                *([f"next: crovca serve {path}"] if counts["new"] and not counts["unchanged"] else []),
             )
         if watch is None:
             return
