@@ -185,3 +185,11 @@ def test_scikit_learns_own_checks():
         )
     failed = {result["check_name"]: result["exception"] for result in found if result["status"] == "failed"}
     assert failed == {}
+
+
+def test_a_model_in_bfloat16_has_a_fingerprint():
+    values = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    hasher = Hasher(bits=8, epochs=1, device="cpu").fit(values)
+    before = hasher.fingerprint
+    hasher.towers_.to(torch.bfloat16)  # as encoders are loaded where the processor computes in it
+    assert len(hasher.fingerprint) == 64 and hasher.fingerprint != before

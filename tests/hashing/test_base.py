@@ -73,9 +73,9 @@ def test_a_common_base_gives_pairs_the_same_bits():
 
 def test_with_few_items_base_and_order_count_for_more():
     few, many = (recipe(("neighbors",), items, base=True) for items in (1000, 50_000))
-    assert (many.base_weight, many.faithfulness) == (0.4, 0.3)
-    assert (few.base_weight, few.faithfulness) == (0.8, 1.2)
-    assert recipe(("neighbors",), 2, base=True).base_weight == pytest.approx(1.0)
+    assert (many.base_weight, many.faithfulness) == (0.5, 0.3)
+    assert (few.base_weight, few.faithfulness) == (1.0, 1.2)
+    assert recipe(("neighbors",), 2, base=True).base_weight == pytest.approx(1.25)
 
 
 @pytest.mark.parametrize(("width", "lengths"), [(24, (8, 16)), (6, (8, 16)), (24, (40,)), (1, (3,))])
