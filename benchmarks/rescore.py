@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from crovca import Codes, Hasher, HashIndex
-from crovca.index.originals import unit_rows
+from crovca.data.embeddings import unit_rows
 from crovca.index.tuning import tune
 
 SETS = {

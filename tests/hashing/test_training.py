@@ -333,7 +333,7 @@ def test_default_epochs_spend_a_budget_of_steps():
     assert default_epochs(10, 256, supervised=True) == 100
     held = [default_epochs(n, 256, supervised=False, base=True) for n in (10, 7242, 30_000, 10**6)]
     assert held == [25, 20, 7, 2]
-    assert default_epochs(7242, 256, supervised=True, base=True) == 40
+    assert default_epochs(7242, 256, supervised=True, base=True) == 30
 
 
 def test_impossible_settings_are_refused():

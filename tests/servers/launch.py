@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,43 +109,77 @@ def postgres(binaries: Path) -> Iterator[Postgres]:
 @contextmanager
 def milvus() -> Iterator[str]:
     """Run a Milvus server; gives ``milvus://host:port``."""
-    python = HERE / "milvus" / "bin" / "python"
     if not (HERE / "milvus" / "server" / "bin" / "milvus").exists():
         raise Missing("Milvus is not installed (python tests/servers/setup.py; Linux on x86-64 only)")
-    for port in (2379, 2380):  # of the etcd inside, which takes no others
-        with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)) == 0:
-                raise Missing(f"Milvus cannot start here: another server has port {port}")
-    folder = Path(tempfile.mkdtemp(prefix="crovca-milvus-", dir="/tmp"))
-    try:
-        (folder / "bin").symlink_to(HERE / "milvus" / "server" / "bin")
-        code = (
-            "import sys, signal, milvus\n"
-            "server = milvus.MilvusServer(wait_for_started=True)\n"
-            "server.set_base_dir(sys.argv[1])\n"
-            "server.config.set('proxy.timeTickInterval', 20)\n"  # a read at level Strong waits for the next tick
-            "server.config.set('queryCoord.checkInterval', 50)\n"  # loading a collection waits for these
-            "server.config.set('queryCoord.distPullInterval', 50)\n"
-            "server.start()\n"
-            "print(server.listen_port, server.server_proc.pid, flush=True)\n"
-            "server.server_proc.wait()\n"
-        )
-        starter = subprocess.Popen(
-            [str(python), "-c", code, str(folder)],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder, start_new_session=True,
-        )  # fmt: skip
-        assert starter.stdout is not None
+    said = ""
+    for _ in range(3):  # its ports are found free before it takes them: another process may be quicker
+        _wait_for_ports(2379, 2380)  # of the etcd inside, which takes no others
+        folder = Path(tempfile.mkdtemp(prefix="crovca-milvus-", dir="/tmp"))
+        starter = _milvus_starter(folder)
         try:
+            assert starter.stdout is not None
             line = starter.stdout.readline().split()
-            if len(line) != 2:
-                raise RuntimeError("Milvus did not start")
-            yield f"milvus://127.0.0.1:{line[0]}"
+            if len(line) == 3 and _healthy(int(line[2]), int(line[1])):
+                yield f"milvus://127.0.0.1:{line[0]}"
+                return
+            said = "\n".join(file.read_text(errors="replace")[-1500:] for file in sorted(folder.rglob("*.log")))
         finally:
             os.killpg(starter.pid, signal.SIGKILL)  # a session of its own: the starter and the server
             starter.wait(timeout=30)
             starter.stdout.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    raise RuntimeError(f"Milvus did not start in three tries; the last one said: {said}")
+
+
+def _milvus_starter(folder: Path) -> subprocess.Popen[str]:
+    """A process that starts Milvus, prints its port, its process and its port for health, and waits for its end."""
+    (folder / "bin").symlink_to(HERE / "milvus" / "server" / "bin")
+    code = (
+        "import sys, milvus\n"
+        "server = milvus.MilvusServer(wait_for_started=False)\n"  # its own wait does not see that the server has died
+        "server.set_base_dir(sys.argv[1])\n"
+        "server.config.set('root_coord_port', 23100)\n"  # not among those that the system gives to clients
+        "server.config.set('proxy.timeTickInterval', 20)\n"  # a read at level Strong waits for the next tick
+        "server.config.set('queryCoord.checkInterval', 50)\n"  # loading a collection waits for these
+        "server.config.set('queryCoord.distPullInterval', 50)\n"
+        "server.start()\n"
+        "print(server.listen_port, server.server_proc.pid, server.webservice_port, flush=True)\n"
+        "server.server_proc.wait()\n"
+    )
+    with (folder / "starter.log").open("wb") as log:
+        return subprocess.Popen(
+            [str(HERE / "milvus" / "bin" / "python"), "-c", code, str(folder)],
+            stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, start_new_session=True,
+        )  # fmt: skip
+
+
+def _wait_for_ports(*ports: int) -> None:
+    """Until nobody has them: a killed server lets go of its ports after its end has been reported."""
+    until = time.monotonic() + _START
+    for port in ports:
+        while _open(port):
+            if time.monotonic() > until:
+                raise Missing(f"Milvus cannot start here: another server has port {port}")
+            time.sleep(0.1)
+
+
+def _open(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _healthy(port: int, pid: int) -> bool:
+    """Wait until the server says that it is well; no when it has died or does not say so in time."""
+    until = time.monotonic() + _START
+    while time.monotonic() < until and Path(f"/proc/{pid}").exists():
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+                if b"OK" in answer.read():
+                    return True
+        except OSError:
+            pass
+        time.sleep(0.1)
+    return False
 
 
 def _unprivileged() -> pwd.struct_passwd | None:

@@ -30,7 +30,7 @@ from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import Rows, evenly_spaced
 from crovca.data.store import read_errors
 from crovca.embedding.embed import embed
-from crovca.errors import ConfigError, FileFormatError, InvalidInputError, OutputExistsError, StorageError
+from crovca.errors import ConfigError, FileFormatError, InvalidInputError, StorageError
 from crovca.hasher import Hasher
 from crovca.hashing.train import Observer, Silent
 from crovca.index.index import HashIndex
@@ -38,6 +38,7 @@ from crovca.index.manifest import WriterLock
 from crovca.index.metadata import columns_of, read_table
 from crovca.index.origin import Origin
 from crovca.sources import folders
+from crovca.sources.decode import UnreadableItem
 from crovca.sources.source import Source, build_source, read_file
 
 _FORMAT = 1
@@ -156,11 +157,9 @@ class Archive:
         path, root = Path(path), Path(root)
         if not root.is_dir():
             raise FileFormatError(f"{root} is no folder; give the one that the pictures lie in")
-        if path.exists():
-            raise OutputExistsError(f"{path} exists already; give the name of a new folder for the archive")
+        files.check_output(path, force=False)
         if path.resolve().is_relative_to(root.resolve()):
             raise ConfigError(f"{path} lies among the pictures of {root}; keep the archive elsewhere")
-        files.check_output(path, force=False)
         if metadata is not None:
             _read_metadata(Path(metadata))
         # A folder is remembered as it was named from the top: the archive is used from other places, too.
@@ -251,7 +250,7 @@ class Archive:
                 nameless[id] = LeftOut(id, "bad name", "the name is not UTF-8")
                 continue
             if file.name in beside:
-                sidecar = (self.root / f"{file.name}.json").stat().st_mtime_ns
+                sidecar = _modified(self.root / f"{file.name}.json")
             seen[file.name] = Seen(file.size, file.modified, sidecar)
         return seen, nameless
 
@@ -294,6 +293,8 @@ class Archive:
         with WriterLock(self.path):
             plan = self.plan(allow_empty=allow_empty)
             extra = None if self.metadata is None else _read_metadata(self.metadata)
+            table = None if self.metadata is None else files.sha256(self.metadata)
+            others_too = self.index.exists() and table != self._state().get("metadata")
             work = [*plan.changed, *plan.new]
             faults = dict(plan.left_out)
             done = 0
@@ -302,8 +303,8 @@ class Archive:
                 faults |= self._embed(names, plan, extra, device, _Part(observer, done, len(names), len(work)))
                 done += len(names)
                 self._keep_state(faults, plan, self._state().get("metadata"))
-            items = self._rearrange(plan, extra, faults)
-            self._keep_state(faults, plan, None if self.metadata is None else files.sha256(self.metadata))
+            items = self._rearrange(plan, extra, faults, others_too=others_too)
+            self._keep_state(faults, plan, table)
             files.remove(self.path / "sync.partial")
         return Synced(plan, sorted(faults.values(), key=lambda fault: fault.id), items, time.perf_counter() - started)
 
@@ -336,11 +337,17 @@ class Archive:
         ids = found.ids.astype(np.str_)
         for name in ids.tolist():
             if name not in known:  # embedded by a sync that was stopped
-                known[name] = _facts(read_file(self.root / name))
+                known[name] = self._facts_now(name)
         rows = [{**_of_name(name), **known[name], **vars(plan.seen[name])} for name in ids.tolist()]
         table = self._table(ids.tolist(), rows, extra)
         self._put(ids, found.values, table, encoder_of(store), device, observer)
         return {str(one.id): LeftOut(str(one.id), one.reason, one.detail) for one in made.left_out}
+
+    def _facts_now(self, name: str) -> dict[str, Any]:
+        try:
+            return _facts(read_file(self.root / name))
+        except UnreadableItem:  # gone meanwhile: the next sync sees that it is another file, or none
+            return _facts(b"")
 
     def _put(
         self, ids: Any, values: Rows, table: pa.Table, encoder: dict[str, Any] | None, device: str, observer: Observer
@@ -393,13 +400,13 @@ class Archive:
             table = table.append_column(key, pa.array(values, pa.large_string()))
         return table
 
-    def _rearrange(self, plan: Plan, extra: pa.Table | None, faults: Mapping[str, LeftOut]) -> int:
-        """Give moved files their new ids, touched ones their new facts, and let go of those that are gone."""
+    def _rearrange(self, plan: Plan, extra: pa.Table | None, faults: Mapping[str, LeftOut], *, others_too: bool) -> int:
+        """Give moved files their new ids, touched ones (or all) their new facts, and let go of those that are gone."""
         if not self.index.exists():
             return 0
         with HashIndex.open(self.index, writable=True) as opened:
             sources = {**plan.moved, **{name: name for name in plan.touched}}
-            if self.metadata is not None and files.sha256(self.metadata) != self._state().get("metadata"):
+            if others_too:  # the table of metadata is another one
                 view = opened.view()
                 known = {str(name) for name in view.ids(live_rows(view)).tolist()}
                 sources |= {name: name for name in known - set(plan.gone)}
@@ -476,6 +483,14 @@ class _Part:
 def _rounds(names: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(names), _ROUND):
         yield names[start : start + _ROUND]
+
+
+def _modified(file: Path) -> int | None:
+    """When a file was changed, in ns; None of one that is not there, as of a link that leads nowhere."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _of_name(name: str) -> dict[str, str]:

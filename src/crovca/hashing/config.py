@@ -21,8 +21,8 @@ DEFAULT_LENGTHS = (16, 32, 64, 128)
 UNSUPERVISED_STEPS = 560
 SUPERVISED_STEPS = 1400
 HELD_STEPS, HELD_ITEMS = 560, 7000
-"""Steps beside a closed-form base for so many items; with labels twice as many."""
-HELD_EPOCHS, HELD_SUPERVISED_EPOCHS = 25, 40
+"""Steps beside a closed-form base for so many items; with labels half as many again."""
+HELD_EPOCHS, HELD_SUPERVISED_EPOCHS = 25, 30
 """At most."""
 TRUSTED_ITEMS = 4000
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 100
@@ -284,13 +284,13 @@ def default_epochs(items: int, batch_size: int, *, supervised: bool, base: bool 
 
     At 7,000 items that is about 20 and 50 epochs; from about 30,000 (unsupervised) or 70,000 (supervised)
     items on it is 5, as in the paper. Beside a closed-form base the budget is 560 steps for 7,000 items and twice that
-    for 16 times as many, with labels twice as much: what is learned longer keeps less of the floats' order. It is 2 to
-    25 epochs there, with labels 2 to 40.
+    for 16 times as many, with labels half as much again: what is learned longer keeps less of the floats' order. It is
+    2 to 25 epochs there, with labels 2 to 30.
     """
     _at_least("batch_size", batch_size, 2)
     steps = max(1, items // min(batch_size, items))
     if base:
-        held = HELD_STEPS * (1 + supervised) * (items / HELD_ITEMS) ** 0.25
+        held = HELD_STEPS * (1.5 if supervised else 1.0) * (items / HELD_ITEMS) ** 0.25
         return min(HELD_SUPERVISED_EPOCHS if supervised else HELD_EPOCHS, max(2, round(held / steps)))
     budget = SUPERVISED_STEPS if supervised else UNSUPERVISED_STEPS
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(budget / steps)))

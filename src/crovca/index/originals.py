@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from crovca.data.embeddings import Rows
+from crovca.data.embeddings import Rows, unit_rows
 from crovca.errors import InvalidInputError
 from crovca.index.scoring import Float32, Int64
 
@@ -140,13 +140,6 @@ class Originals:
             np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, len(self), _BLOCK):
                 file.write(np.ascontiguousarray(self.kept(slice(start, start + _BLOCK))).data)
-
-
-def unit_rows(values: npt.NDArray[Any]) -> Float32:
-    """Rows (n, d) of length 1, float32; rows of zeros stay."""
-    rows = np.asarray(values, np.float32)
-    rows = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True, initial=0), 1e-30)  # squares may overflow
-    return rows / np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), 1e-30)[:, None]
 
 
 def cosines(kept: npt.NDArray[Any], unit: Float32) -> Float32:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.data.embeddings import Rows
+from crovca.data.embeddings import Rows, unit_rows
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.index.index import HashIndex
-from crovca.index.originals import NO_ORIGINALS, Originals, unit_rows
+from crovca.index.originals import NO_ORIGINALS, Originals
 from crovca.index.scoring import Float32, Int64
 from crovca.index.tuned import Point, Tuned
 from crovca.index.view import View

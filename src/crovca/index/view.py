@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes
+from crovca.data.embeddings import unit_rows
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.ids import as_ids, id_hashes
 from crovca.index.engines.base import Engine, Found, Mask
@@ -26,7 +27,7 @@ from crovca.index.memo import Memo, imported
 from crovca.index.metadata import matching_rows, read_rows
 from crovca.index.model import KeptModel
 from crovca.index.origin import Origin
-from crovca.index.originals import NO_ORIGINALS, Originals, cosines, unit_rows
+from crovca.index.originals import NO_ORIGINALS, Originals, cosines
 from crovca.index.reader import Condition, Reader
 from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
