@@ -116,8 +116,8 @@ def milvus() -> Iterator[str]:
         _wait_for_ports(2379, 2380)  # of the etcd inside, which takes no others
         folder = Path(tempfile.mkdtemp(prefix="crovca-milvus-", dir="/tmp"))
         starter = _milvus_starter(folder)
+        assert starter.stdout is not None
         try:
-            assert starter.stdout is not None
             line = starter.stdout.readline().split()
             if len(line) == 3 and _healthy(int(line[2]), int(line[1])):
                 yield f"milvus://127.0.0.1:{line[0]}"
