@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 # Two processes of one thread each: as fast as two threads, and steadier.
 TEST := OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadgroup
 
-.PHONY: setup demo servers lint check test coverage ci torture wheel lowest bench
+.PHONY: setup demo demo-photos servers lint check test coverage ci torture wheel lowest bench
 
 setup: $(READY)
 
@@ -18,7 +18,13 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(RUN)/crovca demo --report demo-report --force
+	$(RUN)/crovca demo --report demo-report --archive demo-archive --force
+
+# The same with photographs: make demo-photos ROOT=photos ENCODER=folder-or-id
+demo-photos: $(READY)
+	$(RUN)/crovca archive init $(ROOT) --encoder $(ENCODER) -o demo-photos
+	$(RUN)/crovca archive sync demo-photos
+	@echo 'To search them with pictures, in the browser: $(RUN)/crovca serve demo-photos'
 
 lint: $(READY)
 	$(RUN)/ruff check .

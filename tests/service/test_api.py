@@ -9,10 +9,14 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from crovca import Codes, HashIndex
+from crovca import Codes, Hasher, HashIndex
+from crovca.archive.ingest import build_index
+from crovca.archive.refit import refit
+from crovca.hashing.train import Silent
 from crovca.service.api import create_app
-from crovca.service.collection import Collection
+from crovca.service.collection import Collection, Term
 from crovca.service.guard import Limits
+from crovca.service.map import map_of
 
 SEARCH = "/v1/collections/digits/search"
 
@@ -196,3 +200,46 @@ def test_a_changed_index_is_seen(made, tmp_path, monkeypatch):
 def test_what_happens_is_counted(client):
     client.get("/v1/collections")
     assert 'crovca_requests_total{method="GET",status="200"}' in client.get("/metrics").text
+
+
+def test_the_map_shows_all_of_it_like_beside_like(client, made):
+    tiles = client.get("/v1/collections/digits/map").json()
+    places = {(tile["row"], tile["column"]): tile["id"] for tile in tiles}
+    assert len(places) == len(tiles) == 96
+    assert sum(tile["items"] for tile in tiles) == 400
+    beside = [(id, places[row, column + 1]) for (row, column), id in places.items() if (row, column + 1) in places]
+    bits = dict(zip(made[4].tolist(), made[2] > 0, strict=True))
+    apart = [np.sum(bits[one] != bits[other]) for one, other in beside]
+    all_apart = [np.sum(bits[one] != bits[other]) for one in places.values() for other in places.values()]
+    assert np.mean(apart) < 0.92 * np.mean(all_apart)
+
+
+def test_the_map_of_a_few_items(tmp_path):
+    with HashIndex.create(tmp_path / "few", bits=16) as index:
+        assert map_of(index.view()) == []
+        codes = Codes.from_logits(np.random.default_rng(0).normal(size=(3, 16)))
+        index.add(["a", "b", "c", "d"], Codes.from_logits(np.r_[codes.unpack(), codes.unpack()[:1]] - 0.5))
+        index.delete(["b"])
+        tiles = map_of(index.view())
+    assert {tile.id for tile in tiles} in ({"a", "c"}, {"d", "c"})
+    assert sum(tile.items for tile in tiles) == 3
+
+
+def test_a_model_that_was_learned_anew_encodes_the_queries(tmp_path, monkeypatch):
+    monkeypatch.setattr("crovca.service.collection._CHECK_SECONDS", 0.0)
+    embeddings = np.random.default_rng(0).normal(size=(200, 12)).astype(np.float32)
+    np.savez(tmp_path / "items.npz", embeddings=embeddings)
+    Hasher(bits=16, epochs=1, device="cpu").fit(embeddings).save(tmp_path / "model")
+    build_index(tmp_path / "items.npz", tmp_path / "index", model=tmp_path / "model", device="cpu", observer=Silent())
+    served = Collection(tmp_path / "index")
+    try:
+        for bits in (16, 24):
+            if bits == 24:
+                refit(tmp_path / "index", bits=24, device="cpu", observer=Silent())
+            with HashIndex.open(tmp_path / "index") as index:
+                expected = index.search(embeddings=embeddings[:1], k=5)
+            found = served.search([Term("embedding", embeddings[0])], 5)
+            assert [hit.id for hit in found.hits] == expected.ids[0].tolist()
+            assert [hit.distance for hit in found.hits] == expected.distances[0].tolist()
+    finally:
+        served.close()

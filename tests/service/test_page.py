@@ -81,6 +81,13 @@ def test_the_page(browser, address, made):
     ids = made[4]
     browser.get(address)
     assert "Write the id of an item" in browser.find_element(By.ID, "results").text
+    wait(browser, lambda: len(all_of(browser, ".map li")) == 96)
+    wait(browser, lambda: browser.execute_script("return document.querySelector('.map img').naturalWidth") > 0)
+    keep(browser, "map")
+    all_of(browser, ".map a")[0].click()
+    wait(browser, lambda: len(shown(browser)) == 48)
+    assert "like=" in browser.current_url
+    browser.get(address)
     browser.find_element(By.ID, "text").send_keys(ids[3], Keys.ENTER)
     wait(browser, lambda: len(shown(browser)) == 48)
     assert browser.current_url.endswith(f"like={ids[3].replace('/', '%2F')}")  # a permanent link
@@ -141,9 +148,9 @@ def test_a_phone(browser, address, made):
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     )
     try:
-        for path in (f"{address}?like={made[4][0]}", f"{address}/duplicates?radius=2"):
+        for path in (address, f"{address}?like={made[4][0]}", f"{address}/duplicates?radius=2"):
             browser.get(path)
-            wait(browser, lambda: all_of(browser, ".card"))
+            wait(browser, lambda: all_of(browser, ".card, .map li"))
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
             keep(browser, f"phone-{len(path)}")
     finally:

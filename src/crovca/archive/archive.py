@@ -25,7 +25,6 @@ from crovca import files
 from crovca.archive import pictures
 from crovca.archive.folder import MARKER, OF_SYNC
 from crovca.archive.ingest import NewItems, encoder_of, fill
-from crovca.archive.refit import live_rows
 from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import Rows, evenly_spaced
 from crovca.data.store import read_errors
@@ -260,7 +259,7 @@ class Archive:
             return {}
         with HashIndex.open(self.index) as opened:
             view = opened.view()
-            rows = live_rows(view)
+            rows = view.live()
             table = view.metadata(rows)
             if table is None or not {"size", *_OF_SYNC.names} <= set(table.column_names):
                 if len(rows):
@@ -408,7 +407,7 @@ class Archive:
             sources = {**plan.moved, **{name: name for name in plan.touched}}
             if others_too:  # the table of metadata is another one
                 view = opened.view()
-                known = {str(name) for name in view.ids(live_rows(view)).tolist()}
+                known = {str(name) for name in view.ids(view.live()).tolist()}
                 sources |= {name: name for name in known - set(plan.gone)}
             for names in _rounds(list(sources)):
                 self._copy(opened, names, [sources[name] for name in names], plan, extra)

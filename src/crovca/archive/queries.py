@@ -19,6 +19,7 @@ import numpy.typing as npt
 from crovca.embedding.blocks import embed_blocks
 from crovca.embedding.items import as_images
 from crovca.encoders.encoder import Encoder, TextEncoder, load_once
+from crovca.encoders.families import FAMILIES
 from crovca.encoders.preprocessing import Preprocessing
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.hasher import Hasher
@@ -81,6 +82,16 @@ class QueryModel:
                 "give --model, or search by --id"
             )
         return cls(Hasher.load(folder, device=device), encoder, text_encoder=text_encoder, device=device)
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether texts can be asked: the model takes more than images, and there is an encoder of texts."""
+        if self.hasher.modalities[-1] == "images":
+            return False
+        if self.hasher.fine_tuning is not None or self._text_encoder is not None:
+            return True
+        families = {family.name for family in FAMILIES if family.text is not None}
+        return self._described is not None and self._described["identity"].get("family") in families
 
     def of_embeddings(self, embeddings: npt.ArrayLike, *, texts: bool = False) -> Logits:
         """Logits float32 (q, bits) of embeddings (q, d) of images, or of texts."""

@@ -22,7 +22,6 @@ from crovca.index.origin import Origin
 from crovca.index.originals import Keep, Picked
 from crovca.index.tuned import Tuned, settings_of
 from crovca.index.tuning import tune
-from crovca.index.view import View
 
 PARTIAL = "refit.partial"
 _MOST_COMPARED = 4096  # items among which neighbors are looked for
@@ -96,12 +95,12 @@ def refit(
     """
     with HashIndex.open(index, writable=True) as opened:
         view = opened.view()
-        ids = view.ids(live_rows(view))
+        ids = view.ids(view.live())
         if not len(ids):
             raise InvalidInputError(f"{index} holds no items to learn from")
         data = None if embeddings is None else load_embeddings(embeddings)
         rows_of = None if data is None else by_id(data, embeddings or "")
-        values: Rows = view.originals().take(live_rows(view)) if rows_of is None else rows_of(ids)
+        values: Rows = view.originals().take(view.live()) if rows_of is None else rows_of(ids)
         partial_run = index / PARTIAL
         if force:
             remove(partial_run)
@@ -131,13 +130,6 @@ def refit(
             )
             opened.keep_tuned(tuned)
         return Refitted(len(opened), opened.bits, opened.keep, tuned)
-
-
-def live_rows(view: View) -> Any:
-    """The rows (n,) int64 of a view that are not deleted."""
-    return np.concatenate(
-        [np.empty(0, np.int64), *(start + own for start, own in zip(view.starts, view.live_rows(), strict=True))]
-    )
 
 
 def _like_the_last(
@@ -220,7 +212,7 @@ def check_index(index: Path, new: Path) -> Check:
             raise ConfigError("a check is for models of embeddings of one kind")
         count = min(len(data), _MOST_COMPARED)
         ours = np.asarray(data.values[evenly_spaced(len(data), count)], np.float32)
-        live = live_rows(view)
+        live = view.live()
         theirs = None
         if view.width is not None and len(live):
             theirs = view.originals()[live[evenly_spaced(len(live), count)]]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
 
 from crovca.cli.options import Force, Json, Report, check_report
 from crovca.cli.output import Reporter, emit_json, print_table, say
@@ -17,10 +21,21 @@ Next, with your own data (an .npz with 'embeddings' (n, d), and 'labels' if you 
   crovca evaluate model --database embeddings.npz --query queries.npz --report report"""
 
 
-def demo(report: Report = None, force: Force = False, json: Json = False) -> None:
+def demo(
+    report: Report = None,
+    archive: Annotated[
+        Path | None, Option(help="Folder for an archive of the digits as pictures, to look at in the browser.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
     """Hash codes of real handwritten digits in under a minute: train, search, measure."""
     if report is not None:
         check_report(report, force=force)
+    if archive is not None:
+        from crovca.archive.demo_archive import check_demo_archive, write_demo_archive
+
+        check_demo_archive(archive, force=force)
     from crovca.archive.demo import run_demo
 
     started = time.perf_counter()
@@ -32,6 +47,9 @@ def demo(report: Report = None, force: Force = False, json: Json = False) -> Non
 
             reporter.stage("report")
             write_report(report, result.subjects, force=force)
+        if archive is not None:
+            reporter.stage("archive")
+            write_demo_archive(archive, force=force, observer=reporter)
     if json:
         rows = [asdict(row) for row in result.rows]
         emit_json({"k": result.k, "rows": rows, "seconds": round(result.seconds, 2)})
@@ -46,3 +64,5 @@ def demo(report: Report = None, force: Force = False, json: Json = False) -> Non
         say(f"report with figures: {report / 'index.html'}\n")
     say(_NEXT.format(k=result.k))
     say(f"\n{time.perf_counter() - started:.0f} s in all")
+    if archive is not None:
+        say(f"\nTo search the digits with pictures, in the browser: crovca serve {archive}")

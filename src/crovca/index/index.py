@@ -624,7 +624,10 @@ class HashIndex(Reader):
         if model is None or (model.folder, model.fingerprint) != (folder, manifest.fingerprint):
             model = KeptModel.of(folder, manifest.fingerprint)
         origin = Origin(manifest.fingerprint or None, manifest.encoder)
-        view = View(opened, manifest.bits, manifest.id_type, model=model, origin=origin, tuned=manifest.tuned)
+        view = View(
+            opened, manifest.bits, manifest.id_type,
+            model=model, origin=origin, tuned=manifest.tuned, generation=manifest.generation,
+        )  # fmt: skip
         return _State(manifest, view, tuple(damaged))
 
     def _segment(self, entry: SegmentEntry, manifest: Manifest, view: View | None) -> Segment:

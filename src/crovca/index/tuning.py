@@ -64,7 +64,7 @@ def tune(
     if not 1 <= k <= view.items - 2:
         raise InvalidInputError(f"recall@{k} cannot be measured among {view.items} items")
     rng = np.random.default_rng(seed)
-    live = np.concatenate([start + own for start, own in zip(view.starts, view.live_rows(), strict=True)])
+    live = view.live()
     asked = np.sort(rng.choice(live, min(_QUERIES, len(live)), replace=False))
     kept = view.originals() if view.width is not None else None
     if embeddings is None and kept is None:

@@ -125,6 +125,7 @@ class View(Reader):
         model: that makes logits of embeddings; None: there is none.
         origin: what made codes and embeddings.
         tuned: what ``tuning`` chose, as the manifest has it.
+        generation: of the index, that this is a state of.
     """
 
     def __init__(
@@ -136,8 +137,10 @@ class View(Reader):
         model: KeptModel | None = None,
         origin: Origin = _UNKNOWN,
         tuned: dict[str, Any] | None = None,
+        generation: int = 0,
     ) -> None:
         self.segments = tuple(segments)
+        self.generation = generation
         self.model, self.origin, self.tuned = model, origin, tuned
         self.bits = bits
         self._id_type = id_type
@@ -268,6 +271,11 @@ class View(Reader):
     def live_rows(self) -> list[Int64]:
         """The rows of each segment that are not deleted, counted within it."""
         return [segment.live_numbers() for segment in self.segments]
+
+    def live(self) -> Int64:
+        """The rows (n,) that are not deleted, counted over all segments."""
+        own = zip(self.starts, self.live_rows(), strict=False)  # without segments there is still the first start
+        return np.concatenate([np.empty(0, np.int64), *(at + rows for at, rows in own)])
 
     def find(self, ids: npt.NDArray[Any]) -> Int64:
         """The row of each id, or -1."""

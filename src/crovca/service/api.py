@@ -28,6 +28,7 @@ from crovca.service.schema import (
     Problem,
     SearchAnswer,
     SearchRequest,
+    TileModel,
     Written,
 )
 
@@ -172,6 +173,12 @@ def facets(
 ) -> list[FacetModel]:
     """Values of a metadata column, and how many items have each."""
     return [FacetModel(value=value, items=items) for value, items in collection.facets(column, where=where)]
+
+
+@v1.get("/collections/{name}/map", tags=["items"])
+def map_(collection: page.Served) -> list[TileModel]:
+    """What there is: an item for each part of the collection, laid out so that like is beside like."""
+    return [TileModel(**vars(tile)) for tile in collection.map()]
 
 
 @v1.get("/collections/{name}/duplicates", tags=["items"])

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,13 @@ import numpy.typing as npt
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.files import atomic_file
 from crovca.index.index import HashIndex
+from crovca.index.model import KeptModel
+from crovca.index.view import View
+from crovca.service.map import Tile, map_of
 from crovca.service.values import plain
+
+if TYPE_CHECKING:
+    from crovca.archive.queries import QueryModel
 
 LENGTHS = (16, 32, 64, 128, 256)
 _MOST = 10_000  # results of one request, those before its cursor included
@@ -103,7 +109,9 @@ class Collection:
         self._checked = time.monotonic()
         self._refreshing = threading.Lock()
         self._encoding = threading.Lock()  # one query is encoded at a time: encoders use every core
-        self._model: Any = None
+        self._model: tuple[KeptModel, QueryModel] | None = None
+        self._mapping = threading.Lock()
+        self._map: tuple[int, list[Tile]] | None = None  # of a generation
 
     def close(self) -> None:
         """Let go of the index."""
@@ -116,13 +124,13 @@ class Collection:
 
     def describe(self) -> dict[str, Any]:
         """What a client needs to know: size, lengths, metadata's columns, kinds of query."""
-        self._refresh()
+        view = self._now()
         stats = self.index.stats()
         kinds = ["id", "logits"]
-        if (self.index.path / "model").is_dir():
+        if view.model is not None:
             kinds.append("embedding")
-            if self.index.encoder is not None:
-                kinds += ["image", "text"]
+            if view.origin.encoder is not None:
+                kinds += ["image", "text"] if self._encoder(view).takes_texts else ["image"]
         return {
             "name": self.name,
             "items": stats["items"],
@@ -162,23 +170,23 @@ class Collection:
             raise InvalidInputError(
                 f"k and what lies before it must be from 1 to {_MOST:,} together, got {offset + k:,}"
             )
-        self._refresh()
+        view = self._now()
         started = time.perf_counter()
         wanted = offset + k + 1
         if len(terms) == 1 and terms[0].kind == "id" and terms[0].weight > 0:
             metric = "hamming"
-            found = self.index.neighbors_of([self._id(terms[0].value)], wanted, where=where, bits=bits)
+            found = view.neighbors_of([self._id(terms[0].value)], wanted, where=where, bits=bits)
         else:
             metric = "bce"
-            found = self.index.search(self.logits(terms)[None], wanted, where=where, bits=bits)
+            found = view.search(self._logits(view, terms)[None], wanted, where=where, bits=bits)
         ids, distances = found.ids[0], found.distances[0]
         if max_distance is not None:
             near = int(np.searchsorted(distances, np.float32(max_distance), side="right"))
             ids, distances = ids[:near], distances[:near]
         shown = slice(offset, offset + k)
-        hits = self.hits(ids[shown], distances[shown])
+        hits = _hits(view, ids[shown], distances[shown])
         elapsed = 1000 * (time.perf_counter() - started)
-        return Answer(hits, len(ids) > offset + k, metric, True, elapsed, self.index.generation)
+        return Answer(hits, len(ids) > offset + k, metric, True, elapsed, view.generation)
 
     def compare_lengths(self, terms: Sequence[Term], k: int = 10, *, where: str | None = None) -> list[dict[str, Any]]:
         """The answer at each length, what it keeps of the longest one's, its bytes and milliseconds."""
@@ -201,21 +209,17 @@ class Collection:
         """Distances of the nearest items, for a histogram."""
         return [hit.distance for hit in self.search(terms, _HISTOGRAM, where=where).hits]
 
-    def hits(self, ids: npt.NDArray[Any], distances: npt.NDArray[np.float32]) -> list[Hit]:
-        """Found items with their metadata."""
-        if not len(ids):
-            return []
-        table = self.index.get(ids).metadata
-        rows = [{}] * len(ids) if table is None else table.to_pylist()
-        return [
-            Hit(one, float(distance), {name: plain(value) for name, value in row.items() if value is not None})
-            for one, distance, row in zip(ids.tolist(), distances, rows, strict=True)
-        ]
-
     def item(self, id: str) -> Hit:
         """One item; raises InvalidInputError where it is not there."""
-        self._refresh()
-        return self.hits(np.array([self._id(id)]), np.zeros(1, np.float32))[0]
+        return _hits(self._now(), np.array([self._id(id)]), np.zeros(1, np.float32))[0]
+
+    def map(self) -> list[Tile]:
+        """A picture for each part of the collection, like beside like; made once for each state of the index."""
+        view = self._now()
+        with self._mapping:
+            if self._map is None or self._map[0] != view.generation:
+                self._map = view.generation, map_of(view)
+            return self._map[1]
 
     def facets(self, column: str, *, where: str | None = None, most: int = 50) -> list[tuple[Any, int]]:
         """Values of a metadata column with their numbers of items, the most frequent first.
@@ -223,13 +227,13 @@ class Collection:
         Raises:
             InvalidInputError: no such column, or a condition that cannot be used.
         """
-        self._refresh()
+        view = self._now()
         known = self.index.stats()["metadata"]
         if column not in known:
             raise InvalidInputError(f"there is no column {column!r}; the metadata have {sorted(known)}")
         counts: dict[Any, int] = {}
-        wanted = None if where is None else set(self.index.select(where).tolist())
-        for batch in self.index.batches():
+        wanted = None if where is None else set(view.select(where).tolist())
+        for batch in view.batches():
             if batch.metadata is None or column not in batch.metadata.column_names:
                 continue
             values = batch.metadata[column].to_pylist()
@@ -241,16 +245,18 @@ class Collection:
 
     def duplicates(self, radius: int = 0, *, most: int = 200) -> list[list[tuple[str | int, int]]]:
         """Groups of items whose codes differ in a few bits, each with its bits to the first; the largest first."""
-        self._refresh()
-        found = self.index.duplicates(radius)
+        found = self._now().duplicates(radius)
         pairs = zip(found.groups[:most], found.distances[:most], strict=True)
         return [list(zip(ids.tolist(), bits.tolist(), strict=True)) for ids, bits in pairs]
 
     def logits(self, terms: Sequence[Term]) -> Logits:
         """The sum of the terms' logits, each with its weight: float32 (bits,)."""
-        total = np.zeros(self.index.bits, np.float64)
+        return self._logits(self._now(), terms)
+
+    def _logits(self, view: View, terms: Sequence[Term]) -> Logits:
+        total = np.zeros(view.bits, np.float64)
         for term in terms:
-            total += term.weight * self._logits_of(term)
+            total += term.weight * self._logits_of(view, term)
         return (total / len(terms)).astype(np.float32)
 
     def add(self, ids: Any, *, logits: Any = None, embeddings: Any = None, metadata: Any = None) -> int:
@@ -262,7 +268,7 @@ class Collection:
         values = (
             np.asarray(logits, np.float32)
             if embeddings is None
-            else self._encoder().of_embeddings(np.asarray(embeddings, np.float32))
+            else self._encoder(self.index.view()).of_embeddings(np.asarray(embeddings, np.float32))
         )
         return self.index.upsert(ids, Codes.from_logits(values), metadata)
 
@@ -302,19 +308,16 @@ class Collection:
 
     # --- inside ---
 
-    def _refresh(self) -> None:
-        """See what has been written since, at most once a second."""
-        if (
-            self.writable
-            or time.monotonic() - self._checked < _CHECK_SECONDS
-            or not self._refreshing.acquire(blocking=False)
-        ):
-            return
-        try:
-            self.index.refresh()
-            self._checked = time.monotonic()
-        finally:
-            self._refreshing.release()
+    def _now(self) -> View:
+        """The state to answer from, of one model and its codes; what others wrote is looked for once a second."""
+        due = not self.writable and time.monotonic() - self._checked >= _CHECK_SECONDS
+        if due and self._refreshing.acquire(blocking=False):
+            try:
+                self.index.refresh()
+                self._checked = time.monotonic()
+            finally:
+                self._refreshing.release()
+        return self.index.view()
 
     def _id(self, value: Any) -> Any:
         if self.index.id_type != "int64" or isinstance(value, int):
@@ -324,33 +327,47 @@ class Collection:
         except ValueError:
             raise InvalidInputError(f"the ids of this collection are whole numbers, got {value!r}") from None
 
-    def _logits_of(self, term: Term) -> npt.NDArray[np.float64]:
+    def _logits_of(self, view: View, term: Term) -> npt.NDArray[np.float64]:
         if term.kind == "id":
-            return 2.0 * self.index.get([self._id(term.value)]).codes.unpack()[0] - 1.0
+            return 2.0 * view.get([self._id(term.value)]).codes.unpack()[0] - 1.0
         if term.kind == "logits":
             values = np.asarray(term.value, np.float64)
         else:
             with self._encoding:
-                encoder = self._encoder()
+                encoder = self._encoder(view)
                 if term.kind == "text":
                     values = encoder.of_texts([str(term.value)])[0]
                 elif term.kind == "image":
                     values = encoder.of_images([term.value])[0]
                 else:
                     values = encoder.of_embeddings(np.asarray(term.value, np.float32)[None])[0]
-        if values.shape != (self.index.bits,):
-            raise InvalidInputError(f"the collection's logits are {self.index.bits} numbers, got shape {values.shape}")
+        if values.shape != (view.bits,):
+            raise InvalidInputError(f"the collection's logits are {view.bits} numbers, got shape {values.shape}")
         return np.asarray(values, np.float64)
 
-    def _encoder(self) -> Any:
-        if self._model is None:
-            from crovca.archive.queries import QueryModel  # loads torch
+    def _encoder(self, view: View) -> QueryModel:
+        """What encodes queries for a state: its own model, loaded once."""
+        from crovca.archive.queries import QueryModel  # loads torch
 
-            try:
-                self._model = QueryModel.of_index(self.index.path, self.index.encoder)
-            except ConfigError as error:
-                raise ConfigError(f"{self.name}: queries of this kind cannot be encoded here: {error}") from error
-        return self._model
+        kept = view.model
+        if kept is None:
+            raise ConfigError(f"{self.name}: the index holds no model, so queries of this kind cannot be encoded here")
+        known = self._model
+        if known is None or known[0] is not kept:
+            known = self._model = kept, QueryModel(kept.hasher(), view.origin.encoder)
+        return known[1]
+
+
+def _hits(view: View, ids: npt.NDArray[Any], distances: npt.NDArray[np.float32]) -> list[Hit]:
+    """Found items with their metadata."""
+    if not len(ids):
+        return []
+    table = view.get(ids).metadata
+    rows = [{}] * len(ids) if table is None else table.to_pylist()
+    return [
+        Hit(one, float(distance), {name: plain(value) for name, value in row.items() if value is not None})
+        for one, distance, row in zip(ids.tolist(), distances, rows, strict=True)
+    ]
 
 
 def _thumbnail(file: Path, side: int) -> bytes:

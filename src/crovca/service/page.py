@@ -168,6 +168,12 @@ def filters(request: Request, collection: Served, asked: AskedFor) -> HTMLRespon
     return _shown(request, "filters.html", collection=collection, asked=asked, columns=columns)
 
 
+@routes.get("/c/{name}/map")
+def map_(request: Request, collection: Served) -> HTMLResponse:
+    """What there is, like beside like: shown where nothing was asked yet."""
+    return _shown(request, "map.html", collection=collection, tiles=collection.map())
+
+
 @routes.get("/c/{name}/duplicates")
 def duplicates(request: Request, collection: Served, radius: Annotated[int, Query(ge=0, le=16)] = 0) -> HTMLResponse:
     """Groups of near duplicates."""

@@ -113,6 +113,15 @@ class FacetModel(BaseModel):
     items: int
 
 
+class TileModel(BaseModel):
+    """A part of a collection: its place on the map, the item in its middle, and about how many there are."""
+
+    row: int
+    column: int
+    id: str | int
+    items: int
+
+
 class DuplicatesModel(BaseModel):
     """Groups of near duplicates: each item with the bits in which it differs from the first of its group."""
 
