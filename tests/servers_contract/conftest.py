@@ -24,6 +24,8 @@ class Servers:
         self._started = {}
 
     def __call__(self, name):
+        if name == "milvus" and "milvus" not in os.environ["PYTEST_CURRENT_TEST"]:
+            pytest.fail("a test that needs Milvus has 'milvus' in its name or parameters: that is what groups them")
         if name not in self._started:
             try:
                 self._started[name] = self._stack.enter_context(STARTERS[name]())
@@ -52,12 +54,14 @@ STARTERS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """What needs a server says so, and runs in one process, where each server is started once."""
+    """What needs a server says so; of Milvus there can be one, so all of its tests run in one process."""
     for item in items:
         if "servers" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.servers)
-            item.add_marker(pytest.mark.xdist_group("servers"))
+            if "milvus" in item.nodeid:
+                item.add_marker(pytest.mark.xdist_group("milvus"))
 
 
 @pytest.fixture(scope="session")
