@@ -145,9 +145,13 @@ def test_a_condition_has_an_end(many):
 
 
 def test_ctrl_c_stops_a_condition(many):
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        matching_rows([many], SLOW, timeout=60)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell ignores it
+    try:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            matching_rows([many], SLOW, timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not [one for one in threading.enumerate() if one.name == "crovca condition"]
 
 

@@ -24,9 +24,9 @@ def made(tmp_path_factory):
         file = folder / "pictures" / id
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((16 * values.reshape(8, 8)).clip(0, 255).astype(np.uint8)).resize((64, 64)).save(file)
-    with HashIndex.create(folder / "index", bits=BITS) as index:
+    with HashIndex.create(folder / "index", bits=BITS, keep="int8") as index:
         odd = [float("nan") if number % 7 == 0 else number / 3 for number in range(400)]
-        index.add(ids, Codes.from_logits(logits), {"digit": digits.astype(str), "odd": odd})
+        index.add(ids, Codes.from_logits(logits), {"digit": digits.astype(str), "odd": odd}, embeddings=centered)
     return folder / "index", folder / "pictures", logits, digits, ids
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from crovca import Codes, Hasher, HashIndex
 from crovca.archive.ingest import build_index
 from crovca.archive.refit import refit
+from crovca.data.embeddings import unit_rows
 from crovca.hashing.train import Silent
 from crovca.service.api import create_app
 from crovca.service.collection import Collection, Term
@@ -79,6 +81,25 @@ def test_nothing_beyond_the_cut_off_is_shown(client, made):
     cut = whole["hits"][20]["distance"]
     (answer,) = client.post(SEARCH, json={**query, "max_distance": cut}).json()
     assert answer["hits"] == [hit for hit in whole["hits"] if hit["distance"] <= cut]
+
+
+def test_rescoring_orders_by_the_kept_embeddings(client, made):
+    logits, ids = made[2], made[4]
+    pixels = load_digits(return_X_y=True)[0][:400]
+    unit = unit_rows((pixels - pixels.mean(axis=0)).astype(np.float32))
+    asked = {"queries": [[{"id": ids[7]}]], "k": 5}
+    (whole,) = client.post(SEARCH, json={**asked, "rescore": 100}).json()
+    cosine = unit @ unit[7]
+    assert whole["metric"] == "cosine"
+    assert whole["exact"]
+    assert [hit["id"] for hit in whole["hits"]] == ids[np.argsort(-cosine)[1:6]].tolist()  # itself is left out
+    np.testing.assert_allclose([hit["distance"] for hit in whole["hits"]], 1 - np.sort(cosine)[::-1][1:6], atol=0.01)
+    (some,) = client.post(SEARCH, json={**asked, "rescore": 2}).json()
+    assert not some["exact"]
+    refused = client.post(SEARCH, json={"queries": [[{"logits": logits[0].tolist()}]], "rescore": 2})
+    assert "logits cannot be rescored" in refused.json()["error"]
+    refused = client.post(SEARCH, json={"queries": [[{"id": ids[0]}]], "k": 1000, "rescore": 1000})
+    assert "reads up to 100,000" in refused.json()["error"]
 
 
 def test_metadata_are_json(client, made):
@@ -155,7 +176,7 @@ def test_items_are_added_and_deleted_with_a_token(made, tmp_path):
     served = Collection(tmp_path / "index", name="digits", writable=True)
     limits = Limits(token="let me in")
     with TestClient(create_app([served], limits)) as client:
-        body = {"ids": ["new"], "logits": [[3.0] * 32], "metadata": {"digit": ["7"]}}
+        body = {"ids": ["new"], "logits": [[3.0] * 32], "embeddings": [[1.0] * 64], "metadata": {"digit": ["7"]}}
         assert client.put("/v1/collections/digits/items", json=body).status_code == 401
         client.headers["Authorization"] = "Bearer let me in"
         assert client.put("/v1/collections/digits/items", json=body).json() == {"items": 401, "changed": 0}

@@ -108,11 +108,22 @@ def test_the_page(browser, address, made):
     assert "f=digit%3D5" in browser.current_url
 
     browser.find_element(By.CSS_SELECTOR, "#compare summary").click()
-    wait(browser, lambda: len(all_of(browser, ".bits tbody tr")) == 2)
+    wait(browser, lambda: len(all_of(browser, ".bits tbody tr")) == 3)
     rows = [row.text for row in all_of(browser, ".bits tbody tr")]
     assert rows[0].startswith("16 2")
-    assert "100 %" in rows[1]
+    assert rows[2].startswith("floats 68")
+    assert "100 %" in rows[2]
     keep(browser, "bits")
+    slider = browser.find_element(By.ID, "bits-slider")
+    for stop, sign in (("floats", "cosine"), ("16", "bits=16")):
+        browser.execute_script(
+            "arguments[0].value = arguments[0].dataset.stops.split(',').indexOf(arguments[1]);"
+            "for (const kind of ['input', 'change']) arguments[0].dispatchEvent(new Event(kind, {bubbles: true}))",
+            slider,
+            stop,
+        )
+        wait(browser, lambda sign=sign: sign in browser.find_element(By.ID, "results").text + browser.current_url)
+    assert "floats" not in browser.current_url
 
     browser.find_element(By.CSS_SELECTOR, "#cut summary").click()
     wait(browser, lambda: all_of(browser, ".bars button"))
@@ -162,4 +173,4 @@ def test_what_goes_wrong_is_said_on_the_page(browser, address):
     browser.get(f"{address}?like=nobody")
     assert "not in the index" in browser.find_element(By.CSS_SELECTOR, "[role=alert]").text
     browser.get(f"{address}?z=AAAA")
-    assert "another collection" in browser.find_element(By.CSS_SELECTOR, "[role=alert]").text
+    assert "was cut or changed" in browser.find_element(By.CSS_SELECTOR, "[role=alert]").text

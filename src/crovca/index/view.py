@@ -189,6 +189,17 @@ class View(Reader):
         widths = {None if segment.kept is None else segment.kept.shape[1] for segment in self.segments}
         return widths.pop() if len(widths) == 1 else None
 
+    @property
+    def embedding_bytes(self) -> int | None:
+        """Bytes of a kept embedding, its scale included; None where not every item has one."""
+        kept = self.segments[0].kept if self.width else None
+        return None if kept is None else kept.shape[1] * kept.itemsize + 4
+
+    def kept(self, rows: Int64) -> Float32:
+        """The kept embeddings (m, d) of some rows, without their scales: cosine does not see them."""
+        pieces, place = self._by_segment(rows, _kept)
+        return np.concatenate(pieces)[place]
+
     def rescored(self, embeddings: Float32, answers: list[Found], k: int) -> list[Found]:
         """The k candidates of each query that are nearest by 1 - cosine of the kept embeddings, of which no others
         are read.
@@ -367,6 +378,11 @@ def _damaged(error: Exception) -> FileFormatError:
 def _cosines(unit: Float32, segment: Segment, rows: Int64) -> Float32:
     assert segment.kept is not None  # see ``View.width``, which the caller compares
     return cosines(segment.kept[rows], unit)
+
+
+def _kept(segment: Segment, rows: Int64) -> Float32:
+    assert segment.kept is not None  # see ``View.width``, which the caller compares
+    return segment.kept[rows].astype(np.float32)
 
 
 def _part(segment: Segment, bits: int, engine: str) -> tuple[int, _Part]:

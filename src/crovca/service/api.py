@@ -138,6 +138,7 @@ def search(collection: page.Served, request: SearchRequest) -> list[SearchAnswer
         "where": request.where,
         "bits": request.bits,
         "max_distance": request.max_distance,
+        "rescore": request.rescore,
         "offset": offset,
     }
     return [_answer(collection.search(terms, request.k, **wanted), offset + request.k) for terms in queries]

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from crovca.data.embeddings import unit_rows
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.files import atomic_file
 from crovca.index.index import HashIndex
 from crovca.index.model import KeptModel
+from crovca.index.originals import NO_ORIGINALS
+from crovca.index.scoring import Float32
 from crovca.index.view import View
 from crovca.service.map import Tile, map_of
 from crovca.service.values import plain
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
 LENGTHS = (16, 32, 64, 128, 256)
 _MOST = 10_000  # results of one request, those before its cursor included
 _CHECK_SECONDS = 1.0  # how often a changed index is looked for
-_HISTOGRAM = 1000  # nearest items whose distances the page draws
-
-Logits = npt.NDArray[np.float32]
+HISTOGRAM = 1000  # nearest items whose distances the page draws
+FLOATS = 10_000  # items whose kept embeddings are compared where the answer of the floats is asked for
+_MOST_FLOATS = 100_000  # that a query may read
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class Collection:
             "id_type": stats["id_type"],
             "metadata": stats["metadata"],
             "queries": kinds,
+            "embedding_bytes": view.embedding_bytes,
             "pictures": self.pictures,
             "writable": self.writable,
             "generation": self.index.generation,
@@ -153,15 +157,18 @@ class Collection:
         where: str | None = None,
         bits: int | None = None,
         max_distance: float | None = None,
+        rescore: float | None = None,
         offset: int = 0,
     ) -> Answer:
         """The items nearest to all terms together.
 
         One id alone is searched by its code (Hamming distance), and left out of its own answer; everything else by
-        logits (binary cross-entropy), an item's being +1 and -1.
+        logits (binary cross-entropy), an item's being +1 and -1. With ``rescore``, so many times the wanted number of
+        items are found by bits, and ordered by the cosine of their kept embeddings with the terms'.
 
         Raises:
-            InvalidInputError: no terms, an unknown id, a condition or number that cannot be used.
+            InvalidInputError: no terms, an unknown id, a condition or number that cannot be used; no embeddings to
+                rescore by.
             ConfigError: the index has no model for this kind of query.
         """
         if not terms:
@@ -173,41 +180,52 @@ class Collection:
         view = self._now()
         started = time.perf_counter()
         wanted = offset + k + 1
-        if len(terms) == 1 and terms[0].kind == "id" and terms[0].weight > 0:
-            metric = "hamming"
-            found = view.neighbors_of([self._id(terms[0].value)], wanted, where=where, bits=bits)
+        own = self._id(terms[0].value) if len(terms) == 1 and terms[0].kind == "id" and terms[0].weight > 0 else None
+        if own is not None and rescore is None:
+            found = view.neighbors_of([own], wanted, where=where, bits=bits)
         else:
-            metric = "bce"
-            found = view.search(self._logits(view, terms)[None], wanted, where=where, bits=bits)
-        ids, distances = found.ids[0], found.distances[0]
+            queries = [self._encoded(view, term) for term in terms]
+            weights = np.array([term.weight for term in terms], np.float32)
+            logits = weights @ np.stack([logits for logits, _ in queries]) / len(terms)
+            rescoring: dict[str, Any] = {}
+            if rescore is not None:
+                if not 1 <= rescore * (wanted + 1) <= _MOST_FLOATS:
+                    raise InvalidInputError(
+                        f"rescoring reads up to {_MOST_FLOATS:,} embeddings; rescore={rescore} of {offset + k:,} items "
+                        "would be more"
+                    )
+                embedding = weights @ _unit_rows_of(view, [embedding for _, embedding in queries])
+                rescoring = {"embeddings": embedding[None], "rescore": rescore}
+            found = view.search(logits[None], wanted + 1, where=where, bits=bits, **rescoring)
+        others = found.ids[0] != own if own is not None else np.ones(found.ids.shape[1], bool)
+        ids, distances = found.ids[0][others][:wanted], found.distances[0][others][:wanted]
         if max_distance is not None:
             near = int(np.searchsorted(distances, np.float32(max_distance), side="right"))
             ids, distances = ids[:near], distances[:near]
         shown = slice(offset, offset + k)
         hits = _hits(view, ids[shown], distances[shown])
         elapsed = 1000 * (time.perf_counter() - started)
-        return Answer(hits, len(ids) > offset + k, metric, True, elapsed, view.generation)
+        exact = rescore is None or rescore * (wanted + 1) >= view.items
+        return Answer(hits, len(ids) > offset + k, found.metric, exact, elapsed, view.generation)
 
     def compare_lengths(self, terms: Sequence[Term], k: int = 10, *, where: str | None = None) -> list[dict[str, Any]]:
-        """The answer at each length, what it keeps of the longest one's, its bytes and milliseconds."""
-        whole = self.search(terms, k, where=where)
-        best = {hit.id for hit in whole.hits}
+        """The answer at each length, then of the floats where they are kept; what each keeps of the last one's answer,
+        its bytes and milliseconds. Of more than ``FLOATS`` items, those nearest by bits are compared as floats."""
+        about = self.describe()
         rows = []
-        for length in self.describe()["lengths"]:
-            answer = whole if length == self.index.bits else self.search(terms, k, where=where, bits=length)
-            same = len(best & {hit.id for hit in answer.hits})
-            rows.append({
-                "bits": length,
-                "bytes": -(-length // 8),
-                "milliseconds": answer.milliseconds,
-                "kept": same / len(best) if best else None,
-                "hits": answer.hits,
-            })  # fmt: skip
+        for length in [*about["lengths"], *([None] if about["embedding_bytes"] else [])]:
+            asked: dict[str, Any] = {"bits": length} if length else {"rescore": FLOATS / (k + 2)}
+            answer = self.search(terms, k, where=where, **asked)
+            size = -(-length // 8) if length else about["embedding_bytes"]
+            rows.append({"bits": length, "bytes": size, "milliseconds": answer.milliseconds, "hits": answer.hits})
+        best = {hit.id for hit in rows[-1]["hits"]}
+        for row in rows:
+            row["kept"] = len(best & {hit.id for hit in row["hits"]}) / len(best) if best else None
         return rows
 
-    def distances(self, terms: Sequence[Term], *, where: str | None = None) -> list[float]:
-        """Distances of the nearest items, for a histogram."""
-        return [hit.distance for hit in self.search(terms, _HISTOGRAM, where=where).hits]
+    def distances(self, terms: Sequence[Term], **asked: Any) -> list[float]:
+        """Distances of the nearest items, for a histogram; asked as ``search`` is."""
+        return [hit.distance for hit in self.search(terms, HISTOGRAM, **asked).hits]
 
     def item(self, id: str) -> Hit:
         """One item; raises InvalidInputError where it is not there."""
@@ -249,28 +267,26 @@ class Collection:
         pairs = zip(found.groups[:most], found.distances[:most], strict=True)
         return [list(zip(ids.tolist(), bits.tolist(), strict=True)) for ids, bits in pairs]
 
-    def logits(self, terms: Sequence[Term]) -> Logits:
-        """The sum of the terms' logits, each with its weight: float32 (bits,)."""
-        return self._logits(self._now(), terms)
-
-    def _logits(self, view: View, terms: Sequence[Term]) -> Logits:
-        total = np.zeros(view.bits, np.float64)
-        for term in terms:
-            total += term.weight * self._logits_of(view, term)
-        return (total / len(terms)).astype(np.float32)
+    def embedding_of_image(self, image: bytes) -> Float32:
+        """The embedding (d,) of an image file, by the encoder of the index."""
+        found = self._encoded(self._now(), Term("image", image))[1]
+        assert found is not None
+        return found
 
     def add(self, ids: Any, *, logits: Any = None, embeddings: Any = None, metadata: Any = None) -> int:
-        """Add items, in the place of those with the same ids; how many were replaced."""
+        """Add items, in the place of those with the same ids; how many were replaced.
+
+        Without logits the index's model makes them of the embeddings. An index that keeps embeddings wants them.
+        """
         from crovca.codes import Codes
 
-        if (logits is None) == (embeddings is None):
-            raise InvalidInputError("give either the items' logits or their embeddings")
-        values = (
-            np.asarray(logits, np.float32)
-            if embeddings is None
-            else self._encoder(self.index.view()).of_embeddings(np.asarray(embeddings, np.float32))
-        )
-        return self.index.upsert(ids, Codes.from_logits(values), metadata)
+        kept = None if embeddings is None else np.asarray(embeddings, np.float32)
+        if logits is None:
+            if kept is None:
+                raise InvalidInputError("give the items' embeddings, or their logits")
+            logits = self._encoder(self.index.view()).of_embeddings(kept)
+        codes = Codes.from_logits(np.asarray(logits, np.float32))
+        return self.index.upsert(ids, codes, metadata, kept)
 
     def delete(self, ids: Any) -> int:
         """Delete items; how many there were."""
@@ -327,23 +343,28 @@ class Collection:
         except ValueError:
             raise InvalidInputError(f"the ids of this collection are whole numbers, got {value!r}") from None
 
-    def _logits_of(self, view: View, term: Term) -> npt.NDArray[np.float64]:
+    def _encoded(self, view: View, term: Term) -> tuple[Float32, Float32 | None]:
+        """The logits (bits,) of a term, and its embedding (d,) where there is one."""
+        embedding: Float32 | None = None
         if term.kind == "id":
-            return 2.0 * view.get([self._id(term.value)]).codes.unpack()[0] - 1.0
-        if term.kind == "logits":
-            values = np.asarray(term.value, np.float64)
+            row = view.find_all([self._id(term.value)])
+            logits = np.where(view.codes(row).unpack()[0], np.float32(1), np.float32(-1))
+            embedding = view.kept(row)[0] if view.width else None
+        elif term.kind == "logits":
+            logits = np.asarray(term.value, np.float32)
         else:
             with self._encoding:
                 encoder = self._encoder(view)
                 if term.kind == "text":
-                    values = encoder.of_texts([str(term.value)])[0]
+                    embedding = encoder.embed_texts([str(term.value)])[0]
                 elif term.kind == "image":
-                    values = encoder.of_images([term.value])[0]
+                    embedding = encoder.embed_images([term.value])[0]
                 else:
-                    values = encoder.of_embeddings(np.asarray(term.value, np.float32)[None])[0]
-        if values.shape != (view.bits,):
-            raise InvalidInputError(f"the collection's logits are {view.bits} numbers, got shape {values.shape}")
-        return np.asarray(values, np.float64)
+                    embedding = np.asarray(term.value, np.float32)
+                logits = encoder.of_embeddings(embedding[None], texts=term.kind == "text")[0]
+        if logits.shape != (view.bits,):
+            raise InvalidInputError(f"the collection's logits are {view.bits} numbers, got shape {logits.shape}")
+        return logits, embedding
 
     def _encoder(self, view: View) -> QueryModel:
         """What encodes queries for a state: its own model, loaded once."""
@@ -368,6 +389,18 @@ def _hits(view: View, ids: npt.NDArray[Any], distances: npt.NDArray[np.float32])
         Hit(one, float(distance), {name: plain(value) for name, value in row.items() if value is not None})
         for one, distance, row in zip(ids.tolist(), distances, rows, strict=True)
     ]
+
+
+def _unit_rows_of(view: View, embeddings: Sequence[Float32 | None]) -> Float32:
+    """The terms' embeddings (t, d), each of length 1, to be compared with those that the index keeps."""
+    if view.width is None:
+        raise InvalidInputError(NO_ORIGINALS)
+    for one in embeddings:
+        if one is None:
+            raise InvalidInputError("logits cannot be rescored: give an embedding, or what it is of")
+        if one.shape != (view.width,):
+            raise InvalidInputError(f"the index keeps embeddings of {view.width} numbers, the query's is {one.shape}")
+    return unit_rows(np.stack([one for one in embeddings if one is not None]))
 
 
 def _thumbnail(file: Path, side: int) -> bytes:

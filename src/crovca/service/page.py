@@ -1,7 +1,7 @@
 """The page: a form, pictures, and what bits cost. Rendered here; htmx exchanges the parts that change.
 
 Everything that is shown is named by the address, so an address can be kept: texts, liked and disliked items, a dropped
-picture (as its logits), filters, length and cut-off.
+picture (as its embedding, which outlives a model), filters, length and cut-off.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from pydantic import BaseModel
 
+from crovca.data.embeddings import unit_rows
 from crovca.errors import CrovcaError, InvalidInputError, reason_of
-from crovca.service.collection import Collection, Term
+from crovca.service.collection import FLOATS, HISTOGRAM, Collection, Term
 from crovca.service.guard import COOKIE
 
 HERE = Path(__file__).parent
@@ -38,6 +39,7 @@ class Asked(BaseModel):
     z: str = ""
     f: list[str] = []
     bits: int | None = None
+    floats: bool = False
     max: float | None = None
     offset: int = 0
 
@@ -46,7 +48,7 @@ class Asked(BaseModel):
         found = [_text(text.strip()) for text in self.q if text.strip(" -")]
         found += [Term("id", id) for id in self.like] + [Term("id", id, -1.0) for id in self.unlike]
         if self.z:
-            found.append(Term("logits", _from_address(self.z, collection.index.bits)))
+            found.append(Term("embedding", _from_address(self.z)))
         if found and all(term.weight < 0 for term in found):
             raise InvalidInputError("say what to look for as well, not only what to leave out")
         return found
@@ -62,6 +64,11 @@ class Asked(BaseModel):
             for column, values in columns.items()
         ]
         return " AND ".join(parts) or None
+
+    def how(self, wanted: int) -> dict[str, Any]:
+        """How so many items are searched: filters, length, or by the floats."""
+        rescore = max(1.0, FLOATS / (wanted + 2)) if self.floats else None
+        return {"where": self.where(), "bits": self.bits, "rescore": rescore}
 
     def address(self, **changed: Any) -> str:
         """The query string of this, with changes."""
@@ -96,7 +103,7 @@ def _results(collection: Collection, asked: Asked) -> dict[str, Any]:
         terms = asked.terms(collection)
         if terms:
             answer = collection.search(
-                terms, _PAGE, where=asked.where(), bits=asked.bits, max_distance=asked.max, offset=asked.offset
+                terms, _PAGE, max_distance=asked.max, offset=asked.offset, **asked.how(asked.offset + _PAGE)
             )
             following = asked.address(offset=asked.offset + _PAGE) if answer.more else None
             values |= {"answer": answer, "next": following}
@@ -131,9 +138,9 @@ def results(request: Request, collection: Served, asked: AskedFor) -> HTMLRespon
 
 @routes.post("/c/{name}/image")
 def image(collection: Served, image: Annotated[UploadFile, File()]) -> Response:
-    """A dropped picture becomes an address that holds its logits."""
-    logits = collection.logits([Term("image", image.file.read())])
-    return RedirectResponse(f"/c/{quote(collection.name)}?{Asked(z=_to_address(logits)).address()}", 303)
+    """A dropped picture becomes an address that holds its embedding."""
+    embedding = collection.embedding_of_image(image.file.read())
+    return RedirectResponse(f"/c/{quote(collection.name)}?{Asked(z=_to_address(embedding)).address()}", 303)
 
 
 @routes.get("/c/{name}/bits")
@@ -151,7 +158,7 @@ def bits(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
 def distances(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
     """A histogram of the nearest items' distances, to cut at."""
     try:
-        found = collection.distances(asked.terms(collection), where=asked.where())
+        found = collection.distances(asked.terms(collection), **asked.how(HISTOGRAM))
     except CrovcaError:
         found = []
     return _shown(request, "distances.html", collection=collection, asked=asked, **_bars(found))
@@ -207,20 +214,20 @@ def _text(text: str) -> Term:
 def _several(value: Any) -> Sequence[Any]:
     if isinstance(value, list):
         return value
-    return [] if value in (None, "") else [value]
+    return [] if value in (None, "", False) else [value]
 
 
-def _to_address(logits: Any) -> str:
-    return base64.urlsafe_b64encode(np.asarray(logits, "<f2").tobytes()).decode().rstrip("=")
+def _to_address(embedding: Any) -> str:
+    return base64.urlsafe_b64encode(unit_rows(embedding[None]).astype("<f2").tobytes()).decode().rstrip("=")
 
 
-def _from_address(text: str, bits: int) -> list[float]:
+def _from_address(text: str) -> list[float]:
     try:
         values = np.frombuffer(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "<f2").astype(np.float64)
     except ValueError:
         values = np.empty(0)
-    if values.shape != (bits,) or not np.isfinite(values).all():
-        raise InvalidInputError("this address holds a picture of another collection; drop the picture again")
+    if not len(values) or not np.isfinite(values).all():
+        raise InvalidInputError("this address was cut or changed: the picture in it cannot be read; drop it again")
     return list(values.tolist())
 
 

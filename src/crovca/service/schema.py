@@ -67,6 +67,9 @@ class SearchRequest(_Strict):
     )
     bits: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, description="search by the first so many bits")
     max_distance: Number | None = None
+    rescore: Annotated[float, Field(ge=1, le=10_000, allow_inf_nan=False)] | None = Field(
+        None, description="find so many times k items by bits, and order them by the cosine of their kept embeddings"
+    )
     cursor: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="of the answer before; one query only"
     )
@@ -98,6 +101,7 @@ class CollectionModel(BaseModel):
     bits: int
     lengths: list[int]
     bytes_per_item: int
+    embedding_bytes: int | None = Field(description="of the embedding that is kept of each item; null: none is")
     id_type: str | None
     metadata: dict[str, str]
     queries: list[str]
@@ -130,7 +134,7 @@ class DuplicatesModel(BaseModel):
 
 
 class NewItems(_Strict):
-    """Items to add, or to put in the place of those with the same ids: logits or embeddings, and metadata."""
+    """Items to add, or to put in the place of those with the same ids: embeddings or logits or both, and metadata."""
 
     ids: Annotated[list[Id], Field(min_length=1, max_length=10_000)]
     logits: list[Vector] | None = None

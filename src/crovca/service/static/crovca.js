@@ -47,11 +47,13 @@ document.addEventListener("click", (event) => {
 
 const slider = document.getElementById("bits-slider");
 if (slider) slider.addEventListener("input", () => {
-  const lengths = slider.dataset.lengths.split(",");
-  const bits = document.getElementById("bits");
-  bits.value = lengths[slider.value];
-  bits.disabled = Number(slider.value) === lengths.length - 1;
-  document.getElementById("shown-bits").textContent = lengths[slider.value];
+  const stop = slider.dataset.stops.split(",")[slider.value];
+  const bits = document.getElementById("bits"), floats = document.getElementById("floats");
+  bits.value = stop;
+  bits.disabled = stop === "floats";
+  floats.disabled = !bits.disabled;
+  document.getElementById("shown-bits").textContent = stop;
+  slider.setAttribute("aria-valuetext", stop);
 });
 
 document.body.addEventListener("htmx:afterSwap", (event) => {
