@@ -213,3 +213,26 @@ def test_a_sync_that_is_killed_loses_nothing_and_goes_on(root, clip, tmp_path):
     done = Archive.open(archive.path).sync(device="cpu")
     assert ids(archive) == peaceful and [one.id for one in done.left_out] == ["1960/broken.jpg"]
     assert sorted(p.name for p in Path(archive.path).iterdir()) == ["archive.json", "index", "lock", "state.json"]
+
+
+@pytest.mark.slow
+def test_watching_takes_up_what_comes_until_ctrl_c(archive, root):
+    ctrl_c = "import signal as s, sys; s.signal(s.SIGINT, s.default_int_handler)"  # a background shell ignores it
+    begin = f"{ctrl_c}; from crovca.cli.main import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", begin, "archive", "sync", str(archive.path), "--watch", "1"]
+    with subprocess.Popen(
+        [*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        try:
+            for number in (100, 101):
+                picture(root / "later" / f"{number}.png", number)
+                until = time.monotonic() + 60
+                while f"later/{number}.png" not in ids(archive):
+                    assert running.poll() is None and time.monotonic() < until
+                    time.sleep(0.2)
+            running.send_signal(signal.SIGINT)
+            said = running.communicate(timeout=30)[0]
+        finally:
+            running.kill()
+    assert running.returncode == 130 and "Traceback" not in said
+    assert said.count("1 new") == 2, said  # nothing is said of a round that finds nothing

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from crovca import Codes, HashIndex
@@ -293,7 +294,10 @@ def test_damage_that_sizes_do_not_show_is_named_where_it_is_met(path):
         content[at] ^= 0xFF
         file.write_bytes(content)
 
-    flip("metadata.parquet", 60)
+    with pq.ParquetFile(path / "segments" / "00000002" / "metadata.parquet") as metadata:
+        column = metadata.schema_arrow.names.index("n")
+        chunk = metadata.metadata.row_group(0).column(column)
+    flip("metadata.parquet", chunk.dictionary_page_offset + chunk.total_compressed_size // 2)
     with HashIndex.open(path) as index, pytest.raises(FileFormatError, match=r"metadata\.parquet is damaged"):
         index.get(["photo 4200"])
     with (

@@ -27,13 +27,14 @@ def serve(
         bool, Option("--mcp", help="No HTTP: tools for agents on standard input and output, read-only.")
     ] = False,
     rate: Annotated[float, Option(help="Requests a second of one address; 0: no limit.")] = 100.0,
+    workers: Annotated[int, Option(help="Processes that answer; each loads the encoder.")] = 1,
     thumbnails: Annotated[Path | None, Option(help="Folder for small pictures [default: in the user's cache].")] = None,
 ) -> None:
     """Serve indexes: a page to search with pictures and text, and an API under /v1 (described at /openapi.json).
 
     Listens on this machine only. Anywhere else it wants a token.
     """
-    for package in ("mcp",) if mcp else ("fastapi", "uvicorn", "jinja2", "multipart", "prometheus_client"):
+    for package in ("fastapi", "uvicorn", "jinja2", "multipart", "prometheus_client", "mcp"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(package, "serve", "serving an index")
     if not _local(host) and not token:
@@ -45,51 +46,30 @@ def serve(
     if not 0 <= port < 65536:
         raise ConfigError(f"a port lies in 0 to 65535, got {port}")
 
+    if workers < 1 or (writable and workers > 1):
+        raise ConfigError("--workers is at least 1, and 1 where clients may write: a writer is one process")
+
     from crovca.archive.folder import index_folder, root_of
-    from crovca.service.collection import Collection
+    from crovca.service.run import Settings, run
 
     kept = thumbnails or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "crovca" / "thumbnails"
     collections = []
     for one in index:
         name, equals, path = one.partition("=")
         folder = Path(path if equals else one)
-        pictures, called = root or root_of(folder), name if equals else folder.resolve().name
-        collections.append(
-            Collection(index_folder(folder), name=called, root=pictures, thumbnails=kept, writable=writable)
-        )
+        pictures = root or root_of(folder)
+        collections.append((
+            name if equals else folder.resolve().name,
+            str(index_folder(folder)),
+            None if pictures is None else str(pictures),
+        ))  # fmt: skip
+    settings = Settings(collections, str(kept), token, rate, writable, workers)
     if mcp:
         from crovca.service.agents import agent_server
 
-        agent_server(collections).run()
+        agent_server(settings.open()).run()
         return
-    import uvicorn
-
-    from crovca.service.api import create_app
-    from crovca.service.guard import Limits
-
-    app = create_app(collections, Limits(token=token, per_second=rate))
-    server = uvicorn.Server(
-        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=10)
-    )
-    _say(server, host)
-    server.run()
-
-
-def _say(server: object, host: str) -> None:
-    """Print the address once the server listens: with port 0 it is not known before."""
-    import uvicorn
-
-    assert isinstance(server, uvicorn.Server)
-    begin = server.startup
-
-    async def startup(sockets: object = None) -> None:
-        await begin(sockets)  # type: ignore[arg-type]
-        if server.started:
-            port = server.servers[0].sockets[0].getsockname()[1]
-            shown = f"[{host}]" if ":" in host else host
-            say(f"http://{shown}:{port}  (Ctrl-C stops it)")
-
-    server.startup = startup  # type: ignore[method-assign]
+    run(settings, host, port, say=say)
 
 
 def _local(host: str) -> bool:

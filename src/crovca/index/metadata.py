@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
 from crovca.ids import as_ids
 from crovca.index.conditions import DEFAULT_TIMEOUT, checked_condition, refuse, took_too_long
+from crovca.index.memo import Memo
 from crovca.index.scoring import Int64
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Metadata: TypeAlias = pa.Table | Mapping[str, Any]
 
 ROW_GROUP = 1 << 16
+_GROUPS_KEPT = 64 << 20
 _FILE, _ROW = "crovca file", "file_row_number"
 _RESERVED = {"id", _FILE, _ROW}
 _STOPPING = 3.0  # seconds to wait for DuckDB to stop
@@ -367,17 +370,53 @@ def _matching(connection: duckdb.DuckDBPyConnection, names: list[str], where: st
     return [np.sort(rows[numbers == of_file.get(name, -1)]) for name in names]
 
 
-def read_rows(file: Path, rows: Int64) -> pa.Table:
-    """Some rows of a Parquet file, in the order asked for, reading no more row groups than needed."""
-    with _parquet(file) as parquet:
-        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        ends = np.cumsum(sizes)
+class RowReader:
+    """Reads some rows of a Parquet file, with nulls for ``id``, which is known; the row groups that were read last are
+    kept, up to ``_GROUPS_KEPT`` bytes of them.
+
+    Args:
+        file: which does not change.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._layout: Memo[str, tuple[list[str], Int64, Memo[int, pa.Table]]] = Memo(1)
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept."""
+        return sum(group.nbytes for _, layout in self._layout.items() for _, group in layout[2].items())
+
+    def rows(self, rows: Int64) -> pa.Table:
+        """Some rows (m,), in the order asked for, reading no more row groups than needed.
+
+        Raises:
+            FileFormatError: the file is damaged.
+        """
+        columns, ends, kept = self._layout.get("", self._read_layout)
+        without = pa.table({"id": pa.nulls(len(rows))})  # a table without columns has no rows
+        if not columns:
+            return without
         owner = np.searchsorted(ends, rows, side="right")
         groups = np.unique(owner)
-        table = parquet.read_row_groups(groups.tolist())
-        starts = np.concatenate([[0], np.cumsum(np.asarray(sizes)[groups])])[:-1]
-        place = np.searchsorted(groups, owner)
-        return table.take(starts[place] + rows - (ends[owner] - np.asarray(sizes)[owner]))
+        pieces = [kept.get(int(group), partial(self._read_group, int(group), columns)) for group in groups]
+        held = np.cumsum([0, *(len(piece) for piece in pieces)])[:-1]
+        starts = np.concatenate([[0], ends])[:-1]
+        place = held[np.searchsorted(groups, owner)] + rows - starts[owner]
+        found = pa.concat_tables(pieces).take(pa.array(place))
+        return found.add_column(0, "id", without["id"])
+
+    def _read_layout(self) -> tuple[list[str], Int64, Memo[int, pa.Table]]:
+        with _parquet(self._file) as parquet:
+            groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+            largest = max((group.total_byte_size for group in groups), default=1)
+            columns = [name for name in parquet.schema_arrow.names if name != "id"]
+            ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
+            return columns, ends, Memo(max(1, _GROUPS_KEPT // max(1, largest)))
+
+    def _read_group(self, group: int, columns: list[str]) -> pa.Table:
+        with _parquet(self._file) as parquet:
+            return parquet.read_row_group(group, columns)
 
 
 def read_all(file: Path, columns: list[str] | None = None) -> pa.Table:

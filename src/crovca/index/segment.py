@@ -39,7 +39,7 @@ from crovca.files import atomic_directory, atomic_file, remove, sha256
 from crovca.ids import id_hashes, order_by_hash
 from crovca.index.manifest import FileEntry, IdType, SegmentEntry
 from crovca.index.memo import Memo
-from crovca.index.metadata import ROW_GROUP, read_all
+from crovca.index.metadata import ROW_GROUP, RowReader, read_all
 from crovca.index.originals import KEPT, Keep, Originals
 from crovca.index.scoring import Int64
 
@@ -184,6 +184,7 @@ class Segment:
         kept: int8 or float16 (n, d), the kept embeddings without their scales; None where none are kept.
         alive: bool (n,), or None where nothing is deleted.
         engines: what was built to search it, whatever is deleted (``view``).
+        metadata_rows: reads the metadata.
 
     Raises:
         FileFormatError: a file is missing, of another size, or not what it should be.
@@ -224,6 +225,7 @@ class Segment:
             self.kept = self._map("originals.npy", KEPT[keep], entry.rows, width)
             self._scales = self._map("scales.npy", np.float32, entry.rows)
         self.engines: Memo[Any, Any] = Memo(_ENGINES_KEPT)
+        self.metadata_rows = RowReader(self.metadata)
         self._deletions_digest = ""
         self.alive: npt.NDArray[np.bool_] | None = self._read_deletions()
 

@@ -24,7 +24,7 @@ from crovca.index.engines.base import Engine, Found, Mask
 from crovca.index.engines.choice import build_engine, check_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
-from crovca.index.metadata import matching_rows, read_rows
+from crovca.index.metadata import matching_rows
 from crovca.index.model import KeptModel
 from crovca.index.origin import Origin
 from crovca.index.originals import NO_ORIGINALS, Originals, cosines
@@ -275,7 +275,8 @@ class View(Reader):
         """Bytes held beyond what is mapped: engines, selections, deletions."""
         alive = sum(segment.alive.nbytes for segment in self.segments if segment.alive is not None)
         selections = sum(selection.nbytes for _, selection in self._selections.items())
-        return sum(part.nbytes for part in self.parts()) + selections + alive
+        metadata = sum(segment.metadata_rows.nbytes for segment in self.segments)
+        return sum(part.nbytes for part in self.parts()) + selections + alive + metadata
 
     # --- rows ---
 
@@ -351,10 +352,10 @@ class View(Reader):
         if not len(rows):
             return None
         distinct, again = np.unique(rows, return_inverse=True)
-        pieces, place = self._by_segment(distinct, lambda segment, own: read_rows(segment.metadata, own))
+        pieces, place = self._by_segment(distinct, lambda segment, own: segment.metadata_rows.rows(own))
         try:
             table = pa.concat_tables(pieces, promote_options="default").drop_columns("id")
-        except (pa.ArrowException, KeyError) as error:  # segments of one index have columns of the same types
+        except pa.ArrowException as error:  # segments of one index have columns of the same types
             raise _damaged(error) from error
         return table.take(pa.array(place[again])) if table.num_columns else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -12,15 +13,18 @@ from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Quer
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import crovca
 from crovca.errors import ConfigError, CrovcaError, reason_of
 from crovca.service import page
-from crovca.service.collection import Answer, Collection, Term
+from crovca.service.collection import Answer, Collection, NotThereError, Term
 from crovca.service.guard import Guard, Limits
 from crovca.service.schema import (
     CollectionModel,
     Deleted,
+    DuplicateModel,
     DuplicatesModel,
     FacetModel,
     HitModel,
@@ -83,7 +87,7 @@ def create_app(collections: Sequence[Collection], limits: Limits | None = None) 
     app.add_middleware(Guard, limits=limits or Limits(), registry=registry)
     app.add_exception_handler(CrovcaError, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(StarletteHTTPException, _http)  # that of FastAPI is one, and unknown paths
     return app
 
 
@@ -103,8 +107,12 @@ def ready(request: Request) -> str:
 
 @health.get("/metrics", response_class=PlainTextResponse)
 def metrics(request: Request) -> str:
-    """Counters in the form of Prometheus."""
-    return generate_latest(request.app.state.registry).decode()
+    """Counters in the form of Prometheus, of all processes of the service."""
+    registry: CollectorRegistry = request.app.state.registry
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry).decode()
 
 
 def _writable(collection: page.Served) -> Collection:
@@ -185,7 +193,8 @@ def map_(collection: page.Served) -> list[TileModel]:
 @v1.get("/collections/{name}/duplicates", tags=["items"])
 def duplicates(collection: page.Served, radius: Annotated[int, Query(ge=0, le=16)] = 0) -> DuplicatesModel:
     """Groups of items whose codes differ in a few bits: candidates, not proof."""
-    return DuplicatesModel(radius=radius, groups=collection.duplicates(radius))
+    groups = [[DuplicateModel(id=id, bits=bits) for id, bits in group] for group in collection.duplicates(radius)]
+    return DuplicatesModel(radius=radius, groups=groups)
 
 
 @v1.put("/collections/{name}/items", tags=["items"], responses=_MAY_WRITE)
@@ -232,12 +241,15 @@ def _problem(request: Request, status: int, message: str) -> JSONResponse:
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CrovcaError)
-    return _problem(request, 400 if error.exit_status == 2 else 500, reason_of(error))
+    status = 404 if isinstance(error, NotThereError) else 400 if error.exit_status == 2 else 500
+    return _problem(request, status, reason_of(error))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return _problem(request, error.status_code, str(error.detail))
+    assert isinstance(error, StarletteHTTPException)
+    answer = _problem(request, error.status_code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _malformed(request: Request, error: Exception) -> JSONResponse:

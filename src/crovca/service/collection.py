@@ -36,6 +36,10 @@ FLOATS = 10_000  # items whose kept embeddings are compared where the answer of 
 _MOST_FLOATS = 100_000  # that a query may read
 
 
+class NotThereError(InvalidInputError):
+    """What was asked for by name is not there."""
+
+
 @dataclass(frozen=True)
 class Term:
     """A part of a query. Its logits are added with the weight; a negative one says "not like this".
@@ -228,8 +232,11 @@ class Collection:
         return [hit.distance for hit in self.search(terms, HISTOGRAM, **asked).hits]
 
     def item(self, id: str) -> Hit:
-        """One item; raises InvalidInputError where it is not there."""
-        return _hits(self._now(), np.array([self._id(id)]), np.zeros(1, np.float32))[0]
+        """One item; raises NotThereError where it is not there."""
+        view, asked = self._now(), self._id(id)
+        if asked not in view:
+            raise NotThereError(f"there is no item {id!r}")
+        return _hits(view, np.array([asked]), np.zeros(1, np.float32))[0]
 
     def map(self) -> list[Tile]:
         """A picture for each part of the collection, like beside like; made once for each state of the index."""
@@ -243,12 +250,13 @@ class Collection:
         """Values of a metadata column with their numbers of items, the most frequent first.
 
         Raises:
-            InvalidInputError: no such column, or a condition that cannot be used.
+            NotThereError: no such column.
+            InvalidInputError: a condition that cannot be used.
         """
         view = self._now()
         known = self.index.stats()["metadata"]
         if column not in known:
-            raise InvalidInputError(f"there is no column {column!r}; the metadata have {sorted(known)}")
+            raise NotThereError(f"there is no column {column!r}; the metadata have {sorted(known)}")
         counts: dict[Any, int] = {}
         wanted = None if where is None else set(view.select(where).tolist())
         for batch in view.batches():
@@ -298,16 +306,16 @@ class Collection:
         The id names a file below the root only where the index holds it; no path from outside is ever followed.
 
         Raises:
-            InvalidInputError: the item is not there, or has no picture.
+            NotThereError: the item is not there, or has no picture.
         """
         one = self._id(id)
-        if not bool(self.index.contains([one])[0]):
-            raise InvalidInputError(f"there is no item {id!r}")
+        if one not in self.index:
+            raise NotThereError(f"there is no item {id!r}")
         if self._root is None:
-            raise InvalidInputError("this collection has no pictures: serve it with --root")
+            raise NotThereError("this collection has no pictures: serve it with --root")
         file = (self._root / str(one)).resolve()
         if not file.is_relative_to(self._root) or not file.is_file():
-            raise InvalidInputError(f"the file of {id!r} is not there")
+            raise NotThereError(f"the file of {id!r} is not there")
         status = file.stat()
         key = hashlib.blake2b(
             f"{self.index.uuid} {one} {status.st_size} {status.st_mtime_ns} {side}".encode(), digest_size=16

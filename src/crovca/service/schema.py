@@ -126,11 +126,18 @@ class TileModel(BaseModel):
     items: int
 
 
+class DuplicateModel(BaseModel):
+    """An item of a group, and the bits in which it differs from the first of it."""
+
+    id: str | int
+    bits: int
+
+
 class DuplicatesModel(BaseModel):
-    """Groups of near duplicates: each item with the bits in which it differs from the first of its group."""
+    """Groups of near duplicates."""
 
     radius: int
-    groups: list[list[tuple[str | int, int]]]
+    groups: list[list[DuplicateModel]]
 
 
 class NewItems(_Strict):

@@ -1,0 +1,57 @@
+"""``crovca serve`` as a process: clients beside a writer, several processes, its end."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+from tests.service import soak
+
+pytestmark = pytest.mark.slow
+
+
+def test_clients_beside_a_writer_get_right_answers(tmp_path):
+    counts, wrong, *_ = soak.soak(tmp_path / "codes", 6.0)
+    assert wrong == []
+    assert set(counts) == {200, "seconds", "generations"}
+    assert counts[200] > 50 and counts["generations"] > 10
+
+
+def test_several_processes_count_together_and_requests_under_way_are_answered(tmp_path):
+    soak.make(tmp_path / "codes")
+    with soak.served(tmp_path / "codes", "--workers", "2") as (address, process):
+        for _ in range(40):
+            with httpx.Client() as client:  # a connection each, so both processes answer
+                assert client.get(f"{address}/v1/collections").json()[0]["items"] == soak.STAYING
+        metrics = httpx.get(f"{address}/metrics").text
+        (line,) = (line for line in metrics.splitlines() if line.startswith("crovca_requests_total{"))
+        assert line.endswith(" 40.0")
+        assert len(soak.children(process.pid)) >= 2
+        slow = {"queries": [[{"id": id}] for id in range(256)], "k": 1000}
+        answers = []
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{address}/v1/collections/codes/search", json=slow, timeout=60))
+        )
+        asking.start()
+        threading.Event().wait(0.5)
+        process.send_signal(signal.SIGTERM)
+        asking.join()
+    assert answers[0].status_code == 200 and len(answers[0].json()) == 256
+
+
+def test_what_cannot_be_served_is_refused_in_a_line(tmp_path):
+    soak.make(tmp_path / "codes")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for options, words in (
+            (["--port", str(taken.getsockname()[1])], "cannot listen on 127.0.0.1"),
+            (["--workers", "2", "--writable", "--token", "t"], "a writer is one process"),
+            (["--host", "0.0.0.0"], "set CROVCA_TOKEN"),
+        ):
+            command = [sys.executable, "-m", "crovca.cli.main", "serve", str(tmp_path / "codes"), *options]
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert ran.returncode == 2 and words in " ".join(ran.stderr.split()), ran.stderr
+            assert "Traceback" not in ran.stderr
