@@ -122,7 +122,7 @@ def test_pictures_are_made_once_and_only_of_items(client, made, tmp_path):
     assert kept.read_bytes() == answer.content
     for id in ("../index/manifest.json", "/etc/passwd", "0/../../index/manifest.json", "no such", "\0"):
         refused = client.get(path, params={"id": id})
-        assert refused.status_code == 400, id
+        assert refused.status_code == 404, id
         assert "there is no item" in refused.json()["error"] or "not" in refused.json()["error"]
 
 
