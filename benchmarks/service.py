@@ -97,10 +97,8 @@ def main() -> None:
         text = (
             f"# {arguments.out.name}\n\nMade by\n\n```\n{command_line} --out docs/results/{arguments.out.name}\n```\n\n"
         )
-        note = (
-            f"{arguments.items:,} items of {BITS} bits; {arguments.workers} process(es) of one thread; service and clients "
-            f"share {os.cpu_count()} cores."
-        )
+        shared = f"{arguments.workers} process(es) of one thread; service and clients share {os.cpu_count()} cores."
+        note = f"{arguments.items:,} items of {BITS} bits; {shared}"
         arguments.out.with_suffix(".md").write_text(f"{text}{note}\n\n" + "\n".join(table) + "\n")
 
 
