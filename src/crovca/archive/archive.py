@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any, Self
 
 import numpy as np
@@ -295,6 +296,8 @@ class Archive:
             table = None if self.metadata is None else files.sha256(self.metadata)
             others_too = self.index.exists() and table != self._state().get("metadata")
             work = [*plan.changed, *plan.new]
+            if not self.index.exists():  # the model learns from the first round: it has to see of every folder
+                Random(0).shuffle(work)
             faults = dict(plan.left_out)
             done = 0
             for names in _rounds(work):
@@ -340,7 +343,9 @@ class Archive:
         rows = [{**_of_name(name), **known[name], **vars(plan.seen[name])} for name in ids.tolist()]
         table = self._table(ids.tolist(), rows, extra)
         self._put(ids, found.values, table, encoder_of(store), device, observer)
-        return {str(one.id): LeftOut(str(one.id), one.reason, one.detail) for one in made.left_out}
+        left_out = {str(one.id): LeftOut(str(one.id), one.reason, one.detail) for one in made.left_out}
+        files.remove(store)
+        return left_out
 
     def _facts_now(self, name: str) -> dict[str, Any]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from csv import writer
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,11 @@ from typer import Argument, Option
 from crovca.cli.options import Device, Json, LeftOutFile, OfEncoder, Revision
 from crovca.cli.output import Reporter, answer, say, tell_left_out
 from crovca.errors import ConfigError
-from crovca.files import check_output
+from crovca.files import atomic_file, check_output
 
 if TYPE_CHECKING:
     from crovca.archive.archive import Archive
+    from crovca.archive.duplicates import Group
 
 archive = typer.Typer(no_args_is_help=True, help="Keep a folder of pictures and an index of it in step.")
 
@@ -123,6 +125,104 @@ def info(path: _Archive, json: Json = False) -> None:
         f"columns: {', '.join(stats['metadata']) or 'none yet'}",
         f"left out: {len(opened.left_out()):,}",
     )
+
+
+def duplicates(
+    path: _Archive,
+    csv: Annotated[Path | None, Option(help="Write all groups to this CSV file.")] = None,
+    html: Annotated[Path | None, Option(help="Write a page with the pictures of each group.")] = None,
+    not_duplicates: Annotated[
+        list[str] | None, Option(help="Ids of pictures that are none, whatever they look like: give it for each.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find pictures that an archive has several times, and propose which of them to keep. Deletes nothing.
+
+    Copies (saved anew, smaller, brighter, marked, cut or turned a little) and bursts are confirmed by their pixels.
+    """
+    from crovca.archive.archive import Archive
+    from crovca.archive.duplicates import find, keep_apart
+
+    opened = Archive.open(path)
+    for output in (csv, html):
+        if output is not None:
+            check_output(output, force=True, inputs=[path])
+    if not_duplicates is not None:
+        keep_apart(opened, not_duplicates)
+        answer(json, {"archive": str(path), "apart": not_duplicates}, f"kept apart: {', '.join(not_duplicates)}")
+        return
+    started = time.perf_counter()
+    with Reporter() as reporter:
+        found = find(opened, observer=reporter)
+    if csv is not None:
+        _write_groups(csv, found.groups)
+    if html is not None:
+        _write_page(html, opened, found.groups)
+    copies = [group for group in found.groups if group.items[0].kind == "copy"]
+    surplus = sum(len(group.items) for group in copies)
+    seconds = time.perf_counter() - started
+    lines = [f"{group.keep}: {', '.join(f'{one.id} ({one.kind}, {one.similarity:.3f})' for one in group.items)}"
+             for group in found.groups[:_FIRST]]  # fmt: skip
+    if len(found.groups) > _FIRST:
+        lines.append(f"... and {len(found.groups) - _FIRST:,} groups more (--html, --csv or --json show all)")
+    if found.undecided:
+        lines.append(
+            f"{found.undecided:,} pairs could not be decided: for pictures that were cut or turned install OpenCV, "
+            "pip install 'crovca[duplicates]'"
+        )
+    content = {
+        "archive": str(path),
+        "pictures": found.pictures,
+        "candidates": found.candidates,
+        "compared": found.compared,
+        "undecided": found.undecided,
+        "groups": [{"keep": group.keep, "items": [vars(one) for one in group.items]} for group in found.groups],
+    }
+    answer(
+        json,
+        content,
+        *lines,
+        f"{len(copies):,} groups of copies, of which {surplus:,} pictures could go, and "
+        f"{len(found.groups) - len(copies):,} bursts, among {found.pictures:,} pictures ({seconds:.1f} s)",
+    )
+
+
+def _write_groups(file: Path, groups: list[Group]) -> None:
+    """One row for each picture of a group."""
+    with (
+        atomic_file(file) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as to,
+    ):
+        rows = writer(to)
+        rows.writerow(["group", "keep", "id", "kind", "similarity"])
+        for number, group in enumerate(groups, start=1):
+            rows.writerow([number, "yes", group.keep, "", ""])
+            rows.writerows([number, "no", one.id, one.kind, one.similarity] for one in group.items)
+
+
+def _write_page(file: Path, opened: Archive, groups: list[Group]) -> None:
+    from crovca.archive.gallery import Picture, Section, write_gallery
+    from crovca.index.index import HashIndex
+
+    ids = [id for group in groups for id in (group.keep, *(one.id for one in group.items))]
+    facts: dict[str, dict[str, Any]] = {}
+    if ids:
+        with HashIndex.open(opened.index) as index:
+            table = index.get(ids).metadata
+        assert table is not None
+        facts = dict(zip(ids, table.select(["width", "height", "size", "taken"]).to_pylist(), strict=True))
+    sections = [
+        Section(
+            f"{len(group.items) + 1} pictures, {'the same' if group.items[0].kind == 'copy' else 'a burst'}",
+            [
+                Picture(group.keep, "keep", facts[group.keep]),
+                *(Picture(one.id, f"{one.kind}, {one.similarity:.3f}", facts[one.id]) for one in group.items),
+            ],
+        )
+        for group in groups
+    ]
+    note = "The first of each group is the one to keep. Numbers are cosines of the embeddings; nothing was deleted."
+    write_gallery(file, "Duplicates", sections, opened.root, note=note)
 
 
 def _tell_plan(opened: Archive, allow_empty: bool, json: bool) -> None:
