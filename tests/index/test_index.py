@@ -17,6 +17,7 @@ from crovca import Codes, HashIndex
 from crovca import ids as ids_module
 from crovca.errors import FileFormatError, InvalidInputError, OutputExistsError, StorageError
 from crovca.ids import tie_order
+from crovca.index import index as index_module
 from crovca.index import segment as segment_module
 from crovca.index import view as view_module
 from crovca.index.scoring import BitScorer, top_k
@@ -175,6 +176,30 @@ def test_large_index_with_ties_filters_deletions_and_segments_is_exact(tmp_path,
         index.compact()
         again = index.search(logits, 100, metric=metric, bits=33)
         assert_found(again, (found.ids, found.distances))
+
+
+@pytest.mark.parametrize("strings", [False, True])
+def test_many_small_segments_are_searched_as_one(tmp_path, monkeypatch, strings):
+    """Segments of one row, a few more and many, some rows deleted: one answer, one engine for all small ones."""
+    monkeypatch.setattr(index_module, "_MERGE_ROWS", 0)
+    rng = np.random.default_rng(0)
+    count, bits = 9500, 20
+    codes, years = random_codes(rng, count, bits, 500), rng.integers(0, 100, count)
+    ids = np.array([f"no {n}" for n in range(count)]) if strings else rng.permutation(count)
+    with HashIndex.create(tmp_path / "index", bits) as index:
+        for part in np.split(np.arange(count), [*range(1, 30), 300, 9000]):
+            index.add(ids[part], codes[part], {"year": years[part]})
+        dead = np.isin(np.arange(count), [3, 7, 200, 5000])
+        index.delete(ids[dead])
+        assert len(index.view().segments) > 20
+        logits = rng.normal(size=(3, bits))
+        for keep, where in ((~dead, None), (~dead & (years < 2), "year < 2"), (~dead & (years >= 10), "year >= 10")):
+            for k in (10, count):
+                found = index.search(logits, k, where=where)
+                assert_found(found, oracle(ids[keep], codes[keep], logits, k, "bce"))
+        assert [one["rows"] for one in index.engines()[:2]] == [8700, 797]
+        year_of = dict(zip(ids.tolist(), years.tolist(), strict=True))
+        assert found.metadata()["year"].to_pylist() == [year_of[one] for one in found.ids.ravel().tolist()]
 
 
 def test_a_million_ties(tmp_path):

@@ -322,6 +322,9 @@ def rank(
             distances[local, left_out[part][local]] = np.inf
         return part, _select(distances, k, ties, by_tie)
 
+    if len(slices) == 1:  # no threads to be started or limited, which takes longer than to score a few rows
+        yield work(slices[0])
+        return
     workers = max(1, min(_processors(), len(slices)))
     with threadpool_limits(limits=1), ThreadPoolExecutor(workers) as pool:
         pending = [pool.submit(work, part) for part in slices[: workers + 1]]

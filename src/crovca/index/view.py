@@ -19,7 +19,7 @@ import pyarrow as pa
 from crovca.codes import Codes
 from crovca.data.embeddings import unit_rows
 from crovca.errors import FileFormatError, InvalidInputError
-from crovca.ids import as_ids, id_hashes
+from crovca.ids import as_ids, id_hashes, order_by_hash
 from crovca.index.engines.base import Engine, Found, Mask
 from crovca.index.engines.choice import build_engine, check_engine, choose_engine
 from crovca.index.manifest import IdType
@@ -35,23 +35,24 @@ from crovca.index.segment import Segment, as_text
 _FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
 _SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
 _DEAD_SHARE = 0.125  # engines are built anew without the deleted rows when these are more
+_JOINED_ROWS = 1 << 13  # segments of at most so many rows are searched as one
 _UNKNOWN = Origin()
 
 
 class _Part:
-    """Some rows of a segment, cut to a prefix, with the engine that searches them.
+    """Some rows of a segment (or of a view), cut to a prefix, with the engine that searches them.
 
     Args:
-        segment: whose rows they are.
-        rows: int64, ascending, or None for all.
+        name: of the segment.
+        codes: of these rows, in tie order.
+        rows: int64, their numbers; None: all of the segment.
         bits: length of the prefix.
         engine: a name, or "auto".
     """
 
-    def __init__(self, segment: Segment, rows: Int64 | None, bits: int, engine: str) -> None:
+    def __init__(self, name: str, codes: Codes, rows: Int64 | None, bits: int, engine: str) -> None:
         started = time.perf_counter()
-        self.name, self.rows = segment.name, rows
-        codes = segment.codes if rows is None else segment.codes[rows]
+        self.name, self.rows = name, rows
         self._mapped = rows is None and bits == codes.bits
         self.codes = codes if bits == codes.bits else codes.prefix(bits)
         name = choose_engine(bits, len(codes)) if engine == "auto" else engine
@@ -147,7 +148,11 @@ class View(Reader):
         self.starts = list(accumulate((len(segment) for segment in self.segments[:-1]), initial=0))
         self.items = sum(segment.live for segment in self.segments)
         self._selections: Memo[str, _Selection] = Memo(_FILTERS_KEPT)
-        self._selected: Memo[tuple[str, int, str], dict[int, _Part]] = Memo(_FILTERS_KEPT)
+        small = [number for number, segment in enumerate(self.segments) if 0 < segment.live <= _JOINED_ROWS]
+        self._small = dict.fromkeys(small if len(small) > 1 else [])  # what is searched as one, in order
+        self._large = [number for number in range(len(self.segments)) if number not in self._small]
+        self._joined: Memo[tuple[int, str], _Part] = Memo(_FILTERS_KEPT)
+        self._selected: Memo[tuple[str, int, str], list[tuple[int, _Part]]] = Memo(_FILTERS_KEPT)
 
     @property
     def id_type(self) -> IdType | None:
@@ -231,32 +236,45 @@ class View(Reader):
         return Originals.concatenate([one for one in kept if one is not None])
 
     def searched(self, bits: int, condition: Condition | None, engine: str) -> list[tuple[int, _Part, Mask | None]]:
-        """The parts to search: first row of the segment, part, and which of the segment's rows count."""
+        """The parts to search: number of its row 0, part, and which rows of the segment count. Small segments are one
+        part, kept by the view: a query costs less than a tenth of a millisecond a part, whatever is in it."""
         if engine != "auto":
             check_engine(engine)
-        parts = []
+        parts: list[tuple[int, _Part, Mask | None]] = []
         if condition is None:
-            for start, segment in zip(self.starts, self.segments, strict=False):
+            for number in self._large:
+                segment = self.segments[number]
                 if segment.live:
                     dead, part = _part(segment, bits, engine)
-                    parts.append((start, part, segment.alive if segment.entry.deleted > dead else None))
+                    parts.append((self.starts[number], part, segment.alive if segment.entry.deleted > dead else None))
+            if self._small:
+                live = [self.segments[number].live_numbers() for number in self._small]
+                parts.append((0, self._joined.get((bits, engine), lambda: self._join(live, bits, engine)), None))
             return parts
         selection = self.select_rows(condition)
-        selected = self._selected.get(
-            (condition.where, bits, engine),
-            lambda: {
-                number: _Part(segment, selection.rows[number], bits, engine)
-                for number, segment in enumerate(self.segments)
-                if selection.masks[number] is None and len(selection.rows[number])
-            },
-        )
-        for number, (start, segment) in enumerate(zip(self.starts, self.segments, strict=False)):
+        selected = self._selected.get((condition.where, bits, engine), lambda: self._parts_of(selection, bits, engine))
+        for number in self._large:
             mask = selection.masks[number]
             if mask is not None:
-                parts.append((start, _part(segment, bits, engine)[1], mask))
-            elif number in selected:
-                parts.append((start, selected[number], None))
-        return parts
+                parts.append((self.starts[number], _part(self.segments[number], bits, engine)[1], mask))
+        return [*parts, *((start, part, None) for start, part in selected)]
+
+    def _parts_of(self, selection: _Selection, bits: int, engine: str) -> list[tuple[int, _Part]]:
+        """Parts of the rows that a condition selects, but for those of the masks."""
+        parts = [
+            (self.starts[number], _Part(segment.name, segment.codes[rows], rows, bits, engine))
+            for number in self._large
+            for segment, rows in [(self.segments[number], selection.rows[number])]
+            if selection.masks[number] is None and len(rows)
+        ]
+        small = [selection.rows[number] for number in self._small]
+        return [*parts, (0, self._join(small, bits, engine))] if any(map(len, small)) else parts
+
+    def _join(self, rows: list[Int64], bits: int, engine: str) -> _Part:
+        """One part of some rows of each small segment."""
+        own = np.concatenate([self.starts[number] + some for number, some in zip(self._small, rows, strict=True)])
+        own = own[order_by_hash(self.hashes(own), lambda chosen: self.ids(own[chosen]))]
+        return _Part(f"{len(self._small)} small ones", self.codes(own), own, bits, engine)
 
     def select_rows(self, condition: Condition) -> _Selection:
         """The live rows of each segment for which a condition holds; the last few are remembered."""
@@ -268,7 +286,8 @@ class View(Reader):
     def parts(self) -> list[_Part]:
         """What was built so far."""
         own = [part for segment in self.segments for _, part in segment.engines.items()]
-        return [*own, *(part for _, parts in self._selected.items() for part in parts.values())]
+        joined = [part for _, part in self._joined.items()]
+        return [*own, *joined, *(part for _, parts in self._selected.items() for _, part in parts)]
 
     @property
     def nbytes(self) -> int:
@@ -366,7 +385,10 @@ class View(Reader):
         starts = np.array(self.starts)
         owner = np.searchsorted(starts, rows, side="right") - 1
         order = np.argsort(owner, kind="stable")
-        pieces = [read(self.segments[number], rows[owner == number] - starts[number]) for number in np.unique(owner)]
+        pieces = [
+            read(self.segments[owner[own[0]]], rows[own] - starts[owner[own[0]]])
+            for own in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1)
+        ]
         place = np.empty(len(rows), np.int64)
         place[order] = np.arange(len(rows))
         return pieces, place
@@ -400,7 +422,9 @@ def _part(segment: Segment, bits: int, engine: str) -> tuple[int, _Part]:
     basis = max(built, default=0 if dead <= few else dead)
 
     def build() -> _Part:
-        rows = None if basis == 0 or segment.alive is None else np.flatnonzero(segment.alive)
-        return _Part(segment, rows, bits, engine)
+        if basis == 0 or segment.alive is None:
+            return _Part(segment.name, segment.codes, None, bits, engine)
+        rows = np.flatnonzero(segment.alive)
+        return _Part(segment.name, segment.codes[rows], rows, bits, engine)
 
     return basis, segment.engines.get((bits, engine, basis), build)

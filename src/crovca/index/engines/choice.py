@@ -16,7 +16,7 @@ ENGINES: dict[str, tuple[str, str, tuple[int, int]]] = {
     "accelerator": ("crovca.index.engines.accelerator", "AcceleratorEngine", (1, MAX_BITS)),
 }
 
-_FEW = 512  # so few codes are scored at once, exactly
+_FEW = 256  # so few codes are scored at once, exactly
 
 
 def choose_engine(bits: int, rows: int) -> str:
