@@ -90,15 +90,16 @@ def test_texts_and_images_of_a_clip_model_have_codes_in_common(tmp_path):
     clip, processor, _ = tiny.models()["CLIP"]
     tiny.save(clip, tmp_path / "clip", processor)
     tiny.clip_tokenizer(tmp_path / "clip")
-    try:
-        model = SentenceTransformer(str(tmp_path / "clip"), device="cpu")
-    except Exception as error:  # what of a CLIP folder it reads is the library's own matter
-        pytest.skip(f"sentence-transformers does not read this folder: {type(error).__name__}: {error}")
-    images = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (40, 40, 3), np.uint8)) for n in range(40)]
-    embeddings = model.encode(images)
-    hasher = Hasher(bits=16, epochs=1, device="cpu").fit(embeddings)
-    coded = with_codes(model, hasher)
-    assert np.array_equal(coded.encode(images, precision="ubinary"), hasher.encode(embeddings).packed)
+    model = SentenceTransformer(str(tmp_path / "clip"), device="cpu")
+    chance = np.random.default_rng(0)
+    images = [Image.fromarray(chance.integers(0, 256, (40, 40, 3), np.uint8)) for _ in range(40)]
+    texts = ["".join(chance.choice(list("abcdefgh"), 6)) for _ in images]
+    embeddings = model.encode(images), model.encode(texts)
+    hasher = Hasher.for_pairs(bits=16, epochs=1, device="cpu").fit(embeddings[0], texts=embeddings[1])
+    for modality, items, values in zip(("images", "texts"), (images, texts), embeddings, strict=True):
+        coded = with_codes(model, hasher, modality=modality).encode(items, precision="ubinary")
+        assert np.array_equal(coded, hasher.encode(values, modality=modality).packed)
+        assert len(np.unique(coded, axis=0)) > 20
 
 
 def test_the_real_model_of_a_package():
