@@ -9,6 +9,7 @@ import pytest
 import typer
 from sklearn.base import clone
 
+from crovca.cli import doctor
 from crovca.cli.main import app, main
 from crovca.cli.output import notes_for_warnings
 from crovca.codes import Codes
@@ -260,13 +261,14 @@ def test_a_mistyped_command_is_one_line(capsys):
     assert capsys.readouterr().err.startswith("error: No such command 'trian'")
 
 
-def test_crovca_alone_shows_the_help_and_fails(capsys):
+@pytest.mark.parametrize("command", [[], ["archive"], ["index"]])
+def test_crovca_alone_shows_the_help_and_fails(command, capsys):
     """A script that forgot the command must not go on."""
     with pytest.raises(SystemExit) as ended:
-        main([])
+        main(command)
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
-    assert "Usage: crovca" in err
+    assert err.startswith(" ".join(["Usage: crovca", *command])) and "Commands:" in err and err.count("\n") > 5
 
 
 def test_the_log_is_shown_when_it_is_asked_for(tmp_path, monkeypatch, capsys):
@@ -285,3 +287,17 @@ def test_the_log_is_shown_when_it_is_asked_for(tmp_path, monkeypatch, capsys):
         main(["datasets"])
     assert ended.value.code == 2
     assert "CROVCA_LOG must be debug, info, warning or error, got 'loud'" in capsys.readouterr().err
+
+
+def test_doctor_says_what_is_there(tmp_path, capsys, monkeypatch):
+    found = run_json(capsys, "doctor", "--path", tmp_path)
+    assert found["wrong"] == [] and found["folder"].startswith("can hold an index")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(doctor, "version", lambda name: "0.0.1")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert "needed and not right: numpy>=2.2: 0.0.1, needed is >=2.2" in said
+    assert "pip install 'crovca[serve]'" in said

@@ -16,6 +16,7 @@ from crovca.cli import (
     convert,
     datasets,
     demo,
+    doctor,
     embed,
     encode,
     evaluate,
@@ -37,7 +38,6 @@ app = typer.Typer(
     name="crovca",
     help="Binary hash codes that keep the meaning of embeddings: embed, train, encode, index, search, evaluate.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -59,6 +59,7 @@ app.command("duplicates")(archive.duplicates)
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("datasets")(datasets.datasets)
+app.command("doctor")(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -93,6 +94,9 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except TyperException as error:
         message = error.format_message()
+        if type(error).__name__ == "NoArgsIsHelpError":  # typer does not export it
+            sys.stderr.write(f"{message}\n")
+            return error.exit_code
         return _fail(error, f"{message} (see 'crovca --help')", error.exit_code) if message else error.exit_code
     except (KeyboardInterrupt, Abort) as error:
         return _interrupted(error, arguments)
