@@ -32,14 +32,14 @@ from crovca.sources.decode import UnreadableItem, decode
 from crovca.sources.source import read_file
 
 FILE = "duplicates.sqlite"
-_NEAREST = 10  # by code, of each picture
-_COSINE = 0.7  # of the embeddings of a candidate
+_NEAREST, _NEARER = 100, 6  # by code, of each picture; of these by cosine
+_COSINE = 0.7  # of the embeddings of a candidate, at least
 _MINUTE = 60  # seconds within which a burst is taken
 _BATCH = 1024
 _TABLES = """
 CREATE TABLE IF NOT EXISTS picture (content TEXT PRIMARY KEY, gray BLOB);
-CREATE TABLE IF NOT EXISTS pair (first TEXT, second TEXT, aligned INTEGER, blocks REAL, whole REAL, overlap REAL,
-    features INTEGER, PRIMARY KEY (first, second)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pair (first TEXT, second TEXT, aligned INTEGER, blocks REAL, whole REAL,
+    detail REAL, overlap REAL, features INTEGER, PRIMARY KEY (first, second)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS apart (first TEXT, second TEXT, PRIMARY KEY (first, second)) WITHOUT ROWID;
 """
 
@@ -200,13 +200,14 @@ def _candidates(view: View, rows: Int64, pictures: _Pictures, observer: Observer
     for start in range(0, len(rows), _BATCH):
         observer.advance(f"candidates among {len(rows):,} pictures", start / len(rows))
         batch = rows[start : start + _BATCH]
-        found = view.candidates(view.codes(batch), _NEAREST + 1, "hamming", None)
-        first = np.repeat(np.arange(start, start + len(batch)), [len(one.rows) for one in found])
-        second = number[np.concatenate([one.rows for one in found])]
-        first, second = first[first != second], second[first != second]
-        near = pictures.cosine(first, second) >= _COSINE
-        low, high = np.minimum(first, second)[near], np.maximum(first, second)[near]
-        pairs |= set(zip(low.tolist(), high.tolist(), strict=True))
+        for one, found in enumerate(view.candidates(view.codes(batch), _NEAREST, "hamming", None), start=start):
+            others = number[found.rows]
+            others = others[others != one]
+            cosines = pictures.cosine(np.full(len(others), one), others)
+            nearest = np.argsort(-cosines, kind="stable")[:_NEARER]
+            pairs |= {
+                (min(one, int(other)), max(one, int(other))) for other in others[nearest[cosines[nearest] >= _COSINE]]
+            }
     before: dict[str, int] = {}
     for one, content in enumerate(pictures.contents):
         if content in before:
@@ -224,7 +225,7 @@ def _agreements(
 ) -> tuple[dict[tuple[int, int], Agreement], int]:
     """What the pixels of each pair agree on, and how many pairs were compared for that."""
     contents, aligned = pictures.contents, int(aligns())
-    query = "SELECT first, second, blocks, whole, overlap, features FROM pair WHERE aligned >= ?"
+    query = "SELECT first, second, blocks, whole, detail, overlap, features FROM pair WHERE aligned >= ?"
     known = {(a, b): Agreement(*rest) for a, b, *rest in kept.execute(query, (aligned,))}
     keys = {pair: _key(contents, pair) for pair in pairs if contents[pair[0]] != contents[pair[1]]}
     found = {pair: known[key] for pair, key in keys.items() if key in known}
@@ -244,7 +245,7 @@ def _agreements(
             results = list(pool.map(lambda pair: comparer.compare(*pair), part))
             found |= zip(part, results, strict=True)
             rows = [(*keys[pair], aligned, *one) for pair, one in zip(part, results, strict=True)]
-            kept.executemany("INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            kept.executemany("INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             kept.commit()
     return found, len(new)
 

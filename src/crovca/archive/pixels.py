@@ -2,8 +2,9 @@
 
 Both are shrunk to gray pictures of 256 pixels, laid over each other, and compared in small blocks that have texture: as
 correlation, which brightness and contrast leave as it is; as the median over the blocks, which a mark on some of them
-leaves as it is. Pictures of one shape are laid over each other as they are. Where that is not enough, local features
-(SIFT) that agree on one place, size and angle (RANSAC) say how: that is OpenCV's work.
+leaves as it is. The same is asked of what is small in them: two motorcycles before a white wall differ there. Pictures
+of one shape are laid over each other as they are. Where that is not enough, local features (SIFT) that agree on one
+place, size and angle (RANSAC) say how: that is OpenCV's work.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 Gray = npt.NDArray[np.uint8]
+Plane = npt.NDArray[np.float32]
 
 SIDE = 256  # pixels of the longer side
 _QUALITY = 92  # of a kept gray picture
 _BLOCK = 16
-_TEXTURE = 25.0  # variance of a block from which on it says something
+_TEXTURE = 25.0, 4.0  # variance of a block from which on it says something: of the picture, of what is small in it
+_SMALL = 2.5  # pixels: what a Gaussian of this width takes away is small
 _SAME_SHAPE = 0.06  # how far the logarithms of two aspect ratios may be apart
-_CORRELATED, _WHOLE, _OVERLAP = 0.8, 0.9, 0.6  # of copies: in blocks, in all, and the share of the smaller picture
+_BLOCKS, _WHOLE, _DETAIL, _OVERLAP = 0.8, 0.93, 0.8, 0.7  # of copies, at least
 _SCENE = 20  # features that agree, from which on two pictures show the same scene
 _FEATURES, _KEPT = 400, 4096  # of a picture, and pictures whose features are kept
 
@@ -36,19 +39,22 @@ class Agreement(NamedTuple):
     Attributes:
         blocks: median correlation of blocks with texture, where one lies over the other.
         whole: correlation of all that lies over each other.
+        detail: as ``blocks``, of what is small.
         overlap: share of the second picture that the first one covers.
         features: how many agree on how to lay one over the other; 0 where that was not needed.
     """
 
     blocks: float = 0.0
     whole: float = 0.0
+    detail: float = 0.0
     overlap: float = 0.0
     features: int = 0
 
     @property
     def copy(self) -> bool:
         """The same pixels."""
-        return self.blocks >= _CORRELATED and self.whole >= _WHOLE and self.overlap >= _OVERLAP
+        least = _BLOCKS, _WHOLE, _DETAIL, _OVERLAP
+        return all(value >= bound for value, bound in zip(self, least, strict=False))
 
     @property
     def scene(self) -> bool:
@@ -141,21 +147,34 @@ def _resized(image: Gray, shape: tuple[int, ...]) -> Gray:
 
 def _agreement(first: Gray, second: Gray, covered: npt.NDArray[np.bool_]) -> Agreement:
     """Of two pictures (h, w) that lie over each other where ``covered``."""
+    from scipy.ndimage import gaussian_filter, uniform_filter
+
+    inside = uniform_filter(covered.astype(np.float32), _BLOCK) > 1 - 1e-3
+    one, other = first.astype(np.float32), second.astype(np.float32)
+    x, y = one[inside], other[inside]
+    if inside.sum() < 2 * _BLOCK**2 or x.std() < 1 or y.std() < 1:
+        return Agreement()  # nothing to tell them by
+    blocks, whole = _correlation(one, other, inside, _TEXTURE[0]), float(np.corrcoef(x, y)[0, 1])
+    detail = 0.0
+    if blocks >= _BLOCKS and whole >= _WHOLE:
+        small, others = (image - gaussian_filter(image, _SMALL) for image in (one, other))
+        detail = _correlation(small, others, inside, _TEXTURE[1])
+    return Agreement(blocks, whole, detail, float(covered.mean()))
+
+
+def _correlation(first: Plane, second: Plane, inside: npt.NDArray[np.bool_], texture: float) -> float:
+    """The median correlation of blocks with texture."""
     from scipy.ndimage import uniform_filter
 
-    def mean(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def mean(values: Plane) -> Plane:
         return np.asarray(uniform_filter(values, _BLOCK))
 
-    inside = mean(covered.astype(np.float32)) > 1 - 1e-3
-    if inside.sum() < 2 * _BLOCK**2:
-        return Agreement()
-    one, other = first.astype(np.float32), second.astype(np.float32)
-    own, others = mean(one), mean(other)
-    spread = mean(one * one) - own * own, mean(other * other) - others * others
-    together = mean(one * other) - own * others
-    textured = inside & (np.maximum(*spread) > _TEXTURE)
-    x, y = one[inside], other[inside]
-    if textured.sum() < _BLOCK**2 or x.std() < 1 or y.std() < 1:
-        return Agreement()  # nothing to tell them by
-    blocks = together[textured] / np.sqrt(np.maximum(spread[0], 1)[textured] * np.maximum(spread[1], 1)[textured])
-    return Agreement(float(np.median(blocks)), float(np.corrcoef(x, y)[0, 1]), float(covered.mean()))
+    own, others = mean(first), mean(second)
+    spread = mean(first * first) - own * own, mean(second * second) - others * others
+    textured = inside & (np.maximum(*spread) > texture)
+    if textured.sum() < _BLOCK**2:
+        return 0.0
+    together = (mean(first * second) - own * others)[textured]
+    return float(
+        np.median(together / np.sqrt(np.prod([np.maximum(one[textured], texture / 25) for one in spread], axis=0)))
+    )
