@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,36 +107,22 @@ def locate(source: str | Path, revision: str | None = None) -> ModelFiles:
     return _fetched(name, revision, how)
 
 
-def fetch(name: str, revision: str | None, wanted: Sequence[str], how: str = "") -> Path:
-    """The folder of some files of a repository of the hub, fetched where the cache lacks them.
-
-    Args:
-        name: id on the hub.
-        revision: branch, tag or commit.
-        wanted: names of files, with * in them.
-        how: how one gets at a gated model.
-
-    Raises:
-        EncoderError: the hub does not give it.
-        ConfigError: the name is no id.
-    """
+def _fetched(name: str, revision: str | None, how: str) -> ModelFiles:
+    library = hub()
     try:
-        return Path(hub().snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
+        wanted = [*_DESCRIPTIONS, *_SAFETENSORS]
+        folder = Path(library.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        if (folder / "config.json").exists() and not any(folder.glob("model*.safetensors")):
+            wanted = [*_DESCRIPTIONS, *_PICKLED]
+            folder = Path(library.snapshot_download(name, revision=folder.name, allow_patterns=wanted))
     except CrovcaError:
         raise
     except Exception as error:  # huggingface_hub, its HTTP library and the system each have their own
-        raise explained(name, revision, how, error) from error
-
-
-def _fetched(name: str, revision: str | None, how: str) -> ModelFiles:
-    folder = fetch(name, revision, [*_DESCRIPTIONS, *_SAFETENSORS], how)
-    if (folder / "config.json").exists() and not any(folder.glob("model*.safetensors")):
-        folder = fetch(name, folder.name, [*_DESCRIPTIONS, *_PICKLED], how)
+        raise _explained(name, revision, how, error) from error
     return ModelFiles(name, folder, folder.name)
 
 
-def explained(name: str, revision: str | None, how: str, error: Exception) -> CrovcaError:
-    """What an error of the hub's library means, in one line."""
+def _explained(name: str, revision: str | None, how: str, error: Exception) -> CrovcaError:
     errors = importlib.import_module("huggingface_hub.errors")
     at = "" if revision is None else f" at revision {revision!r}"
     if isinstance(error, errors.GatedRepoError):

@@ -23,7 +23,7 @@ from crovca.data.embeddings import Embeddings, Rows, chunks
 from crovca.embedding.blocks import embed_blocks
 from crovca.embedding.items import as_images, as_texts, name_of
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, NotFittedError
-from crovca.hasher import files, hub
+from crovca.hasher import files
 from crovca.hasher.drift import Drift, drift
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import Fitted, Run, fit_embeddings, initialize
@@ -434,49 +434,6 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             towers = files.towers_of(hasher, config, training, weights, Path(path), encoder)
             fitted = files.fitted_of(config["fitted"])
         return hasher._take(Fitted(towers.to(hasher._device()).eval(), training, history=history, **fitted))
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        token: str | None = None,
-        license: str | None = None,
-        data: str | None = None,
-        measures: hub.Measures | None = None,
-    ) -> str:
-        """Put the model on the Hugging Face hub, with a card written from what is known; the address of the commit.
-
-        Args:
-            repo_id: "name/model"; made where it is not there.
-            private: whether a new one is seen by its owners only.
-            token: of the hub; None: the one that 'hf auth login' keeps.
-            license: as the hub spells it, like "apache-2.0"; None: the card names none.
-            data: a sentence for the card, what it was learned from.
-            measures: for the card, of each length the five measures in [0, 1], as ``crovca evaluate`` gives them.
-
-        Raises:
-            EncoderError: the hub does not take it.
-            MissingDependencyError: huggingface_hub is not installed.
-        """
-        return hub.push(self, repo_id, private=private, token=token, license=license, data=data, measures=measures)
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, device: str = "auto", encoder: str | Path | None = None
-    ) -> Self:
-        """A model from a folder or the Hugging Face hub; ``device`` and ``encoder`` as for ``load``.
-
-        Args:
-            source: a folder that ``save`` wrote, or "name/model" on the hub.
-            revision: branch, tag or commit on the hub.
-
-        Raises:
-            ConfigError: neither a folder nor an id.
-            EncoderError: the hub does not give it.
-            FileFormatError: it is no model of crovca's, or damaged.
-        """
-        return cls.load(hub.folder_of(source, revision), device=device, encoder=encoder)
 
     # --- inside ---
 
