@@ -1,12 +1,6 @@
 """Local folders, short names, and a hub that answers as huggingface.co does, on this machine."""
 
-import hashlib
-import http.server
-import json
-import re
 import shutil
-import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,100 +10,17 @@ from crovca.encoders.encoder import Encoder
 from crovca.encoders.families import ALIASES
 from crovca.encoders.hub import locate
 from crovca.errors import ConfigError, CrovcaError, EncoderError
+from tests.encoders.hub_server import COMMIT, go_offline, point_to, serving
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 pytest.importorskip("transformers")
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Serves ``repositories`` ("owner/name" -> folder); ``gated`` may be listed, but not read."""
-
-    repositories: dict[str, Path] = {}  # noqa: RUF012
-    gated: set[str] = set()  # noqa: RUF012
-    asked: list[str] = []  # noqa: RUF012
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET(body=False)
-
-    def do_GET(self, *, body=True):
-        path = self.path.split("?")[0]
-        self.asked.append(path)
-        listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
-        resolved = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        name, revision = (listed[1], listed[3]) if listed else resolved.group(1, 2) if resolved else ("", "")
-        if name not in self.repositories:
-            return self.answer(404, error="RepoNotFound", body=body)
-        if revision not in (None, "main", COMMIT):
-            return self.answer(404, error="RevisionNotFound", body=body)
-        folder = self.repositories[name]
-        if resolved:
-            if name in self.gated:
-                return self.answer(403, error="GatedRepo", body=body)
-            file = folder / resolved[3]
-            if not file.is_file():
-                return self.answer(404, error="EntryNotFound", body=body)
-            return self.answer(200, file.read_bytes(), body=body)
-        files = [
-            {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": oid(file)}
-            for file in sorted(folder.iterdir())
-        ]
-        if listed[2] == "tree":
-            return self.answer(200, json.dumps(files).encode(), body=body)
-        about = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file["path"]} for file in files]}
-        return self.answer(200, json.dumps(about).encode(), body=body)
-
-    def answer(self, status, content=b"{}", *, error=None, body=True):
-        self.send_response(status)
-        if error:
-            self.send_header("X-Error-Code", error)
-            self.send_header("X-Error-Message", error)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-
-def oid(file):
-    return hashlib.sha1(file.read_bytes()).hexdigest()
-
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, folders):
-    """A hub of our own, and an empty cache."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    Hub.repositories, Hub.gated, Hub.asked = {"who/vit": folders["ViT"][0]}, set(), []
-    point_to(monkeypatch, f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    huggingface_hub.utils.disable_progress_bars()
-    yield Hub
-    huggingface_hub.utils.enable_progress_bars()
-    server.shutdown()
-    server.server_close()
-
-
-def point_to(monkeypatch, url):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-
-
-def go_offline(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with serving(monkeypatch, tmp_path) as hub:
+        hub.repositories["who/vit"] = folders["ViT"][0]
+        yield hub
 
 
 def refused(source, message, kind=EncoderError, **options):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,13 @@ def locate(source: str | Path, revision: str | None = None) -> ModelFiles:
     path = Path(name).expanduser()
     if not name:
         raise ConfigError("the encoder's name is empty; expected a model's folder or an id of the hub")
-    if path.is_dir():
-        if revision is not None:
-            raise ConfigError(f"{name} is a local folder, which has no revision {revision!r}; leave it out")
-        return ModelFiles(name, path, None)
-    if path.exists():
+    if path.exists() and not path.is_dir():
         raise ConfigError(
             f"{name} is a file; give a folder in the format of transformers. Checkpoints of SimDINOv2, open_clip "
             "and torchvision become one with 'crovca convert'"
         )
-    if not isinstance(source, str) or path.is_absolute() or name.startswith((".", "~")):
-        raise ConfigError(f"there is no folder {name!r}; expected a model's folder or an id of the hub")
+    if (folder := local_folder(source, revision)) is not None:
+        return ModelFiles(name, folder, None)
     how = ""
     if name in ALIASES:
         alias = ALIASES[name]
@@ -104,21 +101,45 @@ def locate(source: str | Path, revision: str | None = None) -> ModelFiles:
             f"there is no folder {name!r} and no encoder of that name; the short names are "
             f"{', '.join(sorted(ALIASES))}; ids of the hub look like 'facebook/dinov2-base'"
         )
-    return _fetched(name, revision, how)
+    return _model(name, revision, how)
 
 
-def _fetched(name: str, revision: str | None, how: str) -> ModelFiles:
+def local_folder(source: str | Path, revision: str | None) -> Path | None:
+    """The local folder of a model; None where ``source`` may be an id of the hub.
+
+    Raises:
+        ConfigError: a path where there is no folder, or a revision of a local folder.
+    """
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise ConfigError(f"{name} is a local folder, which has no revision {revision!r}; leave it out")
+        return path
+    if path.exists() or not isinstance(source, str) or path.is_absolute() or name.startswith((".", "~")):
+        raise ConfigError(f"there is no folder {name!r}; expected a model's folder or an id of the hub")
+    return None
+
+
+def fetched(name: str, revision: str | None, patterns: Iterable[str], how: str = "") -> Path:
+    """The folder of a repository's files of these names, through the cache of the hub; it is named after the commit.
+
+    Raises:
+        ConfigError, EncoderError: as ``locate``; ``how`` is what to do where it is gated.
+    """
     library = hub()
     try:
-        wanted = [*_DESCRIPTIONS, *_SAFETENSORS]
-        folder = Path(library.snapshot_download(name, revision=revision, allow_patterns=wanted))
-        if (folder / "config.json").exists() and not any(folder.glob("model*.safetensors")):
-            wanted = [*_DESCRIPTIONS, *_PICKLED]
-            folder = Path(library.snapshot_download(name, revision=folder.name, allow_patterns=wanted))
+        return Path(library.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except CrovcaError:
         raise
     except Exception as error:  # huggingface_hub, its HTTP library and the system each have their own
         raise _explained(name, revision, how, error) from error
+
+
+def _model(name: str, revision: str | None, how: str) -> ModelFiles:
+    folder = fetched(name, revision, (*_DESCRIPTIONS, *_SAFETENSORS), how)
+    if (folder / "config.json").exists() and not any(folder.glob("model*.safetensors")):
+        folder = fetched(name, folder.name, (*_DESCRIPTIONS, *_PICKLED), how)
     return ModelFiles(name, folder, folder.name)
 
 

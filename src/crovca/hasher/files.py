@@ -64,17 +64,25 @@ _FITTED = {
 # --- writing ---
 
 
-def save(hasher: Hasher, path: Path, *, force: bool) -> None:
-    """Write a model folder, atomically: ``config.json``, ``model.safetensors``, ``log.jsonl``."""
+def save(hasher: Hasher, path: Path, *, force: bool, encoder: str | None = None) -> None:
+    """Write a model folder, atomically: ``config.json``, ``model.safetensors``, ``log.jsonl``.
+
+    Args:
+        hasher: fitted.
+        path: the folder.
+        force: replace an earlier model.
+        encoder: what its encoder is called for others; None: as it was found here.
+    """
     check_output(path, force=force, marker=MARKER)
     parameters = {name: value for name, value in hasher.get_params().items() if name != "device"}
     if hasher.fine_tuning is not None:
-        parameters["fine_tuning"] = asdict(hasher.fine_tuning)
+        named = {} if encoder in (None, str(hasher.fine_tuning.encoder)) else {"encoder": encoder, "revision": None}
+        parameters["fine_tuning"] = {**asdict(hasher.fine_tuning), **named}
     config = {
         "crovca_version": __version__,
         "parameters": json.loads(json.dumps(parameters, default=plain)),
         "training": hasher.config_.to_dict(),
-        "towers": [_described(tower) for tower in hasher.towers_],
+        "towers": [_described(tower, encoder) for tower in hasher.towers_],
         "fitted": {
             "pairing": list(hasher.pairing_),
             "classes": None if hasher.classes_ is None else hasher.classes_.tolist(),
@@ -96,11 +104,13 @@ def checksum(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _described(tower: Tower) -> dict[str, Any]:
+def _described(tower: Tower, called: str | None) -> dict[str, Any]:
     described: dict[str, Any] = {"modality": tower.modality, "width": tower.coder.width, "encoder": None}
     if tower.encoder is not None:
         entry: dict[str, Any] = {**tower.encoder.identity, "preprocessing": None, "lora": None}
-        if Path(str(entry["source"])).is_dir():
+        if called not in (None, entry["source"]):
+            entry |= {"source": called, "revision": None}
+        elif Path(str(entry["source"])).is_dir():
             entry["source"] = str(Path(str(entry["source"])).resolve())
         if isinstance(tower.encoder, Encoder):
             entry["preprocessing"] = tower.encoder.preprocessing.to_dict()
@@ -148,6 +158,13 @@ def has_encoder(path: Path) -> bool:
         return False
     with config_errors(path):
         return _config_of(path)["parameters"]["fine_tuning"] is not None
+
+
+def encoders(path: Path) -> list[str]:
+    """Where a model says that its encoders are."""
+    with config_errors(path):
+        described = [tower["encoder"] for tower in _config_of(path)["towers"]]
+        return [str(encoder["source"]) for encoder in described if encoder is not None]
 
 
 def _config_of(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from crovca.data.embeddings import Embeddings, Rows, chunks
 from crovca.embedding.blocks import embed_blocks
 from crovca.embedding.items import as_images, as_texts, name_of
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, NotFittedError
-from crovca.hasher import files
+from crovca.hasher import files, hub
 from crovca.hasher.drift import Drift, drift
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import Fitted, Run, fit_embeddings, initialize
@@ -434,6 +434,67 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             towers = files.towers_of(hasher, config, training, weights, Path(path), encoder)
             fitted = files.fitted_of(config["fitted"])
         return hasher._take(Fitted(towers.to(hasher._device()).eval(), training, history=history, **fitted))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        data: str | None = None,
+        measures: Mapping[str, Any] | None = None,
+        license: str | None = None,
+        encoder: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        **metadata: Any,
+    ) -> str:
+        """Write the model to the Hugging Face hub, with a card that is made anew of what is known of it.
+
+        Args:
+            repo_id: "owner/name"; made where it is not there yet. Log in first ('hf auth login', or HF_TOKEN).
+            data: what it learned from, in words.
+            measures: the five measures: of ``FiveMeasures.to_dict()`` or ``crovca evaluate --json`` (five_measures).
+            license: of the model, as the hub calls it ("apache-2.0").
+            encoder: id on the hub of the encoder inside, where it was loaded from a folder; of a model of embeddings
+                the encoder that made them.
+            private: who can see a new repository; None: as the account has it.
+            revision: a branch; made where it is not there yet.
+            **metadata: more lines for the card's head, as ``datasets=["owner/name"]`` or ``language="en"``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConfigError: the encoder inside was loaded from a folder, and its id was not given.
+            ServerError: the hub cannot be reached, or refused, the card's metadata included.
+            MissingDependencyError: huggingface_hub is not installed.
+        """
+        return hub.push(
+            self, repo_id, encoder=encoder, private=private, revision=revision, data=data, measures=measures,
+            license=license, **metadata,
+        )  # fmt: skip
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        encoder: str | Path | None = None,
+    ) -> Self:
+        """Read what ``push_to_hub`` or ``save`` wrote. Of the hub the model's three files are fetched, and no code.
+
+        Args:
+            id_or_folder: "owner/name" on the hub, or a folder.
+            revision: branch, tag or commit on the hub.
+            device, encoder: as for ``load``.
+
+        Raises:
+            EncoderError: the hub does not give it: gated, unknown, wrong revision, no network.
+            ConfigError: neither a folder nor an id; the model's encoder is no id of the hub.
+            FileFormatError: as ``load``; no model of crovca.
+        """
+        return cls.load(hub.pull(id_or_folder, revision, encoder), device=device, encoder=encoder)
 
     # --- inside ---
 
