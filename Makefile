@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 # Two processes of one thread each: as fast as two threads, and steadier.
 TEST := OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadgroup
 
-.PHONY: setup demo demo-photos servers lint check test coverage ci torture wheel lowest bench
+.PHONY: setup demo demo-photos servers javascript lint check test coverage ci torture wheel lowest bench
 
 setup: $(READY)
 
@@ -51,6 +51,10 @@ servers: $(READY)
 ci: servers
 	CROVCA_SERVERS=required $(MAKE) test
 	$(MAKE) wheel
+
+# For the test of examples/javascript (Node.js).
+javascript:
+	npm ci --ignore-scripts --no-audit --no-fund --prefix examples/javascript
 
 torture: $(READY)
 	OMP_NUM_THREADS=1 timeout 1200 $(RUN)/pytest -m torture tests/torture
