@@ -53,7 +53,7 @@ def test_large_sets_with_many_ties(bits, metric):
     codes = random_codes(rng, 60_000, bits, 900)
     scorer = BitScorer.of(metric, rng.normal(size=(4, bits)), codes)
     mask = rng.random(len(codes)) < 0.3
-    for name in ("scan", "accelerator", *(["buckets"] if bits <= 24 else [])):
+    for name in ("scan", "pruned", "accelerator", *(["buckets"] if bits <= 24 else [])):
         engine = build_engine(name, codes)
         assert_same(engine.nearest(scorer, 100), exhaustive(scorer, 100))
         assert_same(engine.nearest(scorer, 100, mask), exhaustive(scorer, 100, mask))
@@ -90,7 +90,7 @@ def test_the_bound_on_faiss_rounding_holds(seed, bits, scale):
         assert (np.abs(truth - scores[query][found]) <= quantization_error(ordered)[query]).all()
 
 
-@pytest.mark.parametrize("name", ["scan", "buckets", "accelerator"])
+@pytest.mark.parametrize("name", ["scan", "pruned", "buckets", "accelerator"])
 def test_candidates_keep_their_promise(name):
     """No entry that was not proposed scores above ``beyond``."""
     rng = np.random.default_rng(1)

@@ -11,6 +11,7 @@ from crovca.index.memo import imported
 ENGINES: dict[str, tuple[str, str, tuple[int, int]]] = {
     "exact": ("crovca.index.engines.exact", "ExactEngine", (1, MAX_BITS)),
     "scan": ("crovca.index.engines.scan", "ScanEngine", (8, 512)),
+    "pruned": ("crovca.index.engines.pruned", "PrunedEngine", (8, 512)),
     "buckets": ("crovca.index.engines.buckets", "BucketEngine", (1, 24)),
     "inverted": ("crovca.index.engines.inverted", "InvertedEngine", (8, 512)),
     "accelerator": ("crovca.index.engines.accelerator", "AcceleratorEngine", (1, MAX_BITS)),

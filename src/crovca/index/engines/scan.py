@@ -27,7 +27,7 @@ class ScanEngine(CandidateEngine):
     name: ClassVar[str] = "scan"
 
     def __init__(self, codes: Codes) -> None:
-        super().__init__(codes, _groups_if_fewer(codes))
+        super().__init__(codes, groups_if_fewer(codes))
         # Blocks of 64 codes are faster for one query, of 32 for long codes (measured).
         self._index = faiss.IndexPQFastScan(nibble_index(self.entries), 64 if codes.bits <= 64 else 32)
 
@@ -44,15 +44,7 @@ class ScanEngine(CandidateEngine):
     def best(self, weights: Float32, count: int) -> Iterator[Candidates]:
         """See ``CandidateEngine``."""
         count = min(count, len(self.entries))
-        ordered = nibble_weights(weights)
-        error = quantization_error(ordered)
-        peak = np.ones(1)
-        if not (error.min() > 1e-20 and error.max() < 1e20):  # weights that float32 cannot add, or all 0
-            peak = np.abs(ordered).max(axis=1).astype(np.float64)
-            peak[peak == 0] = 1
-            ordered = (ordered / peak[:, None]).astype(np.float32)
-            ordered[error == 0] = 1  # everything ties, which the kernel cannot take
-            error = quantization_error(ordered)
+        ordered, peak, error = kernel_weights(weights)
         scores, entries = self._index.search(ordered, count)
         beyond = peak * (scores[:, -1] + error)
         for weight, found, bound in zip(weights, entries, beyond.tolist(), strict=True):
@@ -82,6 +74,20 @@ def nibble_weights(weights: Float32) -> Float32:
     return np.ascontiguousarray(padded.reshape(queries, -1, 8)[:, :, ::-1]).reshape(queries, -1)
 
 
+def kernel_weights(weights: Float32) -> tuple[Float32, Float64, Float64]:
+    """Weights (q, b) as the kernel takes them, what they were divided by, and ``quantization_error``."""
+    ordered = nibble_weights(weights)
+    error = quantization_error(ordered)
+    peak = np.ones(len(weights))
+    if not (error.min() > 1e-20 and error.max() < 1e20):  # weights that float32 cannot add, or all 0
+        peak = np.abs(ordered).max(axis=1).astype(np.float64)
+        peak[peak == 0] = 1
+        ordered = (ordered / peak[:, None]).astype(np.float32)
+        ordered[error == 0] = 1  # everything ties, which the kernel cannot take
+        error = quantization_error(ordered)
+    return ordered, peak, error
+
+
 def quantization_error(weights: Float32) -> Float64:
     """How much less than the exact inner product the kernel's can be, at most: float64 (q,).
 
@@ -95,7 +101,8 @@ def quantization_error(weights: Float32) -> Float64:
     return spans.max(1).astype(np.float64) * ((0.5 / 255 + 1e-5) * spans.shape[1])
 
 
-def _groups_if_fewer(codes: Codes) -> Groups | None:
+def groups_if_fewer(codes: Codes) -> Groups | None:
+    """The distinct codes, where they are at most half as many as the rows."""
     # A sample tells whether grouping can pay at all: sorting everything for nothing takes longer than a scan.
     if not any_equal(codes[: 1 << 16]):
         return None
