@@ -311,10 +311,13 @@ class View(Reader):
     def find(self, ids: npt.NDArray[Any]) -> Int64:
         """The row of each id, or -1."""
         hashes = id_hashes(ids) if len(ids) else np.empty(0, np.uint64)
-        result = np.full(len(ids), -1, np.int64)
+        order = np.argsort(hashes)
+        ids, hashes, found = ids[order], hashes[order], np.full(len(ids), -1, np.int64)
         for start, segment in zip(self.starts, self.segments, strict=False):
             own = segment.find(ids, hashes)
-            result[own >= 0] = start + own[own >= 0]
+            found[own >= 0] = start + own[own >= 0]
+        result = np.empty_like(found)
+        result[order] = found
         return result
 
     def find_all(self, ids: Any) -> Int64:

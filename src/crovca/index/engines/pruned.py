@@ -74,13 +74,10 @@ class PrunedEngine(CandidateEngine):
         bounds, pieces = self._bounded(ordered, lowest)
         scores, entries = self._scan(ordered, pieces[:, : _FIRST + count // 256], count)
         known = np.where(entries[:, -1] >= 0, scores[:, -1] - error, -np.inf)
-        reach = (bounds >= known[:, None]).sum(1)
-        last = np.take_along_axis(pieces, np.maximum(reach, 1)[:, None] - 1, 1)[:, 0]
-        every = (reach == bounds.shape[1]) | (last < 0)
-        unread = np.where(
-            every, -np.inf, np.take_along_axis(bounds, np.minimum(reach, bounds.shape[1] - 1)[:, None], 1)[:, 0]
-        )
-
+        reach = (bounds >= known[:, None]).sum(1)  # at least 1: the first bound is above all that is known
+        queries = np.arange(len(weights))
+        every = (reach == bounds.shape[1]) | (pieces[queries, reach - 1] < 0)
+        unread = np.where(every, -np.inf, bounds[queries, np.minimum(reach, bounds.shape[1] - 1)])
         asked = min(64 + 3 * count, len(self.entries))  # more than ``count``: scores are rounded, and many may tie
         scores, entries = np.empty((len(weights), asked), np.float32), np.empty((len(weights), asked), np.int64)
         some = np.flatnonzero(~every)
