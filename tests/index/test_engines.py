@@ -9,6 +9,7 @@ from crovca.codes import Codes
 from crovca.errors import ConfigError
 from crovca.index.engines.base import Groups, exhaustive
 from crovca.index.engines.choice import ENGINES, build_engine, choose_engine
+from crovca.index.engines.pruned import PrunedEngine, pays
 from crovca.index.engines.scan import ScanEngine, nibble_weights, quantization_error
 from crovca.index.scoring import BitScorer
 
@@ -59,12 +60,49 @@ def test_large_sets_with_many_ties(bits, metric):
         assert_same(engine.nearest(scorer, 100, mask), exhaustive(scorer, 100, mask))
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_whatever_pieces_are_left_out_the_answer_is_the_oracles(metric, data):
+    """Small pieces, few of which are read: similar codes, ties, masks, a batch of unlike queries."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    bits = data.draw(st.sampled_from([8, 20, 64, 65, 128]))
+    count, piece = data.draw(st.integers(1000, 6000)), data.draw(st.sampled_from([1, 5, 40, 300]))
+    centers = rng.random((data.draw(st.sampled_from([3, 100])), bits)) < 0.5
+    kind = rng.integers(0, len(centers), count)
+    codes = Codes.from_bits(centers[kind] ^ (rng.random((count, bits)) < data.draw(st.sampled_from([0.01, 0.1]))))
+    logits = (centers[:4] - 0.5 + rng.normal(size=(len(centers[:4]), bits)) * 0.3) * data.draw(
+        st.sampled_from([1e-3, 4.0])
+    )
+    scorer = BitScorer.of(metric, np.vstack([logits, rng.normal(size=(1, bits))]), codes)
+    mask = data.draw(st.sampled_from([None, 0.1, 0.9]))
+    allowed = None if mask is None else rng.random(count) < mask
+    k = data.draw(st.sampled_from([1, 10, 200]))
+    engine = PrunedEngine(codes, piece)
+    assert_same(engine.nearest(scorer, k, allowed), exhaustive(scorer, k, allowed))
+
+
+def test_pruning_pays_for_codes_that_are_alike():
+    """A query reads a small share of such codes, and of random ones all."""
+    rng = np.random.default_rng(0)
+    centers = rng.random((2000, 64)) < 0.5
+    alike = centers[rng.integers(0, 2000, 600_000)] ^ (rng.random((600_000, 64)) < 0.03)
+    codes, chance = Codes.from_bits(alike), Codes(rng.integers(0, 256, (600_000, 8), dtype=np.uint8), 64)
+    assert pays(codes) and choose_engine(codes) == "pruned"
+    assert not pays(chance) and choose_engine(chance) == "scan"
+    engine = PrunedEngine(codes)
+    assert engine.read == 0
+    scorer = BitScorer.of("bce", (2.0 * codes[:5].unpack() - 1) * 2, codes)
+    assert_same(engine.nearest(scorer, 10), exhaustive(scorer, 10))
+    assert 0 < engine.read < 0.3
+
+
 @pytest.mark.parametrize("bits", [1, 2, 7, 9, 513, 1000, 4095, 4096])
 def test_every_length_has_an_engine(bits):
     rng = np.random.default_rng(bits)
     codes = random_codes(rng, 700, bits)
     scorer = BitScorer.of("bce", rng.normal(size=(2, bits)), codes)
-    assert_same(build_engine(choose_engine(bits, len(codes)), codes).nearest(scorer, 20), exhaustive(scorer, 20))
+    assert_same(build_engine(choose_engine(codes), codes).nearest(scorer, 20), exhaustive(scorer, 20))
 
 
 def test_equal_codes_are_scanned_once():
@@ -151,13 +189,16 @@ def test_distances_to_a_few_items_are_those_to_all():
 
 
 def test_the_choice_follows_length_and_size():
-    assert choose_engine(64, 100) == "exact"
-    assert choose_engine(64, 10**6) == "scan"
-    assert choose_engine(16, 10**6) == "buckets"
-    assert choose_engine(24, 10**6) == "scan"  # 16 million possible codes for a million items
-    assert choose_engine(24, 10**7) == "buckets"
-    assert choose_engine(3, 10**4) == "buckets"
-    assert choose_engine(1024, 10**6) == "exact"
+    def chosen(bits, rows):
+        return choose_engine(Codes(np.zeros((rows, -(-bits // 8)), np.uint8), bits))
+
+    assert chosen(64, 100) == "exact"
+    assert chosen(64, 10**5) == "scan"
+    assert chosen(16, 10**6) == "buckets"
+    assert chosen(24, 10**6) == "scan"  # 16 million possible codes for a million items
+    assert chosen(24, 10**7) == "buckets"
+    assert chosen(3, 10**4) == "buckets"
+    assert chosen(1024, 10**4) == "exact"
 
 
 def test_an_engine_that_cannot_take_the_codes_says_so():

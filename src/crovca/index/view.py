@@ -55,7 +55,7 @@ class _Part:
         self.name, self.rows = name, rows
         self._mapped = rows is None and bits == codes.bits
         self.codes = codes if bits == codes.bits else codes.prefix(bits)
-        name = choose_engine(bits, len(codes)) if engine == "auto" else engine
+        name = choose_engine(self.codes) if engine == "auto" else engine
         self.engine: Engine = build_engine(name, self.codes)
         self.seconds = time.perf_counter() - started
 
@@ -84,6 +84,7 @@ class _Part:
             "build_seconds": round(self.seconds, 4),
             "bytes": self.nbytes,
             **({"recall_at_100": self.engine.recall} if hasattr(self.engine, "recall") else {}),
+            **({"read": round(self.engine.read, 4)} if hasattr(self.engine, "read") else {}),
         }
 
 

@@ -121,7 +121,9 @@ class CandidateEngine(ABC):
         scorer = scorer.against(self.entries)
         results: list[Found | None] = [None] * len(scorer.weights)
         pending, weights = list(range(len(results))), scorer.weights
-        count = self.first_count(k * self.rows // matches, whole=scorer.metric.whole)
+        # Among so many of all there are k of the allowed, most of the time.
+        needed = k if matches == self.rows else k * self.rows // matches * 5 // 4 + 16
+        count = self.first_count(needed, whole=scorer.metric.whole)
         while pending and count < len(self.entries) // 2:
             for query, candidates in zip(pending, self.best(weights, count), strict=True):
                 results[query] = self._settle(scorer, query, candidates, k, allowed)

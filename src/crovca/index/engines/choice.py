@@ -18,14 +18,16 @@ ENGINES: dict[str, tuple[str, str, tuple[int, int]]] = {
 }
 
 _FEW = 256  # so few codes are scored at once, exactly
+_MANY = 1 << 19  # fewer are scanned about as fast as anything else tells what to scan
 
 
-def choose_engine(bits: int, rows: int) -> str:
-    """The fastest exact engine on a processor (measured: benchmarks/search.py).
+def choose_engine(codes: Codes) -> str:
+    """The fastest exact engine on a processor (measured: benchmarks/search.py) for codes in tie order.
 
-    Buckets where the rows are at least a quarter of all codes that there can be; the scan for other lengths that
-    it takes.
+    Buckets where the rows are at least a quarter of all codes that there can be; for other lengths that it takes the
+    scan, or, of many codes that a query need not read all of, what leaves them out.
     """
+    bits, rows = codes.bits, len(codes)
 
     def takes(name: str) -> bool:
         low, high = ENGINES[name][2]
@@ -35,6 +37,8 @@ def choose_engine(bits: int, rows: int) -> str:
         return "exact"
     if takes("buckets") and 1 << bits <= 4 * rows:
         return "buckets"
+    if rows >= _MANY and takes("pruned") and imported(ENGINES["pruned"][0]).pays(codes):
+        return "pruned"
     return "scan" if takes("scan") else "exact"
 
 

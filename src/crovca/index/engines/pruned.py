@@ -66,7 +66,7 @@ class PrunedEngine(CandidateEngine):
     def best(self, weights: Float32, count: int) -> Iterator[Candidates]:
         """See ``CandidateEngine``."""
         for start in range(0, len(weights), _QUERIES):
-            yield from self._best(weights[start : start + _QUERIES], count)
+            yield from self._best(weights[start : start + _QUERIES], min(count, len(self.entries)))
 
     def _best(self, weights: Float32, count: int) -> Iterator[Candidates]:
         ordered, peak, error = kernel_weights(weights)
@@ -89,14 +89,14 @@ class PrunedEngine(CandidateEngine):
             one = slice(query, query + 1)
             scores[one], entries[one] = self._scan(ordered[one], np.arange(len(self._sizes))[None], asked)
         self._held += len(weights) * len(self.entries)
-        for query, found in enumerate(entries):
-            if found[count - 1] < 0 or not weights[query].any():
+        for number, found in enumerate(entries):
+            if found[count - 1] < 0 or not weights[number].any():
                 yield Candidates(found[found >= 0], np.inf)
                 continue
             # What scores less than this is, rounding or not, behind ``count`` others.
-            near = int((scores[query] >= scores[query, count - 1] - 2.001 * error[query]).sum())
-            left = scores[query, min(near, asked - 1)] if found[min(near, asked - 1)] >= 0 else lowest[query]
-            yield Candidates(found[:near], float(peak[query] * max(left + error[query], unread[query])))
+            near = int((scores[number] >= scores[number, count - 1] - 2.001 * error[number]).sum())
+            left = scores[number, min(near, asked - 1)] if found[min(near, asked - 1)] >= 0 else lowest[number]
+            yield Candidates(found[:near], float(peak[number] * max(left + error[number], unread[number])))
 
     def _bounded(self, ordered: Float32, lowest: Float64) -> tuple[Float64, Int64]:
         """The bounds of the pieces, the highest first (an eighth of many), and their numbers; -1: of the lowest bound
