@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from crovca.codes import Codes
 from crovca.errors import ConfigError
+from crovca.index.engines import choice
 from crovca.index.engines.base import Groups, exhaustive
 from crovca.index.engines.choice import ENGINES, build_engine, choose_engine
 from crovca.index.engines.pruned import PrunedEngine, pays
@@ -82,8 +83,9 @@ def test_whatever_pieces_are_left_out_the_answer_is_the_oracles(metric, data):
     assert_same(engine.nearest(scorer, k, allowed), exhaustive(scorer, k, allowed))
 
 
-def test_pruning_pays_for_codes_that_are_alike():
+def test_pruning_pays_for_codes_that_are_alike(monkeypatch):
     """A query reads a small share of such codes, and of random ones all."""
+    monkeypatch.setattr(choice, "_MANY", 100_000)
     rng = np.random.default_rng(0)
     centers = rng.random((2000, 64)) < 0.5
     alike = centers[rng.integers(0, 2000, 600_000)] ^ (rng.random((600_000, 64)) < 0.03)

@@ -24,8 +24,8 @@ _FIRST = 8  # pieces that tell how well the k-th scores
 _BLOCK = 32  # codes that FAISS lays side by side
 _PACKED = 1 << 20  # codes packed at a time
 _QUERIES = 256  # at a time
-_SAMPLE, _ASKED, _K = 1 << 16, 32, 100  # codes, queries and neighbors by which ``pays`` judges
-_PAYS = 0.5  # share of the codes that must be left out, as a piece is read more slowly than all in a row
+_SAMPLE, _ASKED, _K, _NEAR = 1 << 16, 64, 100, 10  # codes, queries and neighbors by which ``pays`` judges
+_PAYS = 0.25  # share of the codes that may be read, as pieces are read more slowly than all in a row (measured)
 
 
 class PrunedEngine(CandidateEngine):
@@ -65,45 +65,56 @@ class PrunedEngine(CandidateEngine):
 
     def best(self, weights: Float32, count: int) -> Iterator[Candidates]:
         """See ``CandidateEngine``."""
+        count = min(count, len(self.entries))
         for start in range(0, len(weights), _QUERIES):
-            yield from self._best(weights[start : start + _QUERIES], min(count, len(self.entries)))
+            part = weights[start : start + _QUERIES]
+            ordered, peak, error = kernel_weights(part)
+            lowest = np.minimum(ordered, 0).sum(1, dtype=np.float64)  # FAISS leaves out what scores no more than this
+            scores, entries, unread = self._nearest_pieces(ordered, error, lowest, count)
+            for number, found in enumerate(entries):
+                if found[count - 1] < 0 or not part[number].any():
+                    yield Candidates(found[found >= 0], np.inf)
+                    continue
+                # What scores less than this is behind ``count`` others, whatever was rounded.
+                near = int((scores[number] >= scores[number, count - 1] - 2.001 * error[number]).sum())
+                last = min(near, len(found) - 1)
+                left = scores[number, last] if found[last] >= 0 else lowest[number]
+                yield Candidates(found[:near], float(peak[number] * max(left + error[number], unread[number])))
 
-    def _best(self, weights: Float32, count: int) -> Iterator[Candidates]:
-        ordered, peak, error = kernel_weights(weights)
-        lowest = np.minimum(ordered, 0).sum(1, dtype=np.float64)  # FAISS leaves out what scores no more than this
-        bounds, pieces = self._bounded(ordered, lowest)
-        scores, entries = self._scan(ordered, pieces[:, : _FIRST + count // 256], count)
-        known = np.where(entries[:, -1] >= 0, scores[:, -1] - error, -np.inf)
-        reach = (bounds >= known[:, None]).sum(1)  # at least 1: the first bound is above all that is known
-        queries = np.arange(len(weights))
-        every = (reach == bounds.shape[1]) | (pieces[queries, reach - 1] < 0)
-        unread = np.where(every, -np.inf, bounds[queries, np.minimum(reach, bounds.shape[1] - 1)])
-        asked = min(64 + 3 * count, len(self.entries))  # more than ``count``: scores are rounded, and many may tie
-        scores, entries = np.empty((len(weights), asked), np.float32), np.empty((len(weights), asked), np.int64)
-        some = np.flatnonzero(~every)
-        if len(some):
-            most = int(reach[some].max())
-            chosen = np.where(np.arange(most) < reach[some, None], pieces[some, :most], -1)
-            scores[some], entries[some] = self._scan(ordered[some], chosen, asked)
-        for query in np.flatnonzero(every):
-            one = slice(query, query + 1)
-            scores[one], entries[one] = self._scan(ordered[one], np.arange(len(self._sizes))[None], asked)
-        self._held += len(weights) * len(self.entries)
-        for number, found in enumerate(entries):
-            if found[count - 1] < 0 or not weights[number].any():
-                yield Candidates(found[found >= 0], np.inf)
-                continue
-            # What scores less than this is, rounding or not, behind ``count`` others.
-            near = int((scores[number] >= scores[number, count - 1] - 2.001 * error[number]).sum())
-            left = scores[number, min(near, asked - 1)] if found[min(near, asked - 1)] >= 0 else lowest[number]
-            yield Candidates(found[:near], float(peak[number] * max(left + error[number], unread[number])))
-
-    def _bounded(self, ordered: Float32, lowest: Float64) -> tuple[Float64, Int64]:
-        """The bounds of the pieces, the highest first (an eighth of many), and their numbers; -1: of the lowest bound
-        there can be."""
+    def _nearest_pieces(
+        self, ordered: Float32, error: Float64, lowest: Float64, count: int
+    ) -> tuple[Float32, Int64, Float64]:
+        """The best entries in the pieces that can hold one of the best ``count``: scores and entries (q, more than
+        ``count``, as scores are rounded and many may tie); and the best bound of a piece that was left out (q,)."""
+        shape = len(ordered), min(64 + 3 * count, len(self.entries))
+        scores, entries = np.empty(shape, np.float32), np.empty(shape, np.int64)
+        unread, known = np.full(len(ordered), -np.inf), np.full(len(ordered), -np.inf)
         both = np.hstack([ordered, np.maximum(ordered, 0)])
-        bounds, pieces = self._bounds.search(both, min(len(self._sizes), max(256, len(self._sizes) // 8)))
-        return np.maximum(bounds, lowest[:, None]) + quantization_error(both)[:, None], pieces
+        slack = quantization_error(both)
+        self._held += len(ordered) * len(self.entries)
+        pending, pieces = np.arange(len(ordered)), len(self._sizes)
+        for most in dict.fromkeys((min(pieces, max(256, pieces // 8)), pieces)):  # it takes long to sort all bounds
+            bounds, numbers = self._bounds.search(both[pending], most)
+            bounds = np.maximum(bounds, lowest[pending, None]) + slack[pending, None]
+            if most < pieces or pieces <= 256:  # the first time
+                first, found = self._scan(ordered, numbers[:, : _FIRST + count // 256], count)
+                known = np.where(found[:, -1] >= 0, first[:, -1] - error, -np.inf)
+            reach = (bounds >= known[pending, None]).sum(1)  # at least 1: no score is above the best bound
+            own = np.arange(len(pending))
+            whole = (reach == most) | (numbers[own, reach - 1] < 0)  # perhaps more than was asked for
+            some = np.flatnonzero(~whole)
+            if len(some):
+                chosen = np.where(
+                    np.arange(reach[some].max()) < reach[some, None], numbers[some, : reach[some].max()], -1
+                )
+                scores[pending[some]], entries[pending[some]] = self._scan(ordered[pending[some]], chosen, shape[1])
+                unread[pending[some]] = bounds[some, reach[some]]
+            pending = pending[whole]
+            if not len(pending):
+                return scores, entries, unread
+        everything = np.tile(np.arange(pieces), (len(pending), 1))
+        scores[pending], entries[pending] = self._scan(ordered[pending], everything, shape[1])
+        return scores, entries, unread
 
     def _scan(self, ordered: Float32, pieces: Int64, count: int) -> tuple[Float32, Int64]:
         """The best entries in some pieces (q, p), -1 for none: scores and entries (q, count)."""
@@ -118,13 +129,15 @@ class PrunedEngine(CandidateEngine):
 
 
 def pays(codes: Codes) -> bool:
-    """Whether queries like the codes themselves would leave out half of what there is, judged by the first codes (of
-    many, in an order that says nothing): a smaller set with smaller pieces, asked for fewer neighbors."""
+    """Whether queries like the codes themselves would leave out most of what there is, judged by the first codes (of
+    many, in an order that says nothing): a smaller set with smaller pieces, asked for fewer neighbors. A query is as
+    sure of a bit as the codes near it agree."""
     share = _SAMPLE / len(codes)
-    sample = PrunedEngine(codes[:_SAMPLE], max(_BLOCK, int(_PIECE * share)))
-    rng = np.random.default_rng(0)
-    bits = codes[_SAMPLE : _SAMPLE + _ASKED].unpack()
-    logits = (2.0 * bits - 1) * np.abs(rng.normal(size=bits.shape))
+    first, asked = codes[:_SAMPLE], codes[_SAMPLE : _SAMPLE + _ASKED]
+    sample = PrunedEngine(first, max(_BLOCK, int(_PIECE * share)))
+    _, near = faiss.knn_hamming(np.ascontiguousarray(asked.packed), np.ascontiguousarray(first.packed), _NEAR)
+    ones = asked.unpack() + first[near.ravel()].unpack().reshape(_ASKED, _NEAR, -1).sum(1, dtype=np.int64)
+    logits = np.log((ones + 0.5) / (_NEAR + 1.5 - ones))
     scorer = BitScorer.of("asymmetric_hamming", logits, sample.entries)
     list(sample.best(scorer.weights, max(1, int(_K * share))))
     return sample.read <= _PAYS
