@@ -249,8 +249,7 @@ class View(Reader):
                     dead, part = _part(segment, bits, engine)
                     parts.append((self.starts[number], part, segment.alive if segment.entry.deleted > dead else None))
             if self._small:
-                live = [self.segments[number].live_numbers() for number in self._small]
-                parts.append((0, self._joined.get((bits, engine), lambda: self._join(live, bits, engine)), None))
+                parts.append((0, self._joined.get((bits, engine), lambda: self._join(None, bits, engine)), None))
             return parts
         selection = self.select_rows(condition)
         selected = self._selected.get((condition.where, bits, engine), lambda: self._parts_of(selection, bits, engine))
@@ -271,8 +270,10 @@ class View(Reader):
         small = [selection.rows[number] for number in self._small]
         return [*parts, (0, self._join(small, bits, engine))] if any(map(len, small)) else parts
 
-    def _join(self, rows: list[Int64], bits: int, engine: str) -> _Part:
-        """One part of some rows of each small segment."""
+    def _join(self, rows: list[Int64] | None, bits: int, engine: str) -> _Part:
+        """One part of some rows of each small segment; None: of those that are not deleted."""
+        if rows is None:
+            rows = [self.segments[number].live_numbers() for number in self._small]
         own = np.concatenate([self.starts[number] + some for number, some in zip(self._small, rows, strict=True)])
         own = own[order_by_hash(self.hashes(own), lambda chosen: self.ids(own[chosen]))]
         return _Part(f"{len(self._small)} small ones", self.codes(own), own, bits, engine)
