@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -137,9 +137,9 @@ def find(archive: Archive, *, observer: Observer | None = None) -> Found:
     def kept_apart(first: int, second: int) -> bool:
         return bool(apart) and _key(pictures.contents, (first, second)) in apart
 
-    groups = _groups(pictures, copies, lambda a, b: kept_apart(a, b) or _retaken(pictures, a, b))
+    groups = _groups(pictures, copies, agreements, lambda a, b: kept_apart(a, b) or _retaken(pictures, a, b))
     kept_of = {one: group[0] for group in groups for one in group}
-    bursts = _groups(pictures, [(s, (kept_of.get(a, a), kept_of.get(b, b))) for s, (a, b) in retaken], kept_apart)
+    bursts = _groups(pictures, [(s, (kept_of.get(a, a), kept_of.get(b, b))) for s, (a, b) in retaken], {}, kept_apart)
     told = [_told(pictures, group, "copy") for group in groups] + [_told(pictures, group, "burst") for group in bursts]
     undecided = 0 if aligns() else sum(not one.copy for one in agreements.values())
     return Found(told, len(pictures.ids), len(pairs), compared, undecided)
@@ -286,14 +286,26 @@ def _retaken(pictures: _Pictures, first: int, second: int, within: float = np.in
 
 
 def _groups(
-    pictures: _Pictures, pairs: Iterable[tuple[float, tuple[int, int]]], barred: Callable[[int, int], bool]
+    pictures: _Pictures,
+    pairs: Sequence[tuple[float, tuple[int, int]]],
+    compared: Collection[tuple[int, int]],
+    barred: Callable[[int, int], bool],
 ) -> list[list[int]]:
-    """Groups that are linked by pairs, the surest first, but for those that would hold two that are barred; in each the
-    one to keep comes first."""
+    """Groups that are linked by pairs, the surest first; in each the one to keep comes first.
+
+    Two groups stay apart where they would hold two pictures that are barred, or where most of the pairs between them
+    that were compared are none: so one wrong pair does not join two groups of copies.
+    """
+    linked = {pair for _, pair in pairs}
     group_of: dict[int, list[int]] = {}
     for _, (first, second) in sorted(pairs, reverse=True):
         one, other = group_of.get(first, [first]), group_of.get(second, [second])
-        if one != other and not any(barred(a, b) for a in one for b in other):
+        between = [(min(a, b), max(a, b)) for a in one for b in other]
+        yes, no = (
+            sum(pair in linked for pair in between),
+            sum(pair in compared and pair not in linked for pair in between),
+        )
+        if one != other and yes >= no and not any(barred(*pair) for pair in between):
             joined = one + other
             group_of |= dict.fromkeys(joined, joined)
     distinct = {id(group): sorted(group, key=pictures.rank.__getitem__) for group in group_of.values()}

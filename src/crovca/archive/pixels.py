@@ -1,10 +1,10 @@
 """Whether two pictures have the same pixels: saved anew, smaller, brighter, marked, cut or turned a little.
 
-Both are shrunk to gray pictures of 256 pixels, laid over each other, and compared in small blocks that have texture: as
-correlation, which brightness and contrast leave as it is; as the median over the blocks, which a mark on some of them
-leaves as it is. The same is asked of what is small in them: two motorcycles before a white wall differ there. Pictures
-of one shape are laid over each other as they are. Where that is not enough, local features (SIFT) that agree on one
-place, size and angle (RANSAC) say how: that is OpenCV's work.
+Both are shrunk to gray pictures of at most 256 pixels, the finer is laid over the coarser, and they are compared in
+small blocks that have texture: as correlation, which brightness and contrast leave as it is; as the median over the
+blocks, which a mark on some of them leaves as it is. The same is asked of what is small in them: two motorcycles before
+a white wall differ there. Pictures of one shape are laid over each other as they are. Where that is not enough, local
+features (SIFT) that agree on one place, size and angle (RANSAC) say how: that is OpenCV's work.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import numpy.typing as npt
 Gray = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float32]
 
-SIDE = 256  # pixels of the longer side
+SIDE = 256  # pixels of the longer side, at most
 _QUALITY = 92  # of a kept gray picture
 _BLOCK = 16
 _TEXTURE = 25.0, 4.0  # variance of a block from which on it says something: of the picture, of what is small in it
 _SMALL = 2.5  # pixels: what a Gaussian of this width takes away is small
 _SAME_SHAPE = 0.06  # how far the logarithms of two aspect ratios may be apart
-_BLOCKS, _WHOLE, _DETAIL, _OVERLAP = 0.8, 0.93, 0.8, 0.7  # of copies, at least
+_BLOCKS, _WHOLE, _DETAIL, _OVERLAP = 0.8, 0.93, 0.87, 0.7  # of copies, at least
 _SCENE = 20  # features that agree, from which on two pictures show the same scene
 _FEATURES, _KEPT = 400, 4096  # of a picture, and pictures whose features are kept
 
@@ -66,7 +66,7 @@ def shrink(image: Any) -> bytes:
     """A picture (of Pillow) as a small gray JPEG, as it is kept."""
     from PIL import Image
 
-    scale = SIDE / max(image.size)
+    scale = min(1.0, SIDE / max(image.size))
     size = (max(8, round(image.width * scale)), max(8, round(image.height * scale)))
     kept = io.BytesIO()
     image.convert("L").resize(size, Image.Resampling.LANCZOS).save(kept, "JPEG", quality=_QUALITY)
@@ -100,6 +100,8 @@ class Comparer:
 
     def compare(self, first: int, second: int) -> Agreement:
         """How two pictures agree."""
+        if self._read(first).size < self._read(second).size:
+            first, second = second, first
         one, other = self._read(first), self._read(second)
         best = Agreement()
         shapes = np.log(one.shape[0] * other.shape[1] / (one.shape[1] * other.shape[0]))
@@ -110,9 +112,11 @@ class Comparer:
         matrix, features = self._transform(first, second)
         if matrix is None:
             return best
+        small = _resized(one, tuple(round(side * min(1.0, _scale(matrix))) for side in one.shape))  # without aliases
+        matrix[:, :2] *= np.array(one.shape[::-1]) / np.array(small.shape[::-1])
         size = other.shape[1], other.shape[0]
-        over = np.asarray(self._cv2.warpAffine(one, matrix, size), np.uint8)
-        covered = self._cv2.warpAffine(np.ones(one.shape, np.uint8), matrix, size, flags=self._cv2.INTER_NEAREST)
+        over = np.asarray(self._cv2.warpAffine(small, matrix, size), np.uint8)
+        covered = self._cv2.warpAffine(np.ones(small.shape, np.uint8), matrix, size, flags=self._cv2.INTER_NEAREST)
         return max(best, _agreement(over, other, covered.astype(np.bool_)))._replace(features=features)
 
     def _transform(self, first: int, second: int) -> tuple[Any, int]:
@@ -127,7 +131,7 @@ class Comparer:
         here = places[[one.queryIdx for one in good]]
         there = others[[one.trainIdx for one in good]]
         matrix, agree = self._cv2.estimateAffinePartial2D(here, there, ransacReprojThreshold=3)
-        if matrix is None or int(agree.sum()) < 6 or not 0.4 < np.hypot(matrix[0, 0], matrix[1, 0]) < 2.5:
+        if matrix is None or int(agree.sum()) < 6 or not 0.4 < _scale(matrix) < 2.5:
             return None, 0
         return matrix, int(agree.sum())
 
@@ -137,6 +141,10 @@ class Comparer:
         )
         whole = None if features is None else features.astype(np.uint8)  # they are whole numbers up to 255
         return np.array([point.pt for point in points], np.float32).reshape(-1, 2), whole
+
+
+def _scale(matrix: Any) -> float:
+    return float(np.hypot(matrix[0, 0], matrix[1, 0]))
 
 
 def _resized(image: Gray, shape: tuple[int, ...]) -> Gray:
