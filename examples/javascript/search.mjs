@@ -3,7 +3,7 @@
  *   npm ci && node search.mjs graphs/embedding_to_codes.onnx items.bin queries.f32 10
  *
  * items.bin: packed codes, one after the other (`codes.packed.tofile`); queries.f32: embeddings (`array.tofile`).
- * The functions need no package but for the graph, and run in browsers, too.
+ * The functions need no package but for the graph, and nothing that is Node.js's own.
  */
 
 /** Embeddings, Float32Array of n * d, to packed codes (Uint8Array) and logits (Float32Array) of n queries. */

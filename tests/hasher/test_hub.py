@@ -1,11 +1,14 @@
 """Models go to a hub, on this machine, and come back; the card says what is known."""
 
+import json
 import re
 import shutil
 
 import numpy as np
 import pytest
 
+from crovca.compare.beside import learn_like, measure_beside
+from crovca.data.embeddings import as_embeddings
 from crovca.errors import ConfigError, EncoderError, FileFormatError, InvalidInputError, ServerError
 from crovca.evaluation.situations import FIVE
 from crovca.files import read_json
@@ -69,6 +72,25 @@ def test_the_example_of_the_card_runs(hub, hasher):
     names = {"embeddings": X}
     exec(example, names)
     assert np.array_equal(names["codes"].packed, hasher.encode(X).packed)
+
+
+def test_measures_as_they_are_measured():
+    chance = np.random.default_rng(0)
+    labels = np.arange(240) % 8
+    values = (chance.normal(size=(8, 12))[labels] + 0.5 * chance.normal(size=(240, 12))).astype(np.float32)
+    items, asked = as_embeddings(values[:200], labels[:200]), as_embeddings(values[200:], labels[200:])
+    hasher = Hasher(bits=16, epochs=2, device="cpu").fit(items)
+    logits = hasher.logits(asked), hasher.logits(items)
+    five = measure_beside(items, asked, logits, (16,), relearn=learn_like(hasher, (16,)), hold_out=0.5)
+    text = model_card(hasher, "who/codes", measures=json.loads(json.dumps(five.to_dict())))
+    assert "*seen*, *new* and *mixed* are mAP, for kinds" in text
+    seen = five.methods["model"][16]["seen"]
+    (line,) = (line for line in text.splitlines() if line.startswith("| model, 16 bits |"))
+    shown = [float(number) for number in line.split("|")[2:-1]]
+    assert (shown[0], shown[3], shown[4]) == tuple(
+        round(100 * value, 1) for value in (seen.map, seen.order, seen.distinct)
+    )
+    assert "| floats | " in text
 
 
 def test_pairs_are_told_apart_on_the_card():

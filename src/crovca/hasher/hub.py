@@ -112,7 +112,8 @@ def model_card(
         weights=identity.get("weights_sha256"),
         data=data,
         license=license,
-        measures=None if measures is None else list(_table(measures)),
+        rows=[] if measures is None else list(_table(measures)),
+        labeled=measures is not None and measures["labeled"],
         version=__version__,
     )
 
@@ -126,7 +127,9 @@ def _table(measures: Mapping[str, Any]) -> Iterator[list[str]]:
             for name, lengths in measures["methods"].items()
             for bits, by_situation in lengths.items()
         ]
-        for name, by_situation in [*found, ("floats", measures["float"])]:
+        if measures["float"]:
+            found.append(("floats", measures["float"]))
+        for name, by_situation in found:
             values = [column_value(by_situation, column, labeled=measures["labeled"]) for column in FIVE]
             yield [name, *("-" if value is None else f"{100 * value:.1f}" for value in values)]
     except (AttributeError, KeyError, TypeError) as error:
