@@ -80,4 +80,5 @@ bench: servers
 	$(RUN)/python benchmarks/memory.py
 	mkdir -p build
 	$(RUN)/python benchmarks/search.py $(if $(DATA),--data $(DATA)) --servers --out build/search
+	$(RUN)/python benchmarks/scale.py $(if $(DATA),--data $(DATA)) --out build/scale
 	$(RUN)/python benchmarks/clusters.py --json build/clusters.json
