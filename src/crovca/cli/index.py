@@ -284,6 +284,26 @@ def push(
     answer(json, content, f"{path}: {text} ({seconds:.1f} s)")
 
 
+@index.command("export")
+def export(
+    path: _Index,
+    engine: Annotated[str, Option("--for", help="elasticsearch, opensearch or vespa.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the files.")] = Path("exported"),
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write an index for an engine that computes the scores itself: schema, items and a query to fill in."""
+    from crovca.index.index import HashIndex
+    from crovca.servers.export import export
+
+    with HashIndex.open(path) as opened:
+        done = export(opened, engine, output, force=force)
+    content = {"index": str(path), "for": engine, "output": str(output), **asdict(done)}
+    answer(
+        json, content, f"{output}: {done.items:,} items for {engine}; {output / 'README.md'} says what to do with them"
+    )
+
+
 def tuned_lines(tuned: Tuned, items: int) -> list[str]:
     """What was chosen, and the curve it was chosen from."""
     lines = [f"tuned: {tuned.sentence()}"]

@@ -14,10 +14,8 @@ some 0.3 s a call on an idle server. One search returns at most 16,384 items.
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -42,7 +40,7 @@ from crovca.servers.base import (
     split_url,
 )
 from crovca.servers.bounds import Query
-from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids
+from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, json_rows
 from crovca.servers.state import PushState
 
 if TYPE_CHECKING:
@@ -148,7 +146,7 @@ class MilvusServer(Server):
             longest = max((len(one.encode()) for one in rows.ids.tolist()), default=0)
             if longest > _LONGEST_ID:
                 raise InvalidInputError(f"Milvus takes ids of {_LONGEST_ID:,} bytes at most, got {longest:,}")
-        metadata = _json_rows(rows.metadata)
+        metadata = json_rows(rows.metadata, "Milvus")
         ids, digests, packed = rows.ids.tolist(), rows.digests.tolist(), rows.codes.packed
         with _errors():
             for start in range(0, len(rows), _PART):
@@ -357,22 +355,6 @@ def _create(client: MilvusClient, collection: str, bits: int, id_type: IdType) -
         index = client.prepare_index_params()
         index.add_index("code", index_type="BIN_FLAT", metric_type="HAMMING")
         client.create_collection(collection, schema=schema, index_params=index, consistency_level="Strong")
-
-
-def _json_rows(metadata: pa.Table) -> list[dict[str, Any]]:
-    """One dict a row, of what JSON can hold; nulls are left out."""
-    rows: list[dict[str, Any]] = metadata.to_pylist()
-    for row in rows:
-        for name, value in list(row.items()):
-            if value is None:
-                del row[name]
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise InvalidInputError(
-                    f"the metadata column {name!r} has the value {value}, which Milvus cannot hold; make it null"
-                )
-            elif isinstance(value, datetime.date):  # datetimes are dates, pandas timestamps too
-                row[name] = value.isoformat()
-    return rows
 
 
 def _connect(address: str, token: str, database: str) -> MilvusClient:

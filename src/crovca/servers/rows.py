@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
@@ -80,6 +82,26 @@ def check_ids(ids: npt.ArrayLike, id_type: IdType) -> npt.NDArray[Any]:
     if values.dtype.kind not in "UTO" or (values.dtype.kind == "O" and not all(isinstance(one, str) for one in values)):
         raise InvalidInputError(f"ids must be strings, got {values.dtype}")
     return values.astype(np.str_)
+
+
+def json_rows(metadata: pa.Table, server: str) -> list[dict[str, Any]]:
+    """One dict a row, of what JSON can hold; nulls are left out.
+
+    Raises:
+        InvalidInputError: NaN or infinity, which the server cannot hold.
+    """
+    rows: list[dict[str, Any]] = metadata.to_pylist()
+    for row in rows:
+        for name, value in list(row.items()):
+            if value is None:
+                del row[name]
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise InvalidInputError(
+                    f"the metadata column {name!r} has the value {value}, which {server} cannot hold; make it null"
+                )
+            elif isinstance(value, datetime.date):  # datetimes are dates, pandas timestamps too
+                row[name] = value.isoformat()
+    return rows
 
 
 def _check_metadata(metadata: pa.Table | None, count: int) -> pa.Table:

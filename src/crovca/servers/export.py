@@ -1,0 +1,302 @@
+"""An index for engines that are not reached from here: their schema, their items in files, and a query to fill in.
+
+All compute the score themselves: a sum of the query's numbers under the item's bits, which is what asymmetric Hamming
+and BCE distances are but for a constant. Elasticsearch has it as ``dotProduct`` of floats with a ``bit`` field, Vespa
+as ``sum(query(q) * unpack_bits(...))``, OpenSearch as a script over 64-bit words. It is tested here against the same
+formulas written in Python, and was not run against the real servers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from crovca.codes import Codes
+from crovca.errors import ConfigError, InvalidInputError
+from crovca.files import atomic_directory, check_output, write_json
+from crovca.index.index import HashIndex
+from crovca.index.scoring import BitScorer
+from crovca.servers.rows import ServerRows, json_rows
+
+_ITEMS = 50_000  # in a file
+_MARKER = "query.json"
+_K = 10
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: items, and the files with them."""
+
+    items: int
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How an engine takes codes.
+
+    Attributes:
+        schema: name and text of the file that describes the fields, of (bits, columns).
+        item: the lines of an item, of its id, code (bytes), and metadata.
+        query: the body of a query, of a query's weights, their shift and k.
+        run: what to do with the files.
+    """
+
+    schema: Callable[[int, pa.Schema], tuple[str, str]]
+    item: Callable[[str, bytes, Row], list[Row]]
+    query: Callable[[list[float], float, int], Row]
+    run: str
+
+
+def export(index: HashIndex, engine: str, path: Path, *, force: bool = False) -> Export:
+    """Write schema, items, ``query.json`` and ``README.md`` for an engine.
+
+    Args:
+        index: what to write; ids become strings.
+        engine: a name of ``TARGETS``.
+        path: the folder; ``force`` replaces what an export wrote there.
+
+    Raises:
+        ConfigError: an unknown engine.
+        InvalidInputError: metadata that servers do not hold, NaN or infinity among them.
+        OutputExistsError: something else stands at ``path``.
+    """
+    target = get_target(engine)
+    check_output(path, force=force, marker=_MARKER)
+    view, names, items = index.view(), [], 0
+    columns: dict[str, pa.DataType] = {}
+    with atomic_directory(path, new=not force) as folder:
+        for number, part in enumerate(view.batches(_ITEMS)):
+            rows = ServerRows.of(part.ids, part.codes, part.metadata, bits=view.bits, id_type=view.id_type or "string")
+            columns |= {_name(field.name): field.type for field in rows.metadata.schema}
+            names.append(f"items-{number:05d}.ndjson")
+            with (folder / names[-1]).open("w", encoding="utf-8") as file:
+                codes = (code.tobytes() for code in rows.codes.packed)
+                for id, code, row in zip(rows.ids.tolist(), codes, json_rows(rows.metadata, engine), strict=True):
+                    file.writelines(
+                        f"{json.dumps(line, allow_nan=False)}\n" for line in target.item(str(id), code, row)
+                    )
+            items += len(rows)
+        name, text = target.schema(view.bits, pa.schema(list(columns.items())))
+        (folder / name).write_text(text, encoding="utf-8")
+        write_json(folder / _MARKER, target.query([0.0] * view.bits, 0.0, _K))
+        (folder / "README.md").write_text(_readme(engine, target, view.bits, items), encoding="utf-8")
+    return Export(items, names)
+
+
+def query_for(engine: str, logits: npt.ArrayLike, k: int = _K, *, metric: str = "bce") -> tuple[Row, float]:
+    """The body of one query, and what to subtract a score from to have the distance that ``HashIndex.search`` gives.
+
+    Args:
+        engine: a name of ``TARGETS``.
+        logits: (bits,) of the query; the first ones, where codes are to be cut.
+        k: how many.
+        metric: a score of ``crovca.metrics`` that needs codes alone.
+
+    Raises:
+        ConfigError: an unknown engine.
+        InvalidInputError: logits or a metric that cannot be used.
+    """
+    values = np.asarray(logits, np.float32)
+    scorer = BitScorer.of(metric, values[None], Codes(np.empty((0, -(-values.size // 8)), np.uint8), values.size))
+    weights = scorer.weights[0].tolist()
+    shift = math.fsum(-weight for weight in weights if weight < 0)  # a score may not be negative
+    return get_target(engine).query(weights, shift, k), float(scorer.offsets[0]) + shift
+
+
+def get_target(engine: str) -> Target:
+    """What there is of an engine; ConfigError where it is unknown."""
+    if engine not in TARGETS:
+        raise ConfigError(f"an index is exported for {', '.join(TARGETS)}, not for {engine!r}")
+    return TARGETS[engine]
+
+
+def _name(column: str) -> str:
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", column) or re.fullmatch("word[0-9]+", column):
+        raise InvalidInputError(
+            f"the metadata column {column!r} has a name that not every engine takes; rename it: letters, digits and _, "
+            "and not word0, word1, ..."
+        )
+    return column
+
+
+def _padded(bits: int) -> int:
+    return -(-bits // 8) * 8
+
+
+def _kind(kind: pa.DataType, names: dict[str, str]) -> str:
+    """An engine's name of an Arrow type."""
+    types = pa.types
+    tests: dict[str, Callable[[pa.DataType], bool]] = {
+        "integer": types.is_integer, "number": types.is_floating, "boolean": types.is_boolean,
+        "date": lambda one: types.is_timestamp(one) or types.is_date32(one),
+    }  # fmt: skip
+    return next((names[name] for name, test in tests.items() if test(kind)), names["text"])
+
+
+# --- Elasticsearch ---
+
+_LUCENE = {"integer": "long", "number": "double", "boolean": "boolean", "date": "date", "text": "keyword"}
+
+
+def _lucene_fields(columns: pa.Schema) -> Row:
+    return {field.name: {"type": _kind(field.type, _LUCENE)} for field in columns}
+
+
+def _elastic_schema(bits: int, columns: pa.Schema) -> tuple[str, str]:
+    code = {
+        "type": "dense_vector",
+        "element_type": "bit",
+        "dims": _padded(bits),
+        "index": True,
+        "similarity": "l2_norm",
+    }
+    mappings = {"properties": {"code": code, **_lucene_fields(columns)}}
+    return "index.json", json.dumps({"mappings": mappings}, indent=2) + "\n"
+
+
+def _elastic_item(id: str, code: bytes, row: Row) -> list[Row]:
+    return [{"index": {"_id": id}}, {"code": code.hex(), **row}]
+
+
+def _elastic_query(weights: list[float], shift: float, k: int) -> Row:
+    padded = weights + [0.0] * (_padded(len(weights)) - len(weights))
+    script = {
+        "source": "dotProduct(params.weights, 'code') + params.shift",
+        "params": {"weights": padded, "shift": shift},
+    }
+    return {"size": k, "query": {"script_score": {"query": {"match_all": {}}, "script": script}}}
+
+
+# --- OpenSearch ---
+
+
+def _words(code: bytes) -> list[int]:
+    """A code as signed numbers of 64 bits, its first bit the highest; the last one is padded with 0."""
+    padded = code + bytes(-len(code) % 8)
+    return [int.from_bytes(padded[at : at + 8], signed=True) for at in range(0, len(padded), 8)]
+
+
+def _opensearch_schema(bits: int, columns: pa.Schema) -> tuple[str, str]:
+    method = {"name": "hnsw", "engine": "faiss", "space_type": "hamming"}
+    code = {"type": "knn_vector", "dimension": _padded(bits), "data_type": "binary", "method": method}
+    words = {f"word{number}": {"type": "long", "index": False} for number in range(-(-bits // 64))}
+    mappings = {"properties": {"code": code, **words, **_lucene_fields(columns)}}
+    return "index.json", json.dumps({"settings": {"index.knn": True}, "mappings": mappings}, indent=2) + "\n"
+
+
+def _opensearch_item(id: str, code: bytes, row: Row) -> list[Row]:
+    words = {f"word{number}": word for number, word in enumerate(_words(code))}
+    return [{"index": {"_id": id}}, {"code": np.frombuffer(code, np.int8).tolist(), **words, **row}]
+
+
+_PAINLESS = (
+    "double score = params.shift; for (int word = 0; word * 64 < params.weights.length; word++) {"
+    " long bits = doc['word' + word].value; int end = (int) Math.min(64, params.weights.length - word * 64);"
+    " for (int bit = 0; bit < end; bit++) { if ((bits << bit) < 0) { score += params.weights[word * 64 + bit]; } } }"
+    " return score;"
+)
+
+
+def _opensearch_query(weights: list[float], shift: float, k: int) -> Row:
+    script = {"lang": "painless", "source": _PAINLESS, "params": {"weights": weights, "shift": shift}}
+    return {"size": k, "query": {"script_score": {"query": {"match_all": {}}, "script": script}}}
+
+
+# --- Vespa ---
+
+_VESPA = {"integer": "long", "number": "double", "boolean": "bool", "date": "string", "text": "string"}
+
+
+def _vespa_schema(bits: int, columns: pa.Schema) -> tuple[str, str]:
+    fields = "".join(
+        f"    field {field.name} type {_kind(field.type, _VESPA)} {{ indexing: summary | attribute }}\n"
+        for field in columns
+    )
+    size = _padded(bits)
+    text = f"""schema item {{
+  document item {{
+    field id type string {{ indexing: summary | attribute }}
+    field code type tensor<int8>(x[{size // 8}]) {{
+      indexing: attribute | index
+      attribute {{ distance-metric: hamming }}
+    }}
+{fields}  }}
+  rank-profile asymmetric {{
+    inputs {{
+      query(weights) tensor<float>(x[{size}])
+      query(shift) double
+    }}
+    first-phase {{ expression: sum(query(weights) * unpack_bits(attribute(code))) + query(shift) }}
+  }}
+}}
+"""
+    return "item.sd", text
+
+
+def _vespa_item(id: str, code: bytes, row: Row) -> list[Row]:
+    return [{"put": f"id:crovca:item::{id}", "fields": {"id": id, "code": {"values": code.hex()}, **row}}]
+
+
+def _vespa_query(weights: list[float], shift: float, k: int) -> Row:
+    padded = weights + [0.0] * (_padded(len(weights)) - len(weights))
+    return {
+        "yql": "select * from item where true",
+        "hits": k,
+        "ranking": "asymmetric",
+        "input.query(weights)": padded,
+        "input.query(shift)": shift,
+    }
+
+
+TARGETS = {
+    "elasticsearch": Target(
+        _elastic_schema,
+        _elastic_item,
+        _elastic_query,
+        "Elasticsearch 8.16 or newer: PUT /codes with index.json; POST each file to /codes/_bulk; POST query.json to "
+        "/codes/_search.",
+    ),
+    "opensearch": Target(
+        _opensearch_schema,
+        _opensearch_item,
+        _opensearch_query,
+        "OpenSearch 2.16 or newer: PUT /codes with index.json; POST each file to /codes/_bulk; POST query.json to "
+        "/codes/_search. Candidates by Hamming distance: a knn query on the field code.",
+    ),
+    "vespa": Target(
+        _vespa_schema,
+        _vespa_item,
+        _vespa_query,
+        "Vespa 8.250 or newer: put item.sd among the schemas of an application, `vespa feed` each file, POST "
+        "query.json to /search/. Candidates by Hamming distance: nearestNeighbor on the field code.",
+    ),
+}
+
+
+def _readme(engine: str, target: Target, bits: int, items: int) -> str:
+    return f"""# {items:,} codes of {bits} bits for {engine}
+
+{target.run}
+
+A query's numbers are its weights and a shift. In Python:
+
+    from crovca.servers.export import query_for
+    body, constant = query_for("{engine}", hasher.logits(X)[0], k=10)
+
+An item's distance, as crovca gives it, is `constant` less its score; every item is scored, so the answer is exact but
+for rounding to 32 bits and for the order of ties. Filters go in the place of "match_all" (or "where true").
+
+Written by crovca, and not tried against a real server.
+"""
