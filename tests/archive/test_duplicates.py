@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from crovca.archive import pixels
 from crovca.archive.archive import Archive
 from crovca.archive.demo_archive import write_pixel_encoder
-from crovca.archive.duplicates import find, keep_apart
+from crovca.archive.duplicates import find, keep_apart, last_found
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from tests.test_cli import run_json
 from tests.test_cli_index import fails
@@ -202,3 +202,33 @@ def test_agreement_does_not_see_brightness_and_sees_other_pictures():
     assert pixels._agreement(one, np.asarray(scene(1).convert("L")), everywhere).blocks < 0.3
     assert pixels._agreement(one, np.full_like(one, 100), everywhere) == pixels.Agreement()  # nothing to tell them by
     assert pixels._agreement(one, dark, np.zeros(one.shape, bool)) == pixels.Agreement()
+
+
+def test_the_service_shows_what_was_confirmed_and_takes_decisions(archive):
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from crovca.service.api import create_app
+    from crovca.service.collection import Collection
+    from crovca.service.guard import Limits
+
+    for writable in (False, True):
+        served = Collection(archive.index, name="photos", root=archive.root, writable=writable)
+        headers = {"Authorization": "Bearer t"}
+        with TestClient(create_app([served], Limits(token="t")), headers=headers) as client:
+            if not writable:
+                assert "confirmed by their pixels" not in client.get("/c/photos/duplicates").text  # nobody asked yet
+                find(archive)
+            page = client.get("/c/photos/duplicates").text
+            assert page.count('class="confirmed"') == len(find(archive).groups)
+            assert ("not a duplicate</button>" in page) == writable
+            pair = {"ids": ["0.png", "0-half.jpg"]}
+            answer = client.post("/c/photos/apart", data=pair, follow_redirects=False)
+            assert answer.status_code == (303 if writable else 403)
+            wrong = client.post("/c/photos/apart", data={"ids": ["0.png", "nobody"]})
+            assert wrong.status_code == (400 if writable else 403)
+    (group,) = (group for group in last_found(archive.path) if group.keep == "0.png")
+    assert "0-half.jpg" not in {one.id for one in group.items}
+    assert told(find(archive)) == {
+        (one.keep, one.items[0].kind, frozenset(item.id for item in one.items)) for one in last_found(archive.path)
+    }

@@ -7,12 +7,14 @@ said are no duplicates. Nothing is ever deleted.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +43,7 @@ CREATE TABLE IF NOT EXISTS picture (content TEXT PRIMARY KEY, gray BLOB);
 CREATE TABLE IF NOT EXISTS pair (first TEXT, second TEXT, aligned INTEGER, blocks REAL, whole REAL,
     detail REAL, overlap REAL, features INTEGER, PRIMARY KEY (first, second)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS apart (first TEXT, second TEXT, PRIMARY KEY (first, second)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS last (number INTEGER PRIMARY KEY, content TEXT);
 """
 
 Kind = Literal["copy", "burst"]
@@ -141,6 +144,8 @@ def find(archive: Archive, *, observer: Observer | None = None) -> Found:
     kept_of = {one: group[0] for group in groups for one in group}
     bursts = _groups(pictures, [(s, (kept_of.get(a, a), kept_of.get(b, b))) for s, (a, b) in retaken], {}, kept_apart)
     told = [_told(pictures, group, "copy") for group in groups] + [_told(pictures, group, "burst") for group in bursts]
+    with _opened(archive) as kept:
+        _keep_last(kept, told)
     undecided = 0 if aligns() else sum(not one.copy for one in agreements.values())
     return Found(told, len(pictures.ids), len(pairs), compared, undecided)
 
@@ -161,6 +166,35 @@ def keep_apart(archive: Archive, ids: Sequence[str]) -> None:
             raise InvalidInputError("these files are the same, byte for byte")
         pairs = [(a, b) for at, a in enumerate(contents) for b in contents[at + 1 :]]
         kept.executemany("INSERT OR IGNORE INTO apart VALUES (?, ?)", pairs)
+        groups = _last(kept) or []
+        for group in groups:
+            if len({group.keep, *(one.id for one in group.items)} & set(ids)) > 1:
+                group.items[:] = [one for one in group.items if one.id not in ids]
+        _keep_last(kept, [group for group in groups if group.items])
+
+
+def last_found(archive: Path) -> list[Group] | None:
+    """The groups that the last ``find`` found, less what was kept apart since; None where nothing was looked for.
+
+    Args:
+        archive: its folder.
+    """
+    if not (archive / FILE).is_file():
+        return None
+    with _opened(Archive.open(archive)) as kept:
+        return _last(kept)
+
+
+def _last(kept: sqlite3.Connection) -> list[Group] | None:
+    row = kept.execute("SELECT content FROM last").fetchone()
+    if row is None:
+        return None
+    return [Group(keep, [Duplicate(*one) for one in items]) for keep, items in json.loads(row[0])]
+
+
+def _keep_last(kept: sqlite3.Connection, groups: Sequence[Group]) -> None:
+    content = [[group.keep, [[one.id, one.similarity, one.kind] for one in group.items]] for group in groups]
+    kept.execute("INSERT OR REPLACE INTO last VALUES (1, ?)", (json.dumps(content),))
 
 
 @contextmanager

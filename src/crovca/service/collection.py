@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from crovca.archive.archive import Archive
+from crovca.archive.duplicates import Group, keep_apart, last_found
+from crovca.archive.folder import MARKER
 from crovca.data.embeddings import unit_rows
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.files import atomic_file
@@ -111,6 +114,7 @@ class Collection:
         self.index = HashIndex.open(path, writable=writable)
         self.name = name or path.resolve().name
         self.writable = writable
+        self._archive = path.parent if (path.parent / MARKER).is_file() else None
         self._root = None if root is None else root.resolve()
         self._thumbnails = thumbnails
         self._checked = time.monotonic()
@@ -331,6 +335,16 @@ class Collection:
         return content
 
     # --- inside ---
+
+    def confirmed_duplicates(self) -> list[Group] | None:
+        """What ``crovca duplicates`` found last; None where this is no archive, or it was not asked yet."""
+        return None if self._archive is None else last_found(self._archive)
+
+    def keep_apart(self, ids: Sequence[str]) -> None:
+        """Remember that these are no duplicates of each other; raises what ``archive.duplicates.keep_apart`` does."""
+        if self._archive is None:
+            raise InvalidInputError("this is no archive: decisions are kept in one")
+        keep_apart(Archive.open(self._archive), ids)
 
     def _now(self) -> View:
         """The state to answer from, of one model and its codes; what others wrote is looked for once a second."""

@@ -183,9 +183,23 @@ def map_(request: Request, collection: Served) -> HTMLResponse:
 
 @routes.get("/c/{name}/duplicates")
 def duplicates(request: Request, collection: Served, radius: Annotated[int, Query(ge=0, le=16)] = 0) -> HTMLResponse:
-    """Groups of near duplicates."""
-    values = {"about": collection.describe(), "groups": collection.duplicates(radius), "radius": radius}
+    """Confirmed groups of an archive, and candidates by code."""
+    values = {
+        "about": collection.describe(),
+        "confirmed": collection.confirmed_duplicates(),
+        "groups": collection.duplicates(radius),
+        "radius": radius,
+    }
     return _shown(request, "duplicates.html", collection=collection, **values)
+
+
+@routes.post("/c/{name}/apart")
+def apart(collection: Served, ids: Annotated[list[str], Form()]) -> Response:
+    """Two that are no duplicates of each other; then the page again."""
+    if not collection.writable:
+        raise HTTPException(403, "served read-only; start the service with --writable and a token")
+    collection.keep_apart(ids)
+    return RedirectResponse(f"/c/{quote(collection.name)}/duplicates", 303)
 
 
 @routes.get("/login")
