@@ -2,7 +2,8 @@
 
 Codes of 64 bits with int64 ids. "Real" ones: items mixed from neighbors in D.npz, encoded by a model learned from it,
 each logit moved by normal noise (0.5), so that most are distinct. One thread; times of a search are medians (and
-means, as a few queries read all), beside FAISS's symmetric Hamming scan of the same codes, in turn. Memory is anonymous: what is mapped is not counted.
+means, as a few queries read all), beside FAISS's symmetric Hamming scan of the same codes, in turn. Memory is
+anonymous: what is mapped is not counted.
 
     python benchmarks/scale.py [--data D.npz] [--items 10000000] [--step 1000000] [--out docs/results/scale]
 """
