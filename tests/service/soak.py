@@ -137,7 +137,7 @@ def soak(path, seconds, *options, clients=8):
         writer_stops.set()
         writer.join(timeout=60)
         assert writer.exitcode == 0
-        counts["generations"] = httpx.get(f"{address}/v1/collections").json()[0]["generation"]
+        counts["generations"] = httpx.get(f"{address}/v1/collections", timeout=60).json()[0]["generation"]
     assert process.returncode in (0, -signal.SIGTERM)
     return counts, wrong, early, late
 
