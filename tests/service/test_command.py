@@ -37,7 +37,7 @@ def test_several_processes_count_together_and_requests_under_way_are_answered(tm
             target=lambda: answers.append(httpx.post(f"{address}/v1/collections/codes/search", json=slow, timeout=60))
         )
         asking.start()
-        threading.Event().wait(0.5)
+        threading.Event().wait(1.5)
         process.send_signal(signal.SIGTERM)
         asking.join()
     assert answers[0].status_code == 200 and len(answers[0].json()) == 256

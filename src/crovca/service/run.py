@@ -21,6 +21,7 @@ from crovca.service.guard import Limits
 
 _SETTINGS = "CROVCA_SERVED"  # an environment variable: a process that is started anew has nothing else
 _GRACE = 10  # seconds that requests have to end in when the service stops
+_SILENT = 60  # seconds after which a process that does not answer is started anew; starting takes some itself
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def run(settings: Settings, host: str, port: int, *, say: Callable[[str], None])
     os.environ[_SETTINGS] = json.dumps(asdict(settings))
     config = uvicorn.Config(
         "crovca.service.run:app", factory=True, workers=settings.workers, log_level="warning",
-        timeout_graceful_shutdown=_GRACE,
+        timeout_graceful_shutdown=_GRACE, timeout_worker_healthcheck=_SILENT,
     )  # fmt: skip
     name = f"[{host}]" if ":" in host else host
     say(f"http://{name}:{listening.getsockname()[1]}  (Ctrl-C stops it)")
