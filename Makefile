@@ -57,7 +57,7 @@ javascript:
 	npm ci --ignore-scripts --no-audit --no-fund --prefix examples/javascript
 
 torture: $(READY)
-	OMP_NUM_THREADS=1 timeout 1200 $(RUN)/pytest -m torture tests/torture
+	OMP_NUM_THREADS=1 timeout 1200 $(RUN)/pytest -m torture tests
 
 # Built, installed alone, and used once.
 wheel: $(READY)
