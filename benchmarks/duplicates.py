@@ -6,6 +6,9 @@
 Draws photographs, makes three of six edits of each (JPEG quality 40; half size; a crop of 90 % by 90 %; brightness and
 contrast; 3 degrees; a mark), puts them among all the others, makes an archive and asks ``crovca duplicates``. Every two
 pictures of one photograph are a pair to find. Pairs of FILE are left out: photographs that were in IMAGES twice before.
+
+Then how long it takes to find candidates among --items embeddings, which are mixed from those of two photographs of the
+archive that are near each other, with noise; 2 % of them are others moved as an edit moved its photograph.
 """
 
 from __future__ import annotations
@@ -23,7 +26,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from crovca.archive.duplicates import near_pairs
+from crovca.data.embeddings import unit_rows
+from crovca.index.index import HashIndex
+from crovca.index.originals import Loss, Originals
 
 EDITS: dict[str, Callable[[Any, random.Random], Any]] = {
     "jpeg": lambda image, chance: image,
@@ -82,6 +91,50 @@ def crovca(*arguments: Any) -> tuple[str, float]:
     return ran.stdout, time.perf_counter() - started
 
 
+def candidates(index: Path, origin: dict[str, str], count: int) -> dict[str, Any]:
+    """Of how many planted pairs among ``count`` embeddings are candidates, and in what time."""
+    with HashIndex.open(index) as opened:
+        rows = opened.view().live()
+        ids = [str(id) for id in opened.view().ids(rows)]
+        values = unit_rows(opened.view().originals().take(rows)[:])
+    at = {id: number for number, id in enumerate(ids)}
+    moves = np.array([values[at[id]] - values[at[name]] for id, name in origin.items() if id != name])
+    photographs = values[[at[id] for id, name in origin.items() if id == name]]
+    near = np.argsort(-(photographs @ photographs.T), axis=1)[:, :20]
+    rng = np.random.default_rng(0)
+    planted = count // 50
+    sources = rng.choice(count - planted, planted, replace=False)
+    parts = []
+    for start in range(0, count - planted, 1 << 14):
+        size = min(1 << 14, count - planted - start)
+        one = rng.integers(0, len(photographs), size)
+        other, share = near[one, rng.integers(0, 20, size)], rng.uniform(0.3, 1, (size, 1)).astype(np.float32)
+        noise = 1 + 0.5 * rng.standard_normal((size, values.shape[1]), np.float32)
+        mixed = noise * (share * photographs[one] + (1 - share) * photographs[other])
+        parts.append(Originals.of(np.maximum(mixed, 0), "int8", Loss())[0])
+    made = Originals.concatenate(parts)
+    for start in range(0, planted, 1 << 14):
+        some = unit_rows(made[sources[start : start + (1 << 14)]])
+        moved = some + moves[rng.integers(0, len(moves), len(some))]
+        parts.append(Originals.of(np.maximum(moved, 0), "int8", Loss())[0])
+    made = one_segment(parts)
+    started = time.perf_counter()
+    first, second = near_pairs(made, np.arange(count))
+    seconds = time.perf_counter() - started
+    found = np.isin(sources * count + np.arange(count - planted, count), first * count + second)
+    return {"embeddings": count, "planted pairs": planted, "found": round(float(found.mean()), 4),
+            "candidates": len(first), "seconds": round(seconds, 1)}  # fmt: skip
+
+
+def one_segment(parts: list[Originals]) -> Originals:
+    arrays = np.concatenate([array for part in parts for array in part.arrays])
+    return Originals((arrays,), np.concatenate([part.scales for part in parts]), np.arange(len(arrays)))
+
+
+def table_of(row: dict[str, Any]) -> list[str]:
+    return [f"| {' | '.join(row)} |", "|---" * len(row) + "|", f"| {' | '.join(f'{one:,}' for one in row.values())} |"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True)
@@ -89,6 +142,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--look-alikes", type=Path)
+    parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, help="path without suffix: writes .json and .md")
     arguments = parser.parse_args()
     known: set[frozenset[str]] = set()
@@ -101,6 +155,7 @@ def main() -> None:
         _, synced = crovca("archive", "sync", archive)
         said, first = crovca("duplicates", archive, "--json")
         again, second = crovca("duplicates", archive, "--json")
+        many = candidates(archive / "index", origin, arguments.items)
     found = json.loads(said)
     assert json.loads(again)["groups"] == found["groups"]
     groups = [
@@ -122,13 +177,14 @@ def main() -> None:
         "seconds again": round(second, 1),
     }
     wrong = sorted(sorted(pair) for pair in told - true)
-    table = [f"| {' | '.join(row)} |", "|---" * len(row) + "|", f"| {' | '.join(f'{one:,}' for one in row.values())} |"]
+    table = [*table_of(row), "", "Candidates among many:", "", *table_of(many)]
     print("\n".join(table), *wrong[:20], f"synced in {synced:.0f} s", sep="\n")
     if arguments.out is not None:
-        arguments.out.with_suffix(".json").write_text(json.dumps([row], indent=1) + "\n")
+        arguments.out.with_suffix(".json").write_text(json.dumps([row, many], indent=1) + "\n")
         command = (
             f"python benchmarks/duplicates.py --images IMAGES --encoder ENCODER --photographs {arguments.photographs} "
-            f"--seed {arguments.seed}{' --look-alikes FILE' if known else ''} --out docs/results/{arguments.out.name}"
+            f"--seed {arguments.seed}{' --look-alikes FILE' if known else ''} --items {arguments.items} "
+            f"--out docs/results/{arguments.out.name}"
         )
         note = f"On {os.cpu_count()} cores. 'again' is the second run, which compares nothing anew."
         text = f"# {arguments.out.name}\n\nMade by\n\n```\n{command}\n```\n\n{note}\n\n"

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from crovca import HashIndex
+from crovca.archive import archive as module
 from crovca.archive.archive import Archive
 from crovca.archive.pictures import described
 from crovca.errors import ConfigError, FileFormatError, OutputExistsError, StorageError
@@ -236,3 +237,20 @@ def test_watching_takes_up_what_comes_until_ctrl_c(archive, root):
             running.kill()
     assert running.returncode == 130 and "Traceback" not in said
     assert said.count("1 new") == 2, said  # nothing is said of a round that finds nothing
+
+
+def test_the_first_model_learns_from_every_folder(clip, tmp_path, monkeypatch):
+    """Files come by name, so the first ones are of a few folders only."""
+    for folder in "abcd":
+        for number in range(10):
+            picture(tmp_path / "photos" / folder / f"{number}.png", 10 * ord(folder) + number)
+    monkeypatch.setattr(module, "_ROUND", 16)
+    learned = []
+    original = module.Archive._put
+    monkeypatch.setattr(
+        module.Archive, "_put", lambda self, ids, *rest: learned.append(list(ids)) or original(self, ids, *rest)
+    )
+    made = Archive.create(tmp_path / "photos", str(clip), tmp_path / "archive", bits=16)
+    made.sync(device="cpu")
+    assert {id[0] for id in learned[0]} == set("abcd")
+    assert sum(map(len, learned)) == len(ids(made)) == 40

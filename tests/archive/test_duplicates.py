@@ -10,11 +10,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
-from crovca.archive import pixels
+from crovca.archive import duplicates, pixels
 from crovca.archive.archive import Archive
 from crovca.archive.demo_archive import write_pixel_encoder
 from crovca.archive.duplicates import find, keep_apart, last_found
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
+from crovca.index import nearest
 from tests.test_cli import run_json
 from tests.test_cli_index import fails
 
@@ -118,7 +119,14 @@ def test_a_picture_without_a_date_does_not_make_copies_of_a_burst(encoder, tmp_p
     assert len(burst.items) == 2
 
 
-def test_only_what_is_new_is_compared(archive, tmp_path):
+def test_only_what_is_new_is_asked_for_and_compared(archive, tmp_path, monkeypatch):
+    asked = []
+
+    def nearest_pairs(embeddings, rows, *rest):
+        asked.append((len(embeddings), len(rows)))
+        return nearest.nearest_pairs(embeddings, rows, *rest)
+
+    monkeypatch.setattr(duplicates, "nearest_pairs", nearest_pairs)
     root = tmp_path / "photos"
     shutil.copytree(archive.root, root)
     marker = archive.path / "archive.json"
@@ -134,6 +142,7 @@ def test_only_what_is_new_is_compared(archive, tmp_path):
     save(EDITS["half"](scene(7)), root / "7-half.jpg")
     again = find(archive)
     assert 0 < again.compared < first.compared
+    assert asked == [(32, 32), (33, 1)]  # of two equal files one
     assert told(first) <= told(again)
 
 

@@ -18,6 +18,7 @@ from crovca import ids as ids_module
 from crovca.errors import FileFormatError, InvalidInputError, OutputExistsError, StorageError
 from crovca.ids import tie_order
 from crovca.index import index as index_module
+from crovca.index import metadata
 from crovca.index import segment as segment_module
 from crovca.index import view as view_module
 from crovca.index.scoring import BitScorer, top_k
@@ -662,3 +663,25 @@ def test_queries_that_are_no_array_are_refused(index):
         with pytest.raises(InvalidInputError, match="radius must be a finite number"):
             index.range_search(np.zeros((1, 20)), radius)
     assert "a" not in index and 1 in index
+
+
+def test_metadata_of_found_items_are_decoded_once(tmp_path, monkeypatch):
+    """A query asks for a few rows: decoding whole row groups for each answer took most of its time."""
+    read = []
+    original = metadata.RowReader._read_group
+    monkeypatch.setattr(
+        metadata.RowReader, "_read_group", lambda self, *asked: read.append(asked[0]) or original(self, *asked)
+    )
+    with HashIndex.create(tmp_path / "index", 16) as index:
+        codes = Codes.from_bits(np.random.default_rng(0).integers(0, 2, (300, 16)))
+        index.add(np.arange(300), codes, {"n": np.arange(300) * 2})
+        for _ in range(3):
+            for ids in ([7, 250], [0], [299, 5, 299]):
+                assert index.get(ids).metadata.column("n").to_pylist() == [2 * id for id in ids]
+        assert read == [0]
+        index.add([300], codes[:1])  # a segment without the column
+        assert index.get([300, 7]).metadata.column("n").to_pylist() == [None, 14]
+    with HashIndex.create(tmp_path / "bare", 16) as index:
+        index.add(np.arange(300), codes)
+        assert index.get([3]).metadata is None
+    assert len(read) <= 3

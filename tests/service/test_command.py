@@ -9,6 +9,8 @@ import threading
 import httpx
 import pytest
 
+from crovca.errors import ConfigError
+from crovca.service import run
 from tests.service import soak
 
 pytestmark = pytest.mark.slow
@@ -55,3 +57,14 @@ def test_what_cannot_be_served_is_refused_in_a_line(tmp_path):
             ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             assert ran.returncode == 2 and words in " ".join(ran.stderr.split()), ran.stderr
             assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_answers_are_sent_at_once(host):
+    """On a socket that does not name its protocol asyncio leaves Nagle's algorithm on: 40 ms an answer."""
+    try:
+        listening = run._listening(host, 0)
+    except ConfigError:
+        pytest.skip(f"{host} is no address of this machine")
+    with listening:
+        assert listening.proto == socket.IPPROTO_TCP

@@ -1,8 +1,8 @@
-"""Duplicates of an archive: candidates by codes, confirmed by embeddings and pixels, with a proposal what to keep.
+"""Duplicates of an archive: candidates by embeddings, confirmed by pixels, with a proposal what to keep.
 
 What is found out is kept in ARCHIVE/duplicates.sqlite, by the content of the files: small gray pictures, so that
-nothing is decoded twice; what pairs agree on, so that only pairs with something new are compared; and what a person has
-said are no duplicates. Nothing is ever deleted.
+nothing is decoded twice; which pictures were asked for their nearest ones, and what pairs agree on, so that only pairs
+with something new are looked at; and what a person has said are no duplicates. Nothing is ever deleted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from crovca.data.embeddings import unit_rows
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, StorageError
 from crovca.hashing.train import Observer, Silent
 from crovca.index.index import HashIndex
+from crovca.index.nearest import nearest_pairs
 from crovca.index.originals import Originals
 from crovca.index.scoring import Int64
 from crovca.index.view import View
@@ -34,12 +35,14 @@ from crovca.sources.decode import UnreadableItem, decode
 from crovca.sources.source import read_file
 
 FILE = "duplicates.sqlite"
-_NEAREST, _NEARER = 100, 6  # by code, of each picture; of these by cosine
+_NEAREST = 6  # of each picture
 _COSINE = 0.7  # of the embeddings of a candidate, at least
 _MINUTE = 60  # seconds within which a burst is taken
 _BATCH = 1024
 _TABLES = """
 CREATE TABLE IF NOT EXISTS picture (content TEXT PRIMARY KEY, gray BLOB);
+CREATE TABLE IF NOT EXISTS asked (content TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS candidate (first TEXT, second TEXT, PRIMARY KEY (first, second)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pair (first TEXT, second TEXT, aligned INTEGER, blocks REAL, whole REAL,
     detail REAL, overlap REAL, features INTEGER, PRIMARY KEY (first, second)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS apart (first TEXT, second TEXT, PRIMARY KEY (first, second)) WITHOUT ROWID;
@@ -91,6 +94,23 @@ class Found:
     undecided: int
 
 
+def near_pairs(
+    embeddings: Originals, asked: Int64, advance: Callable[[float], object] = lambda share: None
+) -> tuple[Int64, Int64]:
+    """Candidates: pairs (i, j), i < j, of rows of embeddings (n, d), of which one is asked for (their numbers (q,))."""
+    first, second = nearest_pairs(embeddings, asked, _NEAREST, advance)
+    near = np.zeros(len(first), np.bool_)
+    for start in range(0, len(first), _BATCH):
+        part = slice(start, start + _BATCH)
+        near[part] = _cosine(embeddings, first[part], second[part]) >= _COSINE
+    return first[near], second[near]
+
+
+def _cosine(embeddings: Originals, first: Int64, second: Int64) -> npt.NDArray[np.float32]:
+    one, other = (unit_rows(embeddings.kept(rows).astype(np.float32)) for rows in (first, second))
+    return np.einsum("nd,nd->n", one, other)
+
+
 @dataclass(frozen=True)
 class _Pictures:
     """All pictures of an archive, as its index has them."""
@@ -100,13 +120,6 @@ class _Pictures:
     rank: list[tuple[Any, ...]]  # the first is the one to keep
     taken: list[Any]
     embeddings: Originals
-
-    def cosine(self, first: Int64, second: Int64) -> npt.NDArray[np.float32]:
-        return np.einsum(
-            "nd,nd->n",
-            unit_rows(self.embeddings.kept(first).astype(np.float32)),
-            unit_rows(self.embeddings.kept(second).astype(np.float32)),
-        )
 
 
 def find(archive: Archive, *, observer: Observer | None = None) -> Found:
@@ -125,7 +138,7 @@ def find(archive: Archive, *, observer: Observer | None = None) -> Found:
         if not len(rows):
             return Found([], 0, 0, 0, 0)
         pictures = _pictures(view, rows)
-        pairs = _candidates(view, rows, pictures, observer)
+        pairs = _candidates(kept, pictures, observer)
         agreements, compared = _agreements(archive, kept, pictures, pairs, observer)
         apart = set(kept.execute("SELECT first, second FROM apart"))
     copies, retaken = [], []
@@ -226,28 +239,32 @@ def _pictures(view: View, rows: Int64) -> _Pictures:
     return _Pictures(ids, content, rank, taken, view.originals().take(rows))
 
 
-def _candidates(view: View, rows: Int64, pictures: _Pictures, observer: Observer) -> list[tuple[int, int]]:
-    """Pairs of pictures, by their numbers: the nearest by code whose embeddings are near, and files that are equal."""
-    number = np.full(int(rows.max()) + 1, -1)
-    number[rows] = np.arange(len(rows))
-    pairs: set[tuple[int, int]] = set()
-    for start in range(0, len(rows), _BATCH):
-        observer.advance(f"candidates among {len(rows):,} pictures", start / len(rows))
-        batch = rows[start : start + _BATCH]
-        for one, found in enumerate(view.candidates(view.codes(batch), _NEAREST, "hamming", None), start=start):
-            others = number[found.rows]
-            others = others[others != one]
-            cosines = pictures.cosine(np.full(len(others), one), others)
-            nearest = np.argsort(-cosines, kind="stable")[:_NEARER]
-            pairs |= {
-                (min(one, int(other)), max(one, int(other))) for other in others[nearest[cosines[nearest] >= _COSINE]]
-            }
-    before: dict[str, int] = {}
-    for one, content in enumerate(pictures.contents):
-        if content in before:
-            pairs.add((before[content], one))
-        before[content] = one
-    return sorted(pairs)
+def _candidates(kept: sqlite3.Connection, pictures: _Pictures, observer: Observer) -> list[tuple[int, int]]:
+    """Pairs of pictures, by their numbers: those whose embeddings are near, and files that are equal.
+
+    Only pictures whose content was never asked for its nearest ones are asked now. Of equal files the first stands for
+    all.
+    """
+    first_of: dict[str, int] = {}
+    equal = [(first_of[c], one) for one, c in enumerate(pictures.contents) if first_of.setdefault(c, one) != one]
+    numbers = np.array(list(first_of.values()))
+    before = {content for (content,) in kept.execute("SELECT content FROM asked")}
+    asked = np.array([at for at, content in enumerate(first_of) if content not in before], np.int64)
+
+    def advance(share: float) -> None:
+        observer.advance(f"candidates among {len(numbers):,} pictures", share)
+
+    first, second = near_pairs(pictures.embeddings.take(numbers), asked, advance)
+    found = zip(numbers[first].tolist(), numbers[second].tolist(), strict=True)
+    kept.executemany("INSERT OR IGNORE INTO candidate VALUES (?, ?)", (_key(pictures.contents, pair) for pair in found))
+    kept.executemany("INSERT INTO asked VALUES (?)", ((pictures.contents[numbers[at]],) for at in asked))
+    kept.commit()
+    pairs = {
+        (min(first_of[a], first_of[b]), max(first_of[a], first_of[b]))
+        for a, b in kept.execute("SELECT first, second FROM candidate")
+        if a in first_of and b in first_of
+    }
+    return sorted(pairs.union(equal))
 
 
 def _agreements(
@@ -348,7 +365,7 @@ def _groups(
 
 def _told(pictures: _Pictures, group: Sequence[int], kind: Kind) -> Group:
     keep, *others = group
-    near = pictures.cosine(np.full(len(others), keep), np.array(others))
+    near = _cosine(pictures.embeddings, np.full(len(others), keep), np.array(others))
     items = [
         Duplicate(pictures.ids[one], round(float(cosine), 4), kind) for one, cosine in zip(others, near, strict=True)
     ]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Query, Request, Response, UploadFile
+from fastapi import APIRouter, FastAPI, File, Form, HTTPException, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
@@ -115,13 +115,6 @@ def metrics(request: Request) -> str:
     return generate_latest(registry).decode()
 
 
-def _writable(collection: page.Served) -> Collection:
-    if not collection.writable:
-        raise HTTPException(403, "served read-only; start the service with --writable and a token")
-    return collection
-
-
-Writable = Annotated[Collection, Depends(_writable)]
 ItemId = Annotated[str, Query(max_length=4096)]
 Condition = Annotated[str | None, Query(max_length=10_000)]
 
@@ -198,14 +191,14 @@ def duplicates(collection: page.Served, radius: Annotated[int, Query(ge=0, le=16
 
 
 @v1.put("/collections/{name}/items", tags=["items"], responses=_MAY_WRITE)
-def add(collection: Writable, items: NewItems) -> Written:
+def add(collection: page.Writable, items: NewItems) -> Written:
     """Add items, or put them in the place of those with the same ids; durably."""
     replaced = collection.add(items.ids, logits=items.logits, embeddings=items.embeddings, metadata=items.metadata)
     return Written(items=len(collection.index), changed=replaced)
 
 
 @v1.post("/collections/{name}/delete", tags=["items"], responses=_MAY_WRITE)
-def delete(collection: Writable, items: Deleted) -> Written:
+def delete(collection: page.Writable, items: Deleted) -> Written:
     """Delete items, durably; ids that are not there are passed over."""
     changed = collection.delete(items.ids)
     return Written(items=len(collection.index), changed=changed)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LENGTHS = (16, 32, 64, 128, 256)
 _MOST = 10_000  # results of one request, those before its cursor included
 _CHECK_SECONDS = 1.0  # how often a changed index is looked for
+GROUPS = 200  # of duplicates that the page shows
 HISTOGRAM = 1000  # nearest items whose distances the page draws
 FLOATS = 10_000  # items whose kept embeddings are compared where the answer of the floats is asked for
 _MOST_FLOATS = 100_000  # that a query may read
@@ -273,7 +274,7 @@ class Collection:
                     counts[key] = counts.get(key, 0) + 1
         return sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))[:most]
 
-    def duplicates(self, radius: int = 0, *, most: int = 200) -> list[list[tuple[str | int, int]]]:
+    def duplicates(self, radius: int = 0, *, most: int = GROUPS) -> list[list[tuple[str | int, int]]]:
         """Groups of items whose codes differ in a few bits, each with its bits to the first; the largest first."""
         found = self._now().duplicates(radius)
         pairs = zip(found.groups[:most], found.distances[:most], strict=True)

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from crovca.data.embeddings import unit_rows
 from crovca.errors import CrovcaError, InvalidInputError, reason_of
-from crovca.service.collection import FLOATS, HISTOGRAM, Collection, Term
+from crovca.service.collection import FLOATS, GROUPS, HISTOGRAM, Collection, Term
 from crovca.service.guard import COOKIE
 
 HERE = Path(__file__).parent
@@ -88,6 +88,15 @@ def _served(request: Request, name: str) -> Collection:
 
 
 Served = Annotated[Collection, Depends(_served)]
+
+
+def _writable(collection: Served) -> Collection:
+    if not collection.writable:
+        raise HTTPException(403, "served read-only; start the service with --writable and a token")
+    return collection
+
+
+Writable = Annotated[Collection, Depends(_writable)]
 AskedFor = Annotated[Asked, Query()]
 
 
@@ -189,15 +198,14 @@ def duplicates(request: Request, collection: Served, radius: Annotated[int, Quer
         "confirmed": collection.confirmed_duplicates(),
         "groups": collection.duplicates(radius),
         "radius": radius,
+        "most": GROUPS,
     }
     return _shown(request, "duplicates.html", collection=collection, **values)
 
 
 @routes.post("/c/{name}/apart")
-def apart(collection: Served, ids: Annotated[list[str], Form()]) -> Response:
+def apart(collection: Writable, ids: Annotated[list[str], Form()]) -> Response:
     """Two that are no duplicates of each other; then the page again."""
-    if not collection.writable:
-        raise HTTPException(403, "served read-only; start the service with --writable and a token")
     collection.keep_apart(ids)
     return RedirectResponse(f"/c/{quote(collection.name)}/duplicates", 303)
 
