@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from crovca.archive.archive import Archive
-from crovca.archive.duplicates import Group, keep_apart, last_found
 from crovca.archive.folder import MARKER
 from crovca.data.embeddings import unit_rows
 from crovca.errors import ConfigError, InvalidInputError
@@ -29,6 +27,7 @@ from crovca.service.map import Tile, map_of
 from crovca.service.values import plain
 
 if TYPE_CHECKING:
+    from crovca.archive.duplicates import Group
     from crovca.archive.queries import QueryModel
 
 LENGTHS = (16, 32, 64, 128, 256)
@@ -339,12 +338,19 @@ class Collection:
 
     def confirmed_duplicates(self) -> list[Group] | None:
         """What ``crovca duplicates`` found last; None where this is no archive, or it was not asked yet."""
-        return None if self._archive is None else last_found(self._archive)
+        if self._archive is None:
+            return None
+        from crovca.archive.duplicates import last_found  # loads torch
+
+        return last_found(self._archive)
 
     def keep_apart(self, ids: Sequence[str]) -> None:
         """Remember that these are no duplicates of each other; raises what ``archive.duplicates.keep_apart`` does."""
         if self._archive is None:
             raise InvalidInputError("this is no archive: decisions are kept in one")
+        from crovca.archive.archive import Archive
+        from crovca.archive.duplicates import keep_apart
+
         keep_apart(Archive.open(self._archive), ids)
 
     def _now(self) -> View:
