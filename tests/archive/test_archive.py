@@ -20,6 +20,9 @@ from crovca.archive import archive as module
 from crovca.archive.archive import Archive
 from crovca.archive.pictures import described
 from crovca.errors import ConfigError, FileFormatError, OutputExistsError, StorageError
+from crovca.hasher.drift import Drift
+from crovca.sources import decode
+from tests.archive.test_refit import Listening
 from tests.encoders import tiny
 from tests.test_cli import run, run_json
 
@@ -237,6 +240,40 @@ def test_watching_takes_up_what_comes_until_ctrl_c(archive, root):
             running.kill()
     assert running.returncode == 130 and "Traceback" not in said
     assert said.count("1 new") == 2, said  # nothing is said of a round that finds nothing
+
+
+def test_what_was_left_out_is_tried_again_when_more_formats_are_read(clip, tmp_path, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    root = tmp_path / "photos"
+    for number in range(8):
+        picture(root / f"{number}.png", number)
+    pillow_heif.from_pillow(Image.open(root / "0.png")).save(root / "phone.heic")
+    made = Archive.create(root, str(clip), tmp_path / "archive", bits=16)
+    with monkeypatch.context() as without:
+        without.setattr(decode, "readable_formats", lambda: decode.FORMATS)
+        without.setattr(module, "readable_formats", lambda: decode.FORMATS)
+        assert [fault.id for fault in made.sync(device="cpu").left_out] == ["phone.heic"]
+        assert not made.plan().new
+    assert made.plan().new == ["phone.heic"]
+    assert not made.sync(device="cpu").left_out and "phone.heic" in ids(made)
+
+
+def test_what_every_round_finds_is_said_once(clip, tmp_path, monkeypatch):
+    root = tmp_path / "photos"
+    for number in range(40):
+        picture(root / f"{number}.png", number % 4)
+    monkeypatch.setattr(module, "_ROUND", 16)
+    made = Archive.create(root, str(clip), tmp_path / "archive", bits=16)
+    first, second = Listening(), Listening()
+    made.sync(device="cpu", observer=first)
+    assert sum("embeddings are kept as int8" in text for text in first.said) == 1
+    for number in range(40, 88):
+        picture(root / f"{number}.png", 1000 + number)
+    monkeypatch.setattr(Drift, "much", True)
+    made.sync(device="cpu", observer=second)
+    (said,) = [text for text in second.said if "outside" in text]
+    assert "of the new pictures" in said and "crovca archive refit" in said
+    assert sum("embeddings are kept as int8" in text for text in second.said) == 1
 
 
 def test_the_first_model_learns_from_every_folder(clip, tmp_path, monkeypatch):

@@ -225,7 +225,7 @@ def test_heic_is_read_with_its_package_and_named_without(monkeypatch):
     assert far(pixels(data), PHOTO.convert("RGB")) < 4
     with pytest.raises(UnreadableItem):
         decode(data[:200])
-    monkeypatch.setattr(images, "_formats", lambda: images.FORMATS)
+    monkeypatch.setattr(images, "readable_formats", lambda: images.FORMATS)
     with pytest.raises(UnreadableItem, match=r"HEIC, which takes .* pip install 'crovca\[heic\]'"):
         decode(data)
     monkeypatch.setattr(images, "MAX_PIXELS", 100)

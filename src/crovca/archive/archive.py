@@ -2,7 +2,8 @@
 
     ARCHIVE/archive.json     what it is of: root, encoder, bits
     ARCHIVE/index/           codes, model, int8 embeddings, metadata; whoever searches needs nothing else
-    ARCHIVE/state.json       files that could not be read, so that they are not tried again; its table's hash
+    ARCHIVE/state.json       files that could not be read, so that they are not tried again before more formats can be;
+                             its table's hash
     ARCHIVE/sync.partial/    embeddings of a round that was not finished
 
 What was seen of a file (bytes, time of change, content hash) are columns of its own row in the index. So a file is
@@ -25,25 +26,28 @@ import pyarrow as pa
 from crovca import files
 from crovca.archive import pictures
 from crovca.archive.folder import MARKER, OF_SYNC
-from crovca.archive.ingest import NewItems, encoder_of, fill
+from crovca.archive.ingest import encoder_of
 from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import Rows, evenly_spaced
 from crovca.data.store import read_errors
 from crovca.embedding.embed import embed
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError, StorageError
 from crovca.hasher import Hasher
+from crovca.hasher.drift import Drift
 from crovca.hashing.train import Observer, Silent
 from crovca.index.index import HashIndex
 from crovca.index.manifest import WriterLock
 from crovca.index.metadata import columns_of, read_table
 from crovca.index.origin import Origin
+from crovca.index.originals import Keep, Loss
 from crovca.sources import folders
-from crovca.sources.decode import UnreadableItem
+from crovca.sources.decode import UnreadableItem, readable_formats
 from crovca.sources.source import Source, build_source, read_file
 
 _FORMAT = 1
 _ROUND = 4096  # files that are embedded, and then in the index for good
 _SAMPLE = 512  # of a round, to see whether it lies outside of what was learned
+_KEEP: Keep = "int8"
 _SETTINGS: dict[str, Any] = {"root": str, "encoder": str, "revision": str | None, "bits": int, "metadata": str | None}
 
 _OF_FILE = pa.schema([
@@ -213,7 +217,8 @@ class Archive:
         plan.gone = [name for name in known if name not in plan.seen]
         sizes = {known[name][0].size for name in plan.gone}
         by_content = {known[name][1]: name for name in plan.gone}
-        for fault in self._faults():
+        same = self._state().get("formats") == list(readable_formats())  # where not, what was left out may be read now
+        for fault in self._faults() if same else []:
             if plan.seen.get(fault[0]) == fault[1]:
                 plan.left_out[fault[0]] = fault[2]
         for name, seen in plan.seen.items():
@@ -299,19 +304,31 @@ class Archive:
             if not self.index.exists():  # the model learns from the first round: it has to see of every folder
                 Random(0).shuffle(work)
             faults = dict(plan.left_out)
-            done = 0
+            done, noticed = 0, _Noticed()
             for names in _rounds(work):
                 observer.advance(f"{len(work):,} files", done / len(work))
-                faults |= self._embed(names, plan, extra, device, _Part(observer, done, len(names), len(work)))
+                faults |= self._embed(names, plan, extra, device, noticed, _Part(observer, done, len(names), len(work)))
                 done += len(names)
                 self._keep_state(faults, plan, self._state().get("metadata"))
             items = self._rearrange(plan, extra, faults, others_too=others_too)
             self._keep_state(faults, plan, table)
             files.remove(self.path / "sync.partial")
+        if noticed.drift is not None and noticed.drift.much:
+            observer.message(
+                f"{noticed.drift.sentence('of the new pictures')}: learn anew with 'crovca archive refit {self.path}'"
+            )
+        if noticed.loss.items:
+            observer.message(noticed.loss.sentence(_KEEP))
         return Synced(plan, sorted(faults.values(), key=lambda fault: fault.id), items, time.perf_counter() - started)
 
     def _embed(
-        self, names: Sequence[str], plan: Plan, extra: pa.Table | None, device: str, observer: Observer
+        self,
+        names: Sequence[str],
+        plan: Plan,
+        extra: pa.Table | None,
+        device: str,
+        noticed: _Noticed,
+        observer: Observer,
     ) -> dict[str, LeftOut]:
         """Embed one round and put it into the index; what could not be read."""
         store = self.path / "sync.partial"
@@ -342,7 +359,7 @@ class Archive:
                 known[name] = self._facts_now(name)
         rows = [{**_of_name(name), **known[name], **vars(plan.seen[name])} for name in ids.tolist()]
         table = self._table(ids.tolist(), rows, extra)
-        self._put(ids, found.values, table, encoder_of(store), device, observer)
+        self._put(ids, found.values, table, encoder_of(store), device, noticed, observer)
         left_out = {str(one.id): LeftOut(str(one.id), one.reason, one.detail) for one in made.left_out}
         files.remove(store)
         return left_out
@@ -354,33 +371,35 @@ class Archive:
             return _facts(b"")
 
     def _put(
-        self, ids: Any, values: Rows, table: pa.Table, encoder: dict[str, Any] | None, device: str, observer: Observer
+        self,
+        ids: Any,
+        values: Rows,
+        table: pa.Table,
+        encoder: dict[str, Any] | None,
+        device: str,
+        noticed: _Noticed,
+        observer: Observer,
     ) -> None:
-        def items(hasher: Hasher) -> NewItems:
-            blocks: Iterator[Any] = iter([(ids, hasher.encode(values, self.bits), table)])
-            return NewItems(
-                ids, self.bits, blocks, encoder, origin=Origin(hasher.fingerprint, encoder), embeddings=values
-            )
+        def write(opened: HashIndex, hasher: Hasher) -> None:
+            codes = hasher.encode(values, self.bits)
+            opened.upsert(ids, codes, table, values, origin=Origin(hasher.fingerprint, encoder))
+            noticed.loss = noticed.loss.joined(opened.loss)
 
         if self.index.exists():
             with HashIndex.open(self.index, writable=True) as opened:
                 hasher = Hasher.load(opened.model_folder, device=device)
                 if hasher.towers_.coders[0].gate is not None:
-                    drift = hasher.drift(values[evenly_spaced(len(ids), _SAMPLE)])
-                    if drift.much:
-                        observer.message(
-                            f"{drift.sentence('of these new pictures')}: learn anew with "
-                            f"'crovca archive refit {self.path}'"
-                        )
-                fill(opened, items(hasher), observer, upsert=True)
+                    found = hasher.drift(values[evenly_spaced(len(ids), _SAMPLE)])
+                    noticed.drift = found if noticed.drift is None else noticed.drift.joined(found)
+                write(opened, hasher)
             return
         observer.message(f"learning codes of {self.bits} bits from the first {len(ids):,} pictures, without labels")
         hasher = Hasher(bits=self.bits, device=device).fit(values, observer=observer)
         with files.atomic_directory(self.index, new=True) as folder:
-            options: dict[str, Any] = {"encoder": encoder, "model": hasher.fingerprint, "keep": "int8"}
+            options: dict[str, Any] = {"encoder": encoder, "model": hasher.fingerprint, "keep": _KEEP}
             with HashIndex.create(folder, self.bits, **options) as opened:
                 hasher.save(opened.model_folder)
-                fill(opened, items(hasher), observer)
+                write(opened, hasher)
 
     def _table(self, ids: list[str], rows: list[dict[str, Any]], extra: pa.Table | None) -> pa.Table:
         """Metadata: what the files say, what their sidecars and the table of metadata say."""
@@ -460,7 +479,17 @@ class Archive:
             for name, one in sorted(faults.items())
             if name in plan.seen
         ]
-        files.write_json(self.path / "state.json", {"metadata": metadata, "left_out": left_out})
+        state = {"metadata": metadata, "formats": list(readable_formats()), "left_out": left_out}
+        files.write_json(self.path / "state.json", state)
+
+
+@dataclass
+class _Noticed:
+    """What the rounds of a sync find out, to be said once: how far new pictures lie from what was learned, and what
+    keeping their embeddings loses."""
+
+    drift: Drift | None = None
+    loss: Loss = field(default_factory=Loss)
 
 
 class _Part:

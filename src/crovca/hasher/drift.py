@@ -40,6 +40,10 @@ class Drift:
         share, count = self.outside, len(self.distances)
         return share - _ONE_SIDED * (share * (1 - share) / count) ** 0.5 > _MUCH
 
+    def joined(self, other: Drift) -> Drift:
+        """With more items that the same model was asked about."""
+        return Drift(np.concatenate([self.distances, other.distances]), self.threshold)
+
     def sentence(self, what: str = "of these items") -> str:
         """For people."""
         return f"{self.outside:.0%} {what} lie outside of what the model has learned (10 % is usual)"

@@ -37,11 +37,17 @@ class Loss(NamedTuple):
 
     def plus(self, found: Float32) -> Loss:
         """With the cosines (m,) of more items."""
-        total = self.items + len(found)
+        if not len(found):
+            return self
+        return self.joined(Loss(len(found), float(found.mean(dtype=np.float64)), float(found.min())))
+
+    def joined(self, other: Loss) -> Loss:
+        """Of both."""
+        total = self.items + other.items
         if not total:
             return self
-        mean = (self.items * self.mean + float(found.sum(dtype=np.float64))) / total
-        return Loss(total, mean, min(self.worst, float(found.min(initial=1))))
+        mean = (self.items * self.mean + other.items * other.mean) / total
+        return Loss(total, mean, min(self.worst, other.worst))
 
     def sentence(self, keep: str) -> str:
         """For people."""

@@ -152,7 +152,7 @@ def decode(data: bytes, *, smallest: Smallest | None = None) -> Decoded:
     if not data:
         raise UnreadableItem("empty", "0 bytes")
     try:
-        with pillow.open(io.BytesIO(_png_pixels(data)), formats=_formats()) as image:
+        with pillow.open(io.BytesIO(_png_pixels(data)), formats=readable_formats()) as image:
             _check_size(image.size)
             size = image.size
             turn = _orientation(image) if image.format in ("JPEG", "MPO") else 1
@@ -273,7 +273,7 @@ def _unidentified(data: bytes) -> UnreadableItem:
         return UnreadableItem("damaged", "begins like an image, but its header cannot be read")
     for pattern, what, is_image in _OTHERS:
         if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
-            if what == "HEIC" and len(_formats()) > len(FORMATS):
+            if what == "HEIC" and len(readable_formats()) > len(FORMATS):
                 return UnreadableItem("damaged", "begins like HEIC, but its header cannot be read")
             if what == "HEIC":
                 what = "HEIC, which takes the package pillow-heif: pip install 'crovca[heic]'"
@@ -298,7 +298,8 @@ def _damaged(error: Exception, data: bytes) -> UnreadableItem:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read here, with what is installed."""
     try:
         import pillow_heif
     except ImportError:
