@@ -122,6 +122,12 @@ def refuse(where: str, why: str) -> NoReturn:
     raise InvalidInputError(f"cannot use where = {shown!r}: {why}") from None
 
 
+def check_boolean(where: str, kind: object) -> None:
+    """Refuse what is a value of another type, as DuckDB names it."""
+    if str(kind) != "BOOLEAN":
+        raise InvalidInputError(f'where must be a condition, like "year < 1960"; {where!r} is a value of type {kind}')
+
+
 def took_too_long(where: str, seconds: float) -> NoReturn:
     """A condition was stopped at its time limit."""
     refuse(where, f"it took longer than {seconds:g} s; ask for less, or allow more time (where_timeout)")

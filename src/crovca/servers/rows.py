@@ -120,6 +120,8 @@ def _check_metadata(metadata: pa.Table | None, count: int) -> pa.Table:
         column = metadata.column(name)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if pa.types.is_float16(column.type):
+            column = column.cast(pa.float32())
         if not _is_plain(column.type):
             raise InvalidInputError(
                 f"the metadata column {name!r} is of type {column.type}, which is not sent to servers; "
