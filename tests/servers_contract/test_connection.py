@@ -72,7 +72,10 @@ def test_a_wrong_password(servers):
     assert "gue55" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("url", "package"), [("postgresql://h/d?table=a", "psycopg"), ("milvus://h/a", "pymilvus")])
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [("postgresql://h/d?table=a", "psycopg"), ("milvus://h/a", "pymilvus"), ("sqlite://a?table=b", "apsw")],
+)
 def test_a_driver_that_is_missing(url, package, monkeypatch):
     original = builtins.__import__
 

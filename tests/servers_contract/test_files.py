@@ -9,6 +9,7 @@ import pytest
 
 from crovca import HashIndex
 from crovca.errors import ConfigError, InvalidInputError, ServerError
+from crovca.servers import sqlite_vec
 from crovca.servers.connection import connect, create
 from crovca.servers.push import push
 from tests.servers_contract.conftest import FILES
@@ -98,7 +99,7 @@ def test_columns_may_have_any_name(url):
         assert file.get(ids).metadata.column_names == names
 
 
-def test_a_condition_sees_the_items_and_nothing_else(url, tmp_path):
+def test_a_condition_sees_the_items_and_nothing_else(url, engine, tmp_path):
     secret = tmp_path / "secret.csv"
     secret.write_text("a\n1\n")
     ids, codes, metadata = sample(50, 16)
@@ -127,7 +128,7 @@ def test_a_condition_sees_the_items_and_nothing_else(url, tmp_path):
             "crovca_tables.bits = 16",
             "true /*",
             "",
-            "year",
+            *(["year"] if engine == "duckdb" else ["strftime('%Y') > '1'", "DATE '2001-02-03' > 'a'", "rowid > 0"]),
             "year >",
         ):
             for exact in (False, True):
@@ -156,10 +157,45 @@ def test_a_failed_write_leaves_nothing(url):
     ids, codes, metadata = sample(10, 16)
     with create(url, bits=16) as file:
         file.upsert(ids, codes, metadata.select(["year"]))
-        wrong = pa.table({"new": range(10), "year": ["soon"] * 10})
-        with pytest.raises(ServerError, match=r"^[^\n]+$"):
-            file.upsert(ids, codes, wrong)
+        for years in (["soon"] * 10, ["7"] * 10, [1.5] * 10):
+            with pytest.raises(InvalidInputError, match=r"^the metadata column 'year' is [^\n]* so far"):
+                file.upsert(ids, codes, pa.table({"new": range(10), "year": years}))
         assert file.get(ids).metadata.to_pydict() == metadata.select(["year"]).to_pydict()
+        file.upsert(ids, codes, pa.table({"year": pa.array([7] * 10, pa.int64())}))
+        assert file.get(ids).metadata.to_pydict() == {"year": [7] * 10}
+
+
+def test_every_type_of_metadata(url, engine):
+    ids, codes, _ = sample(2, 8)
+    table = pa.table(
+        {
+            "i8": pa.array([-1, None], pa.int8()),
+            "u32": pa.array([2**32 - 1, None], pa.uint32()),
+            "i64": pa.array([-(2**63), None], pa.int64()),
+            "f16": pa.array(np.array([0.5, 2], np.float16)),
+            "f64": pa.array([1e300, None], pa.float64()),
+            "flag": pa.array([True, None]),
+            "text": pa.array(["", None], pa.large_string()),
+            "kind": pa.array(["a\0b", "b"]).dictionary_encode(),
+            "none": pa.nulls(2),
+        }
+    )
+    odd = pa.table({"x": pa.array([2**64 - 1, 0], pa.uint64())}), pa.table({"y": [float("nan"), float("-inf")]})
+    with create(url, bits=8) as file:
+        file.upsert(ids, codes, table)
+        found = file.get(ids).metadata.to_pylist()
+        table = table.drop_columns("none")  # no type, no column
+        assert found[0] == {**table.to_pylist()[0], "f16": 0.5}
+        assert found[1] == {**dict.fromkeys(table.column_names), "f16": 2.0, "kind": "b"}
+        for one in odd:
+            if engine == "sqlite":
+                with pytest.raises(InvalidInputError, match="SQLite cannot hold"):
+                    file.upsert(ids, codes, one)
+                assert file.get(ids).metadata.to_pylist() == found
+            else:
+                file.upsert(ids, codes, one)
+                name = one.column_names[0]
+                assert str(file.get(ids).metadata[name].to_pylist()) == str(one[name].to_pylist())
 
 
 def test_files_that_are_not_ours(engine, url, tmp_path):
@@ -178,6 +214,11 @@ def test_files_that_are_not_ours(engine, url, tmp_path):
         with pytest.raises(ServerError, match=r"too long|cannot open"):
             function(f"{engine}://{tmp_path}/{'x' * 3000}?table=a")
     assert path.read_bytes() == b"Hello! " * 2000
+    for other in FILES:
+        create(f"{other}://{tmp_path}/of-{other}?table=items", bits=8).close()
+        if other != engine:
+            with pytest.raises(ServerError, match=r"^cannot open [^\n]*$"):
+                connect(f"{engine}://{tmp_path}/of-{other}?table=items")
     with pytest.raises(ConfigError, match="approximate search is PostgreSQL's"):
         connect(url, approximate=True)
 
@@ -199,10 +240,14 @@ def test_tables_that_are_not_ours(url, engine):
         file.count()
 
 
-HOLD = {"duckdb": "import duckdb; held = duckdb.connect(sys.argv[1])"}
+HOLD = {
+    "duckdb": "import duckdb; held = duckdb.connect(sys.argv[1])",
+    "sqlite": "import sqlite3; held = sqlite3.connect(sys.argv[1]); held.execute('BEGIN EXCLUSIVE')",
+}
 
 
-def test_a_file_that_another_process_has(url, engine, tmp_path):
+def test_a_file_that_another_process_has(url, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite_vec, "_LOCK_WAIT", 0.1)
     ids, codes, _ = sample(3, 8)
     create(url, bits=8).close()
     command = [sys.executable, "-c", f"import sys; {HOLD[engine]}; print('held', flush=True); input()"]

@@ -25,6 +25,7 @@ _PURPOSES = {
     "onnx": "graphs for other runtimes: export --onnx",
     "pg": "codes in PostgreSQL: index push",
     "milvus": "codes in Milvus: index push",
+    "sqlite": "codes in a SQLite file: index push",
     "ray": "embedding on a cluster: embed --runner ray",
     "sentence-transformers": "codes as a module of sentence-transformers",
 }

@@ -259,8 +259,8 @@ def push(
     to: Annotated[
         str,
         Option(
-            help="postgresql://user@host/database?table=codes, milvus://host:19530/codes or "
-            "duckdb:///path/to/file?table=codes."
+            help="postgresql://user@host/database?table=codes, milvus://host:19530/codes, "
+            "duckdb:///path/to/file?table=codes or sqlite:///path/to/file?table=codes."
         ),
     ],
     batch_size: Annotated[int, Option(help="Items sent at a time.")] = 65536,

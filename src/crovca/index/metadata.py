@@ -114,7 +114,7 @@ def conform(table: pa.Table, known: pa.Schema) -> pa.Table:
             pq.write_table(pa.table({name: columns[name].slice(0, 0)}), pa.BufferOutputStream())
         except (pa.ArrowException, ValueError) as error:
             raise InvalidInputError(
-                f"the metadata column {name!r} is {kind} in the index, and {column.type} here: {_first_line(error)}"
+                f"the metadata column {name!r} is {kind} so far, and {column.type} here: {_first_line(error)}"
             ) from error
     return pa.table(columns)
 

@@ -6,6 +6,7 @@
     postgresql:///database?host=/var/run/postgresql&table=archive.codes  all of libpq's parameters
     milvus://user:password@host:19530/collection?db=name&secure=true
     duckdb:///path/to/file?table=codes                                   duckdb://file?table=codes: where we are
+    sqlite:///path/to/file?table=codes                                   sqlite://file?table=codes
 
 A new server is a file with a subclass of ``base.Server``, and a line in ``SCHEMES``.
 """
@@ -23,6 +24,7 @@ SCHEMES = {
     "postgres": "crovca.servers.postgres:PostgresServer",
     "milvus": "crovca.servers.milvus:MilvusServer",
     "duckdb": "crovca.servers.duckdb:DuckDBServer",
+    "sqlite": "crovca.servers.sqlite_vec:SQLiteServer",
 }
 """What an address begins with, to the module and the class that is imported for it."""
 

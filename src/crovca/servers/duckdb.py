@@ -31,7 +31,7 @@ import pyarrow as pa
 from crovca.codes import Codes
 from crovca.errors import ServerError
 from crovca.index.conditions import Database, check_boolean, refuse
-from crovca.index.metadata import in_time
+from crovca.index.metadata import conform, in_time
 from crovca.servers.bounds import Levels, Query
 from crovca.servers.postgres_sql import identifier
 from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows
@@ -48,6 +48,9 @@ class DuckDBServer(TableServer):
 
     _dialect: ClassVar[Database] = "duckdb"
     _id_types: ClassVar[dict[IdType, str]] = {"int64": "BIGINT", "string": "VARCHAR"}
+    _create_sql: ClassVar[str] = (
+        "CREATE TABLE {table} (id {id} PRIMARY KEY, code UBIGINT[{words}] NOT NULL, crovca_digest BIGINT NOT NULL)"
+    )
     _columns_sql: ClassVar[str] = "SELECT column_name FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index"
     _begin_writing: ClassVar[str] = "BEGIN"
 
@@ -58,13 +61,6 @@ class DuckDBServer(TableServer):
         connection = duckdb.connect(path, config={"enable_external_access": False, "python_enable_replacements": False})
         connection.execute("SET TimeZone = 'UTC'")
         return connection
-
-    @classmethod
-    def _create_sql(cls, table: str, bits: int, id_sql: str) -> str:
-        return (
-            f"CREATE TABLE {table} (id {id_sql} PRIMARY KEY, code UBIGINT[{-(-bits // 64)}] NOT NULL, "
-            "crovca_digest BIGINT NOT NULL)"
-        )
 
     @staticmethod
     @contextmanager
@@ -92,11 +88,10 @@ class DuckDBServer(TableServer):
 
     def _insert(self, rows: ServerRows) -> None:
         words = pa.FixedSizeListArray.from_arrays(pa.array(_words(rows.codes).ravel()), -(-self.bits // 64))
-        metadata = [
-            column.cast(pa.string()) if pa.types.is_null(column.type) else column for column in rows.metadata.columns
-        ]
-        arrays = [pa.array(rows.ids), words, pa.array(rows.digests), *metadata]
-        with self._registered(pa.Table.from_arrays(arrays, names=[*RESERVED, *rows.metadata.column_names])):
+        stored = self._connection.sql(f"SELECT * FROM {self._table} LIMIT 0").to_arrow_table()
+        metadata = conform(rows.metadata, conform(stored, pa.schema([])).schema)  # DuckDB itself would round
+        arrays = [pa.array(rows.ids), words, pa.array(rows.digests), *metadata.columns]
+        with self._registered(pa.Table.from_arrays(arrays, names=[*RESERVED, *metadata.column_names])):
             types = {name: kind for name, kind, *_ in self._do(f"DESCRIBE {GIVEN}")}
             columns = self._add_columns(types)
             given = ", ".join(identifier(name) if name in types else "NULL" for name in columns)

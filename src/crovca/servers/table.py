@@ -64,6 +64,7 @@ class TableServer(Server):
 
     _dialect: ClassVar[Database]
     _id_types: ClassVar[dict[IdType, str]]
+    _create_sql: ClassVar[str]  # makes a {table} with an {id} of this type, and codes, of so many {words} of 64 bits
     _columns_sql: ClassVar[str]  # names of the columns of a table, which is the one parameter
     _begin_writing: ClassVar[str]
 
@@ -106,7 +107,8 @@ class TableServer(Server):
                 raise ServerError(f"there is a table {table!r} already; open it, or give another name")
             if not known:
                 with cls._errors(), _transaction(connection, cls._begin_writing):
-                    connection.execute(cls._create_sql(identifier(table), bits, cls._id_types[id_type]))
+                    own = {"table": identifier(table), "id": cls._id_types[id_type], "words": -(-bits // 64)}
+                    connection.execute(cls._create_sql.format(**own))
                     connection.execute(f"INSERT INTO {_TABLES} VALUES (?, ?, ?, NULL)", [table, bits, id_type])
             self = cls(connection, table)
             self._check_holds(bits, id_type, "table", table)
@@ -144,11 +146,6 @@ class TableServer(Server):
     @abstractmethod
     def _connect(cls, path: str) -> Any:
         """Open a file, which is made if there is none."""
-
-    @classmethod
-    @abstractmethod
-    def _create_sql(cls, table: str, bits: int, id_sql: str) -> str:
-        """The statement that makes a table with our own columns."""
 
     @staticmethod
     @abstractmethod
