@@ -110,7 +110,7 @@ def test_the_answer_is_that_of_a_table_in_memory_however_rows_are_stored(where, 
         assert [*first.tolist(), *(cut + second).tolist()] == expected
 
 
-@pytest.mark.parametrize("database", ["duckdb", "postgres", "sqlite"])
+@pytest.mark.parametrize("database", ["duckdb", "postgres", "sqlite", "lancedb"])
 @pytest.mark.parametrize("where", REFUSED)
 def test_what_is_no_condition_is_refused_in_one_line_by_all(where, database):
     with pytest.raises(InvalidInputError, match=REFUSED[where]) as refused:
@@ -125,6 +125,9 @@ def test_what_is_no_condition_is_refused_in_one_line_by_all(where, database):
 def test_what_is_sent_on_names_the_columns_as_they_are(database):
     found = checked_condition("YEAR < 10 and \"Ort x\" = 'a)b--'", COLUMNS, database)
     assert found == '"year" < 10 AND "Ort x" = \'a)b--\''
+    in_backticks = checked_condition("YEAR < 10 and \"Ort x\" = 'a)`b--' or `ort x` = ''", COLUMNS, "lancedb")
+    assert in_backticks == "`year` < 10 AND `Ort x` = 'a)`b--' OR `Ort x` = ''"
+    assert checked_condition('"a`b" = 1', ["a`b"], "lancedb") == "`a``b` = 1"
     assert checked_condition('"Year" = 1 or year = 2', ["year", "Year"], database) == '"Year" = 1 OR "year" = 2'
 
 

@@ -16,7 +16,7 @@ from crovca.servers.shards import sharding_sql
 from tests.servers import launch
 from tests.servers_contract.samples import sample
 
-FILES = ["duckdb", "sqlite"]  # they run in this process
+FILES = ["duckdb", "sqlite", "lancedb"]  # they run in this process
 _numbers = itertools.count()
 
 

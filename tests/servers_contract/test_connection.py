@@ -38,6 +38,9 @@ from tests.servers_contract.samples import sample
         ("duckdb:///file?table=a&table=b", "has to name the file and one table"),
         ("duckdb:///file?table=a&mode=ro", "has to name the file and one table"),
         ("duckdb:///a%00b?table=a", "has to name the file and one table"),
+        ("sqlite:///file?table=crovca_tables", "a name as only crovca's own tables have"),
+        ("duckdb:///file?table=Crovca_Given", "a name as only crovca's own tables have"),
+        ("lancedb:///folder?table=crovca_push", "a name as only crovca's own tables have"),
     ],
 )
 def test_addresses_that_cannot_be_used(url, message):
@@ -74,7 +77,12 @@ def test_a_wrong_password(servers):
 
 @pytest.mark.parametrize(
     ("url", "package"),
-    [("postgresql://h/d?table=a", "psycopg"), ("milvus://h/a", "pymilvus"), ("sqlite://a?table=b", "apsw")],
+    [
+        ("postgresql://h/d?table=a", "psycopg"),
+        ("milvus://h/a", "pymilvus"),
+        ("sqlite://a?table=b", "apsw"),
+        ("lancedb://a?table=b", "lancedb"),
+    ],
 )
 def test_a_driver_that_is_missing(url, package, monkeypatch):
     original = builtins.__import__
@@ -135,7 +143,7 @@ def test_milvus_refuses_what_json_cannot_hold(milvus_collections):
 def test_drivers_are_loaded_when_they_are_used():
     code = (
         "import crovca.servers.push, crovca.servers.shards, sys;"
-        "sys.exit(bool({'torch', 'psycopg', 'pymilvus', 'duckdb', 'apsw'} & set(sys.modules)))"
+        "sys.exit(bool({'torch', 'psycopg', 'pymilvus', 'duckdb', 'apsw', 'lancedb'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -168,7 +168,7 @@ def test_an_index_that_changed_since_a_killed_push(make):
     [
         ("postgres", 12_000, 100),
         ("milvus", 3_000, 200),
-        *(pytest.param(file, 12_000, 100, marks=pytest.mark.slow) for file in FILES),
+        *(pytest.param(file, 6_000, 100, marks=pytest.mark.slow) for file in FILES),
     ],
 )
 def test_kill_9_at_any_moment(servers, server, items, batch):

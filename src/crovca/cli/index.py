@@ -260,7 +260,8 @@ def push(
         str,
         Option(
             help="postgresql://user@host/database?table=codes, milvus://host:19530/codes, "
-            "duckdb:///path/to/file?table=codes or sqlite:///path/to/file?table=codes."
+            "duckdb:///path/to/file?table=codes, sqlite:///path/to/file?table=codes or "
+            "lancedb:///path/to/folder?table=codes."
         ),
     ],
     batch_size: Annotated[int, Option(help="Items sent at a time.")] = 65536,

@@ -19,7 +19,7 @@ from crovca.errors import InvalidInputError
 if TYPE_CHECKING:
     from sqlglot import Dialect, exp
 
-Database = Literal["duckdb", "postgres", "sqlite"]
+Database = Literal["duckdb", "postgres", "sqlite", "lancedb"]
 
 DEFAULT_TIMEOUT = 10.0  # seconds
 _LONGEST = 1 << 16  # characters
@@ -141,11 +141,14 @@ def _dialect(database: Database) -> Dialect:
     """The database's SQL, but all functions are read and written as they stand: none is taken for another."""
     from sqlglot.dialects import DuckDB, Postgres, SQLite
 
-    base: type[Dialect] = {"duckdb": DuckDB, "postgres": Postgres, "sqlite": SQLite}[database]
+    base: type[Dialect] = {"duckdb": DuckDB, "postgres": Postgres, "sqlite": SQLite, "lancedb": Postgres}[database]
     kept = ["CAST", "EXTRACT", "SUBSTRING", "TRIM", "POSITION", *["TRY_CAST"] * (database == "duckdb")]
     parsers = {name: base.parser_class.FUNCTION_PARSERS[name] for name in kept}
     parser = type("Parser", (base.parser_class,), {"FUNCTIONS": {}, "FUNCTION_PARSERS": parsers})
-    return type(f"{database}_condition", (base,), {"Parser": parser})()
+    own: dict[str, Any] = {"Parser": parser}
+    if database == "lancedb":  # its older versions take a name in double quotes for a text
+        own["Tokenizer"] = type("Tokenizer", (base.tokenizer_class,), {"IDENTIFIERS": ["`", '"']})
+    return type(f"{database}_condition", (base,), own)()
 
 
 def _check(where: str, node: Any, database: Database) -> None:

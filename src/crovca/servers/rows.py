@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
@@ -82,6 +83,17 @@ def check_ids(ids: npt.ArrayLike, id_type: IdType) -> npt.NDArray[Any]:
     if values.dtype.kind not in "UTO" or (values.dtype.kind == "O" and not all(isinstance(one, str) for one in values)):
         raise InvalidInputError(f"ids must be strings, got {values.dtype}")
     return values.astype(np.str_)
+
+
+def check_names(names: Sequence[str], there: Sequence[str]) -> None:
+    """InvalidInputError where a column has no name, or differs in case alone from another or one that is there."""
+    known = {name.lower(): name for name in there}
+    for name in names:
+        if not name:
+            raise InvalidInputError("a metadata column has no name; give it one")
+        same = known.setdefault(name.lower(), name)
+        if same != name:
+            raise InvalidInputError(f"the metadata column {name!r} differs from {same!r} in case alone; rename it")
 
 
 def json_rows(metadata: pa.Table, server: str) -> list[dict[str, Any]]:

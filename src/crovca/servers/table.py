@@ -23,13 +23,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
-from crovca.errors import ConfigError, InvalidInputError, ServerError
+from crovca.errors import ConfigError, ServerError
 from crovca.index.conditions import DEFAULT_TIMEOUT, Database, checked_condition
 from crovca.index.results import StoredItems
 from crovca.servers.base import ALL_RETURNED, Server, ServerCandidates, closed_on_error, missing
 from crovca.servers.bounds import Query
 from crovca.servers.postgres_sql import identifier
-from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids
+from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names
 from crovca.servers.state import PushState
 
 PART = 32768  # rows at a time
@@ -129,12 +129,12 @@ class TableServer(Server):
         """See ``Server``."""
         if approximate:
             raise ConfigError("approximate search is PostgreSQL's (pgvector) alone; leave it out for a file")
-        return cls.open(*_place(url))
+        return cls.open(*place_of(url))
 
     @classmethod
     def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
         """See ``Server``."""
-        return cls.create(*_place(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
+        return cls.create(*place_of(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
 
     def close(self) -> None:
         """See ``Server``."""
@@ -178,13 +178,7 @@ class TableServer(Server):
         """See ``Server``."""
         if len(rows):
             with self._writing():
-                there = {name.lower(): name for name in self._columns(self._name)}
-                for name in rows.metadata.column_names:
-                    same = there.setdefault(name.lower(), name)
-                    if same != name:
-                        raise InvalidInputError(
-                            f"the metadata column {name!r} differs from {same!r} in case alone; rename it"
-                        )
+                check_names(rows.metadata.column_names, self._columns(self._name))
                 self._insert(rows)
 
     def _add_columns(self, types: dict[str, str]) -> list[str]:
@@ -332,8 +326,8 @@ def _transaction(connection: Any, begin: str) -> Iterator[None]:
         raise
 
 
-def _place(url: str) -> tuple[str, str]:
-    """Path and table."""
+def place_of(url: str) -> tuple[str, str]:
+    """Path and table of an address; ConfigError where it has not both, or more, or the name is ours."""
     scheme, _, rest = url.partition("://")
     path, _, query = rest.partition("?")
     parameters = parse_qsl(query, keep_blank_values=True)
@@ -341,4 +335,7 @@ def _place(url: str) -> tuple[str, str]:
         raise ConfigError(
             f"the address of a file has to name the file and one table; expected {scheme}:///path/to/file?table=name"
         )
-    return str(Path(unquote(path)).absolute()), parameters[0][1]
+    table = parameters[0][1]
+    if table.lower().startswith("crovca_"):
+        raise ConfigError(f"the table {table!r} has a name as only crovca's own tables have; give another one")
+    return str(Path(unquote(path)).absolute()), table
