@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 # Two processes of one thread each: as fast as two threads, and steadier.
 TEST := OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadgroup
 
-.PHONY: setup demo demo-photos servers javascript lint check test coverage ci torture wheel lowest bench
+.PHONY: setup demo demo-photos servers javascript lint check test coverage docs ci torture wheel lowest bench
 
 setup: $(READY)
 
@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crovca needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet 'pip>=25.1'
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[report,images,augment,heic,onnx,serve,duplicates,sentence-transformers,langchain,llama-index,ray,pg,milvus]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --group docs --editable '.[report,images,augment,heic,onnx,serve,duplicates,sentence-transformers,langchain,llama-index,ray,pg,milvus]'
 	touch $@
 
 demo: $(READY)
@@ -43,6 +43,10 @@ test: lint
 coverage: $(READY)
 	$(TEST) -m 'not torture' --cov --cov-report=term
 
+# The site, in build/site: offline, in seconds; a warning is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
+
 # PostgreSQL, pgvector and Milvus, for their tests (Debian, root).
 servers: $(READY)
 	$(RUN)/python tests/servers/setup.py
@@ -50,7 +54,7 @@ servers: $(READY)
 # As .ci/run does it: every server must be there, and the wheel must work where nothing else is installed.
 ci: servers
 	CROVCA_SERVERS=required $(MAKE) test
-	$(MAKE) wheel
+	$(MAKE) docs wheel
 
 # For the test of examples/javascript (Node.js).
 javascript:
