@@ -232,3 +232,6 @@ def test_the_site_is_built_without_a_warning_and_can_be_searched(tmp_path):
     searched = (tmp_path / "site" / "search" / "search_index.json").read_text("utf-8")
     for words in ("crovca archive sync", "Hasher.from_pretrained", "Outgrow one machine", "What an index promises"):
         assert words in searched, words
+    commands = (tmp_path / "site" / "reference" / "commands.html").read_text("utf-8")
+    assert "<code>--scoring hamming|asymmetric_hamming|bce</code>" in commands
+    assert '"year &#60; 1960"' in commands or '"year &lt; 1960"' in commands

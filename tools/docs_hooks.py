@@ -76,4 +76,4 @@ def _walk(command: Any, context: typer.Context) -> list[tuple[str, Any, typer.Co
 
 
 def _prose(text: str) -> str:
-    return re.sub(r"([<>*_|\[\]])", r"\\\1", text)
+    return re.sub(r"[<>*_|\[\]]", lambda found: f"&#{ord(found[0])};", text)
