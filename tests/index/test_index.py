@@ -374,7 +374,7 @@ def test_metadata_grows_columns_and_keeps_types(index):
     assert index.search(np.zeros((1, 20)), 9, where="filename = 'a.jpg'").ids.tolist() == [[3]]
     assert sorted(index.search(np.zeros((1, 20)), 9, where="year IS NULL").ids[0].tolist()) == [4, 5, 6]
     assert index.search(np.zeros((1, 20)), 9, where="id = 2").ids.tolist() == [[2]]
-    with pytest.raises(InvalidInputError, match="'year' is int32 in the index, and string here"):
+    with pytest.raises(InvalidInputError, match="'year' is int32 so far, and string here"):
         index.add([7, 8], codes, {"year": ["old", "new"]})
     with pytest.raises(InvalidInputError, match="'Year' differs in case alone"):
         index.add([7, 8], codes, {"Year": [1, 2]})

@@ -1,4 +1,7 @@
-"""Real servers, started once a session; a test whose server is not installed here is skipped and says so."""
+"""Real servers, started once a session; a test whose server is not installed here is skipped and says so.
+
+Databases that are files need none.
+"""
 
 import itertools
 import os
@@ -13,14 +16,16 @@ from crovca.servers.shards import sharding_sql
 from tests.servers import launch
 from tests.servers_contract.samples import sample
 
+FILES = ["duckdb", "sqlite", "lancedb"]  # they run in this process
 _numbers = itertools.count()
 
 
 class Servers:
     """Starts a server when it is first asked for."""
 
-    def __init__(self, stack):
+    def __init__(self, stack, folder):
         self._stack = stack
+        self._folder = folder
         self._started = {}
 
     def __call__(self, name):
@@ -40,6 +45,8 @@ class Servers:
     def address(self, kind):
         """Address of a collection that is not there yet."""
         name = f"codes{next(_numbers)}"
+        if kind in FILES:
+            return f"{kind}://{self._folder}/{name}?table={name}"
         if kind == "milvus":
             return f"{self('milvus')}/{name}"
         return f"{self(kind).url}?table={name}"
@@ -58,19 +65,20 @@ STARTERS = {
 def pytest_collection_modifyitems(items):
     """What needs a server says so; of Milvus there can be one, so all of its tests run in one process."""
     for item in items:
-        if "servers" in getattr(item, "fixturenames", ()):
+        in_process = hasattr(item, "callspec") and not set(FILES).isdisjoint(map(str, item.callspec.params.values()))
+        if "servers" in getattr(item, "fixturenames", ()) and not in_process:
             item.add_marker(pytest.mark.servers)
             if "milvus" in item.nodeid:
                 item.add_marker(pytest.mark.xdist_group("milvus"))
 
 
 @pytest.fixture(scope="session")
-def servers():
+def servers(tmp_path_factory):
     with ExitStack() as stack:
-        yield Servers(stack)
+        yield Servers(stack, tmp_path_factory.mktemp("servers"))
 
 
-@pytest.fixture(params=["postgres", "pgvector", "sharded", "milvus"])
+@pytest.fixture(params=["postgres", "pgvector", "sharded", "milvus", *FILES])
 def kind(request):
     """Every server that there is."""
     return request.param

@@ -13,6 +13,7 @@ from crovca.errors import ConfigError, InvalidInputError, MissingDependencyError
 from crovca.servers import milvus as milvus_module
 from crovca.servers.connection import SCHEMES, connect, create
 from crovca.servers.milvus import MilvusServer
+from tests.servers_contract.conftest import FILES
 from tests.servers_contract.samples import sample
 
 
@@ -31,6 +32,15 @@ from tests.servers_contract.samples import sample
         ("milvus:///codes", "needs a host and one collection"),
         ("milvus://h:port/codes", "no usable port"),
         ("milvus://h/codes?table=a", "unknown parameter 'table'"),
+        ("duckdb:///file", "has to name the file and one table"),
+        ("duckdb://?table=a", "has to name the file and one table"),
+        ("duckdb:///file?table=", "has to name the file and one table"),
+        ("duckdb:///file?table=a&table=b", "has to name the file and one table"),
+        ("duckdb:///file?table=a&mode=ro", "has to name the file and one table"),
+        ("duckdb:///a%00b?table=a", "has to name the file and one table"),
+        ("sqlite:///file?table=crovca_tables", "a name as only crovca's own tables have"),
+        ("duckdb:///file?table=Crovca_Given", "a name as only crovca's own tables have"),
+        ("lancedb:///folder?table=crovca_push", "a name as only crovca's own tables have"),
     ],
 )
 def test_addresses_that_cannot_be_used(url, message):
@@ -43,7 +53,8 @@ def test_addresses_that_cannot_be_used(url, message):
 
 @given(st.text(max_size=30))
 def test_no_text_ends_in_a_traceback(text):
-    for url in (text, f"milvus://{text.replace('/', '')}", f"postgresql://{text}?nonsense=1&table=a"):
+    files = [f"{kind}://{text}?table=a" for kind in FILES]
+    for url in (text, f"milvus://{text.replace('/', '')}", f"postgresql://{text}?nonsense=1&table=a", *files):
         with pytest.raises((ConfigError, ServerError)):
             connect(url)
 
@@ -64,7 +75,15 @@ def test_a_wrong_password(servers):
     assert "gue55" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("url", "package"), [("postgresql://h/d?table=a", "psycopg"), ("milvus://h/a", "pymilvus")])
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [
+        ("postgresql://h/d?table=a", "psycopg"),
+        ("milvus://h/a", "pymilvus"),
+        ("sqlite://a?table=b", "apsw"),
+        ("lancedb://a?table=b", "lancedb"),
+    ],
+)
 def test_a_driver_that_is_missing(url, package, monkeypatch):
     original = builtins.__import__
 
@@ -79,10 +98,10 @@ def test_a_driver_that_is_missing(url, package, monkeypatch):
             function(url)
 
 
-@pytest.mark.parametrize("server", ["postgres", "milvus"])
+@pytest.mark.parametrize("server", ["postgres", "milvus", *FILES])
 def test_what_is_there_already(servers, server):
     url = servers.address(server)
-    with pytest.raises(ServerError, match=r"there is no (table|collection)"):
+    with pytest.raises(ServerError, match=r"there is no (table|collection|file)"):
         connect(url)
     with pytest.raises(InvalidInputError, match="bits must lie between 1 and 4,096"):
         create(url, bits=5000)
@@ -124,7 +143,7 @@ def test_milvus_refuses_what_json_cannot_hold(milvus_collections):
 def test_drivers_are_loaded_when_they_are_used():
     code = (
         "import crovca.servers.push, crovca.servers.shards, sys;"
-        "sys.exit(bool({'torch', 'psycopg', 'pymilvus'} & set(sys.modules)))"
+        "sys.exit(bool({'torch', 'psycopg', 'pymilvus', 'duckdb', 'apsw', 'lancedb'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

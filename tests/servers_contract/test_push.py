@@ -17,6 +17,7 @@ from crovca.errors import InvalidInputError, ServerError
 from crovca.servers.connection import connect, create
 from crovca.servers.push import push, push_to
 from crovca.servers.state import PushState
+from tests.servers_contract.conftest import FILES
 from tests.servers_contract.push_process import index_of
 from tests.servers_contract.samples import MemoryIndex, records, sample
 
@@ -162,7 +163,14 @@ def test_an_index_that_changed_since_a_killed_push(make):
     assert contents(cluster) == index.records()
 
 
-@pytest.mark.parametrize(("server", "items", "batch"), [("postgres", 12_000, 100), ("milvus", 3_000, 200)])
+@pytest.mark.parametrize(
+    ("server", "items", "batch"),
+    [
+        ("postgres", 12_000, 100),
+        ("milvus", 3_000, 200),
+        *(pytest.param(file, 6_000, 100, marks=pytest.mark.slow) for file in FILES),
+    ],
+)
 def test_kill_9_at_any_moment(servers, server, items, batch):
     """Killed at random moments, again and again, until one push ends; nothing is lost, nothing is left over."""
     url = servers.address(server)

@@ -1,14 +1,17 @@
 """``crovca index push`` of a real index to a real server, and the same answers there."""
 
 import numpy as np
+import pytest
 
 from crovca import Codes, HashIndex
 from crovca.servers.connection import connect
+from tests.servers_contract.conftest import FILES
 from tests.test_cli import run, run_json
 
 
-def test_an_index_and_the_server_it_was_pushed_to_answer_alike(servers, tmp_path, capsys):
-    url = servers.address("postgres")
+@pytest.mark.parametrize("server", ["postgres", *FILES])
+def test_an_index_and_the_server_it_was_pushed_to_answer_alike(servers, server, tmp_path, capsys):
+    url = servers.address(server)
     rng = np.random.default_rng(0)
     codes = Codes.from_bits(rng.random((50, 40))[rng.integers(0, 50, 2000)] < 0.5)
     ids = [f"photo {n}" for n in range(2000)]

@@ -25,6 +25,8 @@ _PURPOSES = {
     "onnx": "graphs for other runtimes: export --onnx",
     "pg": "codes in PostgreSQL: index push",
     "milvus": "codes in Milvus: index push",
+    "sqlite": "codes in a SQLite file: index push",
+    "lancedb": "codes in a LanceDB folder: index push",
     "ray": "embedding on a cluster: embed --runner ray",
     "sentence-transformers": "codes as a module of sentence-transformers",
 }

@@ -256,14 +256,21 @@ def info(
 @index.command("push")
 def push(
     path: _Index,
-    to: Annotated[str, Option(help="postgresql://user@host/database?table=codes or milvus://host:19530/codes.")],
+    to: Annotated[
+        str,
+        Option(
+            help="postgresql://user@host/database?table=codes, milvus://host:19530/codes, "
+            "duckdb:///path/to/file?table=codes, sqlite:///path/to/file?table=codes or "
+            "lancedb:///path/to/folder?table=codes."
+        ),
+    ],
     batch_size: Annotated[int, Option(help="Items sent at a time.")] = 65536,
     force: Annotated[
         bool, Option("--force", help="Take over a table or collection that holds another index's items.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Bring PostgreSQL or Milvus to the state of an index. Only differences are sent; a stopped push goes on."""
+    """Bring a database to the state of an index. Only differences are sent; a stopped push goes on."""
     from crovca.index.index import HashIndex
     from crovca.servers.push import push_to
 

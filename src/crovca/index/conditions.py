@@ -1,4 +1,4 @@
-"""Conditions on metadata: one grammar for DuckDB and PostgreSQL, read by one parser before a database sees them.
+"""Conditions on metadata: one grammar for all databases, read by one parser before a database sees them.
 
 A condition is made of columns, literals, operators, casts, CASE, and scalar functions of a list. It sees the data and
 nothing else, and its answer is the same whenever it is asked: no subqueries, no settings, no functions such as now()
@@ -19,7 +19,7 @@ from crovca.errors import InvalidInputError
 if TYPE_CHECKING:
     from sqlglot import Dialect, exp
 
-Database = Literal["duckdb", "postgres"]
+Database = Literal["duckdb", "postgres", "sqlite", "lancedb"]
 
 DEFAULT_TIMEOUT = 10.0  # seconds
 _LONGEST = 1 << 16  # characters
@@ -71,6 +71,9 @@ _TYPES = frozenset(
     """.split()  # noqa: SIM905
 )
 
+# SQLite takes any other for a number, and a date for its year.
+_SQLITE_TYPES = frozenset({"TINYINT", "SMALLINT", "INT", "BIGINT", "FLOAT", "DOUBLE", "TEXT", "VARCHAR", "CHAR"})
+
 
 def checked_condition(where: str, columns: Sequence[str], database: Database) -> str:
     """A condition as SQL of a database, written anew from what was read in it.
@@ -99,7 +102,7 @@ def checked_condition(where: str, columns: Sequence[str], database: Database) ->
         tree = found[0]
         nodes = list(tree.walk())
         for node in nodes:
-            _check(where, node)
+            _check(where, node, database)
         if sum(isinstance(node, exp.Anonymous | exp.RegexpLike) for node in nodes) > _MOST_CALLS:
             refuse(where, f"it may call functions {_MOST_CALLS} times")
         for column in list(tree.find_all(exp.Column)):
@@ -122,6 +125,12 @@ def refuse(where: str, why: str) -> NoReturn:
     raise InvalidInputError(f"cannot use where = {shown!r}: {why}") from None
 
 
+def check_boolean(where: str, kind: object) -> None:
+    """Refuse what is a value of another type, as DuckDB names it."""
+    if str(kind) != "BOOLEAN":
+        raise InvalidInputError(f'where must be a condition, like "year < 1960"; {where!r} is a value of type {kind}')
+
+
 def took_too_long(where: str, seconds: float) -> NoReturn:
     """A condition was stopped at its time limit."""
     refuse(where, f"it took longer than {seconds:g} s; ask for less, or allow more time (where_timeout)")
@@ -130,16 +139,19 @@ def took_too_long(where: str, seconds: float) -> NoReturn:
 @cache
 def _dialect(database: Database) -> Dialect:
     """The database's SQL, but all functions are read and written as they stand: none is taken for another."""
-    from sqlglot.dialects import DuckDB, Postgres
+    from sqlglot.dialects import DuckDB, Postgres, SQLite
 
-    base: type[Dialect] = {"duckdb": DuckDB, "postgres": Postgres}[database]
+    base: type[Dialect] = {"duckdb": DuckDB, "postgres": Postgres, "sqlite": SQLite, "lancedb": Postgres}[database]
     kept = ["CAST", "EXTRACT", "SUBSTRING", "TRIM", "POSITION", *["TRY_CAST"] * (database == "duckdb")]
     parsers = {name: base.parser_class.FUNCTION_PARSERS[name] for name in kept}
     parser = type("Parser", (base.parser_class,), {"FUNCTIONS": {}, "FUNCTION_PARSERS": parsers})
-    return type(f"{database}_condition", (base,), {"Parser": parser})()
+    own: dict[str, Any] = {"Parser": parser}
+    if database == "lancedb":  # its older versions take a name in double quotes for a text
+        own["Tokenizer"] = type("Tokenizer", (base.tokenizer_class,), {"IDENTIFIERS": ["`", '"']})
+    return type(f"{database}_condition", (base,), own)()
 
 
-def _check(where: str, node: Any) -> None:
+def _check(where: str, node: Any, database: Database) -> None:
     """Refuse what is not of the grammar, naming it."""
     from sqlglot import ErrorLevel, exp
 
@@ -147,7 +159,7 @@ def _check(where: str, node: Any) -> None:
     place = f"in {node.sql(unsupported_level=ErrorLevel.IGNORE)[:80]!r}"
     if isinstance(node, exp.Anonymous):
         name = str(node.this).lower()
-        if name in CHANGING:
+        if name in CHANGING or (name == "strftime" and database == "sqlite"):  # SQLite's may be of 'now'
             refuse(where, f"{name}() has another answer each time {place}; write the value itself")
         if name not in FUNCTIONS:
             refuse(where, f"the function {name}() is not one that a condition may use {place}")
@@ -156,7 +168,7 @@ def _check(where: str, node: Any) -> None:
         refuse(where, f"it has another answer each time {place}; write the value itself")
     if isinstance(node, exp.DataType):
         name = getattr(node.this, "name", str(node.this))
-        if name not in _TYPES:
+        if name not in (_SQLITE_TYPES if database == "sqlite" else _TYPES):
             refuse(where, f"a condition cannot use the type {node.sql()!r}")
         return
     if kind not in _NODES:
@@ -175,7 +187,7 @@ def _resolve(where: str, column: exp.Column, columns: Sequence[str], database: D
     name = first.name
     same = [one for one in columns if one == name] or [one for one in columns if one.lower() == name.lower()]
     fields = len(parts) > 1
-    if not same or (fields and database == "postgres"):
+    if not same or (fields and database != "duckdb"):
         shown = ".".join(part.name for part in parts)
         refuse(where, f"there is no column {shown!r}; the columns are {', '.join(columns)}")
     first.set("this", same[0])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
 from crovca.ids import as_ids
-from crovca.index.conditions import DEFAULT_TIMEOUT, checked_condition, refuse, took_too_long
+from crovca.index.conditions import DEFAULT_TIMEOUT, check_boolean, checked_condition, refuse, took_too_long
 from crovca.index.memo import Memo
 from crovca.index.scoring import Int64
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import duckdb
 
 Metadata: TypeAlias = pa.Table | Mapping[str, Any]
+_Found = TypeVar("_Found")
 
 ROW_GROUP = 1 << 16
 _GROUPS_KEPT = 64 << 20
@@ -113,7 +114,7 @@ def conform(table: pa.Table, known: pa.Schema) -> pa.Table:
             pq.write_table(pa.table({name: columns[name].slice(0, 0)}), pa.BufferOutputStream())
         except (pa.ArrowException, ValueError) as error:
             raise InvalidInputError(
-                f"the metadata column {name!r} is {kind} in the index, and {column.type} here: {_first_line(error)}"
+                f"the metadata column {name!r} is {kind} so far, and {column.type} here: {_first_line(error)}"
             ) from error
     return pa.table(columns)
 
@@ -287,19 +288,35 @@ def matching_rows(
     if not files:
         return []
     connection = duckdb.connect(":memory:")
-    done: Future[list[Int64]] = Future()
 
-    def work() -> None:
+    def work() -> list[Int64]:
+        with connection:
+            return _matching(connection, [str(file.resolve()) for file in files], where, memory)
+
+    return in_time(connection, work, where, timeout)
+
+
+def in_time(connection: duckdb.DuckDBPyConnection, work: Callable[[], _Found], where: str, timeout: float) -> _Found:
+    """What the work finds in DuckDB; InvalidInputError that names the condition where that takes longer than this.
+
+    Args:
+        connection: what the work uses, and nobody else meanwhile.
+        work: evaluates a condition.
+        where: the condition.
+        timeout: in seconds.
+    """
+    done: Future[_Found] = Future()
+
+    def run() -> None:
         try:
-            with connection:
-                found = _matching(connection, [str(file.resolve()) for file in files], where, memory)
+            found = work()
         except BaseException as error:
             done.set_exception(error)
         else:
             done.set_result(found)
 
     # In a thread, so that waiting can be interrupted (Ctrl-C) whatever DuckDB is at.
-    thread = Thread(target=work, name="crovca condition")
+    thread = Thread(target=run, name="crovca condition")
     thread.start()
     try:
         return done.result(timeout)
@@ -345,11 +362,7 @@ def _matching(connection: duckdb.DuckDBPyConnection, names: list[str], where: st
         connection.execute("SET disabled_optimizers = 'statistics_propagation,filter_pushdown'")
     connection.execute("SET lock_configuration = true")
     try:
-        kind = items.select(condition).types[0]
-        if str(kind) != "BOOLEAN":
-            raise InvalidInputError(
-                f'where must be a condition, like "year < 1960"; {where!r} is a value of type {kind}'
-            )
+        check_boolean(where, items.select(condition).types[0])
         found = (
             items.filter(condition)
             .select(duckdb.ColumnExpression(_FILE), duckdb.ColumnExpression(_ROW))

@@ -47,7 +47,7 @@ class ServerNeighbors(Neighbors):
 
 
 class Server(ABC):
-    """A collection of codes on a server: what PostgreSQL and Milvus both do.
+    """A collection of codes on a server: what all of them do.
 
     Opened and created by ``connection``. Every method raises ServerError where the server cannot be
     reached or refuses, and InvalidInputError for arguments that cannot be used. A new server defines what is abstract

@@ -5,6 +5,9 @@
     postgresql://user:password@host:5432/database?table=codes            (postgres:// too)
     postgresql:///database?host=/var/run/postgresql&table=archive.codes  all of libpq's parameters
     milvus://user:password@host:19530/collection?db=name&secure=true
+    duckdb:///path/to/file?table=codes                                   duckdb://file?table=codes: where we are
+    sqlite:///path/to/file?table=codes                                   sqlite://file?table=codes
+    lancedb:///path/to/folder?table=codes                                lancedb://folder?table=codes
 
 A new server is a file with a subclass of ``base.Server``, and a line in ``SCHEMES``.
 """
@@ -21,6 +24,9 @@ SCHEMES = {
     "postgresql": "crovca.servers.postgres:PostgresServer",
     "postgres": "crovca.servers.postgres:PostgresServer",
     "milvus": "crovca.servers.milvus:MilvusServer",
+    "duckdb": "crovca.servers.duckdb:DuckDBServer",
+    "sqlite": "crovca.servers.sqlite_vec:SQLiteServer",
+    "lancedb": "crovca.servers.lancedb:LanceServer",
 }
 """What an address begins with, to the module and the class that is imported for it."""
 

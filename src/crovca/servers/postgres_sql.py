@@ -100,11 +100,7 @@ def csv_blocks(rows: ServerRows) -> Iterator[memoryview]:
     for start in range(0, len(rows), PART):
         part = rows[start : start + PART]
         own = [pa.array(part.ids), _bit_strings(part.codes), pa.array(part.digests)]
-        metadata = [
-            column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
-            for column in part.metadata.columns
-        ]
-        table = pa.Table.from_arrays([*own, *metadata], names=[*RESERVED, *part.metadata.column_names])
+        table = pa.Table.from_arrays([*own, *part.metadata.columns], names=[*RESERVED, *part.metadata.column_names])
         sink = pa.BufferOutputStream()
         pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=False))
         yield memoryview(sink.getvalue())

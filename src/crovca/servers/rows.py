@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
@@ -84,6 +85,17 @@ def check_ids(ids: npt.ArrayLike, id_type: IdType) -> npt.NDArray[Any]:
     return values.astype(np.str_)
 
 
+def check_names(names: Sequence[str], there: Sequence[str]) -> None:
+    """InvalidInputError where a column has no name, or differs in case alone from another or one that is there."""
+    known = {name.lower(): name for name in there}
+    for name in names:
+        if not name:
+            raise InvalidInputError("a metadata column has no name; give it one")
+        same = known.setdefault(name.lower(), name)
+        if same != name:
+            raise InvalidInputError(f"the metadata column {name!r} differs from {same!r} in case alone; rename it")
+
+
 def json_rows(metadata: pa.Table, server: str) -> list[dict[str, Any]]:
     """One dict a row, of what JSON can hold; nulls are left out.
 
@@ -120,6 +132,8 @@ def _check_metadata(metadata: pa.Table | None, count: int) -> pa.Table:
         column = metadata.column(name)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if pa.types.is_float16(column.type):
+            column = column.cast(pa.float32())
         if not _is_plain(column.type):
             raise InvalidInputError(
                 f"the metadata column {name!r} is of type {column.type}, which is not sent to servers; "

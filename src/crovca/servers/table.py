@@ -1,0 +1,341 @@
+"""A table of codes in a database that is one file, opened in this process: what DuckDB and SQLite share.
+
+Addresses are ``SCHEME:///path/to/file?table=name``, or ``SCHEME://file?table=name`` below the working folder. The
+table ``crovca_tables`` has the name of each of ours, its bits, the type of its ids and how far a push came. Metadata
+are columns of their own, added when they first come.
+
+A statement has nothing in it but names, which are quoted, checked conditions (``index.conditions``), digits and what
+``Ranking`` says; values are parameters.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+from urllib.parse import parse_qsl, unquote
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from crovca.codes import Codes, check_bits
+from crovca.errors import ConfigError, ServerError
+from crovca.index.conditions import DEFAULT_TIMEOUT, Database, checked_condition
+from crovca.index.results import StoredItems
+from crovca.servers.base import ALL_RETURNED, Server, ServerCandidates, closed_on_error, missing
+from crovca.servers.bounds import Query
+from crovca.servers.postgres_sql import identifier
+from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names
+from crovca.servers.state import PushState
+
+PART = 32768  # rows at a time
+GIVEN = "crovca_given"  # what ids or rows are called in a statement that are given to it
+_TABLES = "crovca_tables"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What an engine puts items in order by, for one query.
+
+    Attributes:
+        sql: of a whole number for each item.
+        bound: no item whose number is this or more is nearer than what it returns.
+        most: no item whose number is over what it returns is within a distance.
+    """
+
+    sql: str
+    bound: Callable[[int], np.float32]
+    most: Callable[[np.float32], int]
+
+
+class TableServer(Server):
+    """A table of codes in a file; see ``base.Server`` for what is not described here.
+
+    Opened with ``open`` or made with ``create``. Not for several threads at once. Writing is all or nothing; all of one
+    search's reads see one state of the table. A new engine defines what is abstract here.
+    """
+
+    where_timeout: float = DEFAULT_TIMEOUT
+    """Seconds after which a statement with a condition is stopped; set it to allow more."""
+
+    _dialect: ClassVar[Database]
+    _id_types: ClassVar[dict[IdType, str]]
+    _create_sql: ClassVar[str]  # makes a {table} with an {id} of this type, and codes, of so many {words} of 64 bits
+    _columns_sql: ClassVar[str]  # names of the columns of a table, which is the one parameter
+    _begin_writing: ClassVar[str]
+
+    def __init__(self, connection: Any, table: str) -> None:
+        self._connection = connection
+        self._name, self._table = table, identifier(table)
+        with self._errors():
+            ours = bool(self._columns(_TABLES))
+            known = self._do(f"SELECT bits, id_type FROM {_TABLES} WHERE name = ?", table) if ours else []
+        if not known:
+            raise ServerError(
+                f"there is no table {table!r} of crovca's in this file; make it with create(), or with "
+                "'crovca index push'"
+            )
+        self.bits, self.id_type = known[0]
+
+    @classmethod
+    def create(cls, path: str, table: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = False) -> Self:
+        """Make an empty table and open it; the file is made if there is none.
+
+        Args:
+            path: of the file.
+            table: its name.
+            bits: length of the codes.
+            id_type: what ids are.
+            exist_ok: take a table that is there already, if it holds such codes.
+
+        Raises:
+            ServerError: the file cannot be opened or written, or there is such a table already.
+        """
+        check_bits(bits)
+        with closed_on_error(cls._opened(path)) as connection:
+            with cls._errors():
+                connection.execute(
+                    f"CREATE TABLE IF NOT EXISTS {_TABLES} "
+                    "(name TEXT PRIMARY KEY, bits BIGINT NOT NULL, id_type TEXT NOT NULL, push TEXT)"
+                )
+                known = connection.execute(f"SELECT 1 FROM {_TABLES} WHERE name = ?", [table]).fetchall()
+            if known and not exist_ok:
+                raise ServerError(f"there is a table {table!r} already; open it, or give another name")
+            if not known:
+                with cls._errors(), _transaction(connection, cls._begin_writing):
+                    own = {"table": identifier(table), "id": cls._id_types[id_type], "words": -(-bits // 64)}
+                    connection.execute(cls._create_sql.format(**own))
+                    connection.execute(f"INSERT INTO {_TABLES} VALUES (?, ?, ?, NULL)", [table, bits, id_type])
+            self = cls(connection, table)
+            self._check_holds(bits, id_type, "table", table)
+            return self
+
+    @classmethod
+    def open(cls, path: str, table: str) -> Self:
+        """Open a table that ``create`` made."""
+        with cls._errors():
+            exists = Path(path).is_file()
+        if not exists:
+            raise ServerError(f"there is no file {path}; make it with create(), or with 'crovca index push'")
+        with closed_on_error(cls._opened(path)) as connection:
+            return cls(connection, table)
+
+    @classmethod
+    def open_url(cls, url: str, *, approximate: bool = False) -> Self:
+        """See ``Server``."""
+        if approximate:
+            raise ConfigError("approximate search is PostgreSQL's (pgvector) alone; leave it out for a file")
+        return cls.open(*place_of(url))
+
+    @classmethod
+    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
+        """See ``Server``."""
+        return cls.create(*place_of(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
+
+    def close(self) -> None:
+        """See ``Server``."""
+        self._connection.close()
+
+    # What an engine has to say:
+
+    @classmethod
+    @abstractmethod
+    def _connect(cls, path: str) -> Any:
+        """Open a file, which is made if there is none."""
+
+    @staticmethod
+    @abstractmethod
+    def _errors(where: str | None = None) -> AbstractContextManager[None]:
+        """The engine's errors as ours; a condition is named where it is at fault."""
+
+    @abstractmethod
+    def _given(self, ids: Ids) -> AbstractContextManager[None]:
+        """``crovca_given`` is a table of these ids."""
+
+    @abstractmethod
+    def _insert(self, rows: ServerRows) -> None:
+        """Add the columns that are missing, and the rows, which replace those that are there."""
+
+    @abstractmethod
+    def _ranking(self, query: Query) -> Ranking:
+        """What candidates of this query are put in order by."""
+
+    @abstractmethod
+    def _read(self, command: str, values: Sequence[Any], where: str | None) -> Iterator[pa.Table]:
+        """What a SELECT returns, part by part, no part of it empty; with a condition, under a time limit."""
+
+    @abstractmethod
+    def _packed(self, codes: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+        """(n, bytes) of stored codes, and zeros behind them."""
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def upsert_rows(self, rows: ServerRows) -> None:
+        """See ``Server``."""
+        if len(rows):
+            with self._writing():
+                check_names(rows.metadata.column_names, self._columns(self._name))
+                self._insert(rows)
+
+    def _add_columns(self, types: dict[str, str]) -> list[str]:
+        """Add what is not there; returns all columns that are there then."""
+        there = self._columns(self._name)
+        for name, kind in types.items():
+            if name not in there:
+                self._do(f"ALTER TABLE {self._table} ADD COLUMN {identifier(name)} {kind}")
+        return self._columns(self._name)
+
+    def delete(self, ids: npt.ArrayLike) -> None:
+        """See ``Server``."""
+        with self._writing(), self._given(check_ids(ids, self.id_type)):
+            self._do(f"DELETE FROM {self._table} WHERE id IN (SELECT id FROM {GIVEN})")
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
+        """See ``Server``."""
+        return [self._nearest(query, count, where) for query in queries]
+
+    def _nearest(self, query: Query, count: int, where: str | None) -> ServerCandidates:
+        ranking = self._ranking(query)
+        # By id as well: the answer is then the same whatever the plan.
+        columns, order = f"id, code, {ranking.sql} AS crovca_rank", "ORDER BY crovca_rank, id LIMIT ?"
+        found = list(self._select(columns, order, count, where=where))
+        ids = self._ids(found)
+        bound = ALL_RETURNED if len(ids) < count else ranking.bound(int(found[-1].column(2)[-1].as_py()))
+        return ServerCandidates(ids, self._codes(found), bound)
+
+    def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
+        """See ``Server``."""
+        ranking = self._ranking(query)
+        for part in self._select("id, code", f"AND {ranking.sql} <= ?", ranking.most(distance), where=where):
+            yield self._ids([part]), self._codes([part])
+
+    def get(self, ids: npt.ArrayLike) -> StoredItems:
+        """See ``Server``."""
+        asked = check_ids(ids, self.id_type)
+        with self._reading():
+            names = self._metadata_columns()
+            found = self._of_ids(", ".join(map(identifier, ("id", "code", *names))), asked)
+        place = {one: at for at, one in enumerate(self._ids(found).tolist())}
+        missing(asked, list(place))
+        order = np.array([place[one] for one in asked.tolist()], np.int64)
+        table = None
+        if names and found:
+            whole = pa.concat_tables(found, promote_options="permissive").take(order)
+            table = whole.select(range(2, 2 + len(names))).rename_columns(names)
+        return StoredItems(asked, self._codes(found)[order], table)
+
+    def count(self) -> int:
+        """See ``Server``."""
+        with self._errors():
+            return int(self._do(f"SELECT count(*) FROM {self._table}")[0][0])
+
+    # --- for push ------------------------------------------------------------------------------------
+
+    def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """See ``Server``."""
+        found = self._of_ids("id, crovca_digest", ids)
+        digests = [part.column(1).to_numpy() for part in found]
+        return self._ids(found), np.concatenate([np.zeros(0, np.int64), *digests])
+
+    def stored_ids(self) -> Iterator[Ids]:
+        """See ``Server``."""
+        for part in self._select("id", ""):
+            yield self._ids([part])
+
+    def read_push(self) -> PushState | None:
+        """See ``Server``."""
+        with self._errors():
+            text = self._do(f"SELECT push FROM {_TABLES} WHERE name = ?", self._name)[0][0]
+        return None if text is None else PushState.from_json(text)
+
+    def write_push(self, state: PushState) -> None:
+        """See ``Server``."""
+        with self._errors():
+            self._do(f"UPDATE {_TABLES} SET push = ? WHERE name = ?", state.to_json(), self._name)
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    @classmethod
+    def _opened(cls, path: str) -> Any:
+        try:
+            with cls._errors():
+                return cls._connect(path)
+        except ServerError as error:
+            raise ServerError(f"cannot open {path}: {error}") from error
+
+    def _do(self, command: str, *values: Any) -> list[Any]:
+        """The rows that a statement returns."""
+        found: list[Any] = self._connection.execute(command, values).fetchall()
+        return found
+
+    def _select(self, columns: str, rest: str, *values: Any, where: str | None = None) -> Iterator[pa.Table]:
+        with self._errors(where):
+            condition = "true" if where is None else self._condition(where)
+            yield from self._read(f"SELECT {columns} FROM {self._table} WHERE {condition} {rest}", values, where)
+
+    def _condition(self, where: str) -> str:
+        return f"({checked_condition(where, ['id', *self._metadata_columns()], self._dialect)})"
+
+    def _of_ids(self, columns: str, ids: Ids) -> list[pa.Table]:
+        """These columns of the items with these ids, in no order."""
+        with self._errors(), self._given(ids):
+            return list(self._select(columns, f"AND id IN (SELECT id FROM {GIVEN})"))
+
+    def _columns(self, table: str) -> list[str]:
+        return [name for (name,) in self._do(self._columns_sql, table)]
+
+    def _metadata_columns(self) -> list[str]:
+        return [name for name in self._columns(self._name) if name not in RESERVED]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._errors(), _transaction(self._connection, self._begin_writing):
+            yield
+
+    @contextmanager
+    def _reading(self, where: str | None = None) -> Iterator[None]:
+        """One state of the table."""
+        with self._errors(), _transaction(self._connection, "BEGIN"):
+            yield
+
+    def _ids(self, found: Sequence[pa.Table]) -> Ids:
+        return check_ids([one for part in found for one in part.column(0).to_pylist()], self.id_type)
+
+    def _codes(self, found: Sequence[pa.Table]) -> Codes:
+        width = -(-self.bits // 8)
+        parts = [self._packed(part.column(1))[:, :width] for part in found]
+        return Codes(np.concatenate([np.zeros((0, width), np.uint8), *parts]), self.bits)
+
+
+@contextmanager
+def _transaction(connection: Any, begin: str) -> Iterator[None]:
+    """All that is done within it is done, or nothing."""
+    connection.execute(begin)
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(Exception):  # some errors have ended it already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def place_of(url: str) -> tuple[str, str]:
+    """Path and table of an address; ConfigError where it has not both, or more, or the name is ours."""
+    scheme, _, rest = url.partition("://")
+    path, _, query = rest.partition("?")
+    parameters = parse_qsl(query, keep_blank_values=True)
+    if not path or "\0" in unquote(path) or [name for name, _ in parameters] != ["table"] or not parameters[0][1]:
+        raise ConfigError(
+            f"the address of a file has to name the file and one table; expected {scheme}:///path/to/file?table=name"
+        )
+    table = parameters[0][1]
+    if table.lower().startswith("crovca_"):
+        raise ConfigError(f"the table {table!r} has a name as only crovca's own tables have; give another one")
+    return str(Path(unquote(path)).absolute()), table
