@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 # Two processes of one thread each: as fast as two threads, and steadier.
 TEST := OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadgroup
 
-.PHONY: setup demo demo-photos servers javascript lint check test coverage ci torture wheel lowest bench
+.PHONY: setup demo demo-photos servers javascript lint check test coverage docs ci torture wheel lowest bench
 
 setup: $(READY)
 
@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crovca needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet 'pip>=25.1'
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[report,images,augment,heic,onnx,serve,duplicates,sentence-transformers,langchain,llama-index,ray,pg,milvus,sqlite,lancedb]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --group docs --editable '.[report,images,augment,heic,onnx,serve,duplicates,sentence-transformers,langchain,llama-index,ray,pg,milvus,sqlite,lancedb]'
 	touch $@
 
 demo: $(READY)
@@ -42,6 +42,10 @@ test: lint
 
 coverage: $(READY)
 	$(TEST) -m 'not torture' --cov --cov-report=term
+
+# The site, in build/site: offline, in seconds; a warning is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
 # PostgreSQL, pgvector and Milvus, for their tests (Debian, root).
 servers: $(READY)

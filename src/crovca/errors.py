@@ -1,7 +1,5 @@
 """Everything that crovca raises on purpose.
 
-::
-
     CrovcaError
      ├── InvalidInputError       an array, a label or an argument that cannot be used   (ValueError)
      ├── FileFormatError         a file that is not what it should be                   (ValueError)

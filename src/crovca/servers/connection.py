@@ -56,7 +56,8 @@ def create(url: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = F
         exist_ok: take a collection that is there already, if it holds such codes.
 
     Raises:
-        As ``connect``; ServerError also where there is such a collection already.
+        ConfigError, MissingDependencyError: as ``connect``.
+        ServerError: as ``connect``; also where there is such a collection already.
     """
     return _opener(url).create_url(url, bits=bits, id_type=id_type, exist_ok=exist_ok)
 
