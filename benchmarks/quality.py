@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,6 +23,7 @@ from typing import Any
 
 from crovca import Embeddings, load_embeddings
 from crovca.compare.methods import METHODS
+from crovca.compare.report import frontier
 from crovca.compare.results import Comparison, columns_of, conclusion, failures, marks, percent, shown
 from crovca.compare.run import compare
 from crovca.evaluation.report import class_names
@@ -35,6 +36,7 @@ LEARNED = [method.name for method in METHODS if method.learned]
 CARRIED = [
     method.name for method in METHODS if method.name not in {"bihalf", "greedyhash", "similarity_distillation", "opq"}
 ]
+FRONTIER = 64  # bits of the picture
 OURS = ["crovca_paper", "crovca_paper_supervised", "crovca", "crovca_supervised"]
 ALL, FIVE, ABLATION = "all methods", "5 epochs", "lengths"
 TRANSFERS = ("A to M for N to Z", "N to Z for A to M")
@@ -152,7 +154,9 @@ def time_table(state: Comparison) -> Iterator[str]:
             yield f"| {row.method.title} | {fit:.1f} | {rate:,.0f} |"
 
 
-def page(name: str, found: dict[str, Comparison], command: str, seconds: dict[str, float]) -> str:
+def page(
+    name: str, found: dict[str, Comparison], command: str, seconds: dict[str, float], pictures: Collection[str]
+) -> str:
     main = found[ALL]
     lines = [
         f"# {name}\n\nMade by\n\n```\n{command}\n```\n",
@@ -164,6 +168,8 @@ def page(name: str, found: dict[str, Comparison], command: str, seconds: dict[st
     ]
     for study, state in found.items():
         lines += [f"\n## {study}", "", conclusion(state)]
+        if study == ALL and f"{name}_frontier.png" in pictures:
+            lines += ["", f"![seen against mixed and order at {FRONTIER} bits, ours in red]({name}_frontier.png)"]
         for bits in [*STUDIES[study].lengths, None]:
             lines += ["", "Sizes of their own:" if bits is None else f"{bits} bits:", "", *five_table(state, bits)]
         lines += ["", *(f"* Failed: {sentence}" for sentence in failures(state.rows()))]
@@ -224,10 +230,15 @@ def main() -> None:
         f"python benchmarks/quality.py --database D.npz --query Q.npz --seeds {arguments.seeds} "
         f"--jobs {arguments.jobs}{only}{out}"
     )
-    text = page(title, found, command, kept["seconds"])
+    rows = [row for row in found[ALL].rows() if row.cells and row.method.size == "asked" and row.bits == FRONTIER]
+    picture = frontier(found[ALL], rows)
+    pictures = {} if picture is None else {f"{title}_frontier.png": picture}
+    text = page(title, found, command, kept["seconds"], pictures)
     print(text)
     if arguments.out is not None:
         arguments.out.with_suffix(".md").write_text(text)
+        for name, content in pictures.items():
+            arguments.out.with_name(name).write_bytes(content)
 
 
 if __name__ == "__main__":

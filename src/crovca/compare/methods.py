@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 from crovca.baselines.base import BinaryBaseline, ScoreBaseline
 from crovca.baselines.registry import BASELINES
@@ -46,10 +48,12 @@ class Method:
     baseline: type[BinaryBaseline | ScoreBaseline] | None = None
 
 
-def _defaults(lengths: Sequence[int], seed: int) -> Hasher:
+def _defaults(
+    lengths: Sequence[int], seed: int, faithfulness: Literal["kinds", "balanced", "order"] = "balanced"
+) -> Hasher:
     """What a user gets: one nested model."""
     nested = sorted({*OUR_LENGTHS, *lengths})
-    return Hasher(bits=nested[-1], nested=nested, seed=seed)
+    return Hasher(bits=nested[-1], nested=nested, seed=seed, faithfulness=faithfulness)
 
 
 def _published(lengths: Sequence[int], seed: int) -> Hasher:
@@ -63,10 +67,15 @@ def _published(lengths: Sequence[int], seed: int) -> Hasher:
 
 
 def _all_methods() -> tuple[Method, ...]:
+    kinds, order = partial(_defaults, faithfulness="kinds"), partial(_defaults, faithfulness="order")
     ours = (
         ("crovca_paper", "CroVCA, Table 8, neighbors as views", False, _published, False),
         ("crovca_paper_supervised", "CroVCA, Table 8, supervised", True, _published, False),
+        ("crovca_kinds", "crovca, for kinds", False, kinds, True),
+        ("crovca_order", "crovca, for order", False, order, True),
         ("crovca", "crovca", False, _defaults, True),
+        ("crovca_kinds_supervised", "crovca, for kinds, supervised", True, kinds, True),
+        ("crovca_order_supervised", "crovca, for order, supervised", True, order, True),
         ("crovca_supervised", "crovca, supervised", True, _defaults, True),
     )
     baselines = (

@@ -64,6 +64,8 @@ def _blocks(state: Comparison) -> Iterator[page.Block]:
         if at_size:
             yield page.Heading(size)
             yield five_table(state, size, at_size, columns_of(state))
+            if (found := frontier(state, at_size)) is not None:
+                yield page.Figure(found, "What is found of learned kinds, against what is kept for others")
             yield _table(at_size)
     failed = failures(rows)
     if failed:
@@ -78,6 +80,19 @@ def by_size(state: Comparison) -> Iterator[tuple[str, list[Row]]]:
         rows = [row for row in state.rows() if (row.bits if row.method.size == "asked" else None) == bits]
         if rows:
             yield "Sizes of their own" if bits is None else f"{bits} bits", rows
+
+
+def frontier(state: Comparison, rows: Sequence[Row]) -> bytes | None:
+    """A figure of *seen* against *mixed* and *order*; None where they were not all measured of two methods or more."""
+    names = ("seen", "mixed", "order")
+    points: dict[str, list[float]] = {}
+    for row in rows:
+        values = [row.five(name, labeled=state.labeled) for name in names]
+        known = [value[0] for value in values if value is not None]
+        if len(known) == len(names):
+            points[row.method.title] = known
+    strong = [row.method.title for row in rows if row.method.ours is not None]
+    return figures.frontier_figure(points, names, strong) if state.labeled and len(points) > 1 else None
 
 
 def five_table(

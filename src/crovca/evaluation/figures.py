@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,6 +97,32 @@ def methods_figure(lines: Mapping[str, Sequence[tuple[float, float]]], what: str
     axes.set_xlabel("bytes an item (log scale)")
     axes.set_ylabel(f"{what}, %")
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _png(figure)
+
+
+def frontier_figure(points: Mapping[str, Sequence[float]], columns: Sequence[str], strong: Collection[str]) -> bytes:
+    """What a method gains in the first quality against what it gives up in the others, a panel for each of those.
+
+    Args:
+        points: for each method its shares, one for each column.
+        columns: what the shares are of, two or more.
+        strong: methods that are drawn larger and in color.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4 * (len(columns) - 1), 6), layout="constrained")
+    for axes, column in zip(
+        figure.subplots(1, len(columns) - 1, squeeze=False)[0], range(1, len(columns)), strict=True
+    ):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e9ee", lw=0.8)
+        for name, shares in points.items():
+            x, y = 100 * shares[column], 100 * shares[0]
+            color, size = (_COLORS[1], 7) if name in strong else (_MUTED, 4)
+            axes.plot([x], [y], "o", color=color, ms=size)
+            axes.annotate(_plain(name), (x, y), (4, 3), textcoords="offset points", fontsize=6, color=_INK)
+        axes.set_xlabel(f"{columns[column]}, %")
+        axes.set_ylabel(f"{columns[0]}, %")
     return _png(figure)
 
 
