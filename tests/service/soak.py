@@ -51,7 +51,7 @@ def served(path, *options):
             assert found, line + running.stderr.read()
             yield found[0], running
             running.send_signal(signal.SIGTERM)
-            running.wait(timeout=30)
+            running.wait(timeout=100)
         finally:
             running.kill()
 

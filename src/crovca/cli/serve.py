@@ -28,6 +28,9 @@ def serve(
     ] = False,
     rate: Annotated[float, Option(help="Requests a second of one address; 0: no limit.")] = 100.0,
     workers: Annotated[int, Option(help="Processes that answer; each loads the encoder.")] = 1,
+    grace: Annotated[
+        int, Option(help="Seconds that requests have to end in when the service stops; 0: none.", min=0)
+    ] = 10,
     thumbnails: Annotated[Path | None, Option(help="Folder for small pictures [default: in the user's cache].")] = None,
 ) -> None:
     """Serve indexes: a page to search with pictures and text, and an API under /v1 (described at /openapi.json).
@@ -63,7 +66,7 @@ def serve(
             str(index_folder(folder)),
             None if pictures is None else str(pictures),
         ))  # fmt: skip
-    settings = Settings(collections, str(kept), token, rate, writable, workers)
+    settings = Settings(collections, str(kept), token, rate, writable, workers, grace)
     if mcp:
         from crovca.service.agents import agent_server
 

@@ -20,7 +20,6 @@ from crovca.service.collection import Collection
 from crovca.service.guard import Limits
 
 _SETTINGS = "CROVCA_SERVED"  # an environment variable: a process that is started anew has nothing else
-_GRACE = 10  # seconds that requests have to end in when the service stops
 _SILENT = 60  # seconds after which a process that does not answer is started anew; starting takes some itself
 
 
@@ -35,6 +34,7 @@ class Settings:
         rate: requests a second of one address; 0: no limit.
         writable: whether clients may add and delete.
         workers: processes. A writer is one process; several only read.
+        grace: seconds that requests which were begun have to end in when the service stops.
     """
 
     collections: list[tuple[str, str, str | None]]
@@ -43,6 +43,7 @@ class Settings:
     rate: float = 100.0
     writable: bool = False
     workers: int = 1
+    grace: int = 10
 
     def open(self) -> list[Collection]:
         """The collections.
@@ -70,7 +71,7 @@ def app() -> FastAPI:
 
 
 def run(settings: Settings, host: str, port: int, *, say: Callable[[str], None]) -> None:
-    """Serve until a signal ends it: requests that were begun are answered.
+    """Serve until a signal ends it: requests that were begun are answered, within the grace.
 
     Args:
         settings: what is served.
@@ -87,7 +88,7 @@ def run(settings: Settings, host: str, port: int, *, say: Callable[[str], None])
     os.environ[_SETTINGS] = json.dumps(asdict(settings))
     config = uvicorn.Config(
         "crovca.service.run:app", factory=True, workers=settings.workers, log_level="warning",
-        timeout_graceful_shutdown=_GRACE, timeout_worker_healthcheck=_SILENT,
+        timeout_graceful_shutdown=settings.grace, timeout_worker_healthcheck=_SILENT,
     )  # fmt: skip
     name = f"[{host}]" if ":" in host else host
     say(f"http://{name}:{listening.getsockname()[1]}  (Ctrl-C stops it)")
