@@ -586,7 +586,7 @@ BAD_MODELS = {
     "binary config": (lambda: CONFIG.write_bytes(b"\xff\xfe"), "config.json is not valid JSON"),
     "list": (lambda: CONFIG.write_text("[]"), "holds no JSON object"),
     "newer": (lambda: edit_json(CONFIG, format_version=99), "format version 99, .*upgrade crovca"),
-    "older": (lambda: edit_json(CONFIG, format_version=1), "format version 1, this crovca reads 2; train it again"),
+    "older": (lambda: edit_json(CONFIG, format_version=2), "format version 2, this crovca reads 3; train it again"),
     "no version": (lambda: edit_json(CONFIG, format_version=None), "format version None"),
     "no checksum": (lambda: edit_json(CONFIG, checksum=None), "does not match its checksum"),
     "edited": (lambda: edit_json(CONFIG, fitted={}), "does not match its checksum"),

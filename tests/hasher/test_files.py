@@ -73,8 +73,8 @@ def test_every_mutation_is_an_error_or_changes_nothing(saved, model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format_version=1), "model of format version 1, this crovca reads 2; train it again"),
-        (lambda c: c.update(format_version=3), "format version 3, this crovca reads 2; upgrade crovca"),
+        (lambda c: c.update(format_version=2), "model of format version 2, this crovca reads 3; train it again"),
+        (lambda c: c.update(format_version=4), "format version 4, this crovca reads 3; upgrade crovca"),
         (lambda c: c.update(format_version=True), "format version True"),
         (lambda c: c.update(more=1), "unknown configuration key 'more'"),
         (lambda c: c.pop("towers"), "'towers' is missing"),
@@ -163,7 +163,7 @@ def test_no_link_is_followed_where_something_is_written_or_removed(saved, tmp_pa
 
 def test_what_a_model_says_of_itself(saved):
     described = json.loads((saved / "config.json").read_text())
-    assert described["format_version"] == 2
+    assert described["format_version"] == 3
     assert described["towers"] == [{"modality": "embeddings", "width": 10, "encoder": None}]
     assert described["training"]["epochs"] == 2
     assert not has_encoder(saved)

@@ -101,6 +101,25 @@ def test_the_gate_is_open_where_items_were_and_closed_where_none_were():
     assert ((gate >= 0) & (gate <= 1)).all()
 
 
+def test_weak_bits_count_less_for_what_was_learned_and_no_code_changes():
+    values, labels = made(items=400, classes=8)
+    known = labels < 4
+    hasher = Hasher(32, nested=(8, 16), epochs=2, device="cpu").fit(values[known])
+    coder = hasher.towers_.coders[0]
+    logits = hasher.logits(values)
+    assert coder.gate_power == hasher.config_.gate_power == 0.3
+    coder.gate_power = 0.0
+    plain = hasher.logits(values)
+    with torch.no_grad():
+        gate = coder.gate(coder.inputs(torch.from_numpy(values))).numpy()
+        deviations = coder.norm.weight.abs().numpy()
+    expected = plain * (deviations / deviations.max()) ** (0.3 * gate)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    assert np.array_equal(logits > 0, plain > 0)
+    assert logits[known][:, 16:].std() < plain[known][:, 16:].std()
+    assert Hasher.from_preset("small", bits=8).fit(values).config_.gate_power == 0.0
+
+
 def test_order_is_0_for_perfect_codes_and_punishes_shuffled_ones():
     generator = torch.Generator().manual_seed(0)
     signs = torch.where(torch.randn(64, 32, generator=generator) > 0, 1.0, -1.0)

@@ -34,7 +34,7 @@ from crovca.hashing.towers import Tower, Towers
 if TYPE_CHECKING:
     from crovca.hasher.hasher import Hasher
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MARKER = "model.safetensors"
 """The file that tells a model's folder from others."""
 
@@ -291,6 +291,7 @@ def _coder_of(
                 base=Base(torch.empty(training.bits, len(components))),
                 gate=Gate(torch.empty(centroids.shape), torch.empty(()), torch.empty(())),
                 hidden=training.hidden,
+                gate_power=training.gate_power,
             )
     expected = {f"{prefix}{name}": (value.shape, value.dtype) for name, value in coder.state_dict().items()}
     if expected != {n: (v.shape, v.dtype) for n, v in weights.items() if n.startswith(prefix)}:

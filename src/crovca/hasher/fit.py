@@ -281,7 +281,12 @@ def _on_base(values: Sequence[Rows], config: TrainingConfig, advance: Callable[[
     advance(1.0)
     return [
         coder_on_base(
-            *parts, config.hashcoder, hidden=config.hidden, logit_scale=config.logit_scale, seed=config.seed + number
+            *parts,
+            config.hashcoder,
+            hidden=config.hidden,
+            logit_scale=config.logit_scale,
+            gate_power=config.gate_power,
+            seed=config.seed + number,
         )
         for number, parts in enumerate(zip(inputs, bases, gates, strict=True))
     ]

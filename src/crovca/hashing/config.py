@@ -45,6 +45,7 @@ class TrainingConfig:
         base_weight: of the base beside the network; a smaller one lets the network learn faster.
         base_power: a bit's logits have the scale of its components' deviation, raised to this.
         gate_quantile: share of what was learned for which the gate is less than half open.
+        gate_power: how much less weak bits count for queries of what was learned (``network.HashCoder``).
         hidden: units of a small network beside a base.
         terms: more terms of the objective (``hashing.objective.TERMS``) and their weights.
         coding_rate_epsilon: eps of the coding rate.
@@ -65,6 +66,7 @@ class TrainingConfig:
     base_weight: float = 0.4
     base_power: float = 1.75
     gate_quantile: float = 0.1
+    gate_power: float = 0.0
     hidden: int = 1024
     terms: tuple[tuple[str, float], ...] = ()
     coding_rate_epsilon: float = 0.05
@@ -93,6 +95,7 @@ class TrainingConfig:
         _positive("base_weight", self.base_weight)
         _not_negative("base_power", self.base_power)
         _not_negative("gate_quantile", self.gate_quantile)
+        _not_negative("gate_power", self.gate_power)
         if self.gate_quantile > 1:
             raise ConfigError(f"gate_quantile must lie in [0, 1], got {self.gate_quantile!r}")
         _at_least("hidden", self.hidden, 1)
@@ -148,7 +151,7 @@ class Recipe:
     Attributes:
         learning_rate, weight_decay, diversity_weight: as in ``TrainingConfig``.
         center: whether the mean embedding is subtracted before the network; it is always scaled.
-        logit_scale, base_weight, base_power, gate_quantile, hidden: as in ``TrainingConfig``.
+        logit_scale, base_weight, base_power, gate_quantile, gate_power, hidden: as in ``TrainingConfig``.
         faithfulness: the weight of the floats' order at "balanced".
     """
 
@@ -161,6 +164,7 @@ class Recipe:
     base_weight: float = 0.4
     base_power: float = 1.75
     gate_quantile: float = 0.1
+    gate_power: float = 0.0
     hidden: int = 1024
 
 
@@ -188,6 +192,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             base_weight=0.6,
             base_power=0.5,
             gate_quantile=0.07,
+            gate_power=0.3,
         )
     if base and "modalities" in pairing:
         return Recipe(
@@ -203,6 +208,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             logit_scale=1.5,
             faithfulness=0.3 / trust,
             gate_quantile=0.08,
+            gate_power=0.3,
             base_weight=0.5 / trust**0.5,  # up to 1.25
         )
     if "classes" in pairing:

@@ -28,7 +28,9 @@ class HashCoder(nn.Module):
     suits encoders whose numbers are large or small. It is saved with the weights.
 
     With a base and a gate, logits = BatchNorm(base(c) + gate(c) layers(c)), c the coordinates that ``inputs`` gives:
-    where nothing was learned the gate is closed, and the code is that of the base.
+    where nothing was learned the gate is closed, and the code is that of the base. Few bits tell what was learned, and
+    the weak ones of a long code only blur it: for a query whose gate is open they count less (``gate_power``), which
+    changes logits, and no code.
 
     Args:
         width: d, numbers in an embedding.
@@ -38,6 +40,7 @@ class HashCoder(nn.Module):
         base, gate: both, or neither.
         hidden: units of the first layer of a small network; None: as many as inputs.
         logit_scale: initial weights of the batch normalization, one or (bits,).
+        gate_power: once it has learned, logits are times (the bit's deviation / the largest) ** (gate_power gate(c)).
         generator: of the initial weights; None: torch's global one.
     """
 
@@ -52,13 +55,14 @@ class HashCoder(nn.Module):
         gate: Gate | None = None,
         hidden: int | None = None,
         logit_scale: float | Tensor = 1.0,
+        gate_power: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.width = width
         self.bits = bits
         self.inputs = inputs or Scaling.blank(width)
-        self.base, self.gate = base, gate
+        self.base, self.gate, self.gate_power = base, gate, gate_power
         taken = self.inputs.outputs
         if size == "small":
             hidden = hidden or taken
@@ -83,8 +87,13 @@ class HashCoder(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Logits of embeddings."""
-        logits: Tensor = self.norm(self.raw(embeddings))
-        return logits
+        features = self.features(embeddings)
+        logits: Tensor = self.norm(self.learned(features))
+        if self.gate is None:
+            return logits
+        deviations = self.norm.weight.abs()
+        strengths = (deviations / deviations.max()).clamp(min=1e-6)
+        return logits * strengths ** (self.gate_power * features[:, -1:])
 
     def raw(self, embeddings: Tensor) -> Tensor:
         """What the batch normalization is given."""
@@ -124,6 +133,7 @@ def coder_on_base(
     *,
     hidden: int,
     logit_scale: float = 1.0,
+    gate_power: float = 0.0,
     seed: int = 0,
 ) -> HashCoder:
     """A new network beside a base, with weights from the seed; every bit's logits have the scale of its components."""
@@ -137,6 +147,7 @@ def coder_on_base(
             gate=gate,
             hidden=hidden,
             logit_scale=logit_scale * fitted.scales,
+            gate_power=gate_power,
             generator=torch.Generator().manual_seed(seed),
         )
 
