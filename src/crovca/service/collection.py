@@ -19,6 +19,7 @@ from crovca.data.embeddings import unit_rows
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.files import atomic_file
 from crovca.index.index import HashIndex
+from crovca.index.memo import Memo
 from crovca.index.model import KeptModel
 from crovca.index.originals import NO_ORIGINALS
 from crovca.index.scoring import Float32
@@ -35,6 +36,7 @@ _MOST = 10_000  # results of one request, those before its cursor included
 _CHECK_SECONDS = 1.0  # how often a changed index is looked for
 GROUPS = 200  # of duplicates that the page shows
 HISTOGRAM = 1000  # nearest items whose distances the page draws
+_FACETS = 256  # columns, by state of the index and condition, whose counts are kept
 FLOATS = 10_000  # items whose kept embeddings are compared where the answer of the floats is asked for
 _MOST_FLOATS = 100_000  # that a query may read
 
@@ -122,6 +124,7 @@ class Collection:
         self._encoding = threading.Lock()  # one query is encoded at a time: encoders use every core
         self._model: tuple[KeptModel, QueryModel] | None = None
         self._mapping = threading.Lock()
+        self._facets: Memo[Any, list[tuple[Any, int]]] = Memo(_FACETS)
         self._map: tuple[int, list[Tile]] | None = None  # of a generation
 
     def close(self) -> None:
@@ -250,8 +253,11 @@ class Collection:
                 self._map = view.generation, map_of(view)
             return self._map[1]
 
-    def facets(self, column: str, *, where: str | None = None, most: int = 50) -> list[tuple[Any, int]]:
-        """Values of a metadata column with their numbers of items, the most frequent first.
+    def facets(
+        self, column: str, *, where: str | None = None, most: int = 50, few: bool = False
+    ) -> list[tuple[Any, int]]:
+        """Values of a metadata column with their numbers of items, the most frequent first; counted once for each
+        state of the index. With ``few``, none where there are more than ``most``.
 
         Raises:
             NotThereError: no such column.
@@ -261,17 +267,14 @@ class Collection:
         known = self.index.stats()["metadata"]
         if column not in known:
             raise NotThereError(f"there is no column {column!r}; the metadata have {sorted(known)}")
-        counts: dict[Any, int] = {}
-        wanted = None if where is None else set(view.select(where).tolist())
-        for batch in view.batches():
-            if batch.metadata is None or column not in batch.metadata.column_names:
-                continue
-            values = batch.metadata[column].to_pylist()
-            for one, value in zip(batch.ids.tolist(), values, strict=True):
-                if value is not None and (wanted is None or one in wanted):
-                    key = plain(value) if not isinstance(value, list | dict) else str(value)
-                    counts[key] = counts.get(key, 0) + 1
-        return sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))[:most]
+
+        def count() -> list[tuple[Any, int]]:
+            counts: dict[Any, int] = {}
+            for value, items in view.most_frequent(column, most, where, few=few):
+                counts[plain(value)] = counts.get(plain(value), 0) + items  # JSON has one word for NaN and infinity
+            return list(counts.items())
+
+        return self._facets.get((view.generation, column, where, most, few), count)
 
     def duplicates(self, radius: int = 0, *, most: int = GROUPS) -> list[list[tuple[str | int, int]]]:
         """Groups of items whose codes differ in a few bits, each with its bits to the first; the largest first."""

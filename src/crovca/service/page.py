@@ -27,7 +27,7 @@ from crovca.service.guard import COOKIE
 HERE = Path(__file__).parent
 _PAGE = 48  # pictures at a time
 _BARS = 40
-_MOST_FACETS = 30  # a column with more different values among its first ones is no filter
+_MOST_FACETS = 30  # a column with more different values is no filter
 
 
 class Asked(BaseModel):
@@ -179,7 +179,7 @@ def filters(request: Request, collection: Served, asked: AskedFor) -> HTMLRespon
     columns = {
         column: found
         for column in collection.describe()["metadata"]
-        if 1 < len(found := collection.facets(column, most=_MOST_FACETS + 1)) <= _MOST_FACETS
+        if len(found := collection.facets(column, most=_MOST_FACETS, few=True)) > 1
     }
     return _shown(request, "filters.html", collection=collection, asked=asked, columns=columns)
 
