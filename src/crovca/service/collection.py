@@ -28,7 +28,8 @@ from crovca.service.map import Tile, map_of
 from crovca.service.values import plain
 
 if TYPE_CHECKING:
-    from crovca.archive.duplicates import Group
+    from crovca.archive.archive import Archive
+    from crovca.archive.duplicates import Decision, Group
     from crovca.archive.queries import QueryModel
 
 LENGTHS = (16, 32, 64, 128, 256)
@@ -339,22 +340,33 @@ class Collection:
 
     # --- inside ---
 
-    def confirmed_duplicates(self) -> list[Group] | None:
-        """What ``crovca duplicates`` found last; None where this is no archive, or it was not asked yet."""
+    def confirmed_duplicates(self) -> tuple[list[Group], list[Decision]] | None:
+        """What ``crovca duplicates`` found last and what was decided of it; None where this is no archive, or it was
+        not asked yet."""
         if self._archive is None:
             return None
         from crovca.archive.duplicates import last_found  # loads torch
 
         return last_found(self._archive)
 
-    def keep_apart(self, ids: Sequence[str]) -> None:
-        """Remember that these are no duplicates of each other; raises what ``archive.duplicates.keep_apart`` does."""
+    def decide(self, id: str, others: Sequence[str], *, same: bool) -> None:
+        """Remember a decision on duplicates; raises what ``archive.duplicates.decide`` does."""
+        from crovca.archive.duplicates import decide
+
+        decide(self._opened_archive(), id, others, same=same)
+
+    def take_back(self, number: int) -> None:
+        """Forget a decision on duplicates."""
+        from crovca.archive.duplicates import take_back
+
+        take_back(self._opened_archive(), number)
+
+    def _opened_archive(self) -> Archive:
         if self._archive is None:
             raise InvalidInputError("this is no archive: decisions are kept in one")
         from crovca.archive.archive import Archive
-        from crovca.archive.duplicates import keep_apart
 
-        keep_apart(Archive.open(self._archive), ids)
+        return Archive.open(self._archive)
 
     def _now(self) -> View:
         """The state to answer from, of one model and its codes; what others wrote is looked for once a second."""
