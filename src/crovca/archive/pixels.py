@@ -36,6 +36,9 @@ _TEXTURE = 25.0, 4.0  # variance of a block from which on it says something: of 
 _SMALL = 2.5  # pixels: what a Gaussian of this width takes away is small
 _SAME_SHAPE = 0.06  # how far the logarithms of two aspect ratios may be apart
 _BLOCKS, _WHOLE, _DETAIL, _OVERLAP = 0.8, 0.93, 0.87, 0.7  # of copies, at least
+_LEAST = ((_BLOCKS, _WHOLE, _DETAIL, _OVERLAP),)
+_LEAST_FIRM = (*_LEAST, (_BLOCKS, 0.97, 0.83, 0.75))  # or this, where so many features agree
+_FIRM = 100
 _COLOR = 15.0  # of copies, at most
 _SCENE = 20  # features that agree, from which on two pictures show the same scene
 _FEATURES, _KEPT = 400, 4096  # of a picture, and pictures whose features are kept
@@ -74,8 +77,8 @@ class Agreement(NamedTuple):
 
     @property
     def _shapes(self) -> bool:
-        least = _BLOCKS, _WHOLE, _DETAIL, _OVERLAP
-        return all(value >= bound for value, bound in zip(self, least, strict=False))
+        least = _LEAST_FIRM if self.features >= _FIRM else _LEAST
+        return any(all(value >= bound for value, bound in zip(self, one, strict=False)) for one in least)
 
     @property
     def scene(self) -> bool:
@@ -131,21 +134,23 @@ class Comparer:
         if self._read(first).gray.size < self._read(second).gray.size:
             first, second = second, first
         (one, cells), (other, others) = self._read(first), self._read(second)
+        straight = _resized(cells, others.shape), others, np.ones(others.shape[:2], np.bool_)
         best = Agreement()
         shapes = np.log(one.shape[0] * other.shape[1] / (one.shape[1] * other.shape[0]))
         if abs(shapes) < _SAME_SHAPE:
             best = _agreement(_resized(one, other.shape), other, np.ones(other.shape, np.bool_))
-            best = _with_colors(best, _resized(cells, others.shape), others, np.ones(others.shape[:2], np.bool_))
+            best = _with_colors(best, *straight)
         if best.copy or self._cv2 is None:
             return best
         matrix, features = self._transform(first, second)
         if matrix is None:
             return best
-        aligned = _agreement(*self._laid_over(one, other, matrix))
+        aligned = _agreement(*self._laid_over(one, other, matrix))._replace(features=features)
+        if best > aligned:
+            return _with_colors(best._replace(features=features), *straight)
         center = (_CELL - 1) / 2  # of a cell, in pixels
         matrix[:, 2] = (matrix[:, :2].sum(axis=1) * center + matrix[:, 2] - center) / _CELL
-        aligned = _with_colors(aligned, *self._laid_over(cells, others, matrix))
-        return max(best, aligned)._replace(features=features)
+        return _with_colors(aligned, *self._laid_over(cells, others, matrix))
 
     def _laid_over(self, one: Gray, other: Gray, matrix: Any) -> tuple[Gray, Gray, npt.NDArray[np.bool_]]:
         """The first as it lies over the second, the second, and where it does."""
