@@ -159,7 +159,7 @@ def main() -> None:
     found = json.loads(said)
     assert json.loads(again)["groups"] == found["groups"]
     groups = [
-        [group["keep"], *(one["id"] for one in group["items"] if one["kind"] == "copy")] for group in found["groups"]
+        [group["keep"], *(one["id"] for one in group["items"] if one["kind"] != "burst")] for group in found["groups"]
     ]
     photographs: dict[str, list[str]] = {}
     for id, name in origin.items():

@@ -3,7 +3,8 @@
     python benchmarks/service.py [--items 1000000] [--clients 1 8] [--workers 1] [--out docs/results/service]
 
 Random codes of 64 bits, served by ``crovca serve``; each client is a process with one connection, and asks for the ten
-nearest to an item, one request after the other. Service and clients share the machine's cores.
+nearest to an item, one request after the other. The values of a column are counted, and asked for again. Service and
+clients share the machine's cores.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,14 @@ def measure(port: int, items: int, clients: int) -> dict[str, Any]:
     return {key: round(float(value), 2) for key, value in {**row, "p99": np.percentile(times, 99)}.items()}
 
 
+def timed(address: str) -> float:
+    """Milliseconds of a request."""
+    started = time.perf_counter()
+    with urllib.request.urlopen(address) as answer:
+        answer.read()
+    return 1000 * (time.perf_counter() - started)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
@@ -70,7 +80,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         random_codes = np.random.default_rng(0).integers(0, 256, (arguments.items, BITS // 8), np.uint8)
         with HashIndex.create(Path(folder) / "codes", bits=BITS) as index:
-            index.add(np.arange(arguments.items), Codes(random_codes, BITS))
+            label = np.random.default_rng(0).integers(0, 20, arguments.items).astype(str)
+            index.add(np.arange(arguments.items), Codes(random_codes, BITS), {"label": label})
         command = [sys.executable, "-m", "crovca.cli.main", "serve", f"{folder}/codes", "--port", "0", "--rate", "0"]
         service = subprocess.Popen(
             [*command, "--workers", str(arguments.workers)], stdout=subprocess.PIPE, text=True,
@@ -81,12 +92,15 @@ def main() -> None:
             port = re.search(r":(\d+)", service.stdout.readline().replace("http:", ""))
             assert port is not None
             measure(int(port[1]), arguments.items, 1)  # builds what searching needs
+            facets = f"http://127.0.0.1:{port[1]}/v1/collections/codes/facets?column=label"
+            counted = [timed(facets) for _ in range(2)]
             rows = [measure(int(port[1]), arguments.items, clients) for clients in arguments.clients]
         finally:
             service.terminate()
             service.wait(timeout=30)
     table = ["| clients | requests a second | ms, median | ms, p99 |", "|---|---|---|---|"]
     table += [f"| {row['clients']:.0f} | {row['per_second']:.0f} | {row['median']} | {row['p99']} |" for row in rows]
+    table += ["", f"How many items have each of 20 values of a column: {counted[0]:.0f} ms; again {counted[1]:.0f} ms."]
     print("\n".join(table))
     if arguments.out is not None:
         arguments.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -13,9 +13,10 @@ from scipy.ndimage import gaussian_filter
 from crovca.archive import duplicates, pixels
 from crovca.archive.archive import Archive
 from crovca.archive.demo_archive import write_pixel_encoder
-from crovca.archive.duplicates import find, keep_apart, last_found
+from crovca.archive.duplicates import decide, find, last_found, take_back
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.index import nearest
+from crovca.index.index import HashIndex
 from tests.test_cli import run_json
 from tests.test_cli_index import fails
 
@@ -163,12 +164,76 @@ def test_what_a_person_keeps_apart_stays_apart(archive, capsys):
         assert not any({"0.png", "0-half.jpg"} <= one for one in together)
     assert len(group.items) >= 3
     with pytest.raises(InvalidInputError, match="byte for byte"):
-        keep_apart(archive, ["3.jpg", "sub/again.jpg"])
+        decide(archive, "3.jpg", ["sub/again.jpg"], same=False)
     with pytest.raises(InvalidInputError, match="at least two"):
-        keep_apart(archive, ["3.jpg", "3.jpg"])
+        decide(archive, "3.jpg", ["3.jpg"], same=False)
     assert "not in the index" in fails(
         capsys, "duplicates", archive.path, "--not-duplicates", "0.png", "--not-duplicates", "nobody"
     )
+
+
+def test_the_one_to_keep_is_remembered_and_decisions_are_taken_back(archive):
+    first = told(find(archive))
+    decide(archive, "0-half.jpg", ["0.png", "0-jpeg.jpg"], same=True)
+    decide(archive, "0-bright.jpg", ["0.png"], same=False)
+    for groups in (last_found(archive.path)[0], find(archive).groups, last_found(archive.path)[0]):
+        (group,) = (group for group in groups if group.keep == "0-half.jpg")
+        assert {"0.png", "0-jpeg.jpg"} <= {one.id for one in group.items}
+        assert "0-bright.jpg" not in {one.id for one in group.items}
+    decide(archive, "0-bright.jpg", ["0.png"], same=True)  # the last word counts
+    (group,) = (group for group in find(archive).groups if "0-bright.jpg" in {group.keep, *(i.id for i in group.items)})
+    assert {"0.png", "0-half.jpg"} <= {group.keep, *(one.id for one in group.items)}
+    for one in last_found(archive.path)[1]:
+        take_back(archive, one.number)
+    assert told(find(archive)) == first
+
+
+def test_what_an_earlier_version_kept_apart_stays_apart(archive):
+    (archive.path / "duplicates.sqlite").unlink(missing_ok=True)
+    with HashIndex.open(archive.index) as index:
+        contents = index.get(["0.png", "0-half.jpg"]).metadata.column("sha256").to_pylist()
+    kept = sqlite3.connect(archive.path / "duplicates.sqlite")
+    with kept:
+        kept.execute("CREATE TABLE apart (first TEXT, second TEXT, PRIMARY KEY (first, second)) WITHOUT ROWID")
+        kept.execute("INSERT INTO apart VALUES (?, ?)", sorted(contents))
+        kept.execute("CREATE TABLE picture (content TEXT PRIMARY KEY, gray BLOB)")
+        kept.execute("CREATE TABLE pair (first TEXT, second TEXT, aligned INTEGER)")
+    kept.close()
+    together = [{group.keep, *(one.id for one in group.items)} for group in find(archive).groups]
+    assert not any({"0.png", "0-half.jpg"} <= one for one in together)
+
+
+def recolored(image):
+    """The same in gray, of the opposite colors."""
+    light, *colors = image.convert("YCbCr").split()
+    return Image.merge("YCbCr", (light, *(one.point(lambda value: 255 - value) for one in colors))).convert("RGB")
+
+
+def test_recolored_ones_are_no_copies_and_those_in_gray_are_named(encoder, tmp_path):
+    root = tmp_path / "photos"
+    for seed in range(20):
+        save(scene(seed), root / f"{seed}.png")
+    save(recolored(scene(0)), root / "0-recolored.jpg")
+    save(EDITS["half"](scene(0).convert("L")), root / "0-gray.jpg")
+    save(EDITS["bright"](scene(0)), root / "0-bright.jpg")
+    archive = Archive.create(root, str(encoder), tmp_path / "archive", bits=32)
+    archive.sync(device="cpu")
+    (group,) = find(archive).groups
+    assert (group.keep, {one.id: one.kind for one in group.items}) == (
+        "0.png", {"0-gray.jpg": "gray", "0-bright.jpg": "copy"})  # fmt: skip
+
+
+def test_the_colors_of_cut_and_turned_ones_are_compared_where_they_lie():
+    pytest.importorskip("cv2")
+    shown = [
+        scene(0),
+        *(EDITS[name](scene(0)) for name in EDITS),
+        *(EDITS[name](recolored(scene(0))) for name in EDITS),
+    ]
+    kept = [pixels.opened(pixels.shrink(image)) for image in shown]
+    found = [pixels.Comparer(kept.__getitem__).compare(0, one) for one in range(1, len(kept))]
+    assert [one.copy for one in found] == [True] * 5 + [False] * 5
+    assert all(one.recolored for one in found[5:])
 
 
 def test_the_command_prints_and_writes_what_was_found(archive, capsys, tmp_path):
@@ -196,7 +261,7 @@ def test_what_cannot_be_used_is_said(archive, encoder, tmp_path):
     (archive.path / "duplicates.sqlite").unlink()
     find(archive)
     with sqlite3.connect(archive.path / "duplicates.sqlite") as kept:
-        kept.execute("UPDATE picture SET gray = ?", (b"\xff\xd8damaged",))
+        kept.execute("UPDATE picture SET small = ?", (b"\xff\xd8damaged",))
         kept.execute("DELETE FROM pair")
     kept.close()
     with pytest.raises(FileFormatError, match="remove it, and everything is compared anew"):
@@ -230,14 +295,17 @@ def test_the_service_shows_what_was_confirmed_and_takes_decisions(archive):
                 find(archive)
             page = client.get("/c/photos/duplicates").text
             assert page.count('class="confirmed"') == len(find(archive).groups)
-            assert ("not a duplicate</button>" in page) == writable
-            pair = {"ids": ["0.png", "0-half.jpg"]}
-            answer = client.post("/c/photos/apart", data=pair, follow_redirects=False)
-            assert answer.status_code == (303 if writable else 403)
-            wrong = client.post("/c/photos/apart", data={"ids": ["0.png", "nobody"]})
+            assert ("Not a duplicate</button>" in page) == writable
+            pair = {"id": "0-half.jpg", "others": ["0.png"], "same": "false"}
+            answer = client.post("/c/photos/duplicates", data=pair)
+            assert answer.status_code == (200 if writable else 403)
+            wrong = client.post("/c/photos/duplicates", data={**pair, "id": "nobody"})
             assert wrong.status_code == (400 if writable else 403)
-    (group,) = (group for group in last_found(archive.path) if group.keep == "0.png")
+            client.post("/c/photos/duplicates", data={**pair, "id": "1.png", "same": "true"})
+            number = last_found(archive.path)[1][0].number if writable else 1
+            assert client.post(f"/c/photos/duplicates/{number}/undo").status_code == (200 if writable else 403)
+    (group,) = (group for group in last_found(archive.path)[0] if group.keep == "0.png")
     assert "0-half.jpg" not in {one.id for one in group.items}
     assert told(find(archive)) == {
-        (one.keep, one.items[0].kind, frozenset(item.id for item in one.items)) for one in last_found(archive.path)
+        (one.keep, one.items[0].kind, frozenset(item.id for item in one.items)) for one in last_found(archive.path)[0]
     }

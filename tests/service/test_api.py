@@ -113,6 +113,27 @@ def test_metadata_are_json(client, made):
     assert [one["value"] for one in three.json()] == ["3"]
 
 
+def test_values_are_counted_of_the_items_that_are_there(tmp_path):
+    columns = {
+        "name": ["a", "b", "b", None],
+        "odd": [float("nan"), float("inf"), 1.0, 1.0],
+        "tags": [["x"], [], ["x"], None],
+    }
+    with HashIndex.create(tmp_path / "index", 8) as index:
+        index.add(np.arange(4), Codes.from_logits(np.ones((4, 8))), columns)
+        index.add(np.arange(4, 200), Codes.from_logits(np.ones((196, 8))))  # a segment without these columns
+    served = Collection(tmp_path / "index", writable=True)
+    assert served.facets("name") == [("b", 2), ("a", 1)]
+    assert served.facets("odd") == [(1.0, 2), (None, 2)]
+    assert served.facets("tags") == [("['x']", 2), ("[]", 1)]
+    assert served.facets("name", where="odd = 1.0") == [("b", 1)]
+    assert served.facets("name", most=1) == [("b", 2)]
+    assert served.facets("name", most=1, few=True) == []
+    served.delete([1])
+    assert served.facets("name") == [("a", 1), ("b", 1)]
+    served.close()
+
+
 def test_pictures_are_made_once_and_only_of_items(client, made, tmp_path):
     path = "/v1/collections/digits/picture"
     answer = client.get(path, params={"id": made[4][0], "side": 32})

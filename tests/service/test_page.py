@@ -4,12 +4,18 @@ import os
 import shutil
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import uvicorn
 
+from crovca.archive.archive import Archive
+from crovca.archive.demo_archive import write_pixel_encoder
+from crovca.archive.duplicates import find
 from crovca.service.api import create_app
+from crovca.service.collection import Collection
+from tests.archive.test_duplicates import EDITS, save, scene
 
 pytest.importorskip("selenium")
 from selenium import webdriver
@@ -44,16 +50,43 @@ def browser(tmp_path_factory):
     opened.quit()
 
 
-@pytest.fixture
-def address(collection):
+@contextmanager
+def served(collection):
+    """The address of a service in a thread."""
     server = uvicorn.Server(uvicorn.Config(create_app([collection]), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/c/digits"
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/c/{collection.name}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def address(collection):
+    with served(collection) as at:
+        yield at
+
+
+@contextmanager
+def phone(browser):
+    """The browser as one, 390 pixels wide."""
+    browser.set_window_size(500, 844)  # the narrowest that chromium makes a window; the emulation below is a phone
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    )
+    try:
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.set_window_size(1280, 900)
+
+
+def dark(browser, on):
+    """Ask for dark colors."""
+    wanted = [{"name": "prefers-color-scheme", "value": "dark" if on else "light"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
 
 
 def wait(browser, condition):
@@ -154,19 +187,75 @@ def test_plus_and_minus_and_the_keyboard(browser, address, made):
 
 
 def test_a_phone(browser, address, made):
-    browser.set_window_size(500, 844)  # the narrowest that chromium makes a window; the emulation below is a phone
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    )
-    try:
+    with phone(browser):
         for path in (address, f"{address}?like={made[4][0]}", f"{address}/duplicates?radius=2"):
             browser.get(path)
             wait(browser, lambda: all_of(browser, ".card, .map li"))
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
             keep(browser, f"phone-{len(path)}")
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        browser.set_window_size(1280, 900)
+
+
+def test_duplicates_are_decided_by_the_keyboard_and_decisions_taken_back(browser, tmp_path):
+    pytest.importorskip("cv2")
+    root = tmp_path / "photos"
+    for seed in range(12):
+        save(scene(seed), root / f"{seed}.png")
+        for name in ("half", "jpeg") if seed < 3 else ():
+            save(EDITS[name](scene(seed)), root / f"{seed}-{name}.jpg")
+    write_pixel_encoder(tmp_path / "encoder")
+    archive = Archive.create(root, str(tmp_path / "encoder"), tmp_path / "archive", bits=32)
+    archive.sync(device="cpu")
+    find(archive)
+
+    def groups():
+        return [one.text.splitlines()[0] for one in all_of(browser, ".confirmed h2")]
+
+    def said():
+        return browser.find_element(By.ID, "said").text
+
+    def focused():
+        return browser.execute_script("return document.activeElement.getAttribute('aria-label') || ''")
+
+    collection = Collection(archive.index, name="photos", root=root, writable=True)
+    with served(collection) as address:
+        browser.get(f"{address}/duplicates")
+        assert groups() == ["3 pictures, the same"] * 3
+        wait(browser, lambda: browser.execute_script("return document.querySelector('.card img').naturalWidth") > 0)
+        for name in ("light", "dark"):
+            dark(browser, name == "dark")
+            keep(browser, f"review-{name}")
+        (first, *_) = all_of(browser, ".confirmed button")
+        assert first.get_attribute("aria-label") == "Keep 0.png: the others are its duplicates"
+        browser.execute_script("arguments[0].focus()", first)
+        browser.switch_to.active_element.send_keys(Keys.ENTER)
+        wait(browser, lambda: said() == "0.png is kept; the others are its duplicates.")
+        assert len(groups()) == 2
+        wait(browser, lambda: focused().startswith("Keep 1.png"))  # the next group
+        (wrong,) = all_of(browser, "[aria-label='1-half.jpg is not a duplicate']")
+        wrong.click()
+        wait(browser, lambda: said() == "1-half.jpg is no duplicate.")
+        assert groups() == ["2 pictures, the same", "3 pictures, the same"]
+        assert len(all_of(browser, ".decided li")) == 2
+        browser.get(browser.current_url)  # remembered
+        assert groups() == ["2 pictures, the same", "3 pictures, the same"]
+        for name in ("light", "dark"):
+            dark(browser, name == "dark")
+            browser.execute_script("document.querySelector('.decided').scrollIntoView()")
+            keep(browser, f"decided-{name}")
+        with phone(browser):
+            browser.get(browser.current_url)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+            keep(browser, "review-phone")
+            browser.execute_script("document.querySelector('.decided').scrollIntoView()")
+            keep(browser, "decided-phone")
+        dark(browser, False)
+        for left in (1, 0):
+            all_of(browser, ".decided button")[0].send_keys(Keys.SPACE)
+            wait(browser, lambda left=left: len(all_of(browser, ".decided li")) == left)
+        assert groups() == ["3 pictures, the same"] * 3
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    collection.close()
+    assert len(list(root.iterdir())) == 18
 
 
 def test_what_goes_wrong_is_said_on_the_page(browser, address):

@@ -1,6 +1,6 @@
 """Duplicates of an archive: candidates by embeddings, confirmed by pixels, with a proposal what to keep.
 
-What is found out is kept in ARCHIVE/duplicates.sqlite, by the content of the files: small gray pictures, so that
+What is found out is kept in ARCHIVE/duplicates.sqlite, by the content of the files: small pictures, so that
 nothing is decoded twice; which pictures were asked for their nearest ones, and what pairs agree on, so that only pairs
 with something new are looked at; and what a person has said are no duplicates. Nothing is ever deleted.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
 from crovca.archive.archive import Archive
-from crovca.archive.pixels import Agreement, Comparer, Gray, aligns, gray, shrink
+from crovca.archive.pixels import Agreement, Comparer, Picture, aligns, opened, shrink
 from crovca.data.embeddings import unit_rows
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, StorageError
 from crovca.hashing.train import Observer, Silent
@@ -39,17 +39,24 @@ _NEAREST = 6  # of each picture
 _COSINE = 0.7  # of the embeddings of a candidate, at least
 _MINUTE = 60  # seconds within which a burst is taken
 _BATCH = 1024
+_VERSION = 1  # of what is kept of pictures and pairs
+_RENEW = """
+DROP TABLE IF EXISTS picture; DROP TABLE IF EXISTS pair;
+CREATE TABLE IF NOT EXISTS decision (number INTEGER PRIMARY KEY AUTOINCREMENT, same INTEGER, items TEXT);
+CREATE TABLE IF NOT EXISTS apart (first TEXT, second TEXT);
+INSERT INTO decision (same, items) SELECT 0, json_array(json_array(first, ''), json_array(second, '')) FROM apart;
+DROP TABLE apart;
+"""
 _TABLES = """
-CREATE TABLE IF NOT EXISTS picture (content TEXT PRIMARY KEY, gray BLOB);
+CREATE TABLE IF NOT EXISTS picture (content TEXT PRIMARY KEY, small BLOB);
 CREATE TABLE IF NOT EXISTS asked (content TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS candidate (first TEXT, second TEXT, PRIMARY KEY (first, second)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pair (first TEXT, second TEXT, aligned INTEGER, blocks REAL, whole REAL,
-    detail REAL, overlap REAL, features INTEGER, PRIMARY KEY (first, second)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS apart (first TEXT, second TEXT, PRIMARY KEY (first, second)) WITHOUT ROWID;
+    detail REAL, overlap REAL, features INTEGER, color REAL, gray INTEGER, PRIMARY KEY (first, second)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS last (number INTEGER PRIMARY KEY, content TEXT);
 """
 
-Kind = Literal["copy", "burst"]
+Kind = Literal["copy", "gray", "burst"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Duplicate:
     Attributes:
         id: path below the root.
         similarity: cosine of its embedding and that of the one to keep.
-        kind: "copy": the same picture; "burst": the same scene, taken again within a minute.
+        kind: "copy": the same picture; "gray": the same, one of them without colors or in one tone; "burst": the same
+            scene, taken again within a minute.
     """
 
     id: str
@@ -73,6 +81,39 @@ class Group:
 
     keep: str
     items: list[Duplicate]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person has said of pictures.
+
+    Attributes:
+        number: by which it is taken back.
+        same: whether they are duplicates of each other, of which ``id`` is to be kept; or ``id`` is none of the
+            others.
+        contents: hashes of the files, that of ``id`` first: a decision is of them.
+        ids: their paths below the root, as they were.
+    """
+
+    number: int
+    same: bool
+    contents: list[str]
+    ids: list[str]
+
+    @property
+    def id(self) -> str:
+        """The one to keep, or the one that is none of the others."""
+        return self.ids[0]
+
+    @property
+    def others(self) -> list[str]:
+        """The others."""
+        return self.ids[1:]
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """What is decided to be the same, or not: two contents in order."""
+        first, *others = self.contents
+        return ((min(first, other), max(first, other)) for other in others if other != first)
 
 
 @dataclass(frozen=True)
@@ -140,54 +181,82 @@ def find(archive: Archive, *, observer: Observer | None = None) -> Found:
         pictures = _pictures(view, rows)
         pairs = _candidates(kept, pictures, observer)
         agreements, compared = _agreements(archive, kept, pictures, pairs, observer)
-        apart = set(kept.execute("SELECT first, second FROM apart"))
-    copies, retaken = [], []
+        said = _decisions(kept)
+    verdicts = {key: one.same for one in reversed(said) for key in one.pairs()}  # the last word counts
+    chosen = {(one.contents[0], one.id) for one in said if one.same}
+    pictures.rank[:] = [
+        (which not in chosen, *rank)
+        for which, rank in zip(zip(pictures.contents, pictures.ids, strict=True), pictures.rank, strict=True)
+    ]
+    number = dict(zip(reversed(pictures.contents), reversed(range(len(pictures.contents))), strict=True))
+    alike = [key for key, same in verdicts.items() if same and number.keys() >= set(key)]
+    copies = [(3.0, (number[first], number[second])) for first, second in alike]
+    retaken = []
     for pair in pairs:
         same = pictures.contents[pair[0]] == pictures.contents[pair[1]]
         agreement = agreements.get(pair, Agreement())
         if same or (agreement.copy and not _retaken(pictures, *pair)):
             copies.append((2.0 if same else agreement.blocks, pair))
         elif agreement.scene and _retaken(pictures, *pair, within=_MINUTE):
-            retaken.append((agreement.blocks, pair))
+            retaken.append((agreement.whole, pair))
 
     def kept_apart(first: int, second: int) -> bool:
-        return bool(apart) and _key(pictures.contents, (first, second)) in apart
+        return verdicts.get(_key(pictures.contents, (first, second))) is False
 
-    groups = _groups(pictures, copies, agreements, lambda a, b: kept_apart(a, b) or _retaken(pictures, a, b))
+    def others(first: int, second: int) -> bool:
+        verdict = verdicts.get(_key(pictures.contents, (first, second)))
+        if verdict is None:  # one in gray may be a copy of two that are not the same
+            recolored = agreements.get((first, second), Agreement()).recolored
+            return recolored or _retaken(pictures, first, second)
+        return not verdict
+
+    groups = _groups(pictures, copies, agreements, others)
     kept_of = {one: group[0] for group in groups for one in group}
     bursts = _groups(pictures, [(s, (kept_of.get(a, a), kept_of.get(b, b))) for s, (a, b) in retaken], {}, kept_apart)
-    told = [_told(pictures, group, "copy") for group in groups] + [_told(pictures, group, "burst") for group in bursts]
+    told = [_told(pictures, group, "copy", agreements) for group in groups]
+    told += [_told(pictures, group, "burst", {}) for group in bursts]
     with _opened(archive) as kept:
-        _keep_last(kept, told)
+        content = [[group.keep, [list(vars(one).values()) for one in group.items]] for group in told]
+        kept.execute("INSERT OR REPLACE INTO last VALUES (1, ?)", (json.dumps(content),))
     undecided = 0 if aligns() else sum(not one.copy for one in agreements.values())
     return Found(told, len(pictures.ids), len(pairs), compared, undecided)
 
 
-def keep_apart(archive: Archive, ids: Sequence[str]) -> None:
-    """Remember that these pictures are no duplicates of each other, whatever they look like.
+def decide(archive: Archive, id: str, others: Sequence[str], *, same: bool) -> None:
+    """Remember what a person says of pictures; nothing is deleted.
+
+    Args:
+        archive: that they are in.
+        id: the one to keep, or the one that is no duplicate.
+        others: its duplicates, or what it is no duplicate of.
+        same: which of the two.
 
     Raises:
-        InvalidInputError: fewer than two, or one that is not in the archive.
+        InvalidInputError: there are no others, one is not in the archive, or all are the same file as ``id``.
     """
-    if len(set(ids)) < 2:
-        raise InvalidInputError("say at least two pictures that are no duplicates of each other")
+    others = [one for one in dict.fromkeys(others) if one != id]
+    if not others:
+        raise InvalidInputError("say at least two pictures that are no duplicates of each other, or are")
     with HashIndex.open(archive.index) as index, _opened(archive) as kept:
-        table = index.get(list(ids)).metadata
+        table = index.get([id, *others]).metadata
         assert table is not None
-        contents = sorted(set(table.column("sha256").to_pylist()))
-        if len(contents) < 2:
-            raise InvalidInputError("these files are the same, byte for byte")
-        pairs = [(a, b) for at, a in enumerate(contents) for b in contents[at + 1 :]]
-        kept.executemany("INSERT OR IGNORE INTO apart VALUES (?, ?)", pairs)
-        groups = _last(kept) or []
-        for group in groups:
-            if len({group.keep, *(one.id for one in group.items)} & set(ids)) > 1:
-                group.items[:] = [one for one in group.items if one.id not in ids]
-        _keep_last(kept, [group for group in groups if group.items])
+        own, *contents = table.column("sha256").to_pylist()
+        if not same and own in contents:
+            raise InvalidInputError(f"{id} and {others[contents.index(own)]} are the same, byte for byte")
+        items = json.dumps([[own, id], *zip(contents, others, strict=True)])
+        kept.execute("INSERT INTO decision (same, items) VALUES (?, ?)", (same, items))
 
 
-def last_found(archive: Path) -> list[Group] | None:
-    """The groups that the last ``find`` found, less what was kept apart since; None where nothing was looked for.
+def take_back(archive: Archive, number: int) -> None:
+    """Forget a decision; one that is not there is passed over."""
+    with _opened(archive) as kept:
+        kept.execute("DELETE FROM decision WHERE number = ?", (number,))
+
+
+def last_found(archive: Path) -> tuple[list[Group], list[Decision]] | None:
+    """The groups that the last ``find`` found, as what was decided since makes them, and all decisions, the last first.
+
+    None where nothing was looked for. Groups that were decided to be duplicates are among the groups.
 
     Args:
         archive: its folder.
@@ -195,19 +264,34 @@ def last_found(archive: Path) -> list[Group] | None:
     if not (archive / FILE).is_file():
         return None
     with _opened(Archive.open(archive)) as kept:
-        return _last(kept)
-
-
-def _last(kept: sqlite3.Connection) -> list[Group] | None:
-    row = kept.execute("SELECT content FROM last").fetchone()
+        row = kept.execute("SELECT content FROM last").fetchone()
+        said = _decisions(kept)
     if row is None:
         return None
-    return [Group(keep, [Duplicate(*one) for one in items]) for keep, items in json.loads(row[0])]
+    found = [Group(keep, [Duplicate(*one) for one in items]) for keep, items in json.loads(row[0])]
+    return [group for one in found if (group := _as_decided(one, reversed(said))) is not None], said
 
 
-def _keep_last(kept: sqlite3.Connection, groups: Sequence[Group]) -> None:
-    content = [[group.keep, [[one.id, one.similarity, one.kind] for one in group.items]] for group in groups]
-    kept.execute("INSERT OR REPLACE INTO last VALUES (1, ?)", (json.dumps(content),))
+def _as_decided(group: Group, said: Iterable[Decision]) -> Group | None:
+    """A group as decisions make it; None where none is left."""
+    items = {one.id: one for one in group.items}
+    ids = [group.keep, *items]
+    for one in said:
+        others = [id for id in ids if id != one.id]
+        if one.id in ids and not set(others).isdisjoint(one.others):
+            ids = [one.id, *others] if one.same else others
+    first, *others = ids
+    if not others:
+        return None
+    return Group(first, [items[one] if one in items else replace(items[first], id=one) for one in others])
+
+
+def _decisions(kept: sqlite3.Connection) -> list[Decision]:
+    rows = kept.execute("SELECT number, same, items FROM decision ORDER BY number DESC")
+    return [
+        Decision(number, bool(same), *(list(part) for part in zip(*json.loads(items), strict=True)))
+        for number, same, items in rows
+    ]
 
 
 @contextmanager
@@ -216,6 +300,8 @@ def _opened(archive: Archive) -> Iterator[sqlite3.Connection]:
     file = archive.path / FILE
     with closing(sqlite3.connect(file, timeout=60)) as connection:
         try:
+            if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # decisions stay
+                connection.executescript(f"BEGIN; {_RENEW} PRAGMA user_version = {_VERSION}; COMMIT;")
             connection.executescript(_TABLES)
             with connection:
                 yield connection
@@ -276,17 +362,17 @@ def _agreements(
 ) -> tuple[dict[tuple[int, int], Agreement], int]:
     """What the pixels of each pair agree on, and how many pairs were compared for that."""
     contents, aligned = pictures.contents, int(aligns())
-    query = "SELECT first, second, blocks, whole, detail, overlap, features FROM pair WHERE aligned >= ?"
+    query = "SELECT first, second, blocks, whole, detail, overlap, features, color, gray FROM pair WHERE aligned >= ?"
     known = {(a, b): Agreement(*rest) for a, b, *rest in kept.execute(query, (aligned,))}
     keys = {pair: _key(contents, pair) for pair in pairs if contents[pair[0]] != contents[pair[1]]}
     found = {pair: known[key] for pair, key in keys.items() if key in known}
     new = [pair for pair in keys if pair not in found]
-    shown = _keep_grays(archive, kept, pictures, sorted({one for pair in new for one in pair}), observer)
+    shown = _keep_small(archive, kept, pictures, sorted({one for pair in new for one in pair}), observer)
     new = [(a, b) for a, b in new if contents[a] in shown and contents[b] in shown]
 
-    def read(one: int) -> Gray:
+    def read(one: int) -> Picture:
         with closing(sqlite3.connect(archive.path / FILE, timeout=60)) as own:  # a connection is of one thread
-            return gray(*own.execute("SELECT gray FROM picture WHERE content = ?", (contents[one],)).fetchone())
+            return opened(*own.execute("SELECT small FROM picture WHERE content = ?", (contents[one],)).fetchone())
 
     comparer = Comparer(read)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -296,15 +382,15 @@ def _agreements(
             results = list(pool.map(lambda pair: comparer.compare(*pair), part))
             found |= zip(part, results, strict=True)
             rows = [(*keys[pair], aligned, *one) for pair, one in zip(part, results, strict=True)]
-            kept.executemany("INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            kept.executemany("INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             kept.commit()
     return found, len(new)
 
 
-def _keep_grays(
+def _keep_small(
     archive: Archive, kept: sqlite3.Connection, pictures: _Pictures, wanted: Sequence[int], observer: Observer
 ) -> set[str]:
-    """Decode what was never decoded; the contents of which there is a gray picture now."""
+    """Decode what was never decoded; the contents of which there is a small picture now."""
     shown = {content for (content,) in kept.execute("SELECT content FROM picture")}
     missing = {pictures.contents[one]: pictures.ids[one] for one in wanted if pictures.contents[one] not in shown}
 
@@ -363,10 +449,17 @@ def _groups(
     return sorted(distinct.values(), key=lambda group: (-len(group), pictures.ids[group[0]]))
 
 
-def _told(pictures: _Pictures, group: Sequence[int], kind: Kind) -> Group:
+def _told(
+    pictures: _Pictures, group: Sequence[int], kind: Kind, agreements: Mapping[tuple[int, int], Agreement]
+) -> Group:
     keep, *others = group
     near = _cosine(pictures.embeddings, np.full(len(others), keep), np.array(others))
+
+    def kind_of(one: int) -> Kind:
+        return "gray" if agreements.get((min(keep, one), max(keep, one)), Agreement()).gray else kind
+
     items = [
-        Duplicate(pictures.ids[one], round(float(cosine), 4), kind) for one, cosine in zip(others, near, strict=True)
+        Duplicate(pictures.ids[one], round(float(cosine), 4), kind_of(one))
+        for one, cosine in zip(others, near, strict=True)
     ]
     return Group(pictures.ids[keep], items)

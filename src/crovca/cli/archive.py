@@ -141,14 +141,15 @@ def duplicates(
     Copies (saved anew, smaller, brighter, marked, cut or turned a little) and bursts are confirmed by their pixels.
     """
     from crovca.archive.archive import Archive
-    from crovca.archive.duplicates import find, keep_apart
+    from crovca.archive.duplicates import decide, find
 
     opened = Archive.open(path)
     for output in (csv, html):
         if output is not None:
             check_output(output, force=True, inputs=[path])
     if not_duplicates is not None:
-        keep_apart(opened, not_duplicates)
+        for at, one in enumerate(not_duplicates[:-1] or not_duplicates):
+            decide(opened, one, not_duplicates[at + 1 :], same=False)
         answer(json, {"archive": str(path), "apart": not_duplicates}, f"kept apart: {', '.join(not_duplicates)}")
         return
     started = time.perf_counter()
@@ -158,8 +159,8 @@ def duplicates(
         _write_groups(csv, found.groups)
     if html is not None:
         _write_page(html, opened, found.groups)
-    copies = [group for group in found.groups if group.items[0].kind == "copy"]
-    surplus = sum(len(group.items) for group in copies)
+    copies = [group for group in found.groups if group.items[0].kind != "burst"]
+    surplus = sum(one.kind == "copy" for group in copies for one in group.items)
     seconds = time.perf_counter() - started
     lines = [f"{group.keep}: {', '.join(f'{one.id} ({one.kind}, {one.similarity:.3f})' for one in group.items)}"
              for group in found.groups[:_FIRST]]  # fmt: skip
@@ -213,7 +214,7 @@ def _write_page(file: Path, opened: Archive, groups: list[Group]) -> None:
         facts = dict(zip(ids, table.select(["width", "height", "size", "taken"]).to_pylist(), strict=True))
     sections = [
         Section(
-            f"{len(group.items) + 1} pictures, {'the same' if group.items[0].kind == 'copy' else 'a burst'}",
+            f"{len(group.items) + 1} pictures, {'a burst' if group.items[0].kind == 'burst' else 'the same'}",
             [
                 Picture(group.keep, "keep", facts[group.keep]),
                 *(Picture(one.id, f"{one.kind}, {one.similarity:.3f}", facts[one.id]) for one in group.items),

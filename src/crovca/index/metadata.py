@@ -438,10 +438,45 @@ def read_all(file: Path, columns: list[str] | None = None) -> pa.Table:
         return parquet.read(columns)
 
 
+def count_values(file: Path, column: str, wanted: npt.NDArray[np.bool_] | None) -> Iterator[pa.Table]:
+    """The values of a column but null, and how often each occurs (``value``, ``items``), row group by row group.
+
+    Args:
+        file: which may lack the column: nothing is counted then.
+        column: its name.
+        wanted: which rows count; None: all.
+    """
+    with _parquet(file) as parquet:
+        schema = parquet.schema_arrow
+    if column not in schema.names:
+        return
+    start, text = 0, pa.types.is_large_string(schema.field(column).type)
+    with _parquet(file, read_dictionary=[column] if text else []) as parquet:
+        for group in range(parquet.num_row_groups):
+            values = parquet.read_row_group(group, [column]).column(0)
+            if wanted is not None:
+                start, values = start + len(values), values.filter(pa.array(wanted[start : start + len(values)]))
+            if pa.types.is_nested(values.type):
+                values = pa.chunked_array([pa.array(map(str, values.drop_null().to_pylist()), pa.large_string())])
+            counted = values.drop_null().value_counts()
+            found, counts = counted.field("values"), counted.field("counts")
+            yield pa.table({"value": found.dictionary_decode() if pa.types.is_dictionary(found.type) else found,
+                            "items": counts})  # fmt: skip
+
+
+def most_frequent(counted: Sequence[pa.Table], most: int) -> list[tuple[Any, int]]:
+    """Of what ``count_values`` gave the most frequent values, each with how often it occurs; equals in their order."""
+    if not counted:
+        return []
+    table = pa.concat_tables(counted).group_by("value").aggregate([("items", "sum")])
+    found = table.take(pc.select_k_unstable(table, most, [("items_sum", "descending"), ("value", "ascending")]))
+    return list(zip(found["value"].to_pylist(), found["items_sum"].to_pylist(), strict=True))
+
+
 @contextmanager
-def _parquet(file: Path) -> Iterator[pq.ParquetFile]:
+def _parquet(file: Path, **how: Any) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        with pq.ParquetFile(file, page_checksum_verification=True, **how) as parquet:
             yield parquet
     except FileNotFoundError:
         raise FileFormatError(f"{file} is missing: was the index moved or built anew? Open it again") from None

@@ -24,7 +24,7 @@ from crovca.index.engines.base import Engine, Found, Mask
 from crovca.index.engines.choice import build_engine, check_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
-from crovca.index.metadata import matching_rows
+from crovca.index.metadata import count_values, matching_rows, most_frequent
 from crovca.index.model import KeptModel
 from crovca.index.origin import Origin
 from crovca.index.originals import NO_ORIGINALS, Originals, cosines
@@ -382,6 +382,28 @@ class View(Reader):
         except pa.ArrowException as error:  # segments of one index have columns of the same types
             raise _damaged(error) from error
         return table.take(pa.array(place[again])) if table.num_columns else None
+
+    def most_frequent(
+        self, column: str, most: int, where: str | None = None, *, few: bool = False
+    ) -> list[tuple[Any, int]]:
+        """The most frequent values of a column of the metadata, and how many items have each.
+
+        Args:
+            column: its name.
+            most: how many values.
+            where: a condition on the items.
+            few: nothing is found where there are more values than that, which costs less than to count them.
+        """
+        chosen = self.live_rows() if where is None else self.select_rows(Condition(where, self.where_timeout)).rows
+        counted: list[pa.Table] = []
+        for segment, rows in zip(self.segments, chosen, strict=True):
+            wanted = None if len(rows) == len(segment) else np.isin(np.arange(len(segment)), rows, kind="table")
+            for part in count_values(segment.metadata, column, wanted):
+                if few and len(part) > most:
+                    return []
+                counted.append(part)
+        found = most_frequent(counted, most + 1)
+        return [] if few and len(found) > most else found[:most]
 
     def _by_segment(self, rows: Int64, read: Callable[[Segment, Int64], Any]) -> tuple[list[Any], Int64]:
         """What each segment has for its own of these rows, and where each row is in what they have together."""

@@ -19,6 +19,7 @@ from crovca.data.embeddings import unit_rows
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.files import atomic_file
 from crovca.index.index import HashIndex
+from crovca.index.memo import Memo
 from crovca.index.model import KeptModel
 from crovca.index.originals import NO_ORIGINALS
 from crovca.index.scoring import Float32
@@ -27,7 +28,8 @@ from crovca.service.map import Tile, map_of
 from crovca.service.values import plain
 
 if TYPE_CHECKING:
-    from crovca.archive.duplicates import Group
+    from crovca.archive.archive import Archive
+    from crovca.archive.duplicates import Decision, Group
     from crovca.archive.queries import QueryModel
 
 LENGTHS = (16, 32, 64, 128, 256)
@@ -35,6 +37,7 @@ _MOST = 10_000  # results of one request, those before its cursor included
 _CHECK_SECONDS = 1.0  # how often a changed index is looked for
 GROUPS = 200  # of duplicates that the page shows
 HISTOGRAM = 1000  # nearest items whose distances the page draws
+_FACETS = 256  # columns, by state of the index and condition, whose counts are kept
 FLOATS = 10_000  # items whose kept embeddings are compared where the answer of the floats is asked for
 _MOST_FLOATS = 100_000  # that a query may read
 
@@ -122,6 +125,7 @@ class Collection:
         self._encoding = threading.Lock()  # one query is encoded at a time: encoders use every core
         self._model: tuple[KeptModel, QueryModel] | None = None
         self._mapping = threading.Lock()
+        self._facets: Memo[Any, list[tuple[Any, int]]] = Memo(_FACETS)
         self._map: tuple[int, list[Tile]] | None = None  # of a generation
 
     def close(self) -> None:
@@ -250,8 +254,11 @@ class Collection:
                 self._map = view.generation, map_of(view)
             return self._map[1]
 
-    def facets(self, column: str, *, where: str | None = None, most: int = 50) -> list[tuple[Any, int]]:
-        """Values of a metadata column with their numbers of items, the most frequent first.
+    def facets(
+        self, column: str, *, where: str | None = None, most: int = 50, few: bool = False
+    ) -> list[tuple[Any, int]]:
+        """Values of a metadata column with their numbers of items, the most frequent first; counted once for each
+        state of the index. With ``few``, none where there are more than ``most``.
 
         Raises:
             NotThereError: no such column.
@@ -261,17 +268,14 @@ class Collection:
         known = self.index.stats()["metadata"]
         if column not in known:
             raise NotThereError(f"there is no column {column!r}; the metadata have {sorted(known)}")
-        counts: dict[Any, int] = {}
-        wanted = None if where is None else set(view.select(where).tolist())
-        for batch in view.batches():
-            if batch.metadata is None or column not in batch.metadata.column_names:
-                continue
-            values = batch.metadata[column].to_pylist()
-            for one, value in zip(batch.ids.tolist(), values, strict=True):
-                if value is not None and (wanted is None or one in wanted):
-                    key = plain(value) if not isinstance(value, list | dict) else str(value)
-                    counts[key] = counts.get(key, 0) + 1
-        return sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))[:most]
+
+        def count() -> list[tuple[Any, int]]:
+            counts: dict[Any, int] = {}
+            for value, items in view.most_frequent(column, most, where, few=few):
+                counts[plain(value)] = counts.get(plain(value), 0) + items  # JSON has one word for NaN and infinity
+            return list(counts.items())
+
+        return self._facets.get((view.generation, column, where, most, few), count)
 
     def duplicates(self, radius: int = 0, *, most: int = GROUPS) -> list[list[tuple[str | int, int]]]:
         """Groups of items whose codes differ in a few bits, each with its bits to the first; the largest first."""
@@ -336,22 +340,33 @@ class Collection:
 
     # --- inside ---
 
-    def confirmed_duplicates(self) -> list[Group] | None:
-        """What ``crovca duplicates`` found last; None where this is no archive, or it was not asked yet."""
+    def confirmed_duplicates(self) -> tuple[list[Group], list[Decision]] | None:
+        """What ``crovca duplicates`` found last and what was decided of it; None where this is no archive, or it was
+        not asked yet."""
         if self._archive is None:
             return None
         from crovca.archive.duplicates import last_found  # loads torch
 
         return last_found(self._archive)
 
-    def keep_apart(self, ids: Sequence[str]) -> None:
-        """Remember that these are no duplicates of each other; raises what ``archive.duplicates.keep_apart`` does."""
+    def decide(self, id: str, others: Sequence[str], *, same: bool) -> None:
+        """Remember a decision on duplicates; raises what ``archive.duplicates.decide`` does."""
+        from crovca.archive.duplicates import decide
+
+        decide(self._opened_archive(), id, others, same=same)
+
+    def take_back(self, number: int) -> None:
+        """Forget a decision on duplicates."""
+        from crovca.archive.duplicates import take_back
+
+        take_back(self._opened_archive(), number)
+
+    def _opened_archive(self) -> Archive:
         if self._archive is None:
             raise InvalidInputError("this is no archive: decisions are kept in one")
         from crovca.archive.archive import Archive
-        from crovca.archive.duplicates import keep_apart
 
-        keep_apart(Archive.open(self._archive), ids)
+        return Archive.open(self._archive)
 
     def _now(self) -> View:
         """The state to answer from, of one model and its codes; what others wrote is looked for once a second."""

@@ -27,7 +27,7 @@ from crovca.service.guard import COOKIE
 HERE = Path(__file__).parent
 _PAGE = 48  # pictures at a time
 _BARS = 40
-_MOST_FACETS = 30  # a column with more different values among its first ones is no filter
+_MOST_FACETS = 30  # a column with more different values is no filter
 
 
 class Asked(BaseModel):
@@ -179,7 +179,7 @@ def filters(request: Request, collection: Served, asked: AskedFor) -> HTMLRespon
     columns = {
         column: found
         for column in collection.describe()["metadata"]
-        if 1 < len(found := collection.facets(column, most=_MOST_FACETS + 1)) <= _MOST_FACETS
+        if len(found := collection.facets(column, most=_MOST_FACETS, few=True)) > 1
     }
     return _shown(request, "filters.html", collection=collection, asked=asked, columns=columns)
 
@@ -193,21 +193,41 @@ def map_(request: Request, collection: Served) -> HTMLResponse:
 @routes.get("/c/{name}/duplicates")
 def duplicates(request: Request, collection: Served, radius: Annotated[int, Query(ge=0, le=16)] = 0) -> HTMLResponse:
     """Confirmed groups of an archive, and candidates by code."""
-    values = {
-        "about": collection.describe(),
-        "confirmed": collection.confirmed_duplicates(),
-        "groups": collection.duplicates(radius),
-        "radius": radius,
-        "most": GROUPS,
-    }
-    return _shown(request, "duplicates.html", collection=collection, **values)
+    values = {"about": collection.describe(), "groups": collection.duplicates(radius), "radius": radius}
+    return _shown(request, "duplicates.html", collection=collection, most=GROUPS, **_reviewed(collection), **values)
 
 
-@routes.post("/c/{name}/apart")
-def apart(collection: Writable, ids: Annotated[list[str], Form()]) -> Response:
-    """Two that are no duplicates of each other; then the page again."""
-    collection.keep_apart(ids)
-    return RedirectResponse(f"/c/{quote(collection.name)}/duplicates", 303)
+def _reviewed(collection: Collection) -> dict[str, Any]:
+    """Groups to decide on, and what was decided."""
+    found = collection.confirmed_duplicates()
+    if found is None:
+        return {"confirmed": None, "decisions": []}
+    groups, decisions = found
+    decided = [{one.id, *one.others} for one in decisions if one.same]
+    open_ = [group for group in groups if not any({group.keep, *(i.id for i in group.items)} <= one for one in decided)]
+    return {"confirmed": open_, "decisions": decisions}
+
+
+@routes.post("/c/{name}/duplicates")
+def decide(
+    request: Request,
+    collection: Writable,
+    id: Annotated[str, Form()],
+    others: Annotated[list[str], Form()],
+    same: Annotated[bool, Form()],
+) -> HTMLResponse:
+    """Remembers whether these are duplicates of which the first is kept, or the first is none of the others."""
+    collection.decide(id, others, same=same)
+    said = f"{id} is kept; the others are its duplicates." if same else f"{id} is no duplicate."
+    return _shown(request, "review.html", collection=collection, most=GROUPS, said=said, **_reviewed(collection))
+
+
+@routes.post("/c/{name}/duplicates/{number}/undo")
+def take_back(request: Request, collection: Writable, number: int) -> HTMLResponse:
+    """Takes a decision back."""
+    collection.take_back(number)
+    said = "Taken back."
+    return _shown(request, "review.html", collection=collection, most=GROUPS, said=said, **_reviewed(collection))
 
 
 @routes.get("/login")

@@ -66,6 +66,13 @@ document.body.addEventListener("htmx:afterSettle", (event) => {
   if (event.target.closest("#filters")) ask.querySelectorAll(".kept-filter").forEach((kept) => kept.remove());
 });
 
+// A decision takes its own button away: the keyboard goes on with the next one.
+let decided = 0;
+const choices = () => [...document.querySelectorAll("#review button")];
+document.body.addEventListener("htmx:beforeRequest", (event) => { if (event.target.closest("#review")) decided = choices().indexOf(document.activeElement); });
+document.body.addEventListener("htmx:afterSettle", (event) => { if (event.target.id === "review" && choices().length) choices()[Math.min(Math.max(decided, 0), choices().length - 1)].focus(); });
+document.body.addEventListener("htmx:responseError", (event) => { const said = document.getElementById("said"); if (said) said.textContent = JSON.parse(event.detail.xhr.responseText).error; });
+
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input, textarea");
   if (event.key === "/" && !typing) { event.preventDefault(); document.getElementById("text").focus(); }
