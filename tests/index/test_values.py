@@ -58,7 +58,7 @@ def test_a_later_write_stores_a_value_as_it_is_or_refuses_it(name, tmp_path):
     with HashIndex.create(tmp_path / "index", bits=8) as index:
         index.add([0], codes, {"c": first})
         if expected is None:
-            with pytest.raises(InvalidInputError, match=r"the metadata column 'c' is .* in the index, and .* here"):
+            with pytest.raises(InvalidInputError, match=r"the metadata column 'c' is .* so far, and .* here"):
                 index.add([1], codes, {"c": second})
             assert len(index) == 1
         else:

@@ -230,6 +230,8 @@ def fill(index: HashIndex, items: NewItems, observer: Observer, *, upsert: bool 
         replaced += write(ids, codes, table, floats, origin=items.origin) or 0
         done += len(codes)
         observer.advance("indexing", done / len(items.ids))
+    while index.merge():
+        pass
     if index.loss.items:
         observer.message(index.loss.sentence(index.keep))
     return replaced

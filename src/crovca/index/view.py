@@ -21,7 +21,7 @@ from crovca.data.embeddings import unit_rows
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.ids import as_ids, id_hashes, order_by_hash
 from crovca.index.engines.base import Engine, Found, Mask
-from crovca.index.engines.choice import build_engine, check_engine, choose_engine
+from crovca.index.engines.choice import ENGINES, build_engine, check_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
 from crovca.index.metadata import matching_rows
@@ -31,6 +31,7 @@ from crovca.index.originals import NO_ORIGINALS, Originals, cosines
 from crovca.index.reader import Condition, Reader
 from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
+from crovca.metrics import METRICS
 
 _FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
 _SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
@@ -47,45 +48,60 @@ class _Part:
         codes: of these rows, in tie order.
         rows: int64, their numbers; None: all of the segment.
         bits: length of the prefix.
-        engine: a name, or "auto".
+        engine: a name, or "auto": by metric.
+        items: how many there are in the whole index.
     """
 
-    def __init__(self, name: str, codes: Codes, rows: Int64 | None, bits: int, engine: str) -> None:
-        started = time.perf_counter()
+    def __init__(self, name: str, codes: Codes, rows: Int64 | None, bits: int, engine: str, items: int = 0) -> None:
         self.name, self.rows = name, rows
-        self._mapped = rows is None and bits == codes.bits
         self.codes = codes if bits == codes.bits else codes.prefix(bits)
-        name = choose_engine(self.codes) if engine == "auto" else engine
-        self.engine: Engine = build_engine(name, self.codes)
-        self.seconds = time.perf_counter() - started
+        mapped = rows is None and bits == codes.bits
+        self._own = (0 if mapped else self.codes.packed.nbytes) + (0 if rows is None else rows.nbytes)
+        self._engine, self._items = engine, items
+        self._chosen: Memo[str, str] = Memo(len(METRICS))  # the name of each metric's engine
+        self._built: Memo[str, tuple[Engine, float]] = Memo(len(ENGINES))
 
     @property
     def nbytes(self) -> int:
         """Memory held beyond the memory-mapped codes."""
-        own = 0 if self._mapped else self.codes.packed.nbytes
-        return self.engine.nbytes + own + (0 if self.rows is None else self.rows.nbytes)
+        return self._own + sum(engine.nbytes for _, (engine, _) in self._built.items())
+
+    def engine(self, metric: str) -> Engine:
+        """What searches by a metric, built when it is first needed."""
+        auto = partial(choose_engine, self.codes, metric, self._items)
+        name = self._chosen.get(metric, auto if self._engine == "auto" else lambda: self._engine)
+
+        def build() -> tuple[Engine, float]:
+            started = time.perf_counter()
+            return build_engine(name, self.codes), time.perf_counter() - started
+
+        return self._built.get(name, build)[0]
 
     def nearest(self, scorer: BitScorer, k: int, mask: Mask | None) -> list[Found]:
         """The k nearest of the rows for which ``mask`` (over the whole segment) is true."""
         allowed = None if mask is None else mask if self.rows is None else mask[self.rows]
-        answers = self.engine.nearest(scorer.against(self.codes), k, allowed)
+        answers = self.engine(scorer.metric.name).nearest(scorer.against(self.codes), k, allowed)
         if self.rows is None:
             return answers
         return [Found(self.rows[answer.rows], answer.distances) for answer in answers]
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> list[dict[str, Any]]:
         """See ``Reader.engines``."""
-        return {
-            "segment": self.name,
-            "engine": self.engine.name,
-            "exact": self.engine.exact,
-            "bits": self.codes.bits,
-            "rows": len(self.codes),
-            "build_seconds": round(self.seconds, 4),
-            "bytes": self.nbytes,
-            **({"recall_at_100": self.engine.recall} if hasattr(self.engine, "recall") else {}),
-            **({"read": round(self.engine.read, 4)} if hasattr(self.engine, "read") else {}),
-        }
+        return [
+            {
+                "segment": self.name,
+                "engine": name,
+                "metrics": sorted(metric for metric, chosen in self._chosen.items() if chosen == name),
+                "exact": engine.exact,
+                "bits": self.codes.bits,
+                "rows": len(self.codes),
+                "build_seconds": round(seconds, 4),
+                "bytes": engine.nbytes + (0 if number else self._own),
+                **({"recall_at_100": engine.recall} if hasattr(engine, "recall") else {}),
+                **({"read": round(engine.read, 4)} if hasattr(engine, "read") else {}),
+            }
+            for number, (name, (engine, seconds)) in enumerate(self._built.items())
+        ]
 
 
 class _Selection:
@@ -246,7 +262,7 @@ class View(Reader):
             for number in self._large:
                 segment = self.segments[number]
                 if segment.live:
-                    dead, part = _part(segment, bits, engine)
+                    dead, part = _part(segment, bits, engine, self.items)
                     parts.append((self.starts[number], part, segment.alive if segment.entry.deleted > dead else None))
             if self._small:
                 parts.append((0, self._joined.get((bits, engine), lambda: self._join(None, bits, engine)), None))
@@ -256,13 +272,13 @@ class View(Reader):
         for number in self._large:
             mask = selection.masks[number]
             if mask is not None:
-                parts.append((self.starts[number], _part(self.segments[number], bits, engine)[1], mask))
+                parts.append((self.starts[number], _part(self.segments[number], bits, engine, self.items)[1], mask))
         return [*parts, *((start, part, None) for start, part in selected)]
 
     def _parts_of(self, selection: _Selection, bits: int, engine: str) -> list[tuple[int, _Part]]:
         """Parts of the rows that a condition selects, but for those of the masks."""
         parts = [
-            (self.starts[number], _Part(segment.name, segment.codes[rows], rows, bits, engine))
+            (self.starts[number], _Part(segment.name, segment.codes[rows], rows, bits, engine, self.items))
             for number in self._large
             for segment, rows in [(self.segments[number], selection.rows[number])]
             if selection.masks[number] is None and len(rows)
@@ -276,7 +292,7 @@ class View(Reader):
             rows = [self.segments[number].live_numbers() for number in self._small]
         own = np.concatenate([self.starts[number] + some for number, some in zip(self._small, rows, strict=True)])
         own = own[order_by_hash(self.hashes(own), lambda chosen: self.ids(own[chosen]))]
-        return _Part(f"{len(self._small)} small ones", self.codes(own), own, bits, engine)
+        return _Part(f"{len(self._small)} small ones", self.codes(own), own, bits, engine, self.items)
 
     def select_rows(self, condition: Condition) -> _Selection:
         """The live rows of each segment for which a condition holds; the last few are remembered."""
@@ -413,7 +429,7 @@ def _kept(segment: Segment, rows: Int64) -> Float32:
     return segment.kept[rows].astype(np.float32)
 
 
-def _part(segment: Segment, bits: int, engine: str) -> tuple[int, _Part]:
+def _part(segment: Segment, bits: int, engine: str, items: int) -> tuple[int, _Part]:
     """All rows of a segment that are not deleted, or all that were not so when the engine was built: how many were
     deleted then, and the part. Rows are only ever deleted, so an engine serves as long as its dead rows are few; an
     older view needs rows that a newer engine may lack."""
@@ -428,8 +444,8 @@ def _part(segment: Segment, bits: int, engine: str) -> tuple[int, _Part]:
 
     def build() -> _Part:
         if basis == 0 or segment.alive is None:
-            return _Part(segment.name, segment.codes, None, bits, engine)
+            return _Part(segment.name, segment.codes, None, bits, engine, items)
         rows = np.flatnonzero(segment.alive)
-        return _Part(segment.name, segment.codes[rows], rows, bits, engine)
+        return _Part(segment.name, segment.codes[rows], rows, bits, engine, items)
 
     return basis, segment.engines.get((bits, engine, basis), build)
