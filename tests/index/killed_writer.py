@@ -132,7 +132,7 @@ def main(path, rounds, seed):
     for number in range(rounds):
         action, after = plan(rng, state)
         reading, writing = os.pipe()
-        point = rng.randrange(1, 90) if number % 3 else 0
+        point = rng.randrange(1, 120) if number % 3 else 0
         pid = os.fork()
         if pid == 0:
             child(path, action, writing, point)

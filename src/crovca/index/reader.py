@@ -256,10 +256,8 @@ class Reader(ABC):
         """Build the engines now, which the first search would do."""
         view = self.view()
         name = get_metric(metric, stored=True).name
-        for _, part, _ in view.searched(
-            view.bits if bits is None else check_bits(bits, at_most=view.bits), None, engine
-        ):
-            part.engine(name)
+        for _, part, _ in view.searched(view.bits if bits is None else check_bits(bits, at_most=view.bits), None):
+            part.engine(name, engine)
 
     def _condition(self, where: str | None) -> Condition | None:
         return None if where is None else Condition(where, self.where_timeout)
