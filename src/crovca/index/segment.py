@@ -41,7 +41,7 @@ from crovca.ids import id_hashes, order_by_hash
 from crovca.index.engines.base import Mask
 from crovca.index.manifest import FileEntry, IdType, SegmentEntry
 from crovca.index.memo import Memo
-from crovca.index.metadata import ROW_GROUP, RowReader, read_all
+from crovca.index.metadata import ROW_GROUP, RowReader, read_ids
 from crovca.index.originals import KEPT, Keep, Originals
 from crovca.index.scoring import Int64
 
@@ -50,7 +50,6 @@ Hashes = npt.NDArray[np.uint64]
 _ENGINES_KEPT = 4  # of the last lengths
 _PADDED = 4  # text is an array of equal lengths where that takes at most so many times its own characters,
 _FEW_CHARACTERS = 1 << 20  # or no more than this
-_CHECKED = 1 << 16  # rows that are compared at a time
 _MERGED = 1 << 18  # rows that are merged at a time
 _KEPT = 1 << 12  # embeddings that are written at a time
 
@@ -88,8 +87,7 @@ class SegmentRows:
     def ids(self, rows: Int64 | Mask) -> npt.NDArray[Any]:
         """The ids of some rows, as ``Segment.ids``."""
         ids = self.table.column("id")
-        ids = ids.filter(pa.array(rows)) if rows.dtype == bool else ids.take(pa.array(rows))
-        return ids.to_numpy() if pa.types.is_integer(ids.type) else as_text(ids.to_pylist())
+        return _numpy(ids.filter(pa.array(rows)) if rows.dtype == bool else ids.take(pa.array(rows)))
 
     def sorted(self) -> SegmentRows:
         """The same, by (hash, id)."""
@@ -403,18 +401,21 @@ class Segment:
     def contradictions(self) -> list[str]:
         """Compare the files with each other, as far as checksums do not tell; what is wrong, a line each."""
         place = f"segment {self.name}: "
+        start = 0
         try:
-            table = read_all(self.metadata, ["id"])
-            for start in range(0, len(self), _CHECKED):
-                rows = np.arange(start, min(start + _CHECKED, len(self)))
+            if self.metadata_rows.count != len(self):
+                return [f"{place}metadata.parquet is of other items"]
+            for stored in read_ids(self.metadata):
+                rows = np.arange(start, start + len(stored))
                 ids = self.ids(rows)
                 if (id_hashes(ids) != self.hashes[rows]).any():
                     return [f"{place}hashes.npy is not of these ids"]
-                if table.column("id").slice(start, len(rows)).to_pylist() != ids.tolist():
+                if stored.null_count or not np.array_equal(_numpy(stored), ids):
                     return [f"{place}metadata.parquet is of other items"]
+                start += len(stored)
         except (FileFormatError, InvalidInputError) as error:
             return [place + str(error).removeprefix(place)]
-        ordered = (self.hashes[1:] >= self.hashes[:-1]).all() and table.num_rows == len(self)
+        ordered = (self.hashes[1:] >= self.hashes[:-1]).all()
         return [] if ordered else [f"{place}its rows are not in the order of their hashes"]
 
     def _differs(self, file: FileEntry) -> str:
@@ -495,6 +496,11 @@ def as_text(texts: list[str]) -> npt.NDArray[Any]:
     padded = len(texts) * max(map(len, texts), default=0)
     even = padded <= max(_FEW_CHARACTERS, _PADDED * sum(map(len, texts)))
     return np.array(texts, np.str_ if even else object)
+
+
+def _numpy(ids: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Ids of a table as an array."""
+    return ids.to_numpy() if pa.types.is_integer(ids.type) else as_text(ids.to_pylist())
 
 
 def _entry(file: Path) -> FileEntry:
