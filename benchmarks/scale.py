@@ -282,6 +282,21 @@ def billion(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def write(out: Path, result: dict[str, Any]) -> None:
+    """Put a result beside the others, in the place of one of the same codes and as many items."""
+    file = out.with_suffix(".json")
+    others = json.loads(file.read_text()) if file.exists() else []
+    same = result["codes"], result["items"]
+    results = [*(one for one in others if (one["codes"], one["items"]) != same), result]
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    runs = [one for one in results if one["items"]]
+    lines = [line for one in runs for line in table(one)]
+    lines += [line for one in results if not one["items"] for line in faiss_table(one)]
+    lines += billion(max(runs, key=lambda one: one["items"])) if runs else []
+    text = "\n".join([f"# Size\n\n{(__doc__ or '').strip()}", *lines])
+    out.with_suffix(".md").write_text(f"{text}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
@@ -302,16 +317,7 @@ def main() -> None:
             result = grown(Path(folder), logits, items, arguments.step, arguments.radius)
     result |= {"codes": kind, "items": items, "step": arguments.step}
     if arguments.out:
-        file = arguments.out.with_suffix(".json")
-        others = json.loads(file.read_text()) if file.exists() else []
-        results = [*(one for one in others if (one["codes"], one["items"]) != (kind, items)), result]
-        file.write_text(json.dumps(results, indent=1) + "\n")
-        runs = [one for one in results if one["items"]]
-        lines = [line for one in runs for line in table(one)]
-        lines += [line for one in results if not one["items"] for line in faiss_table(one)]
-        lines += billion(max(runs, key=lambda one: one["items"])) if runs else []
-        text = "\n".join([f"# Size\n\n{(__doc__ or '').strip()}", *lines])
-        arguments.out.with_suffix(".md").write_text(f"{text}\n")
+        write(arguments.out, result)
 
 
 if __name__ == "__main__":
