@@ -718,7 +718,7 @@ def _smallest(segments: Sequence[Segment], rows: int = _MAX_ROWS) -> list[Segmen
     chosen: list[Segment] = []
     total = held = 0
     for segment in sorted(segments, key=lambda one: one.live):
-        total, held = total + segment.live, held + segment.metadata_rows.group_bytes
+        total, held = total + segment.live, held + segment.metadata_rows.layout.largest
         if total > rows or (held > _MERGE_BYTES and len(chosen) > 1):
             break
         chosen.append(segment)
@@ -738,7 +738,7 @@ def _tier(segments: Sequence[Segment], rows: int) -> list[Segment]:
 
 def _schema(segments: Sequence[Segment]) -> pa.Schema:
     """All columns that any of them has."""
-    schemas = [segment.metadata_rows.schema for segment in segments]
+    schemas = [segment.metadata_rows.layout.schema for segment in segments]
     return pa.unify_schemas([pa.schema([("id", segments[0].id_type)]), *schemas])
 
 

@@ -383,10 +383,12 @@ def _matching(connection: duckdb.DuckDBPyConnection, names: list[str], where: st
     return [np.sort(rows[numbers == of_file.get(name, -1)]) for name in names]
 
 
-class _Layout(NamedTuple):
-    """Of a Parquet file: its columns but for ``id``, where each row group ends, and those that are kept."""
+class Layout(NamedTuple):
+    """Of a Parquet file: its columns but for ``id``, its rows, where each row group ends, the bytes of the largest, and
+    those that are kept."""
 
     schema: pa.Schema
+    rows: int
     ends: Int64
     largest: int
     kept: Memo[int, pa.Table]
@@ -403,7 +405,7 @@ class RowReader:
 
     def __init__(self, file: Path, kept: int = _GROUPS_KEPT) -> None:
         self._file, self._kept = file, kept
-        self._layout: Memo[str, _Layout] = Memo(1)
+        self._layout: Memo[str, Layout] = Memo(1)
 
     @property
     def nbytes(self) -> int:
@@ -411,19 +413,9 @@ class RowReader:
         return sum(group.nbytes for _, layout in self._layout.items() for _, group in layout.kept.items())
 
     @property
-    def schema(self) -> pa.Schema:
-        """The file's columns, but for ``id``."""
-        return self._read_layout().schema
-
-    @property
-    def count(self) -> int:
-        """The file's rows."""
-        return int(self._read_layout().ends[-1:].sum())
-
-    @property
-    def group_bytes(self) -> int:
-        """The most bytes that a row group takes."""
-        return self._read_layout().largest
+    def layout(self) -> Layout:
+        """What the file says of itself."""
+        return self._layout.get("", self._read_layout)
 
     def rows(self, rows: Int64) -> pa.Table:
         """Some rows (m,), in the order asked for, reading no more row groups than needed.
@@ -431,7 +423,7 @@ class RowReader:
         Raises:
             FileFormatError: the file is damaged.
         """
-        schema, ends, _, kept = self._read_layout()
+        schema, _, ends, _, kept = self.layout
         without = pa.table({"id": pa.nulls(len(rows))})  # a table without columns has no rows
         if not schema.names:
             return without
@@ -444,16 +436,14 @@ class RowReader:
         found = pa.concat_tables(pieces).take(pa.array(place))
         return found.add_column(0, "id", without["id"])
 
-    def _read_layout(self) -> _Layout:
-        return self._layout.get("", self._layout_of_file)
-
-    def _layout_of_file(self) -> _Layout:
+    def _read_layout(self) -> Layout:
         with _parquet(self._file) as parquet:
             groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=1)
             schema = pa.schema([field for field in parquet.schema_arrow if field.name != "id"])
             ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
-            return _Layout(schema, ends, largest if schema.names else 0, Memo(max(1, self._kept // max(1, largest))))
+            kept: Memo[int, pa.Table] = Memo(max(1, self._kept // max(1, largest)))
+            return Layout(schema, parquet.metadata.num_rows, ends, largest if schema.names else 0, kept)
 
     def _read_group(self, group: int, columns: list[str]) -> pa.Table:
         with _parquet(self._file) as parquet:

@@ -183,7 +183,7 @@ def merged(segments: Sequence[Segment]) -> Iterator[SegmentRows]:
             raise FileFormatError(f"{problem}; restore it from a copy")
     readers = [RowReader(segment.metadata, 0) for segment in segments]
     for segment, reader in zip(segments, readers, strict=True):
-        if reader.count != len(segment):
+        if reader.layout.rows != len(segment):
             raise FileFormatError(f"segment {segment.name}: metadata.parquet is of other items; restore it from a copy")
     total, at = sum(map(len, segments)), [0] * len(segments)
     while any(start < len(segment) for start, segment in zip(at, segments, strict=True)):
@@ -403,7 +403,7 @@ class Segment:
         place = f"segment {self.name}: "
         start = 0
         try:
-            if self.metadata_rows.count != len(self):
+            if self.metadata_rows.layout.rows != len(self):
                 return [f"{place}metadata.parquet is of other items"]
             for stored in read_ids(self.metadata):
                 rows = np.arange(start, start + len(stored))

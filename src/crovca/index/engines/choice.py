@@ -19,7 +19,7 @@ ENGINES: dict[str, tuple[str, str, tuple[int, int]]] = {
 
 _FEW = 256  # so few codes are scored at once, exactly
 _MANY = 1 << 21  # fewer are scanned about as fast as it is told what to scan (measured)
-_MOST_BYTES = 1_440_000_000  # of memory that the engines of an index may take: 60 M codes of 64 bits
+_MOST_BYTES = 1_200_000_000  # of memory that both engines of an index may take: 50 M codes of 64 bits
 
 
 def choose_engine(codes: Codes, metric: str = "bce", items: int = 0) -> str:
