@@ -9,7 +9,7 @@ seconds stand beside those of the clock, as others may use the machine; times of
 process's anonymous memory: what is mapped is not counted.
 
     python benchmarks/scale.py [--data D.npz] [--items 10000000] [--step 1000000] [--radius 2] [--faiss 1000000]
-                               [--out docs/results/scale]
+                               [--no-search] [--out docs/results/scale]
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Logits = Callable[[int], np.ndarray]
 
 def random_logits() -> Logits:
     rng = np.random.default_rng(0)
-    return lambda count: 2 * rng.standard_normal((count, BITS), np.float32)
+    return lambda count: 4 * rng.random((count, BITS), np.float32) - 2
 
 
 def real_logits(data: Path, draws: int) -> Logits:
@@ -119,7 +119,7 @@ def searched(index: HashIndex, packed: np.ndarray, queries: np.ndarray) -> list[
     return rows
 
 
-def grown(folder: Path, logits: Logits, items: int, step: int, radius: int | None) -> dict[str, Any]:
+def grown(folder: Path, logits: Logits, items: int, step: int, radius: int | None, search: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"adds": [], "merges": []}
     packed = np.lib.format.open_memmap(folder / "all.npy", mode="w+", dtype=np.uint8, shape=(items, BITS // 8))
     with HashIndex.create(folder / "index", BITS) as index:
@@ -140,6 +140,9 @@ def grown(folder: Path, logits: Logits, items: int, step: int, radius: int | Non
         result["compact again"] = measured(index.compact)
         result["writer_bytes"] = index.stats()["memory_bytes"]
         result["disk_bytes"] = sum(index.stats()["disk_bytes"].values())
+        print({name: value for name, value in result.items() if name not in ("adds", "merges")}, flush=True)
+    if not search:
+        return result
     words = np.sort(np.array(Codes(packed, BITS).words()[:, 0]))
     result["distinct"] = (1 + int(np.count_nonzero(words[1:] != words[:-1]))) / items
     del words
@@ -221,16 +224,22 @@ def table(result: dict[str, Any]) -> list[str]:
         return {name: float(np.median([one[name] for one in parts])) for name in parts[0]}
 
     total = {name: sum(one[name] for one in merges) for name in ("s", "cpu_s")}
+    distinct = f", {100 * result['distinct']:.0f} % distinct" if "distinct" in result else ""
+    steps = [name for name in ("upsert", "delete", "compact", "open", "engine", "verify") if name in result]
     lines = [
-        f"\n## {result['items']:,} {result['codes']} codes, {100 * result['distinct']:.0f} % distinct\n",
+        f"\n## {result['items']:,} {result['codes']} codes{distinct}\n",
         "| | s | CPU s | most memory, MB |\n| --- | --- | --- | --- |",
         line(f"add {result['step']:,}, median of the first {tenth}", middle(adds[:tenth])),
         line(f"add {result['step']:,}, median of the last {tenth}", middle(adds[-tenth:])),
         line("all merges between", total | {"peak_bytes": max(one["peak_bytes"] for one in merges)}),
-        *(line(name, result[name]) for name in ("upsert", "delete", "compact", "open", "engine", "verify")),
+        *(line(name, result[name]) for name in steps),
         *(line(f"duplicates, radius {one['radius']}", one) for one in result.get("duplicates", [])),
         f"\nUpsert and delete: {min(result['step'], result['items']) // 10:,} items. "
         f"{result['segments']} segments before compacting.",
+    ]
+    if "search" not in result:
+        return [*lines, f"A writer holds {result['writer_bytes'] / 1e6:,.0f} MB beside the mapped files. Not searched."]
+    lines += [
         "\n| one query | k | FAISS Hamming, ms | scan, ms | ratio | mean | chosen, ms | ratio | mean |",
         "| --- " * 9 + "|",
     ]
@@ -292,7 +301,8 @@ def write(out: Path, result: dict[str, Any]) -> None:
     runs = [one for one in results if one["items"]]
     lines = [line for one in runs for line in table(one)]
     lines += [line for one in results if not one["items"] for line in faiss_table(one)]
-    lines += billion(max(runs, key=lambda one: one["items"])) if runs else []
+    searches = [one for one in runs if "search" in one]
+    lines += billion(max(searches, key=lambda one: one["items"])) if searches else []
     text = "\n".join([f"# Size\n\n{(__doc__ or '').strip()}", *lines])
     out.with_suffix(".md").write_text(f"{text}\n")
 
@@ -304,6 +314,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=1_000_000)
     parser.add_argument("--radius", type=int, help="find near duplicates as well, up to this radius")
     parser.add_argument("--faiss", type=int, help="compare FAISS's binary indexes of so many codes instead")
+    parser.add_argument("--no-search", action="store_true", help="write and merge only")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--folder", type=Path, help="where the index is written, and removed again")
     arguments = parser.parse_args()
@@ -314,7 +325,7 @@ def main() -> None:
         if arguments.faiss is not None:
             result = {"rows": beside_faiss(logits, arguments.faiss), "faiss": arguments.faiss}
         else:
-            result = grown(Path(folder), logits, items, arguments.step, arguments.radius)
+            result = grown(Path(folder), logits, items, arguments.step, arguments.radius, not arguments.no_search)
     result |= {"codes": kind, "items": items, "step": arguments.step}
     if arguments.out:
         write(arguments.out, result)
