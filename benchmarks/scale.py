@@ -260,7 +260,7 @@ def table(result: dict[str, Any]) -> list[str]:
         f"\nChosen: {by_metric}.{share} Beside the mapped files a reader holds {result['memory_bytes'] / 1e6:,.0f} MB, "
         f"a writer {result['writer_bytes'] / 1e6:,.0f} MB."
     )
-    return lines
+    return [*lines, *([f"\n{result['note']}"] if "note" in result else [])]
 
 
 def faiss_table(result: dict[str, Any]) -> list[str]:
@@ -285,7 +285,7 @@ def billion(result: dict[str, Any]) -> list[str]:
         f"{result['codes']} codes, times {scale:.0f}:\n",
         f"* on disk {result['disk_bytes'] * scale / 1e9:.0f} GB, and as much again while segments are merged;",
         f"* the scan's memory {8 * 1e9 / 1e9:.0f} GB (8 bytes a code), the writer's filter of ids 2 to 4 GB;",
-        f"* one query by the scan on one thread {scan * scale / 1000:.1f} s; `pruned` would take 24 GB more;",
+        f"* one query by the scan on one thread {scan * scale / 1000:.2f} s; `pruned` would take 24 GB more;",
         f"* to add all {add:.1f} CPU hours, merging {merges:.1f} times that and a rewriting for each eightfold growth.",
         "\nSo shards (`ShardedIndex`) on several machines or disks, or a machine with many cores, are the better way.",
     ]
