@@ -23,9 +23,6 @@ from crovca.index import segment as segment_module
 from crovca.index.origin import Origin
 
 BITS = 64
-# Many segments, a few rows merged at a time, and few segments at once: so there are moments inside of merging.
-index_module._MERGE_ROWS, index_module._TIER, index_module._MERGE_BYTES = 8, 3, 2000
-segment_module._MERGED = 25
 WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.scandir", "os.listdir"}
 
 
@@ -125,6 +122,9 @@ def child(path, action, done, point):
 
 
 def main(path, rounds, seed):
+    # Many segments, a few rows merged at a time, and few segments at once: so there are moments inside of merging.
+    index_module._MERGE_ROWS, index_module._TIER, index_module._MERGE_BYTES = 8, 3, 2000
+    segment_module._MERGED = 25
     rng = random.Random(seed)
     with HashIndex.create(path, BITS, keep="int8") as index:
         save_model(0, index.model_folder)
