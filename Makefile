@@ -85,4 +85,5 @@ bench: servers
 	mkdir -p build
 	$(RUN)/python benchmarks/search.py $(if $(DATA),--data $(DATA)) --servers --out build/search
 	$(RUN)/python benchmarks/scale.py $(if $(DATA),--data $(DATA)) --out build/scale
+	$(RUN)/python benchmarks/scale.py $(if $(DATA),--data $(DATA)) --faiss 1000000 --out build/scale
 	$(RUN)/python benchmarks/clusters.py --json build/clusters.json

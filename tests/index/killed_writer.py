@@ -18,6 +18,8 @@ import time
 import numpy as np
 
 from crovca import Codes, HashIndex
+from crovca.index import index as index_module
+from crovca.index import segment as segment_module
 from crovca.index.origin import Origin
 
 BITS = 64
@@ -52,7 +54,7 @@ def contents(path):
 def plan(rng, state):
     """A write, and the state that it leads to."""
     version, items = state
-    kind = rng.choice(["add", "add", "upsert", "delete", "compact", "refit"])
+    kind = rng.choice(["add", "add", "add", "upsert", "delete", "merge", "merge", "compact", "refit"])
     after = dict(items)
     count = rng.choice([1, 7, 60])
     if kind == "add":
@@ -95,6 +97,9 @@ def write(path, action):
                 origin=Origin(f"{action[1]:064x}"),
                 save_model=lambda folder: save_model(action[1], folder),
             )
+        elif action[0] == "merge":
+            while index.merge():
+                pass
         else:
             index.compact()
 
@@ -117,6 +122,9 @@ def child(path, action, done, point):
 
 
 def main(path, rounds, seed):
+    # Many segments, a few rows merged at a time, and few segments at once: so there are moments inside of merging.
+    index_module._MERGE_ROWS, index_module._TIER, index_module._MERGE_BYTES = 8, 3, 2000
+    segment_module._MERGED = 25
     rng = random.Random(seed)
     with HashIndex.create(path, BITS, keep="int8") as index:
         save_model(0, index.model_folder)
@@ -124,7 +132,7 @@ def main(path, rounds, seed):
     for number in range(rounds):
         action, after = plan(rng, state)
         reading, writing = os.pipe()
-        point = rng.randrange(1, 90) if number % 3 else 0
+        point = rng.randrange(1, 120) if number % 3 else 0
         pid = os.fork()
         if pid == 0:
             child(path, action, writing, point)

@@ -53,9 +53,9 @@ def test_a_killed_writer_loses_nothing_acknowledged_and_leaves_nothing_half_done
 
 
 @pytest.mark.torture
-def test_300_kills_during_add_refit_and_compact_with_originals_lose_nothing(tmp_path):
+def test_600_kills_during_add_merge_refit_and_compact_with_originals_lose_nothing(tmp_path):
     killed, undone = killed_writers(tmp_path, 700)
-    assert killed > 300 and undone > 150
+    assert killed > 600 and undone > 300
 
 
 @pytest.mark.parametrize("file", ["codes.npy", "hashes.npy", "id_bytes.npy", "id_offsets.npy", "metadata.parquet"])

@@ -90,8 +90,9 @@ def test_pruning_pays_for_codes_that_are_alike(monkeypatch):
     centers = rng.random((2000, 64)) < 0.5
     alike = centers[rng.integers(0, 2000, 600_000)] ^ (rng.random((600_000, 64)) < 0.03)
     codes, chance = Codes.from_bits(alike), Codes(rng.integers(0, 256, (600_000, 8), dtype=np.uint8), 64)
-    assert pays(codes) and choose_engine(codes) == "pruned"
-    assert not pays(chance) and choose_engine(chance) == "scan"
+    assert pays(codes, "bce") and choose_engine(codes) == "pruned"
+    assert not pays(chance, "bce") and choose_engine(chance) == "scan"
+    assert choose_engine(codes, items=100_000_000) == "scan"  # it would take too much memory
     engine = PrunedEngine(codes)
     assert engine.read == 0
     scorer = BitScorer.of("bce", (2.0 * codes[:5].unpack() - 1) * 2, codes)

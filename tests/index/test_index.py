@@ -21,6 +21,7 @@ from crovca.index import index as index_module
 from crovca.index import metadata
 from crovca.index import segment as segment_module
 from crovca.index import view as view_module
+from crovca.index.engines import choice, pruned
 from crovca.index.scoring import BitScorer, top_k
 from crovca.index.shards import ShardedIndex
 
@@ -685,3 +686,21 @@ def test_metadata_of_found_items_are_decoded_once(tmp_path, monkeypatch):
         index.add(np.arange(300), codes)
         assert index.get([3]).metadata is None
     assert len(read) <= 3
+
+
+def test_each_metric_has_the_engine_that_pays_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "_MANY", 10_000)
+    monkeypatch.setattr(pruned, "pays", lambda codes, metric: metric != "hamming")
+    rng = np.random.default_rng(0)
+    codes = random_codes(rng, 20_000, 64)
+    with HashIndex.create(tmp_path / "index", 64) as index:
+        index.add(np.arange(20_000), codes)
+        logits = rng.normal(size=(2, 64))
+        for metric in METRICS:
+            assert_found(index.search(logits, 9, metric=metric), oracle(np.arange(20_000), codes, logits, 9, metric))
+        engines = {one["engine"]: one["metrics"] for one in index.stats()["engines"]}
+        assert engines == {"pruned": ["asymmetric_hamming", "bce"], "scan": ["hamming"]}
+        assert index.stats()["memory_bytes"] == sum(one["bytes"] for one in index.stats()["engines"])
+    with HashIndex.open(tmp_path / "index") as index:
+        index.prepare(metric="hamming")
+        assert [one["engine"] for one in index.engines()] == ["scan"]

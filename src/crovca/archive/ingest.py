@@ -24,7 +24,7 @@ from crovca.data.encoded import Encoded
 from crovca.data.store import JOB, MANIFEST, store_parts
 from crovca.embedding.blocks import counted
 from crovca.embedding.embed import embed
-from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError
+from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, StorageError
 from crovca.files import atomic_directory, check_output, read_json, remove
 from crovca.hasher import Hasher
 from crovca.hasher.drift import Drift
@@ -230,6 +230,11 @@ def fill(index: HashIndex, items: NewItems, observer: Observer, *, upsert: bool 
         replaced += write(ids, codes, table, floats, origin=items.origin) or 0
         done += len(codes)
         observer.advance("indexing", done / len(items.ids))
+    try:
+        while index.merge():
+            pass
+    except StorageError as error:  # the items are there; it is tried again the next time
+        observer.message(str(error))
     if index.loss.items:
         observer.message(index.loss.sentence(index.keep))
     return replaced

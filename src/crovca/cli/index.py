@@ -183,7 +183,7 @@ def delete(
 
 @index.command("compact")
 def compact(path: _Index, json: Json = False) -> None:
-    """Write everything into one segment, without what is deleted."""
+    """Write everything into one segment, without what is deleted; what is cut short goes on the next time."""
     from crovca.index.index import HashIndex
 
     started = time.perf_counter()
@@ -239,6 +239,7 @@ def info(
         + (f"ids {stats['id_type']}" if stats["id_type"] else "no items yet"),
         f"on disk: {disk}",
         f"segments: {len(stats['segments'])}; generation {stats['generation']}",
+        f"in memory beside the mapped files: {_size(stats['memory_bytes'])}",
         f"metadata: {columns or 'none'}",
         f"model: {'kept' if stats['model'] else 'none'}{mark}; encoder: {stats['encoder'] or 'unknown'}",
         f"embeddings: {kept}",
@@ -247,7 +248,8 @@ def info(
     for engine in stats["engines"]:
         recall = f", recall@100 {engine['recall_at_100']:.3f}" if "recall_at_100" in engine else ""
         lines.append(
-            f"engine {engine['engine']}: {counted(engine['rows'], 'row')} of {engine['bits']} bits, "
+            f"engine {engine['engine']} ({', '.join(engine['metrics'])}): {counted(engine['rows'], 'row')} of "
+            f"{engine['bits']} bits, "
             f"{_size(engine['bytes'])} beyond the codes, built in {engine['build_seconds']:.2f} s{recall}"
         )
     answer(json, {"index": str(path), **stats}, *lines)

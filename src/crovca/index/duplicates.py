@@ -3,7 +3,8 @@
 Multi-index hashing (Norouzi, Punjani and Fleet, 2012): cut codes into m chunks; two codes that differ in at most r bits
 agree in at least m - r chunks. So for each choice of m - r chunks the codes are sorted by these bits, and only
 neighbors that agree there are compared. More chunks mean more sorts of longer keys, and fewer comparisons; m
-is chosen by counting. Equal codes are compared once, however many items have them.
+is chosen by counting. Equal codes are compared once, however many items have them. Pairs are not kept: memory is that
+of a few numbers for each code.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from crovca.index.scoring import Int64
 Words = npt.NDArray[np.uint64]
 
 _SORT, _COMPARE, _COMPARE_ALL = (80.0, 12.0, 1.5)  # nanoseconds: to sort an item, to compare a pair, and in bulk
-_MAX_PAIRS = 200_000_000
+_MAX_PAIRS = 2_000_000_000
 _BLOCK = 1 << 22
 
 
@@ -61,9 +62,16 @@ def find_duplicates(codes: Codes, radius: int, ids: Callable[[Int64], npt.NDArra
         return Duplicates([], [], int(radius), 0)
     distinct = Groups.of(codes)
     count = len(distinct.codes)
-    first, second = close_pairs(distinct.codes, int(radius))
-    graph = imported("scipy.sparse").coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(count, count))
-    _, component = imported("scipy.sparse.csgraph").connected_components(graph, directed=False)
+    component, links = np.arange(count), 0
+    for first, second in close_pairs(distinct.codes, int(radius)):
+        links += len(first)
+        if links > _MAX_PAIRS:
+            raise InvalidInputError(
+                f"more than {_MAX_PAIRS:,} pairs of codes are within {radius} bits: take a smaller radius or more bits"
+            )
+        sides = component[first], component[second]
+        graph = imported("scipy.sparse").coo_array((np.ones(len(first), np.bool_), sides), shape=(count, count))
+        component = imported("scipy.sparse.csgraph").connected_components(graph, directed=False)[1][component]
     member = np.empty(len(codes), np.int64)  # the component of each row
     member[distinct.rows] = np.repeat(component, np.diff(distinct.starts))
     order = np.argsort(member, kind="stable")
@@ -73,31 +81,42 @@ def find_duplicates(codes: Codes, radius: int, ids: Callable[[Int64], npt.NDArra
     several = several[np.lexsort((order[starts[:-1]][several], -sizes[several]))]
     members = [order[starts[number] : starts[number + 1]] for number in several]
     if not members:
-        return Duplicates([], [], int(radius), len(first))
+        return Duplicates([], [], int(radius), links)
     rows = np.concatenate(members)
     ends = np.cumsum(sizes[several])
     heads = np.repeat(np.concatenate([[0], ends[:-1]]), sizes[several])  # the place of each one's first
     words = codes[rows].words()
     apart = np.bitwise_count(words ^ words[heads]).sum(1, dtype=np.uint16)
-    return Duplicates(np.split(ids(rows), ends[:-1]), np.split(apart, ends[:-1]), int(radius), len(first))
+    return Duplicates(np.split(ids(rows), ends[:-1]), np.split(apart, ends[:-1]), int(radius), links)
 
 
-def close_pairs(codes: Codes, radius: int) -> tuple[Int64, Int64]:
-    """All pairs (i, j), i < j, of distinct codes that differ in at most ``radius`` bits: two int64 arrays, sorted.
-
-    Raises:
-        InvalidInputError: there are more than 200 million.
-    """
+def close_pairs(codes: Codes, radius: int) -> Iterator[tuple[Int64, Int64]]:
+    """All pairs (i, j), i < j, of distinct codes that differ in at most ``radius`` bits, each once, in no order: two
+    int64 arrays at a time, of about four million."""
     words = codes.words()
     count = len(codes)
     if radius == 0 or count < 2:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+        return
     chunks, cost = _best_chunks(words, codes.bits, radius)
     if cost > _COMPARE_ALL * words.shape[1] * count * count / 2:
-        keys = _unique(_all_pairs(words, radius), radius)
+        parts = _all_pairs(words, radius)
     else:
-        keys = _unique(_pairs_by_chunks(words, codes.bits, radius, chunks), radius)
-    return (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        parts = _pairs_by_chunks(words, codes.bits, radius, chunks)
+    held: list[tuple[Int64, Int64]] = []
+    total = 0
+    for part in parts:
+        held.append(part)
+        total += len(part[0])
+        if total > _BLOCK:
+            yield _joined(held)
+            held, total = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: list[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:
+    one, other = (np.concatenate(side) for side in zip(*parts, strict=True))
+    return np.minimum(one, other), np.maximum(one, other)
 
 
 def _masks(bits: int, chunks: int) -> list[Words]:
@@ -129,10 +148,13 @@ def _best_chunks(words: Words, bits: int, radius: int) -> tuple[int, float]:
     return best
 
 
-def _pairs_by_chunks(words: Words, bits: int, radius: int, chunks: int) -> Iterator[Words]:
+def _pairs_by_chunks(words: Words, bits: int, radius: int, chunks: int) -> Iterator[tuple[Int64, Int64]]:
     masks = _masks(bits, chunks)
-    for agreeing in combinations(masks, chunks - radius):
-        keys = _keys(words, np.bitwise_or.reduce(agreeing))
+    for agreeing in combinations(range(chunks), chunks - radius):
+        same = np.bitwise_or.reduce([masks[chunk] for chunk in agreeing])
+        # A pair that agrees in more chunks is found with the first of these.
+        differing = [masks[chunk] for chunk in range(agreeing[-1]) if chunk not in agreeing]
+        keys = _keys(words, same)
         order = np.argsort(keys)
         keys = keys[order]
         here = np.arange(len(keys))
@@ -143,37 +165,25 @@ def _pairs_by_chunks(words: Words, bits: int, radius: int, chunks: int) -> Itera
                 break
             for start in range(0, len(here), _BLOCK):
                 block = here[start : start + _BLOCK]
-                yield _close(words, order[block], order[block + lag], radius)
+                first, second = _close(words, order[block], order[block + lag], radius)
+                bits_apart = words[first] ^ words[second]
+                new = ~(bits_apart & same).any(axis=1)
+                for mask in differing:
+                    new &= (bits_apart & mask).any(axis=1)
+                yield first[new], second[new]
 
 
-def _all_pairs(words: Words, radius: int) -> Iterator[Words]:
+def _all_pairs(words: Words, radius: int) -> Iterator[tuple[Int64, Int64]]:
     for lag in range(1, len(words)):
         for start in range(0, len(words) - lag, _BLOCK):
             rows = np.arange(start, min(start + _BLOCK, len(words) - lag))
             yield _close(words, rows, rows + lag, radius)
 
 
-def _close(words: Words, first: Int64, second: Int64, radius: int) -> Words:
-    """Those of the pairs within the radius, each as one number: the lower row in its upper half."""
+def _close(words: Words, first: Int64, second: Int64, radius: int) -> tuple[Int64, Int64]:
+    """Those of the pairs within the radius."""
     distances = np.zeros(len(first), np.uint16)
     for column in words.T:
         distances += np.bitwise_count(column[first] ^ column[second])
     close = distances <= radius
-    low, high = np.minimum(first[close], second[close]), np.maximum(first[close], second[close])
-    return (low.astype(np.uint64) << np.uint64(32)) | high.astype(np.uint64)
-
-
-def _unique(parts: Iterator[Words], radius: int) -> Words:
-    found: list[Words] = []
-    total = 0
-    for part in parts:
-        found.append(part)
-        total += len(part)
-        if total > _BLOCK and len(found) > 1:
-            found = [np.unique(np.concatenate(found))]
-            total = len(found[0])
-        if total > _MAX_PAIRS:
-            raise InvalidInputError(
-                f"more than {_MAX_PAIRS:,} pairs of codes are within {radius} bits: take a smaller radius or more bits"
-            )
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+    return first[close], second[close]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from errno import EMFILE
@@ -24,12 +24,14 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes
 from crovca.data.embeddings import Rows
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, OutputExistsError, StorageError
 from crovca.files import atomic_directory, remove
+from crovca.index.idfilter import IdFilter
 from crovca.index.manifest import (
     DELETIONS_NAME,
     MAX_ROWS,
@@ -47,12 +49,14 @@ from crovca.index.origin import Origin
 from crovca.index.originals import NO_ORIGINALS, Keep, Loss, Originals
 from crovca.index.reader import Reader
 from crovca.index.scoring import Float32, Int64
-from crovca.index.segment import Segment, SegmentRows, try_remove, write_deletions, write_segment
+from crovca.index.segment import Segment, SegmentRows, merged, try_remove, write_deletions, write_segment
 from crovca.index.tuned import Tuned
 from crovca.index.view import View
 
 _MERGE_ROWS = 1 << 20  # a write takes smaller segments than this along into its own
-_MAX_ROWS = 1 << 28  # of one segment
+_MAX_ROWS = 1 << 28  # of a merged segment
+_MERGE_BYTES = 1 << 28  # of metadata that is held to merge, a row group of each segment
+_TIER = 8  # so many segments of like size are merged
 _BLOCK = 1 << 14  # items encoded at a time
 _logger = logging.getLogger(__name__)
 
@@ -88,6 +92,8 @@ class HashIndex(Reader):
         self._turn = RLock()  # held by the thread that changes ``_state``; whoever reads takes that once, without it
         after_fork(self)
         self.loss = Loss()
+        self._filter: IdFilter | None = None  # of a writer, once it is worth it
+        self._asked = 0  # lookups of ids in a segment so far
         self._state = self._load(None)
         self._set(self._state)
         if lock is not None:
@@ -305,24 +311,29 @@ class HashIndex(Reader):
                 self._commit(manifest.next(segments=tuple(entries)), view)
             return len(rows)
 
+    def merge(self, rows: int = 1 << 26) -> bool:
+        """Do one step of what keeps segments few: merge eight of like size. True if there was something to merge.
+
+        Segments of more than 1 M rows come from no write, so that all writes cost alike; call this when there is time,
+        until it returns False. An item is then rewritten once for each eightfold growth of the index.
+
+        Args:
+            rows: at most so many are rewritten in this step, about two million a second.
+        """
+        return self._merge(lambda segments: _tier(segments, rows)) is not None
+
     def compact(self) -> int:
-        """Write everything that is not deleted into one segment, all of it in memory meanwhile.
+        """Write everything that is not deleted into one segment (of at most 268 million rows), some rows at a time.
+
+        Where it takes several steps, each is a write: what was cut short, however, goes on from there.
 
         Returns:
             How many deleted items were dropped.
         """
-        with self._writing() as (manifest, view):
-            dropped = sum(segment.entry.deleted for segment in view.segments)
-            if len(view.segments) < 2 and not dropped:
-                return 0
-            rows = SegmentRows.concatenate([segment.live_rows() for segment in view.segments])
-            with self._nothing_changes():
-                entries = [
-                    self._write_segment(rows[start : start + _MAX_ROWS])
-                    for start in range(0, len(rows.codes), _MAX_ROWS)
-                ]
-            self._commit(manifest.next(segments=tuple(entries), written=int(entries[-1].name)), view)
-            return dropped
+        dropped = 0
+        while (gone := self._merge(_smallest)) is not None:
+            dropped += gone
+        return dropped
 
     def recode(
         self,
@@ -353,25 +364,29 @@ class HashIndex(Reader):
         with self._writing() as (manifest, view):
             keep = _check_keep(manifest.keep if keep is None else keep)
             model = f"model-{manifest.generation + 1:08d}"
-            written, width, done, loss = [], None, 0, Loss()
+            width, done, loss = None, 0, Loss()
+
+            def recoded(rows: SegmentRows) -> SegmentRows:
+                nonlocal width, done, loss
+                floats = rows.originals if embeddings is None else embeddings(rows.ids(np.arange(len(rows.codes))))
+                if floats is None:
+                    raise InvalidInputError(NO_ORIGINALS)
+                parts = []
+                for start in range(0, len(floats), _BLOCK):
+                    parts.append(encode(np.asarray(floats[start : start + _BLOCK], np.float32)))
+                    advance((done + min(start + _BLOCK, len(floats))) / view.items)
+                done, width, originals = done + len(floats), int(floats.shape[-1]), rows.originals
+                if embeddings is not None or keep != manifest.keep:
+                    originals, loss = (None, loss) if keep == "none" else Originals.of(floats, keep, loss)
+                return replace(rows, codes=Codes.concatenate(parts), originals=originals)
+
             with self._nothing_changes():
                 remove(self.path / model)
                 save_model(self.path / model)
-                for segment in view.segments if view.items else ():
-                    rows = segment.live_rows()
-                    floats = rows.originals if embeddings is None else embeddings(segment.ids(segment.live_numbers()))
-                    if floats is None:
-                        raise InvalidInputError(NO_ORIGINALS)
-                    parts = []
-                    for start in range(0, len(floats), _BLOCK):
-                        parts.append(encode(np.asarray(floats[start : start + _BLOCK], np.float32)))
-                        advance((done + min(start + _BLOCK, len(floats))) / view.items)
-                    done, width, originals = done + len(floats), int(floats.shape[-1]), rows.originals
-                    if embeddings is not None or keep != manifest.keep:
-                        originals, loss = (None, loss) if keep == "none" else Originals.of(floats, keep, loss)
-                    written.append(
-                        self._write_segment(replace(rows, codes=Codes.concatenate(parts), originals=originals))
-                    )
+                written = [
+                    self._write_segment(map(recoded, merged([segment])), _schema([segment]))
+                    for segment in view.segments
+                ]
             changed = manifest.next(
                 segments=tuple(written),
                 written=int(written[-1].name) if written else manifest.written,
@@ -429,7 +444,7 @@ class HashIndex(Reader):
             "keep": manifest.keep,
             "width": manifest.width,
             "tuned": manifest.tuned,
-            "memory_bytes": view.nbytes,
+            "memory_bytes": view.nbytes + (0 if self._filter is None else self._filter.nbytes),
             "engines": view.engines(),
             "damaged": self.damaged,
         }
@@ -493,18 +508,17 @@ class HashIndex(Reader):
             twice = rows.duplicate()
             if twice is not None:
                 raise InvalidInputError(f"the id {twice!r} occurs twice among those given")
-            present = view.find(keys)
-            if not replacing and (present >= 0).any():
-                taken = keys[present >= 0].tolist()
+            keys, replaced = self._find(view, rows)
+            if not replacing and len(keys):
+                taken = keys.tolist()
                 raise InvalidInputError(
-                    f"{len(taken)} of {len(keys)} ids are in the index already, for example {taken[0]!r}; "
+                    f"{len(taken)} of {len(codes)} ids are in the index already, for example {taken[0]!r}; "
                     "use upsert (--replace) to put these in their place"
                 )
-            replaced = present[present >= 0]
             with self._nothing_changes():
                 entries = self._with_deleted(manifest, view, replaced)
                 entries, rows = self._take_along(manifest, view, entries, rows)
-                entry = self._write_segment(rows)
+                entry = self._write_segment([rows], rows.table.schema)
             if table is not None:
                 known = pa.unify_schemas([known, table.schema.remove_metadata()])
             changed = manifest.next(
@@ -512,7 +526,7 @@ class HashIndex(Reader):
                 written=int(entry.name),
                 columns={field.name: str(field.type).removeprefix("large_") for field in known},
                 schema=b64encode(known.serialize()).decode(),
-                id_type="int64" if keys.dtype.kind == "i" else "string",
+                id_type="int64" if pa.types.is_integer(rows.table.schema.field("id").type) else "string",
                 width=None if kept is None else kept.shape[1],
                 fingerprint=known_origin.model or "",
                 encoder=None if known_origin.encoder is None else dict(known_origin.encoder),
@@ -527,7 +541,7 @@ class HashIndex(Reader):
         """Merge the last segments into new rows while they are less than twice as many.
 
         So there are never more than a few segments of each size up to 1 M rows, and an item is rewritten a few times
-        only; larger ones are left to ``compact``.
+        only; larger ones are left to ``merge``.
         """
         total, kept = len(rows.codes), len(entries)
         while kept:
@@ -538,7 +552,7 @@ class HashIndex(Reader):
         if kept == len(entries):
             return entries, rows
         _logger.info("%s: %d segments are merged with what is added", self.path, len(entries) - kept)
-        taken = [self._segment(entry, manifest, view).live_rows() for entry in entries[kept:]]
+        taken = merged([self._segment(entry, manifest, view) for entry in entries[kept:]])
         return entries[:kept], SegmentRows.concatenate([*taken, rows])
 
     def _with_deleted(self, manifest: Manifest, view: View, rows: Int64) -> list[SegmentEntry]:
@@ -554,12 +568,46 @@ class HashIndex(Reader):
             entries.append(write_deletions(segment.folder, segment.entry, deleted, manifest.generation + 1))
         return [entry for entry in entries if entry.rows > entry.deleted]
 
-    def _write_segment(self, rows: SegmentRows) -> SegmentEntry:
+    def _find(self, view: View, rows: SegmentRows) -> tuple[npt.NDArray[Any], Int64]:
+        """Those ids of new rows that are there already, and the rows that have them."""
+        self._asked += len(rows.codes) * len(view.segments)
+        known = self._filter
+        if known is None or known.count > 2 * (view.items + _MERGE_ROWS):  # a lookup costs as much as to take in two
+            if 2 * self._asked < max(view.items, _MERGE_ROWS):
+                known = None
+            else:
+                known = IdFilter()
+                for segment in view.segments:
+                    known.add(segment.hashes)
+        ids = rows.ids(np.arange(len(rows.codes)) if known is None else known.may_have(rows.hashes))
+        found = view.find(ids)
+        if known is not None:
+            known.add(rows.hashes)  # of those that were there as well: what is replaced is not taken out
+        self._filter = known
+        return ids[found >= 0], found[found >= 0]
+
+    def _merge(self, choose: Callable[[Sequence[Segment]], list[Segment]]) -> int | None:
+        """Merge some segments into one; how many deleted items were dropped, None where there is nothing to do."""
+        with self._writing() as (manifest, view):
+            chosen = choose(view.segments)
+            if not chosen:
+                return None
+            _logger.info("%s: %d segments are merged", self.path, len(chosen))
+            with self._nothing_changes():
+                entry = self._write_segment(merged(chosen), _schema(chosen))
+            names = {segment.name for segment in chosen}
+            left = [one for one in manifest.segments if one.name not in names]
+            # The largest come first, so that a write finds the small ones at the end.
+            segments = sorted([*left, entry], key=lambda one: one.deleted - one.rows)
+            self._commit(manifest.next(segments=tuple(segments), written=int(entry.name)), view)
+            return sum(segment.entry.deleted for segment in chosen)
+
+    def _write_segment(self, parts: Iterable[SegmentRows], schema: pa.Schema) -> SegmentEntry:
         """Write a segment under a name that nothing has: what stands, listed or left, is never replaced."""
         segments = self.path / "segments"
         standing = [int(one.name) for one in segments.iterdir() if SEGMENT_NAME.fullmatch(one.name)]
         number = max([self._state.manifest.written, *standing]) + 1
-        return write_segment(segments / f"{number:08d}", rows)
+        return write_segment(segments / f"{number:08d}", parts, schema)
 
     def _set(self, state: _State) -> None:
         self._state = state
@@ -663,6 +711,35 @@ class HashIndex(Reader):
                     try_remove(folder)
                 elif folder.name.startswith(".") and ".tmp" in folder.name:
                     remove(folder)
+
+
+def _smallest(segments: Sequence[Segment], rows: int = _MAX_ROWS) -> list[Segment]:
+    """As many of the smallest segments as can be merged at once, at least two; or one that has deleted rows."""
+    chosen: list[Segment] = []
+    total = held = 0
+    for segment in sorted(segments, key=lambda one: one.live):
+        total, held = total + segment.live, held + segment.metadata_rows.layout.largest
+        if total > rows or (held > _MERGE_BYTES and len(chosen) > 1):
+            break
+        chosen.append(segment)
+    return chosen if len(chosen) > 1 else [one for one in segments if one.entry.deleted][:1]
+
+
+def _tier(segments: Sequence[Segment], rows: int) -> list[Segment]:
+    """The smallest ``_TIER`` segments of like size, if they have no more rows than this."""
+    tiers: dict[int, list[Segment]] = {}
+    for segment in sorted(segments, key=lambda one: one.live):
+        tier = tiers.setdefault((3 * segment.live // (2 * _MERGE_ROWS)).bit_length() // 3, [])
+        tier.append(segment)
+        if len(tier) == _TIER and len(chosen := _smallest(tier, rows)) > 1:
+            return chosen
+    return []
+
+
+def _schema(segments: Sequence[Segment]) -> pa.Schema:
+    """All columns that any of them has."""
+    schemas = [segment.metadata_rows.layout.schema for segment in segments]
+    return pa.unify_schemas([pa.schema([("id", segments[0].id_type)]), *schemas])
 
 
 def _check_keep(keep: Keep) -> Keep:

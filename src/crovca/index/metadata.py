@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -383,22 +383,39 @@ def _matching(connection: duckdb.DuckDBPyConnection, names: list[str], where: st
     return [np.sort(rows[numbers == of_file.get(name, -1)]) for name in names]
 
 
+class Layout(NamedTuple):
+    """Of a Parquet file: its columns but for ``id``, its rows, where each row group ends, the bytes of the largest, and
+    those that are kept."""
+
+    schema: pa.Schema
+    rows: int
+    ends: Int64
+    largest: int
+    kept: Memo[int, pa.Table]
+
+
 class RowReader:
     """Reads some rows of a Parquet file, with nulls for ``id``, which is known; the row groups that were read last are
-    kept, up to ``_GROUPS_KEPT`` bytes of them.
+    kept.
 
     Args:
         file: which does not change.
+        kept: bytes of row groups that are kept; at least one is.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._layout: Memo[str, tuple[list[str], Int64, Memo[int, pa.Table]]] = Memo(1)
+    def __init__(self, file: Path, kept: int = _GROUPS_KEPT) -> None:
+        self._file, self._kept = file, kept
+        self._layout: Memo[str, Layout] = Memo(1)
 
     @property
     def nbytes(self) -> int:
         """What is kept."""
-        return sum(group.nbytes for _, layout in self._layout.items() for _, group in layout[2].items())
+        return sum(group.nbytes for _, layout in self._layout.items() for _, group in layout.kept.items())
+
+    @property
+    def layout(self) -> Layout:
+        """What the file says of itself."""
+        return self._layout.get("", self._read_layout)
 
     def rows(self, rows: Int64) -> pa.Table:
         """Some rows (m,), in the order asked for, reading no more row groups than needed.
@@ -406,36 +423,38 @@ class RowReader:
         Raises:
             FileFormatError: the file is damaged.
         """
-        columns, ends, kept = self._layout.get("", self._read_layout)
+        schema, _, ends, _, kept = self.layout
         without = pa.table({"id": pa.nulls(len(rows))})  # a table without columns has no rows
-        if not columns:
+        if not schema.names:
             return without
         owner = np.searchsorted(ends, rows, side="right")
         groups = np.unique(owner)
-        pieces = [kept.get(int(group), partial(self._read_group, int(group), columns)) for group in groups]
+        pieces = [kept.get(int(group), partial(self._read_group, int(group), schema.names)) for group in groups]
         held = np.cumsum([0, *(len(piece) for piece in pieces)])[:-1]
         starts = np.concatenate([[0], ends])[:-1]
         place = held[np.searchsorted(groups, owner)] + rows - starts[owner]
         found = pa.concat_tables(pieces).take(pa.array(place))
         return found.add_column(0, "id", without["id"])
 
-    def _read_layout(self) -> tuple[list[str], Int64, Memo[int, pa.Table]]:
+    def _read_layout(self) -> Layout:
         with _parquet(self._file) as parquet:
             groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=1)
-            columns = [name for name in parquet.schema_arrow.names if name != "id"]
+            schema = pa.schema([field for field in parquet.schema_arrow if field.name != "id"])
             ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
-            return columns, ends, Memo(max(1, _GROUPS_KEPT // max(1, largest)))
+            kept: Memo[int, pa.Table] = Memo(max(1, self._kept // max(1, largest)))
+            return Layout(schema, parquet.metadata.num_rows, ends, largest if schema.names else 0, kept)
 
     def _read_group(self, group: int, columns: list[str]) -> pa.Table:
         with _parquet(self._file) as parquet:
             return parquet.read_row_group(group, columns)
 
 
-def read_all(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """A whole Parquet file, or some of its columns, the checksums compared."""
+def read_ids(file: Path) -> Iterator[pa.ChunkedArray]:
+    """The column ``id`` of a Parquet file, a row group at a time, the checksums compared."""
     with _parquet(file) as parquet:
-        return parquet.read(columns)
+        for group in range(parquet.num_row_groups):
+            yield parquet.read_row_group(group, ["id"]).column("id")
 
 
 def count_values(file: Path, column: str, wanted: npt.NDArray[np.bool_] | None) -> Iterator[pa.Table]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -133,19 +132,6 @@ class Originals:
             np.concatenate([part.scales for part in parts]),
             np.concatenate([start + part.order for start, part in zip(starts, parts, strict=False)]),
         )
-
-    def write(self, folder: Path) -> None:
-        """Write ``originals.npy`` and ``scales.npy``, some rows at a time."""
-        np.save(folder / "scales.npy", self.scales, allow_pickle=False)
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self.arrays[0].dtype),
-            "fortran_order": False,
-            "shape": self.shape,
-        }
-        with (folder / "originals.npy").open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, len(self), _BLOCK):
-                file.write(np.ascontiguousarray(self.kept(slice(start, start + _BLOCK))).data)
 
 
 def cosines(kept: npt.NDArray[Any], unit: Float32) -> Float32:

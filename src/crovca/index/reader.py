@@ -252,17 +252,19 @@ class Reader(ABC):
             for chosen in [start + live[first : first + rows]]
         )
 
-    def prepare(self, *, bits: int | None = None, engine: str = "auto") -> None:
+    def prepare(self, *, metric: str = "bce", bits: int | None = None, engine: str = "auto") -> None:
         """Build the engines now, which the first search would do."""
         view = self.view()
-        view.searched(view.bits if bits is None else check_bits(bits, at_most=view.bits), None, engine)
+        name = get_metric(metric, stored=True).name
+        for _, part, _ in view.searched(view.bits if bits is None else check_bits(bits, at_most=view.bits), None):
+            part.engine(name, engine)
 
     def _condition(self, where: str | None) -> Condition | None:
         return None if where is None else Condition(where, self.where_timeout)
 
     def engines(self) -> list[dict[str, Any]]:
-        """What was built for searching so far: engine, bits, rows, seconds to build, bytes of memory."""
-        return [part.described() for part in self.view().parts()]
+        """What was built for searching so far: engine, its metrics, bits, rows, seconds to build, bytes of memory."""
+        return [one for part in self.view().parts() for one in part.described()]
 
 
 def _scorer(length: int, queries: npt.ArrayLike | Codes, metric: str, bits: int | None) -> BitScorer:

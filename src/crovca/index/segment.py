@@ -22,11 +22,12 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +38,10 @@ from crovca.codes import Codes
 from crovca.errors import CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, atomic_file, remove, sha256
 from crovca.ids import id_hashes, order_by_hash
+from crovca.index.engines.base import Mask
 from crovca.index.manifest import FileEntry, IdType, SegmentEntry
 from crovca.index.memo import Memo
-from crovca.index.metadata import ROW_GROUP, RowReader, read_all
+from crovca.index.metadata import ROW_GROUP, RowReader, read_ids
 from crovca.index.originals import KEPT, Keep, Originals
 from crovca.index.scoring import Int64
 
@@ -48,7 +50,8 @@ Hashes = npt.NDArray[np.uint64]
 _ENGINES_KEPT = 4  # of the last lengths
 _PADDED = 4  # text is an array of equal lengths where that takes at most so many times its own characters,
 _FEW_CHARACTERS = 1 << 20  # or no more than this
-_CHECKED = 1 << 16  # rows that are compared at a time
+_MERGED = 1 << 18  # rows that are merged at a time
+_KEPT = 1 << 12  # embeddings that are written at a time
 
 # What numpy.save writes of arrays such as these, and nothing else.
 _HEADER = re.compile(
@@ -81,22 +84,18 @@ class SegmentRows:
                 table = table.append_column(name, metadata.column(name))
         return cls(hashes, codes, table, originals).sorted()
 
-    def __getitem__(self, rows: slice | Int64) -> SegmentRows:
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(len(self.codes))
-            table = self.table.slice(start, stop - start)
-        else:
-            table = self.table.take(pa.array(rows))
-        originals = None if self.originals is None else self.originals.take(rows)
-        return SegmentRows(self.hashes[rows], self.codes[rows], table, originals)
+    def ids(self, rows: Int64 | Mask) -> npt.NDArray[Any]:
+        """The ids of some rows, as ``Segment.ids``."""
+        ids = self.table.column("id")
+        return _numpy(ids.filter(pa.array(rows)) if rows.dtype == bool else ids.take(pa.array(rows)))
 
     def sorted(self) -> SegmentRows:
         """The same, by (hash, id)."""
-        ids = self.table.column("id")
-        order = order_by_hash(self.hashes, lambda rows: _numpy(ids.take(pa.array(rows))))
+        order = order_by_hash(self.hashes, self.ids)
         if (order[1:] > order[:-1]).all():
             return self
-        return self[order]
+        originals = None if self.originals is None else self.originals.take(order)
+        return SegmentRows(self.hashes[order], self.codes[order], self.table.take(pa.array(order)), originals)
 
     @classmethod
     def concatenate(cls, parts: Sequence[SegmentRows]) -> SegmentRows:
@@ -117,29 +116,92 @@ class SegmentRows:
         return next((ids[int(row)].as_py() for row in same if ids[int(row)] == ids[int(row) + 1]), None)
 
 
-def write_segment(folder: Path, rows: SegmentRows) -> SegmentEntry:
-    """Write a segment, atomically, and return its entry for the manifest. What stands there is never replaced."""
+def write_segment(folder: Path, parts: Iterable[SegmentRows], schema: pa.Schema) -> SegmentEntry:
+    """Write a segment, atomically, and return its entry for the manifest. What stands there is never replaced.
+
+    Args:
+        folder: its place.
+        parts: at least one, in the order of (hash, id) from one to the next; only one of them is held at a time.
+        schema: of the parts' tables; columns that one lacks are null there.
+    """
     with atomic_directory(folder, new=True) as temporary:
-        np.save(temporary / "codes.npy", rows.codes.packed, allow_pickle=False)
-        np.save(temporary / "hashes.npy", rows.hashes, allow_pickle=False)
-        ids = rows.table.column("id").combine_chunks()
-        if pa.types.is_integer(ids.type):
-            np.save(temporary / "ids.npy", ids.to_numpy(), allow_pickle=False)
-        else:
-            offsets, content = _string_buffers(ids)
-            np.save(temporary / "id_offsets.npy", offsets, allow_pickle=False)
-            np.save(temporary / "id_bytes.npy", content, allow_pickle=False)
-        pq.write_table(
-            rows.table,
-            temporary / "metadata.parquet",
-            row_group_size=ROW_GROUP,
-            compression="zstd",
-            write_page_checksum=True,
-        )
-        if rows.originals is not None:
-            rows.originals.write(temporary)
+        with ExitStack() as stack:
+            opened: dict[str, tuple[IO[bytes], npt.NDArray[Any]]] = {}
+            counts: Counter[str] = Counter()
+
+            def append(name: str, rows: npt.NDArray[Any]) -> None:
+                if name not in opened:
+                    opened[name] = stack.enter_context((temporary / name).open("wb")), rows[:0]
+                    _write_header(*opened[name], 0)
+                opened[name][0].write(np.ascontiguousarray(rows).data)
+                counts[name] += len(rows)
+
+            table = stack.enter_context(
+                pq.ParquetWriter(temporary / "metadata.parquet", schema, compression="zstd", write_page_checksum=True)
+            )
+            for part in parts:
+                append("codes.npy", part.codes.packed)
+                append("hashes.npy", part.hashes)
+                ids = part.table.column("id").combine_chunks()
+                if pa.types.is_integer(ids.type):
+                    append("ids.npy", ids.to_numpy())
+                else:
+                    offsets, content = _string_buffers(ids)
+                    append("id_offsets.npy", offsets[min(1, counts["id_offsets.npy"]) :] + counts["id_bytes.npy"])
+                    append("id_bytes.npy", content)
+                if part.originals is not None:
+                    append("scales.npy", part.originals.scales)
+                    for start in range(0, len(part.originals), _KEPT):
+                        append("originals.npy", part.originals.kept(slice(start, start + _KEPT)))
+                whole = pa.concat_tables([schema.empty_table(), part.table], promote_options="default")
+                table.write_table(whole, row_group_size=ROW_GROUP)
+            for name, (file, like) in opened.items():
+                file.seek(0)
+                _write_header(file, like, counts[name])
         files = tuple(_entry(file) for file in sorted(temporary.iterdir()))
-    return SegmentEntry(folder.name, len(rows.codes), files)
+    return SegmentEntry(folder.name, counts["codes.npy"], files)
+
+
+def _write_header(file: IO[bytes], like: npt.NDArray[Any], rows: int) -> None:
+    """The header of a .npy file; NumPy leaves room in it for any number of rows, so it can be written again."""
+    shape = (rows, *like.shape[1:])
+    header = {"descr": np.lib.format.dtype_to_descr(like.dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def merged(segments: Sequence[Segment]) -> Iterator[SegmentRows]:
+    """Everything that is not deleted in some segments, in order, some rows at a time, to be written anew.
+
+    In memory there are at most about ``_MERGED`` rows and a row group of each segment: a step takes of each its share
+    of these, up to the hash at which the first of them ends. The rest is read from what is mapped.
+
+    Raises:
+        FileFormatError: a file does not have its checksum: damage is not written anew.
+    """
+    for segment in segments:
+        for problem in segment.problems():
+            raise FileFormatError(f"{problem}; restore it from a copy")
+    readers = [RowReader(segment.metadata, 0) for segment in segments]
+    for segment, reader in zip(segments, readers, strict=True):
+        if reader.layout.rows != len(segment):
+            raise FileFormatError(f"segment {segment.name}: metadata.parquet is of other items; restore it from a copy")
+    total, at = sum(map(len, segments)), [0] * len(segments)
+    while any(start < len(segment) for start, segment in zip(at, segments, strict=True)):
+        limit = min(
+            segment.hashes[min(start + 1 + _MERGED * len(segment) // total, len(segment)) - 1]
+            for start, segment in zip(at, segments, strict=True)
+            if start < len(segment)
+        )
+        parts = []
+        for number, segment in enumerate(segments):
+            stop = at[number] + int(np.searchsorted(segment.hashes[at[number] :], limit, side="right"))
+            rows = np.arange(at[number], stop)
+            rows = rows if segment.alive is None else rows[segment.alive[rows]]
+            at[number] = stop
+            if len(rows):
+                parts.append(segment.loaded(rows, readers[number]))
+        if parts:
+            yield SegmentRows.concatenate(parts)
 
 
 def write_deletions(folder: Path, entry: SegmentEntry, deleted: npt.NDArray[np.bool_], generation: int) -> SegmentEntry:
@@ -239,6 +301,11 @@ class Segment:
         revived = self.alive is not None and (segment.alive is None or bool((segment.alive & ~self.alive).any()))
         return None if revived else segment
 
+    @property
+    def id_type(self) -> pa.DataType:
+        """What the ids are in tables."""
+        return pa.int64() if self._offsets is None else pa.large_string()
+
     def __len__(self) -> int:
         return self.entry.rows
 
@@ -299,20 +366,24 @@ class Segment:
             result[found[~self.alive[result[found]]]] = -1
         return result
 
-    def live_rows(self) -> SegmentRows:
-        """Everything that is not deleted, loaded but for kept embeddings, to be written anew.
-
-        Raises:
-            FileFormatError: a file does not have its checksum: damage is not written anew.
-        """
-        for problem in self.problems():
-            raise FileFormatError(f"{problem}; restore it from a copy")
-        table = read_all(self.metadata)
-        if table.num_rows != len(self) or "id" not in table.column_names:
-            raise FileFormatError(f"segment {self.name}: metadata.parquet is of other items; restore it from a copy")
-        codes = Codes(np.asarray(self.codes.packed), self.codes.bits)
-        rows = SegmentRows(np.asarray(self.hashes), codes, table, self.originals())
-        return rows if self.alive is None else rows[np.flatnonzero(self.alive)]
+    def loaded(self, rows: Int64, reader: RowReader) -> SegmentRows:
+        """Some rows (ascending), loaded but for kept embeddings; ``reader`` is of ``metadata``."""
+        if self._offsets is None:
+            ids = pa.array(self._ids[rows])
+        else:
+            starts = self._offsets[rows[0] : rows[-1] + 2]
+            content = self._ids[starts[0] : starts[-1]]
+            every = pa.LargeStringArray.from_buffers(
+                len(starts) - 1, pa.py_buffer(starts - starts[0]), pa.py_buffer(np.ascontiguousarray(content))
+            )
+            try:
+                every.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise FileFormatError(f"segment {self.name}: its ids are damaged: {error}") from error
+            ids = every.take(pa.array(rows - rows[0]))
+        table = reader.rows(rows).set_column(0, "id", ids)
+        originals = None if self.kept is None else Originals((self.kept,), self._scales[rows], rows)
+        return SegmentRows(self.hashes[rows], self.codes[rows], table, originals)
 
     def problems(self) -> list[str]:
         """Compare every file with its checksum; what is wrong, a line each."""
@@ -330,18 +401,21 @@ class Segment:
     def contradictions(self) -> list[str]:
         """Compare the files with each other, as far as checksums do not tell; what is wrong, a line each."""
         place = f"segment {self.name}: "
+        start = 0
         try:
-            table = read_all(self.metadata, ["id"])
-            for start in range(0, len(self), _CHECKED):
-                rows = np.arange(start, min(start + _CHECKED, len(self)))
+            if self.metadata_rows.layout.rows != len(self):
+                return [f"{place}metadata.parquet is of other items"]
+            for stored in read_ids(self.metadata):
+                rows = np.arange(start, start + len(stored))
                 ids = self.ids(rows)
                 if (id_hashes(ids) != self.hashes[rows]).any():
                     return [f"{place}hashes.npy is not of these ids"]
-                if table.column("id").slice(start, len(rows)).to_pylist() != ids.tolist():
+                if stored.null_count or not np.array_equal(_numpy(stored), ids):
                     return [f"{place}metadata.parquet is of other items"]
+                start += len(stored)
         except (FileFormatError, InvalidInputError) as error:
             return [place + str(error).removeprefix(place)]
-        ordered = (self.hashes[1:] >= self.hashes[:-1]).all() and table.num_rows == len(self)
+        ordered = (self.hashes[1:] >= self.hashes[:-1]).all()
         return [] if ordered else [f"{place}its rows are not in the order of their hashes"]
 
     def _differs(self, file: FileEntry) -> str:
@@ -424,14 +498,13 @@ def as_text(texts: list[str]) -> npt.NDArray[Any]:
     return np.array(texts, np.str_ if even else object)
 
 
+def _numpy(ids: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Ids of a table as an array."""
+    return ids.to_numpy() if pa.types.is_integer(ids.type) else as_text(ids.to_pylist())
+
+
 def _entry(file: Path) -> FileEntry:
     return FileEntry(file.name, file.stat().st_size, sha256(file))
-
-
-def _numpy(ids: pa.ChunkedArray) -> npt.NDArray[Any]:
-    if pa.types.is_integer(ids.type):
-        return ids.to_numpy()
-    return as_text(ids.to_pylist())
 
 
 def _string_buffers(ids: pa.Array) -> tuple[Int64, npt.NDArray[np.uint8]]:

@@ -31,7 +31,9 @@ from crovca.index.originals import NO_ORIGINALS, Originals, cosines
 from crovca.index.reader import Condition, Reader
 from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
+from crovca.metrics import METRICS
 
+_ENGINES_KEPT = 2  # of the same rows: two metrics may need different ones
 _FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
 _SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
 _DEAD_SHARE = 0.125  # engines are built anew without the deleted rows when these are more
@@ -40,52 +42,66 @@ _UNKNOWN = Origin()
 
 
 class _Part:
-    """Some rows of a segment (or of a view), cut to a prefix, with the engine that searches them.
+    """Some rows of a segment (or of a view), cut to a prefix, with the engines that search them.
 
     Args:
         name: of the segment.
         codes: of these rows, in tie order.
         rows: int64, their numbers; None: all of the segment.
         bits: length of the prefix.
-        engine: a name, or "auto".
+        items: how many there are in the whole index.
     """
 
-    def __init__(self, name: str, codes: Codes, rows: Int64 | None, bits: int, engine: str) -> None:
-        started = time.perf_counter()
+    def __init__(self, name: str, codes: Codes, rows: Int64 | None, bits: int, items: int) -> None:
         self.name, self.rows = name, rows
-        self._mapped = rows is None and bits == codes.bits
         self.codes = codes if bits == codes.bits else codes.prefix(bits)
-        name = choose_engine(self.codes) if engine == "auto" else engine
-        self.engine: Engine = build_engine(name, self.codes)
-        self.seconds = time.perf_counter() - started
+        mapped = rows is None and bits == codes.bits
+        self._own = (0 if mapped else self.codes.packed.nbytes) + (0 if rows is None else rows.nbytes)
+        self._items = items
+        self._chosen: Memo[str, str] = Memo(len(METRICS))  # the engine of each metric
+        self._built: Memo[str, tuple[Engine, float]] = Memo(_ENGINES_KEPT)
 
     @property
     def nbytes(self) -> int:
         """Memory held beyond the memory-mapped codes."""
-        own = 0 if self._mapped else self.codes.packed.nbytes
-        return self.engine.nbytes + own + (0 if self.rows is None else self.rows.nbytes)
+        return self._own + sum(engine.nbytes for _, (engine, _) in self._built.items())
 
-    def nearest(self, scorer: BitScorer, k: int, mask: Mask | None) -> list[Found]:
+    def engine(self, metric: str, name: str) -> Engine:
+        """The engine of this name, or "auto": what is best for the metric; built when it is first needed."""
+        if name == "auto":
+            name = self._chosen.get(metric, partial(choose_engine, self.codes, metric, self._items))
+
+        def build() -> tuple[Engine, float]:
+            started = time.perf_counter()
+            return build_engine(name, self.codes), time.perf_counter() - started
+
+        return self._built.get(name, build)[0]
+
+    def nearest(self, scorer: BitScorer, k: int, mask: Mask | None, engine: str) -> list[Found]:
         """The k nearest of the rows for which ``mask`` (over the whole segment) is true."""
         allowed = None if mask is None else mask if self.rows is None else mask[self.rows]
-        answers = self.engine.nearest(scorer.against(self.codes), k, allowed)
+        answers = self.engine(scorer.metric.name, engine).nearest(scorer.against(self.codes), k, allowed)
         if self.rows is None:
             return answers
         return [Found(self.rows[answer.rows], answer.distances) for answer in answers]
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> list[dict[str, Any]]:
         """See ``Reader.engines``."""
-        return {
-            "segment": self.name,
-            "engine": self.engine.name,
-            "exact": self.engine.exact,
-            "bits": self.codes.bits,
-            "rows": len(self.codes),
-            "build_seconds": round(self.seconds, 4),
-            "bytes": self.nbytes,
-            **({"recall_at_100": self.engine.recall} if hasattr(self.engine, "recall") else {}),
-            **({"read": round(self.engine.read, 4)} if hasattr(self.engine, "read") else {}),
-        }
+        return [
+            {
+                "segment": self.name,
+                "engine": name,
+                "metrics": sorted(metric for metric, chosen in self._chosen.items() if chosen == name),
+                "exact": engine.exact,
+                "bits": self.codes.bits,
+                "rows": len(self.codes),
+                "build_seconds": round(seconds, 4),
+                "bytes": engine.nbytes + (0 if number else self._own),
+                **({"recall_at_100": engine.recall} if hasattr(engine, "recall") else {}),
+                **({"read": round(engine.read, 4)} if hasattr(engine, "read") else {}),
+            }
+            for number, (name, (engine, seconds)) in enumerate(self._built.items())
+        ]
 
 
 class _Selection:
@@ -152,8 +168,8 @@ class View(Reader):
         small = [number for number, segment in enumerate(self.segments) if 0 < segment.live <= _JOINED_ROWS]
         self._small = dict.fromkeys(small if len(small) > 1 else [])  # what is searched as one, in order
         self._large = [number for number in range(len(self.segments)) if number not in self._small]
-        self._joined: Memo[tuple[int, str], _Part] = Memo(_FILTERS_KEPT)
-        self._selected: Memo[tuple[str, int, str], list[tuple[int, _Part]]] = Memo(_FILTERS_KEPT)
+        self._joined: Memo[int, _Part] = Memo(_FILTERS_KEPT)
+        self._selected: Memo[tuple[str, int], list[tuple[int, _Part]]] = Memo(_FILTERS_KEPT)
 
     @property
     def id_type(self) -> IdType | None:
@@ -168,9 +184,11 @@ class View(Reader):
 
     def nearest(self, scorer: BitScorer, k: int, condition: Condition | None, engine: str) -> list[Found]:
         """The k nearest rows of each query, of all segments."""
+        if engine != "auto":
+            check_engine(engine)
         answers: list[list[Found]] = []
-        for start, part, mask in self.searched(scorer.weights.shape[1], condition, engine):
-            found = part.nearest(scorer, k, mask)
+        for start, part, mask in self.searched(scorer.weights.shape[1], condition):
+            found = part.nearest(scorer, k, mask, engine)
             answers.append([Found(start + one.rows, one.distances) for one in found])
         if len(answers) == 1:
             return answers[0]
@@ -236,47 +254,45 @@ class View(Reader):
             raise InvalidInputError(NO_ORIGINALS)
         return Originals.concatenate([one for one in kept if one is not None])
 
-    def searched(self, bits: int, condition: Condition | None, engine: str) -> list[tuple[int, _Part, Mask | None]]:
+    def searched(self, bits: int, condition: Condition | None) -> list[tuple[int, _Part, Mask | None]]:
         """The parts to search: number of its row 0, part, and which rows of the segment count. Small segments are one
         part, kept by the view: a query costs less than a tenth of a millisecond a part, whatever is in it."""
-        if engine != "auto":
-            check_engine(engine)
         parts: list[tuple[int, _Part, Mask | None]] = []
         if condition is None:
             for number in self._large:
                 segment = self.segments[number]
                 if segment.live:
-                    dead, part = _part(segment, bits, engine)
+                    dead, part = _part(segment, bits, self.items)
                     parts.append((self.starts[number], part, segment.alive if segment.entry.deleted > dead else None))
             if self._small:
-                parts.append((0, self._joined.get((bits, engine), lambda: self._join(None, bits, engine)), None))
+                parts.append((0, self._joined.get(bits, lambda: self._join(None, bits)), None))
             return parts
         selection = self.select_rows(condition)
-        selected = self._selected.get((condition.where, bits, engine), lambda: self._parts_of(selection, bits, engine))
+        selected = self._selected.get((condition.where, bits), lambda: self._parts_of(selection, bits))
         for number in self._large:
             mask = selection.masks[number]
             if mask is not None:
-                parts.append((self.starts[number], _part(self.segments[number], bits, engine)[1], mask))
+                parts.append((self.starts[number], _part(self.segments[number], bits, self.items)[1], mask))
         return [*parts, *((start, part, None) for start, part in selected)]
 
-    def _parts_of(self, selection: _Selection, bits: int, engine: str) -> list[tuple[int, _Part]]:
+    def _parts_of(self, selection: _Selection, bits: int) -> list[tuple[int, _Part]]:
         """Parts of the rows that a condition selects, but for those of the masks."""
         parts = [
-            (self.starts[number], _Part(segment.name, segment.codes[rows], rows, bits, engine))
+            (self.starts[number], _Part(segment.name, segment.codes[rows], rows, bits, self.items))
             for number in self._large
             for segment, rows in [(self.segments[number], selection.rows[number])]
             if selection.masks[number] is None and len(rows)
         ]
         small = [selection.rows[number] for number in self._small]
-        return [*parts, (0, self._join(small, bits, engine))] if any(map(len, small)) else parts
+        return [*parts, (0, self._join(small, bits))] if any(map(len, small)) else parts
 
-    def _join(self, rows: list[Int64] | None, bits: int, engine: str) -> _Part:
+    def _join(self, rows: list[Int64] | None, bits: int) -> _Part:
         """One part of some rows of each small segment; None: of those that are not deleted."""
         if rows is None:
             rows = [self.segments[number].live_numbers() for number in self._small]
         own = np.concatenate([self.starts[number] + some for number, some in zip(self._small, rows, strict=True)])
         own = own[order_by_hash(self.hashes(own), lambda chosen: self.ids(own[chosen]))]
-        return _Part(f"{len(self._small)} small ones", self.codes(own), own, bits, engine)
+        return _Part(f"{len(self._small)} small ones", self.codes(own), own, bits, self.items)
 
     def select_rows(self, condition: Condition) -> _Selection:
         """The live rows of each segment for which a condition holds; the last few are remembered."""
@@ -435,23 +451,23 @@ def _kept(segment: Segment, rows: Int64) -> Float32:
     return segment.kept[rows].astype(np.float32)
 
 
-def _part(segment: Segment, bits: int, engine: str) -> tuple[int, _Part]:
+def _part(segment: Segment, bits: int, items: int) -> tuple[int, _Part]:
     """All rows of a segment that are not deleted, or all that were not so when the engine was built: how many were
     deleted then, and the part. Rows are only ever deleted, so an engine serves as long as its dead rows are few; an
     older view needs rows that a newer engine may lack."""
     dead = segment.entry.deleted
     few = _DEAD_SHARE * len(segment)
     built = [
-        key[2]
+        key[1]
         for key, part in segment.engines.items()
-        if key[:2] == (bits, engine) and key[2] <= dead and dead - key[2] <= _DEAD_SHARE * len(part.codes)
+        if key[0] == bits and key[1] <= dead and dead - key[1] <= _DEAD_SHARE * len(part.codes)
     ]
     basis = max(built, default=0 if dead <= few else dead)
 
     def build() -> _Part:
         if basis == 0 or segment.alive is None:
-            return _Part(segment.name, segment.codes, None, bits, engine)
+            return _Part(segment.name, segment.codes, None, bits, items)
         rows = np.flatnonzero(segment.alive)
-        return _Part(segment.name, segment.codes[rows], rows, bits, engine)
+        return _Part(segment.name, segment.codes[rows], rows, bits, items)
 
-    return basis, segment.engines.get((bits, engine, basis), build)
+    return basis, segment.engines.get((bits, basis), build)

@@ -19,13 +19,20 @@ ENGINES: dict[str, tuple[str, str, tuple[int, int]]] = {
 
 _FEW = 256  # so few codes are scored at once, exactly
 _MANY = 1 << 21  # fewer are scanned about as fast as it is told what to scan (measured)
+_MOST_BYTES = 1_200_000_000  # of memory that both engines of an index may take: 50 M codes of 64 bits
 
 
-def choose_engine(codes: Codes) -> str:
+def choose_engine(codes: Codes, metric: str = "bce", items: int = 0) -> str:
     """The fastest exact engine on a processor (measured: benchmarks/search.py) for codes in tie order.
 
     Buckets where the rows are at least a quarter of all codes that there can be; for other lengths that it takes the
-    scan, or, of many codes that a query need not read all of, what leaves them out.
+    scan, or, of many codes that a query by this metric need not read all of, what leaves them out: where there is
+    memory for it, and for the scan beside it, which other metrics may need.
+
+    Args:
+        codes: what is to be searched.
+        metric: a score of ``crovca.metrics``.
+        items: how many there are in the whole index, if these are a part of it.
     """
     bits, rows = codes.bits, len(codes)
 
@@ -37,7 +44,8 @@ def choose_engine(codes: Codes) -> str:
         return "exact"
     if takes("buckets") and 1 << bits <= 4 * rows:
         return "buckets"
-    if rows >= _MANY and takes("pruned") and imported(ENGINES["pruned"][0]).pays(codes):
+    fits = max(rows, items) * (2 * codes.bytes_per_item + 8) <= _MOST_BYTES
+    if rows >= _MANY and fits and takes("pruned") and imported(ENGINES["pruned"][0]).pays(codes, metric):
         return "pruned"
     return "scan" if takes("scan") else "exact"
 

@@ -24,7 +24,8 @@ _FIRST = 8  # pieces that tell how well the k-th scores
 _BLOCK = 32  # codes that FAISS lays side by side
 _PACKED = 1 << 20  # codes packed at a time
 _QUERIES = 256  # at a time
-_SAMPLE, _ASKED, _K, _NEAR = 1 << 16, 64, 100, 10  # codes, queries and neighbors by which ``pays`` judges
+_SAMPLE, _ASKED, _K, _NEAR = 1 << 18, 64, 100, 10  # codes, queries and neighbors by which ``pays`` judges
+_LEAST = 4  # neighbors of the sample: with fewer, what a metric with many ties has to read is underrated (measured)
 _PAYS = 0.25  # share of the codes that may be read, as pieces are read more slowly than all in a row (measured)
 
 
@@ -128,18 +129,18 @@ class PrunedEngine(CandidateEngine):
         return scores, entries
 
 
-def pays(codes: Codes) -> bool:
+def pays(codes: Codes, metric: str) -> bool:
     """Whether queries like the codes themselves would leave out most of what there is, judged by the first codes (of
     many, in an order that says nothing): a smaller set with smaller pieces, asked for fewer neighbors. A query is as
-    sure of a bit as the codes near it agree."""
+    sure of a bit as the codes near it agree; a metric for which all bits count alike leaves out less."""
     share = _SAMPLE / len(codes)
     first, asked = codes[:_SAMPLE], codes[_SAMPLE : _SAMPLE + _ASKED]
     sample = PrunedEngine(first, max(_BLOCK, int(_PIECE * share)))
     _, near = faiss.knn_hamming(np.ascontiguousarray(asked.packed), np.ascontiguousarray(first.packed), _NEAR)
     ones = asked.unpack() + first[near.ravel()].unpack().reshape(_ASKED, _NEAR, -1).sum(1, dtype=np.int64)
     logits = np.log((ones + 0.5) / (_NEAR + 1.5 - ones))
-    scorer = BitScorer.of("asymmetric_hamming", logits, sample.entries)
-    list(sample.best(scorer.weights, max(1, int(_K * share))))
+    scorer = BitScorer.of(metric, logits, sample.entries)
+    list(sample.best(scorer.weights, max(_LEAST, int(_K * share))))
     return sample.read <= _PAYS
 
 
