@@ -16,7 +16,7 @@ from crovca.servers.shards import sharding_sql
 from tests.servers import launch
 from tests.servers_contract.samples import sample
 
-FILES = ["duckdb", "sqlite", "lancedb"]  # they run in this process
+FILES = ["duckdb", "sqlite", "lancedb", "chdb"]  # they run in this process
 _numbers = itertools.count()
 
 
@@ -45,6 +45,8 @@ class Servers:
     def address(self, kind):
         """Address of a collection that is not there yet."""
         name = f"codes{next(_numbers)}"
+        if kind == "chdb":  # a process can have one folder
+            return f"chdb://{self._folder}/chdb?table={name}"
         if kind in FILES:
             return f"{kind}://{self._folder}/{name}?table={name}"
         if kind == "milvus":
@@ -66,6 +68,8 @@ def pytest_collection_modifyitems(items):
     """What needs a server says so; of Milvus there can be one, so all of its tests run in one process."""
     for item in items:
         in_process = hasattr(item, "callspec") and not set(FILES).isdisjoint(map(str, item.callspec.params.values()))
+        if hasattr(item, "callspec") and "chdb" in item.callspec.params.values():
+            item.add_marker(pytest.mark.slow)
         if "servers" in getattr(item, "fixturenames", ()) and not in_process:
             item.add_marker(pytest.mark.servers)
             if "milvus" in item.nodeid:

@@ -82,6 +82,7 @@ def test_a_wrong_password(servers):
         ("milvus://h/a", "pymilvus"),
         ("sqlite://a?table=b", "apsw"),
         ("lancedb://a?table=b", "lancedb"),
+        ("chdb://a?table=b", "chdb"),
     ],
 )
 def test_a_driver_that_is_missing(url, package, monkeypatch):
@@ -143,7 +144,7 @@ def test_milvus_refuses_what_json_cannot_hold(milvus_collections):
 def test_drivers_are_loaded_when_they_are_used():
     code = (
         "import crovca.servers.push, crovca.servers.shards, sys;"
-        "sys.exit(bool({'torch', 'psycopg', 'pymilvus', 'duckdb', 'apsw', 'lancedb'} & set(sys.modules)))"
+        "sys.exit(bool({'torch', 'psycopg', 'pymilvus', 'duckdb', 'apsw', 'lancedb', 'chdb'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
