@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crovca needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet 'pip>=25.1'
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --group docs --editable '.[report,images,augment,heic,onnx,serve,duplicates,sentence-transformers,langchain,llama-index,ray,pg,milvus,sqlite,lancedb,chdb]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --group docs --editable '.[report,images,augment,heic,onnx,serve,duplicates,sentence-transformers,langchain,llama-index,ray,pg,milvus,sqlite,lancedb,chdb,qdrant]'
 	touch $@
 
 demo: $(READY)

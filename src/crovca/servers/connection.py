@@ -9,6 +9,7 @@
     sqlite:///path/to/file?table=codes                                   sqlite://file?table=codes
     lancedb:///path/to/folder?table=codes                                lancedb://folder?table=codes
     chdb:///path/to/folder?table=codes                                   ClickHouse, in this process
+    qdrant:///path/to/folder?table=codes                                 Qdrant Edge, in this process
 
 A new server is a file with a subclass of ``base.Server``, and a line in ``SCHEMES``.
 """
@@ -29,6 +30,7 @@ SCHEMES = {
     "sqlite": "crovca.servers.sqlite_vec:SQLiteServer",
     "lancedb": "crovca.servers.lancedb:LanceServer",
     "chdb": "crovca.servers.clickhouse:ClickHouseServer",
+    "qdrant": "crovca.servers.qdrant:QdrantServer",
 }
 """What an address begins with, to the module and the class that is imported for it."""
 
