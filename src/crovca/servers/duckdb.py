@@ -1,8 +1,8 @@
 """Codes in a table of a DuckDB file: ``bit_count(xor(...))`` of words of 64 bits.
 
 DuckDB itself computes the Hamming distance, exactly, and of the asymmetric distances a weighted sum of bit counts, a
-lower bound that is close to them (``bounds``), and sorts by it. Only the candidates are scored again here, and the
-answers are nearly always proven to be exact. Conditions are its own, and the same as those of ``HashIndex``.
+lower bound that is close to them (``bounds``), and sorts by it. Only the candidates are scored again here. Conditions
+are its own, and the same as those of ``HashIndex``.
 
 ::
 
