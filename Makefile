@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crovca needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet 'pip>=25.1'
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --group docs --editable '.[report,images,augment,heic,onnx,serve,duplicates,sentence-transformers,langchain,llama-index,ray,pg,milvus,sqlite,lancedb]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --group docs --editable '.[report,images,augment,heic,onnx,serve,duplicates,sentence-transformers,langchain,llama-index,ray,pg,milvus,sqlite,lancedb,chdb,qdrant]'
 	touch $@
 
 demo: $(READY)
@@ -63,11 +63,15 @@ javascript:
 torture: $(READY)
 	OMP_NUM_THREADS=1 timeout 1200 $(RUN)/pytest -m torture tests
 
-# Built, installed alone, and used once.
+# Wheel and sdist of the last commit, in dist/: built twice, from a clean clone, to the same bytes; then the wheel is
+# installed alone, and used once.
 wheel: $(READY)
-	rm -rf build/wheel && $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	rm -rf build/clone dist && git clone --quiet . build/clone
+	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) PIP_CONSTRAINT=$(CURDIR)/constraints.txt; cd build/clone; \
+	for dist in ../../dist ../again; do rm -rf $$dist && ../../$(RUN)/python -m build --outdir $$dist . > /dev/null || exit 1; done
+	diff -r dist build/again
 	rm -rf build/bare && $(PYTHON) -m venv build/bare
-	build/bare/bin/python -m pip install --quiet --constraint constraints.txt build/wheel/*.whl
+	build/bare/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd build && bare/bin/crovca --version && bare/bin/crovca datasets > bare/datasets.txt
 
 # The oldest versions that pyproject.toml allows, as far as they install on this Python.

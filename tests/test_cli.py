@@ -9,6 +9,7 @@ import pytest
 import typer
 from sklearn.base import clone
 
+import crovca
 from crovca.cli import doctor
 from crovca.cli.main import app, main
 from crovca.cli.output import notes_for_warnings
@@ -251,7 +252,7 @@ def test_help(command, capsys):
 
 def test_the_installed_command_and_its_version():
     done = subprocess.run([sys.executable, "-m", "crovca.cli.main", "--version"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "crovca 0.1.0\n")
+    assert (done.returncode, done.stdout) == (0, f"crovca {crovca.__version__}\n")
 
 
 def test_a_mistyped_command_is_one_line(capsys):

@@ -32,7 +32,7 @@ LATER = {
     "ints, then bool": (pa.array([7]), pa.array([True]), None),
     "float32, then float64": (pa.array([1.5], pa.float32()), pa.array([16777217.0]), None),
     "float32, then what fits": (pa.array([1.5], pa.float32()), pa.array([2.5]), 2.5),
-    "float16, then 70000": (pa.array([1.5], pa.float16()), pa.array([70000.0]), None),
+    "float16, then 70000": (pa.array(np.array([1.5], np.float16)), pa.array([70000.0]), None),
     "list<float32>, then rounded": (pa.array([[1.5]], pa.list_(pa.float32())), pa.array([[0.1]]), None),
     "int, then text 007": (pa.array([1]), pa.array(["007"]), None),
     "int8, then 300": (pa.array([1], pa.int8()), pa.array([300]), None),

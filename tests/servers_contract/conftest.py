@@ -16,7 +16,8 @@ from crovca.servers.shards import sharding_sql
 from tests.servers import launch
 from tests.servers_contract.samples import sample
 
-FILES = ["duckdb", "sqlite", "lancedb"]  # they run in this process
+FILES = ["duckdb", "sqlite", "lancedb", "chdb"]
+IN_PROCESS = [*FILES, "qdrant"]  # they need no server
 _numbers = itertools.count()
 
 
@@ -45,7 +46,9 @@ class Servers:
     def address(self, kind):
         """Address of a collection that is not there yet."""
         name = f"codes{next(_numbers)}"
-        if kind in FILES:
+        if kind == "chdb":  # a process can have one folder
+            return f"chdb://{self._folder}/chdb?table={name}"
+        if kind in IN_PROCESS:
             return f"{kind}://{self._folder}/{name}?table={name}"
         if kind == "milvus":
             return f"{self('milvus')}/{name}"
@@ -65,7 +68,11 @@ STARTERS = {
 def pytest_collection_modifyitems(items):
     """What needs a server says so; of Milvus there can be one, so all of its tests run in one process."""
     for item in items:
-        in_process = hasattr(item, "callspec") and not set(FILES).isdisjoint(map(str, item.callspec.params.values()))
+        in_process = hasattr(item, "callspec") and not set(IN_PROCESS).isdisjoint(
+            map(str, item.callspec.params.values())
+        )
+        if hasattr(item, "callspec") and "chdb" in item.callspec.params.values():
+            item.add_marker(pytest.mark.slow)
         if "servers" in getattr(item, "fixturenames", ()) and not in_process:
             item.add_marker(pytest.mark.servers)
             if "milvus" in item.nodeid:
@@ -78,7 +85,7 @@ def servers(tmp_path_factory):
         yield Servers(stack, tmp_path_factory.mktemp("servers"))
 
 
-@pytest.fixture(params=["postgres", "pgvector", "sharded", "milvus", *FILES])
+@pytest.fixture(params=["postgres", "pgvector", "sharded", "milvus", *IN_PROCESS])
 def kind(request):
     """Every server that there is."""
     return request.param

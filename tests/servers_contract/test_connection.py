@@ -82,6 +82,8 @@ def test_a_wrong_password(servers):
         ("milvus://h/a", "pymilvus"),
         ("sqlite://a?table=b", "apsw"),
         ("lancedb://a?table=b", "lancedb"),
+        ("chdb://a?table=b", "chdb"),
+        ("qdrant://a?table=b", "qdrant_edge"),
     ],
 )
 def test_a_driver_that_is_missing(url, package, monkeypatch):
@@ -94,7 +96,10 @@ def test_a_driver_that_is_missing(url, package, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", no_driver)
     for function in (connect, lambda url: create(url, bits=8)):
-        with pytest.raises(MissingDependencyError, match=rf"needs the package '{package}'.*pip install 'crovca\["):
+        with pytest.raises(
+            MissingDependencyError,
+            match=rf"needs the package '{package.replace('_edge', '-edge-py')}'.*pip install 'crovca\[",
+        ):
             function(url)
 
 
@@ -143,7 +148,8 @@ def test_milvus_refuses_what_json_cannot_hold(milvus_collections):
 def test_drivers_are_loaded_when_they_are_used():
     code = (
         "import crovca.servers.push, crovca.servers.shards, sys;"
-        "sys.exit(bool({'torch', 'psycopg', 'pymilvus', 'duckdb', 'apsw', 'lancedb'} & set(sys.modules)))"
+        "drivers = {'torch', 'psycopg', 'pymilvus', 'duckdb', 'apsw', 'lancedb', 'chdb', 'qdrant_edge'};"
+        "sys.exit(bool(drivers & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

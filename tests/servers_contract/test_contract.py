@@ -206,7 +206,7 @@ def test_dates_survive(make, kind):
     cluster = make(13)
     cluster.upsert(ids, codes, table)
     found = cluster.get(ids).metadata.to_pylist()
-    if kind in ("milvus", "sqlite"):
+    if kind in ("milvus", "sqlite", "qdrant"):
         assert found[0] == {"at": moment.isoformat(), "day": "2001-02-03"}
     else:
         assert found[0] == {"at": moment, "day": moment.date()}

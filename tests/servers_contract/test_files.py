@@ -1,5 +1,6 @@
 """What is special to databases that are files: the index's answers, names, conditions, bad files."""
 
+import datetime
 import subprocess
 import sys
 
@@ -142,6 +143,7 @@ def test_a_condition_sees_the_items_and_nothing_else(url, engine, tmp_path):
             "true /*",
             "",
             *(["year"] if engine == "duckdb" else ["strftime('%Y') > '1'", "DATE '2001-02-03' > 'a'", "rowid > 0"]),
+            *(["year", "label", "file('x') > 'a'", "dictGet('a', 'b', id) > 0"] if engine == "chdb" else []),
             "year >",
         ):
             for exact in (False, True):
@@ -306,3 +308,33 @@ def test_folders_that_are_not_lances(tmp_path):
         connect(url.replace("=items", "=empty"))
     with pytest.raises(ConfigError, match="approximate search is PostgreSQL's"):
         connect(url, approximate=True)
+
+
+@pytest.mark.slow
+def test_what_is_special_to_clickhouse(tmp_path):
+    url = f"chdb://{tmp_path}/folder?table=items"
+    ids, codes, _ = sample(3, 8)
+    with pytest.raises(ServerError, match=r"there is no file .*; make it with create"):
+        connect(url)
+    assert not (tmp_path / "folder").exists()
+    with create(url, bits=8) as folder:
+        for odd in ({"day": [datetime.date(1899, 12, 31)] * 3}, {"a\\b": [1, 2, 3]}):
+            with pytest.raises(InvalidInputError, match="ClickHouse"):
+                folder.upsert(ids, codes, pa.table(odd))
+        folder.upsert(ids, codes, pa.table({"day": [datetime.date(1900, 1, 1), None, datetime.date(2299, 12, 31)]}))
+        assert folder.search(np.ones((1, 8)), where="day < DATE '2000-01-01'").ids.tolist() == [[ids[0]]]
+        assert folder.search(np.ones((1, 8)), where="CAST(id AS DOUBLE) < -45").ids.tolist() == [[ids[0]]]
+        with pytest.raises(InvalidInputError, match="out of bounds"):  # ClickHouse's Date begins in 1970
+            folder.search(np.ones((1, 8)), where="CAST(day AS DATE) < DATE '2000-01-01'")
+        with pytest.raises(ServerError, match=r"cannot open .* already initialized with path"):
+            create(f"chdb://{tmp_path}/other?table=items", bits=8)
+        command = f"import sys; from crovca.servers.connection import connect; connect({url!r})"
+        found = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+        assert "ServerError: cannot open" in found.stderr
+    with pytest.raises(ServerError, match="closed"):
+        folder.count()
+    (tmp_path / "file").write_text("a")
+    with pytest.raises(ServerError, match="cannot open"):
+        create(f"chdb://{tmp_path}/file?table=items", bits=8)
+    with connect(url) as folder:
+        assert folder.count() == 3

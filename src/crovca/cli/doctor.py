@@ -27,6 +27,8 @@ _PURPOSES = {
     "milvus": "codes in Milvus: index push",
     "sqlite": "codes in a SQLite file: index push",
     "lancedb": "codes in a LanceDB folder: index push",
+    "chdb": "codes in a ClickHouse folder: index push",
+    "qdrant": "codes in a Qdrant folder: index push",
     "ray": "embedding on a cluster: embed --runner ray",
     "sentence-transformers": "codes as a module of sentence-transformers",
 }

@@ -263,7 +263,8 @@ def push(
         Option(
             help="postgresql://user@host/database?table=codes, milvus://host:19530/codes, "
             "duckdb:///path/to/file?table=codes, sqlite:///path/to/file?table=codes or "
-            "lancedb:///path/to/folder?table=codes."
+            "lancedb:///path/to/folder?table=codes, chdb:///path/to/folder?table=codes (ClickHouse), "
+            "qdrant:///path/to/folder?table=codes."
         ),
     ],
     batch_size: Annotated[int, Option(help="Items sent at a time.")] = 65536,

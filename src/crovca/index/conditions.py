@@ -19,7 +19,7 @@ from crovca.errors import InvalidInputError
 if TYPE_CHECKING:
     from sqlglot import Dialect, exp
 
-Database = Literal["duckdb", "postgres", "sqlite", "lancedb"]
+Database = Literal["duckdb", "postgres", "sqlite", "lancedb", "clickhouse"]
 
 DEFAULT_TIMEOUT = 10.0  # seconds
 _LONGEST = 1 << 16  # characters
@@ -139,11 +139,13 @@ def took_too_long(where: str, seconds: float) -> NoReturn:
 @cache
 def _dialect(database: Database) -> Dialect:
     """The database's SQL, but all functions are read and written as they stand: none is taken for another."""
-    from sqlglot.dialects import DuckDB, Postgres, SQLite
+    from sqlglot.dialects import ClickHouse, DuckDB, Postgres, SQLite
 
-    base: type[Dialect] = {"duckdb": DuckDB, "postgres": Postgres, "sqlite": SQLite, "lancedb": Postgres}[database]
+    base: type[Dialect] = {
+        "duckdb": DuckDB, "postgres": Postgres, "sqlite": SQLite, "lancedb": Postgres, "clickhouse": ClickHouse,
+    }[database]  # fmt: skip
     kept = ["CAST", "EXTRACT", "SUBSTRING", "TRIM", "POSITION", *["TRY_CAST"] * (database == "duckdb")]
-    parsers = {name: base.parser_class.FUNCTION_PARSERS[name] for name in kept}
+    parsers = {name: one for name, one in base.parser_class.FUNCTION_PARSERS.items() if name in kept}
     parser = type("Parser", (base.parser_class,), {"FUNCTIONS": {}, "FUNCTION_PARSERS": parsers})
     own: dict[str, Any] = {"Parser": parser}
     if database == "lancedb":  # its older versions take a name in double quotes for a text

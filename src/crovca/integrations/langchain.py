@@ -1,4 +1,4 @@
-"""An index as a retriever of LangChain.
+"""An index, or a service over one, as a retriever of LangChain.
 
 retriever = CrovcaRetriever(index=HashIndex.open("texts-index"), embeddings=embeddings, text="text")
 retriever.invoke("a question", k=3)
@@ -20,7 +20,8 @@ class CrovcaRetriever(BaseRetriever):  # type: ignore[misc]
     """Documents of the items that are nearest to a question.
 
     Attributes:
-        index: a ``HashIndex`` (or ``ShardedIndex``) that holds its model (``crovca index build --model``).
+        index: a ``HashIndex`` (or ``ShardedIndex``) that holds its model (``crovca index build --model``),
+            or a ``service.Service`` of one.
         embeddings: what the items were embedded with.
         text: the metadata's column that becomes ``page_content``; the others and "distance" become ``metadata``.
         k: how many; ``invoke(question, k=...)`` goes before it.

@@ -1,4 +1,4 @@
-"""An index as a retriever of LlamaIndex.
+"""An index, or a service over one, as a retriever of LlamaIndex.
 
 retriever = CrovcaRetriever(HashIndex.open("texts-index"), embed_model, text="text")
 retriever.retrieve("a question")
@@ -12,13 +12,15 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from crovca.index.reader import Reader
 from crovca.integrations.passages import passages
+from crovca.integrations.service import Service
 
 
 class CrovcaRetriever(BaseRetriever):  # type: ignore[misc]
     """Nodes of the items that are nearest to a question; a node's score is minus its distance.
 
     Args:
-        index: a ``HashIndex`` (or ``ShardedIndex``) that holds its model (``crovca index build --model``).
+        index: a ``HashIndex`` (or ``ShardedIndex``) that holds its model (``crovca index build --model``),
+            or a ``service.Service`` of one.
         embed_model: what the items were embedded with.
         text: the metadata's column that becomes the node's text; the others and "distance" become its metadata.
         similarity_top_k: how many.
@@ -29,7 +31,7 @@ class CrovcaRetriever(BaseRetriever):  # type: ignore[misc]
 
     def __init__(
         self,
-        index: Reader,
+        index: Reader | Service,
         embed_model: BaseEmbedding,
         text: str,
         similarity_top_k: int = 4,

@@ -1,4 +1,4 @@
-"""Texts that an index finds: what retrievers of other libraries are made of."""
+"""Texts that an index finds, or a service over one: what retrievers of other libraries are made of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from crovca.errors import InvalidInputError
 from crovca.index.reader import Reader
+from crovca.integrations.service import Service
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Passage:
 
 
 def passages(
-    index: Reader, embedding: Sequence[float], text: str, k: int, *, where: str | None, rescore: float | None
+    index: Reader | Service, embedding: Sequence[float], text: str, k: int, *, where: str | None, rescore: float | None
 ) -> list[Passage]:
     """The nearest items of one query, best first.
 
     Args:
-        index: it holds its model (``crovca index build --model``).
+        index: it holds its model (``crovca index build --model``), or is asked over HTTP.
         embedding: (d,) of the query, as the model takes it.
         text: the metadata's column that holds the texts.
         k, where, rescore: as of ``HashIndex.search``.

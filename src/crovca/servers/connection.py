@@ -8,6 +8,8 @@
     duckdb:///path/to/file?table=codes                                   duckdb://file?table=codes: where we are
     sqlite:///path/to/file?table=codes                                   sqlite://file?table=codes
     lancedb:///path/to/folder?table=codes                                lancedb://folder?table=codes
+    chdb:///path/to/folder?table=codes                                   ClickHouse, in this process
+    qdrant:///path/to/folder?table=codes                                 Qdrant Edge, in this process
 
 A new server is a file with a subclass of ``base.Server``, and a line in ``SCHEMES``.
 """
@@ -27,6 +29,8 @@ SCHEMES = {
     "duckdb": "crovca.servers.duckdb:DuckDBServer",
     "sqlite": "crovca.servers.sqlite_vec:SQLiteServer",
     "lancedb": "crovca.servers.lancedb:LanceServer",
+    "chdb": "crovca.servers.clickhouse:ClickHouseServer",
+    "qdrant": "crovca.servers.qdrant:QdrantServer",
 }
 """What an address begins with, to the module and the class that is imported for it."""
 

@@ -1,8 +1,8 @@
 """Codes in a table of a DuckDB file: ``bit_count(xor(...))`` of words of 64 bits.
 
 DuckDB itself computes the Hamming distance, exactly, and of the asymmetric distances a weighted sum of bit counts, a
-lower bound that is close to them (``bounds``), and sorts by it. Only the candidates are scored again here, and the
-answers are nearly always proven to be exact. Conditions are its own, and the same as those of ``HashIndex``.
+lower bound that is close to them (``bounds``), and sorts by it. Only the candidates are scored again here. Conditions
+are its own, and the same as those of ``HashIndex``.
 
 ::
 
@@ -21,26 +21,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from crovca.codes import Codes
 from crovca.errors import ServerError
 from crovca.index.conditions import Database, check_boolean, refuse
 from crovca.index.metadata import conform, in_time
-from crovca.servers.bounds import Levels, Query
+from crovca.servers.bounds import Query
 from crovca.servers.postgres_sql import identifier
 from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows
-from crovca.servers.table import GIVEN, PART, Ranking, TableServer
+from crovca.servers.table import GIVEN, PART, Ranking, TableServer, packed_words, words_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_LEVELS = 6
+_TERM = "{step}::BIGINT * bit_count(xor(code[{at}], {word}::UBIGINT) & {part}::UBIGINT)"
 
 
 class DuckDBServer(TableServer):
@@ -87,7 +85,7 @@ class DuckDBServer(TableServer):
         self._connection.unregister(GIVEN)  # not after an error, which has ended the transaction
 
     def _insert(self, rows: ServerRows) -> None:
-        words = pa.FixedSizeListArray.from_arrays(pa.array(_words(rows.codes).ravel()), -(-self.bits // 64))
+        words = pa.FixedSizeListArray.from_arrays(pa.array(words_of(rows.codes).ravel()), -(-self.bits // 64))
         stored = self._connection.sql(f"SELECT * FROM {self._table} LIMIT 0").to_arrow_table()
         metadata = conform(rows.metadata, conform(stored, pa.schema([])).schema)  # DuckDB itself would round
         arrays = [pa.array(rows.ids), words, pa.array(rows.digests), *metadata.columns]
@@ -99,8 +97,7 @@ class DuckDBServer(TableServer):
             self._do(f"INSERT OR REPLACE INTO {self._table} ({names}) SELECT {given} FROM {GIVEN}")
 
     def _ranking(self, query: Query) -> Ranking:
-        levels = query.levels(1 if query.metric == "hamming" else _LEVELS)
-        return Ranking(_sum_sql(query, levels), partial(query.bound_of, levels), partial(query.total, levels))
+        return Ranking.by_levels(query, _TERM)
 
     def _condition(self, where: str) -> str:
         condition = super()._condition(where)
@@ -115,23 +112,4 @@ class DuckDBServer(TableServer):
         yield from (found.slice(start, PART) for start in range(0, len(found), PART))
 
     def _packed(self, codes: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-        words = codes.combine_chunks().flatten().to_numpy()
-        return words.astype(">u8").view(np.uint8).reshape(len(codes), -1)
-
-
-def _words(codes: Codes) -> npt.NDArray[np.uint64]:
-    """(n, words) of 64 bits."""
-    packed = np.pad(codes.packed, ((0, 0), (0, -codes.bytes_per_item % 8)))
-    return packed.view(">u8").astype(np.uint64)
-
-
-def _sum_sql(query: Query, levels: Levels) -> str:
-    """The sum of ``Levels``, in whole numbers."""
-    (code,) = _words(query.code).tolist()
-    terms = [
-        f"{step}::BIGINT * bit_count(xor(code[{at}], {word}::UBIGINT) & {part}::UBIGINT)"
-        for step, mask in zip(levels.steps.tolist(), _words(levels.masks).tolist(), strict=True)
-        for at, (word, part) in enumerate(zip(code, mask, strict=True), 1)
-        if part
-    ]
-    return f"({' + '.join(terms)})"
+        return packed_words(codes)

@@ -1,7 +1,7 @@
 """Codes in a PostgreSQL table (14 or newer): ``bit_count`` of ``bit`` columns, no extension needed.
 
 The server sorts by a weighted sum of bit counts, a lower bound of the asymmetric distance that is close to it
-(``bounds``), so that the answers are nearly always proven to be exact.
+(``bounds``), so that most answers are proven to be exact.
 
 ::
 

@@ -1,4 +1,5 @@
-"""A table of codes in a database that is one file, opened in this process: what DuckDB and SQLite share.
+"""A table of codes in a database that is one file or folder, opened in this process: what DuckDB, SQLite and
+ClickHouse share.
 
 Addresses are ``SCHEME:///path/to/file?table=name``, or ``SCHEME://file?table=name`` below the working folder. The
 table ``crovca_tables`` has the name of each of ours, its bits, the type of its ids and how far a push came. Metadata
@@ -14,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl, unquote
@@ -34,7 +36,8 @@ from crovca.servers.state import PushState
 
 PART = 32768  # rows at a time
 GIVEN = "crovca_given"  # what ids or rows are called in a statement that are given to it
-_TABLES = "crovca_tables"
+TABLES = "crovca_tables"
+_LEVELS = 6
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,24 @@ class Ranking:
     bound: Callable[[int], np.float32]
     most: Callable[[np.float32], int]
 
+    @classmethod
+    def by_levels(cls, query: Query, term: str) -> Self:
+        """By the lower bound of ``bounds``, for an engine whose codes are lists of words of 64 bits.
+
+        Args:
+            query: the query; Hamming distances need one level, and are exact.
+            term: SQL of {step} times the number of bits in which code[{at}] differs from {word}, of those in {part}.
+        """
+        levels = query.levels(1 if query.metric == "hamming" else _LEVELS)
+        (code,) = words_of(query.code).tolist()
+        terms = [
+            term.format(step=step, at=at, word=word, part=part)
+            for step, mask in zip(levels.steps.tolist(), words_of(levels.masks).tolist(), strict=True)
+            for at, (word, part) in enumerate(zip(code, mask, strict=True), 1)
+            if part
+        ]
+        return cls(f"({' + '.join(terms)})", partial(query.bound_of, levels), partial(query.total, levels))
+
 
 class TableServer(Server):
     """A table of codes in a file; see ``base.Server`` for what is not described here.
@@ -66,14 +87,15 @@ class TableServer(Server):
     _id_types: ClassVar[dict[IdType, str]]
     _create_sql: ClassVar[str]  # makes a {table} with an {id} of this type, and codes, of so many {words} of 64 bits
     _columns_sql: ClassVar[str]  # names of the columns of a table, which is the one parameter
-    _begin_writing: ClassVar[str]
+    _begin_writing: ClassVar[str]  # "": the engine has no transactions
+    _begin_reading: ClassVar[str] = "BEGIN"
 
     def __init__(self, connection: Any, table: str) -> None:
         self._connection = connection
         self._name, self._table = table, identifier(table)
         with self._errors():
-            ours = bool(self._columns(_TABLES))
-            known = self._do(f"SELECT bits, id_type FROM {_TABLES} WHERE name = ?", table) if ours else []
+            ours = bool(self._columns(TABLES))
+            known = self._do(f"SELECT bits, id_type FROM {TABLES} WHERE name = ?", table) if ours else []
         if not known:
             raise ServerError(
                 f"there is no table {table!r} of crovca's in this file; make it with create(), or with "
@@ -99,17 +121,17 @@ class TableServer(Server):
         with closed_on_error(cls._opened(path)) as connection:
             with cls._errors():
                 connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS {_TABLES} "
+                    f"CREATE TABLE IF NOT EXISTS {TABLES} "
                     "(name TEXT PRIMARY KEY, bits BIGINT NOT NULL, id_type TEXT NOT NULL, push TEXT)"
                 )
-                known = connection.execute(f"SELECT 1 FROM {_TABLES} WHERE name = ?", [table]).fetchall()
+                known = connection.execute(f"SELECT 1 FROM {TABLES} WHERE name = ?", [table]).fetchall()
             if known and not exist_ok:
                 raise ServerError(f"there is a table {table!r} already; open it, or give another name")
             if not known:
                 with cls._errors(), _transaction(connection, cls._begin_writing):
                     own = {"table": identifier(table), "id": cls._id_types[id_type], "words": -(-bits // 64)}
                     connection.execute(cls._create_sql.format(**own))
-                    connection.execute(f"INSERT INTO {_TABLES} VALUES (?, ?, ?, NULL)", [table, bits, id_type])
+                    connection.execute(f"INSERT INTO {TABLES} VALUES (?, ?, ?, NULL)", [table, bits, id_type])
             self = cls(connection, table)
             self._check_holds(bits, id_type, "table", table)
             return self
@@ -118,7 +140,7 @@ class TableServer(Server):
     def open(cls, path: str, table: str) -> Self:
         """Open a table that ``create`` made."""
         with cls._errors():
-            exists = Path(path).is_file()
+            exists = cls._exists(Path(path))
         if not exists:
             raise ServerError(f"there is no file {path}; make it with create(), or with 'crovca index push'")
         with closed_on_error(cls._opened(path)) as connection:
@@ -141,6 +163,11 @@ class TableServer(Server):
         self._connection.close()
 
     # What an engine has to say:
+
+    @staticmethod
+    def _exists(path: Path) -> bool:
+        """Whether there may be a database."""
+        return path.is_file()
 
     @classmethod
     @abstractmethod
@@ -251,13 +278,13 @@ class TableServer(Server):
     def read_push(self) -> PushState | None:
         """See ``Server``."""
         with self._errors():
-            text = self._do(f"SELECT push FROM {_TABLES} WHERE name = ?", self._name)[0][0]
-        return None if text is None else PushState.from_json(text)
+            text = self._do(f"SELECT push FROM {TABLES} WHERE name = ?", self._name)[0][0]
+        return PushState.from_json(text) if text else None
 
     def write_push(self, state: PushState) -> None:
         """See ``Server``."""
         with self._errors():
-            self._do(f"UPDATE {_TABLES} SET push = ? WHERE name = ?", state.to_json(), self._name)
+            self._do(f"UPDATE {TABLES} SET push = ? WHERE name = ?", state.to_json(), self._name)
 
     # --- inside --------------------------------------------------------------------------------------
 
@@ -301,7 +328,7 @@ class TableServer(Server):
     @contextmanager
     def _reading(self, where: str | None = None) -> Iterator[None]:
         """One state of the table."""
-        with self._errors(), _transaction(self._connection, "BEGIN"):
+        with self._errors(), _transaction(self._connection, self._begin_reading):
             yield
 
     def _ids(self, found: Sequence[pa.Table]) -> Ids:
@@ -316,6 +343,9 @@ class TableServer(Server):
 @contextmanager
 def _transaction(connection: Any, begin: str) -> Iterator[None]:
     """All that is done within it is done, or nothing."""
+    if not begin:
+        yield
+        return
     connection.execute(begin)
     try:
         yield
@@ -324,6 +354,18 @@ def _transaction(connection: Any, begin: str) -> Iterator[None]:
         with suppress(Exception):  # some errors have ended it already
             connection.execute("ROLLBACK")
         raise
+
+
+def words_of(codes: Codes) -> npt.NDArray[np.uint64]:
+    """(n, words) of 64 bits, the first bit the most significant one, filled up with zeros."""
+    packed = np.pad(codes.packed, ((0, 0), (0, -codes.bytes_per_item % 8)))
+    return packed.view(">u8").astype(np.uint64)
+
+
+def packed_words(codes: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """(n, bytes) of stored lists of words."""
+    words = codes.combine_chunks().flatten().to_numpy()
+    return words.astype(">u8").view(np.uint8).reshape(len(codes), -1)
 
 
 def place_of(url: str) -> tuple[str, str]:
