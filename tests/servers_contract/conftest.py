@@ -68,10 +68,9 @@ STARTERS = {
 def pytest_collection_modifyitems(items):
     """What needs a server says so; of Milvus there can be one, so all of its tests run in one process."""
     for item in items:
-        in_process = hasattr(item, "callspec") and not set(IN_PROCESS).isdisjoint(
-            map(str, item.callspec.params.values())
-        )
-        if hasattr(item, "callspec") and "chdb" in item.callspec.params.values():
+        parameters = set(map(str, item.callspec.params.values())) if hasattr(item, "callspec") else set()
+        in_process = not parameters.isdisjoint(IN_PROCESS)
+        if "chdb" in parameters:
             item.add_marker(pytest.mark.slow)
         if "servers" in getattr(item, "fixturenames", ()) and not in_process:
             item.add_marker(pytest.mark.servers)

@@ -271,6 +271,9 @@ def push(
     force: Annotated[
         bool, Option("--force", help="Take over a table or collection that holds another index's items.")
     ] = False,
+    embeddings: Annotated[
+        bool, Option("--embeddings", help="Push the kept embeddings along, for search(rescore=) there.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Bring a database to the state of an index. Only differences are sent; a stopped push goes on."""
@@ -284,6 +287,7 @@ def push(
             to,
             batch_size=batch_size,
             force=force,
+            embeddings=embeddings,
             progress=lambda items, total: reporter.advance("pushing", items / max(total, 1)),
         )
     seconds = round(time.perf_counter() - started, 3)

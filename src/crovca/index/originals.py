@@ -140,6 +140,22 @@ def cosines(kept: npt.NDArray[Any], unit: Float32) -> Float32:
     return np.einsum("nd,d->n", rows, unit) / np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-30))
 
 
+def check_embeddings(embeddings: npt.ArrayLike | None, rescore: float | None) -> Float32:
+    """A query's embeddings (q, d), and the number of candidates: InvalidInputError where they cannot be used."""
+    if rescore is not None and (
+        isinstance(rescore, bool) or not isinstance(rescore, int | float) or not 1 <= rescore <= 1e6
+    ):
+        raise InvalidInputError(
+            f"rescore must be a number of at least 1, how many times k candidates are taken; got {rescore!r}"
+        )
+    if embeddings is None:
+        raise InvalidInputError("rescoring compares embeddings: give those of the queries (embeddings=)")
+    values = np.asarray(embeddings)
+    if values.ndim != 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise InvalidInputError(f"embeddings must be finite numbers of shape (q, d), got {values.dtype} {values.shape}")
+    return values.astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Picked:
     """Some rows of a file's embeddings (n, d), not read yet: ``Rows``."""

@@ -24,7 +24,7 @@ from crovca.index.duplicates import Duplicates, find_duplicates
 from crovca.index.engines.base import Found, Mask
 from crovca.index.manifest import IdType
 from crovca.index.origin import Origin
-from crovca.index.originals import NO_ORIGINALS
+from crovca.index.originals import NO_ORIGINALS, check_embeddings
 from crovca.index.results import Neighbors, RangeNeighbors, StoredItems
 from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.tuned import settings_of
@@ -296,30 +296,22 @@ def _no_codes(bits: int) -> Codes:
     return Codes(np.empty((0, -(-bits // 8)), np.uint8), bits)
 
 
-def _asked(view: View, queries: object, embeddings: npt.ArrayLike | None, rescore: object) -> Float32 | None:
+def _asked(view: View, queries: object, embeddings: npt.ArrayLike | None, rescore: float | None) -> Float32 | None:
     """The queries' embeddings, float32 (q, d), where they are of use and can be used."""
-    if rescore is not None:
-        if isinstance(rescore, bool) or not isinstance(rescore, int | float) or not 1 <= rescore <= 1e6:
-            raise InvalidInputError(
-                f"rescore must be a number of at least 1, how many times k candidates are taken; got {rescore!r}"
-            )
-        if embeddings is None:
-            raise InvalidInputError("rescoring compares embeddings: give those of the queries (embeddings=)")
-        if view.width is None and view.segments:
-            raise InvalidInputError(NO_ORIGINALS)
-    if embeddings is None:
+    if embeddings is None and rescore is None:
         return None
     if queries is not None and rescore is None:
         raise InvalidInputError("embeddings beside queries are for rescoring: give rescore=4, or leave one of them out")
-    values = np.asarray(embeddings)
-    if values.ndim != 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-        raise InvalidInputError(f"embeddings must be finite numbers of shape (q, d), got {values.dtype} {values.shape}")
-    if rescore is not None and view.segments and values.shape[1] != view.width:
-        raise InvalidInputError(
-            f"the index keeps embeddings of {view.width} numbers, the queries' have {values.shape[1]}: embed them "
-            "with the encoder that the index's come from"
-        )
-    return values.astype(np.float32)
+    values = check_embeddings(embeddings, rescore)
+    if rescore is not None and view.segments:
+        if view.width is None:
+            raise InvalidInputError(NO_ORIGINALS)
+        if values.shape[1] != view.width:
+            raise InvalidInputError(
+                f"the index keeps embeddings of {view.width} numbers, the queries' have {values.shape[1]}: embed them "
+                "with the encoder that the index's come from"
+            )
+    return values
 
 
 def _neighbors(view: View, rows: Int64, distances: Float32, metric: str) -> Neighbors:

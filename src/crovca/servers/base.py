@@ -9,10 +9,12 @@ proven, ``exact=True`` asks the server for every item that could still be among 
 
 from __future__ import annotations
 
+import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -21,13 +23,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes
+from crovca.data.embeddings import unit_rows
 from crovca.errors import ConfigError, InvalidInputError, ServerError
 from crovca.ids import tie_order
+from crovca.index.originals import check_embeddings, cosines
 from crovca.index.results import Neighbors, StoredItems
 from crovca.index.scoring import BitScorer
 from crovca.metrics import get_metric
 from crovca.servers.bounds import Query
-from crovca.servers.rows import Ids, IdType, ServerRows
+from crovca.servers.kept import kept_embeddings
+from crovca.servers.rows import Ids, IdType, ServerRows, check_ids
 from crovca.servers.state import PushState
 
 _Connection = TypeVar("_Connection", bound=Any)
@@ -38,7 +43,8 @@ class ServerNeighbors(Neighbors):
     """``Neighbors`` with what is known of their exactness.
 
     Attributes:
-        proven: bool (q,), whether the answer is proven to be the exact one; where it is not, it may be.
+        proven: bool (q,), whether the answer (rescored: the candidates) is proven to be the exact one; where it is not,
+            it may be.
         candidates: int64 (q,), how many items the server returned to choose from.
     """
 
@@ -60,6 +66,8 @@ class Server(ABC):
 
     bits: int
     id_type: IdType
+    most_results: int = sys.maxsize
+    """Items that the server returns to one query at most."""
 
     def __enter__(self) -> Self:
         return self
@@ -94,6 +102,8 @@ class Server(ABC):
         where: str | None = None,
         overfetch: int | None = None,
         exact: bool = False,
+        rescore: float | None = None,
+        embeddings: npt.ArrayLike | None = None,
     ) -> ServerNeighbors:
         """The k nearest items of each query.
 
@@ -104,13 +114,47 @@ class Server(ABC):
             where: a condition on the metadata in the server's own language.
             overfetch: how many candidates to rescore a query; None: ``default_overfetch(k)``.
             exact: fetch more where the answer is not proven, until it is.
+            rescore: take so many times k candidates by codes, and order them by the cosine of the embeddings that were
+                pushed along (``push(embeddings=True)``) with those of the queries; the distances are 1 - cosine then.
+            embeddings: float (q, d) of the queries, for ``rescore``.
+
+        Raises:
+            InvalidInputError: besides the usual, more results or candidates than the server returns to one query.
+            ServerError: besides the usual, with ``exact=True``, where a proof needs more than it returns.
         """
         with self._reading(where):
-            return search_by_rescoring(self, logits, k, metric, where, overfetch, exact)
+            if rescore is None:
+                if embeddings is not None:
+                    raise InvalidInputError(
+                        "embeddings beside queries are for rescoring: give rescore=4, or leave them out"
+                    )
+                return search_by_rescoring(self, logits, k, metric, where, overfetch, exact)
+            default_overfetch(k)  # a number that can be one
+            asked = check_embeddings(embeddings, rescore)
+            found = search_by_rescoring(self, logits, math.ceil(rescore * k), metric, where, overfetch, exact)
+            return self._rescored(found, asked, int(k))
 
-    @abstractmethod
+    def _rescored(self, found: ServerNeighbors, embeddings: npt.NDArray[np.float32], k: int) -> ServerNeighbors:
+        if len(embeddings) != len(found):
+            raise InvalidInputError(f"there are {len(embeddings)} embeddings for {len(found)} queries")
+        ids, place = np.unique(found.ids, return_inverse=True)
+        if not len(ids):
+            return found
+        kept = kept_embeddings(self._get(ids).metadata, embeddings.shape[1])
+        rows = place.reshape(found.ids.shape)
+        answers = []
+        for unit, mine in zip(unit_rows(embeddings), rows, strict=True):
+            distances = (1 - cosines(kept[mine], unit)).astype(np.float32)
+            order = np.lexsort((tie_order(ids[mine], len(mine)), distances))[:k]
+            answers.append((ids[mine[order]], distances[order]))
+        chosen, distances = (np.stack(side) for side in zip(*answers, strict=True))
+        return replace(found, ids=chosen, distances=distances, metric="cosine")
+
     def get(self, ids: npt.ArrayLike) -> StoredItems:
         """The items with these ids, in this order; InvalidInputError names the first that is not there."""
+        asked = check_ids(ids, self.id_type)
+        with self._reading():
+            return self._get(asked)
 
     @abstractmethod
     def count(self) -> int:
@@ -121,6 +165,10 @@ class Server(ABC):
         """End the connection."""
 
     # For a search:
+
+    @abstractmethod
+    def _get(self, asked: Ids) -> StoredItems:
+        """``get``, within ``_reading``."""
 
     @abstractmethod
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
@@ -225,7 +273,11 @@ def search_by_rescoring(
 ) -> ServerNeighbors:
     """The search of ``Server``, on top of what the server can do."""
     checked = _query_logits(logits, metric, engine.bits)
-    usual = default_overfetch(k)
+    usual = min(default_overfetch(k), engine.most_results)
+    if max(k, overfetch or 0) > engine.most_results:
+        raise InvalidInputError(
+            f"the server returns at most {engine.most_results:,} items a query, got k = {k}, overfetch = {overfetch}"
+        )
     overfetch = usual if overfetch is None else overfetch
     if overfetch < k:
         raise InvalidInputError(f"overfetch must be at least k = {k}, got {overfetch}")

@@ -194,9 +194,8 @@ class LanceServer(Server):
                     took_too_long(where, self.where_timeout)
                 raise
 
-    def get(self, ids: npt.ArrayLike) -> StoredItems:
+    def _get(self, asked: Ids) -> StoredItems:
         """See ``Server``."""
-        asked = check_ids(ids, self.id_type)
         with _errors():
             found = self._of_ids(self._table.schema.names, asked)
         place = {one: at for at, one in enumerate(self._ids(found).tolist())}

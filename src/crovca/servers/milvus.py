@@ -29,16 +29,7 @@ from crovca.codes import Codes, check_bits
 from crovca.errors import ConfigError, InvalidInputError, ServerError, needed, one_line
 from crovca.index.conditions import refuse
 from crovca.index.results import StoredItems
-from crovca.servers.base import (
-    ALL_RETURNED,
-    Server,
-    ServerCandidates,
-    ServerNeighbors,
-    closed_on_error,
-    default_overfetch,
-    missing,
-    split_url,
-)
+from crovca.servers.base import ALL_RETURNED, Server, ServerCandidates, closed_on_error, missing, split_url
 from crovca.servers.bounds import Query
 from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, json_rows
 from crovca.servers.state import PushState
@@ -46,7 +37,7 @@ from crovca.servers.state import PushState
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-MOST_RESULTS = 16_384  # items that the server returns to one query
+MOST_RESULTS = 16_384
 _FORMAT = 1
 _PORT = 19530
 _PUSH = "crovca.push"  # the property that remembers a push
@@ -63,6 +54,8 @@ class MilvusServer(Server):
     Opened with ``MilvusServer.open`` or made with ``MilvusServer.create``. Items are sent and deleted in parts of
     8,192, each all or nothing. Milvus has no locks: two pushes at once do the work twice, to the same end.
     """
+
+    most_results = MOST_RESULTS
 
     def __init__(self, client: MilvusClient, collection: str) -> None:
         self._client = client
@@ -166,30 +159,6 @@ class MilvusServer(Server):
 
     # --- reading -------------------------------------------------------------------------------------
 
-    def search(
-        self,
-        logits: npt.ArrayLike | Codes,
-        k: int = 10,
-        *,
-        metric: str = "bce",
-        where: str | None = None,
-        overfetch: int | None = None,
-        exact: bool = False,
-    ) -> ServerNeighbors:
-        """See ``Server``; ``where`` is an expression of Milvus's.
-
-        Raises:
-            InvalidInputError: besides the usual, k or overfetch over 16,384.
-            ServerError: besides the usual, with ``exact=True``, where a proof needs more than 16,384 items.
-        """
-        usual = min(MOST_RESULTS, default_overfetch(k))
-        if max(k, overfetch or 0) > MOST_RESULTS:
-            raise InvalidInputError(
-                f"Milvus returns at most {MOST_RESULTS:,} items a query, got k = {k}, overfetch = {overfetch}"
-            )
-        overfetch = usual if overfetch is None else overfetch
-        return super().search(logits, k, metric=metric, where=where, overfetch=overfetch, exact=exact)
-
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
         """See ``Server``; several queries a request, as many as 16,384 items allow."""
         each = max(1, MOST_RESULTS // count)
@@ -214,9 +183,8 @@ class MilvusServer(Server):
             )
         yield self._unpacked(hits)
 
-    def get(self, ids: npt.ArrayLike) -> StoredItems:
+    def _get(self, asked: Ids) -> StoredItems:
         """See ``Server``; metadata as JSON has them."""
-        asked = check_ids(ids, self.id_type)
         found = self._query(asked, ["*"])
         rows = {row.pop("id"): row for row in found}
         missing(asked, list(rows))

@@ -266,9 +266,8 @@ class PostgresServer(Server):
             while found := cursor.fetchmany(PART):
                 yield self._ids(found), self._codes(found)
 
-    def get(self, ids: npt.ArrayLike) -> StoredItems:
+    def _get(self, asked: Ids) -> StoredItems:
         """See ``Server``."""
-        asked = check_ids(ids, self.id_type)
         names = self._metadata_columns()
         columns = ", ".join(map(quoted, ("id", "code", *names)))
         rows = {row[0]: row for row in self._of_ids(columns, asked)}

@@ -26,8 +26,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crovca.errors import InvalidInputError, ServerError
+from crovca.index.originals import NO_ORIGINALS
 from crovca.servers.base import Server
 from crovca.servers.connection import create
+from crovca.servers.kept import with_kept
 from crovca.servers.rows import Ids, IdType, ServerRows, check_ids
 from crovca.servers.state import PushState
 
@@ -57,12 +59,18 @@ class PushResult:
 
 
 def push_to(
-    index: HashIndex, url: str, *, batch_size: int = 65_536, force: bool = False, progress: Progress | None = None
+    index: HashIndex,
+    url: str,
+    *,
+    batch_size: int = 65_536,
+    force: bool = False,
+    embeddings: bool = False,
+    progress: Progress | None = None,
 ) -> PushResult:
     """``push`` to the collection at an address (``connection``), which is made if there is none."""
     id_type = _checked(index, batch_size)
     with closing(create(url, bits=index.bits, id_type=id_type, exist_ok=True)) as cluster:
-        return push(index, cluster, batch_size=batch_size, force=force, progress=progress)
+        return push(index, cluster, batch_size=batch_size, force=force, embeddings=embeddings, progress=progress)
 
 
 def push(
@@ -71,6 +79,7 @@ def push(
     *,
     batch_size: int = 65_536,
     force: bool = False,
+    embeddings: bool = False,
     progress: Progress | None = None,
 ) -> PushResult:
     """Make the collection hold the items of the index and no others.
@@ -81,28 +90,36 @@ def push(
         batch_size: items a batch.
         force: also into a collection that holds another index's items, or some that were not pushed; those that
             this index does not have are removed.
+        embeddings: push the embeddings along that the index keeps, for ``search(rescore=)`` on the server; a push
+            without removes them.
         progress: called with the items that are done and all there are, after each batch.
 
     Raises:
+        InvalidInputError: the index has no items, or keeps no embeddings to push along.
         ServerError: the server cannot be reached or refuses; the collection is of other codes, or another's;
             another push is running.
     """
     id_type = _checked(index, batch_size)
+    if embeddings and index.view().width is None:
+        raise InvalidInputError(NO_ORIGINALS)
     if (cluster.bits, cluster.id_type) != (index.bits, id_type):
         raise ServerError(
             f"the collection holds codes of {cluster.bits} bits with ids of type {cluster.id_type}, the index "
             f"{index.bits} bits and {id_type}; push into another collection"
         )
     with cluster.push_lock():
-        return _push(index, cluster, batch_size, force, progress or (lambda done, total: None))
+        return _push(index, cluster, batch_size, force, embeddings, progress or (lambda done, total: None))
 
 
-def _push(index: HashIndex, cluster: Server, batch_size: int, force: bool, progress: Progress) -> PushResult:
+def _push(
+    index: HashIndex, cluster: Server, batch_size: int, force: bool, embeddings: bool, progress: Progress
+) -> PushResult:
     before, stored = cluster.read_push(), cluster.count()
     if not force:
         _refuse_another(index, before, stored)
-    state = PushState(index.uuid, index.generation, batch_size)
-    if before is not None and (before.index, before.generation) == (state.index, state.generation):
+    state = PushState(index.uuid, index.generation, batch_size, embeddings=embeddings)
+    same = None if before is None else (before.index, before.generation, before.embeddings)
+    if before is not None and same == (state.index, state.generation, embeddings):
         if before.complete and stored == len(index):
             progress(len(index), len(index))
             return PushResult(len(index), 0, 0, 0, True)
@@ -118,7 +135,11 @@ def _push(index: HashIndex, cluster: Server, batch_size: int, force: bool, progr
         if number < first:
             resumed_at = done
             continue
-        rows = ServerRows.of(batch.ids, batch.codes, batch.metadata, bits=cluster.bits, id_type=cluster.id_type)
+        metadata = batch.metadata
+        if embeddings:
+            view = index.view()
+            metadata = with_kept(metadata, view.originals().kept(view.find_all(batch.ids)))
+        rows = ServerRows.of(batch.ids, batch.codes, metadata, bits=cluster.bits, id_type=cluster.id_type)
         if stored:
             rows = rows[_differs(rows, *cluster.digests(rows.ids))]
         if len(rows):

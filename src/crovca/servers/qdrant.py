@@ -183,9 +183,8 @@ class QdrantServer(Server):
             )  # fmt: skip
         return found
 
-    def get(self, ids: npt.ArrayLike) -> StoredItems:
+    def _get(self, asked: Ids) -> StoredItems:
         """See ``Server``; metadata as JSON has them."""
-        asked = check_ids(ids, self.id_type)
         found = {one.payload["id"]: one for one in self._of_ids(asked, payload=True, vector=True)}
         missing(asked, list(found))
         ordered = [found[one] for one in asked.tolist()]

@@ -20,6 +20,7 @@ class PushState:
         batch_size: items a batch.
         batches: how many batches of that state are on the server.
         complete: whether all of it is, and nothing else.
+        embeddings: whether kept embeddings are pushed along.
     """
 
     index: str
@@ -27,6 +28,7 @@ class PushState:
     batch_size: int
     batches: int = 0
     complete: bool = False
+    embeddings: bool = False
 
     def to_json(self) -> str:
         """As text."""

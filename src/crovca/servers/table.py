@@ -242,12 +242,10 @@ class TableServer(Server):
         for part in self._select("id, code", f"AND {ranking.sql} <= ?", ranking.most(distance), where=where):
             yield self._ids([part]), self._codes([part])
 
-    def get(self, ids: npt.ArrayLike) -> StoredItems:
+    def _get(self, asked: Ids) -> StoredItems:
         """See ``Server``."""
-        asked = check_ids(ids, self.id_type)
-        with self._reading():
-            names = self._metadata_columns()
-            found = self._of_ids(", ".join(map(identifier, ("id", "code", *names))), asked)
+        names = self._metadata_columns()
+        found = self._of_ids(", ".join(map(identifier, ("id", "code", *names))), asked)
         place = {one: at for at, one in enumerate(self._ids(found).tolist())}
         missing(asked, list(place))
         order = np.array([place[one] for one in asked.tolist()], np.int64)
