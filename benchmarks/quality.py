@@ -5,6 +5,8 @@ the lengths from 16 to 256 bits; and, where ids are paths in folders of classes,
 asked for N to Z, and the reverse. Trains on the database only. Cells that stand in OUT.json are not run again.
 
     python benchmarks/quality.py --database D.npz --query Q.npz [--seeds 3] [--out docs/results/NAME]
+
+With ``--only "every method at 64 bits"``, for the picture, every method whatever ``--methods`` says.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ CARRIED = [
 ]
 FRONTIER = 64  # bits of the picture
 OURS = ["crovca_paper", "crovca_paper_supervised", "crovca", "crovca_supervised"]
-ALL, FIVE, ABLATION = "all methods", "5 epochs", "lengths"
+ALL, FIVE, ABLATION, EVERY = "all methods", "5 epochs", "lengths", "every method at 64 bits"
 TRANSFERS = ("A to M for N to Z", "N to Z for A to M")
 
 
@@ -63,6 +65,7 @@ def second_half(name: str) -> bool:
 STUDIES = {
     ALL: Study(),
     FIVE: Study(methods=[*LEARNED, *OURS[:2]], epochs=5),
+    EVERY: Study((FRONTIER,)),
     ABLATION: Study((*LENGTHS, 256), ["float_normalized", "float_centered", *OURS]),
     TRANSFERS[0]: Study((16, 64), CARRIED, learned=first_half),
     TRANSFERS[1]: Study((16, 64), CARRIED, learned=second_half),
@@ -168,7 +171,7 @@ def page(
     ]
     for study, state in found.items():
         lines += [f"\n## {study}", "", conclusion(state)]
-        if study == ALL and f"{name}_frontier.png" in pictures:
+        if study == (EVERY if EVERY in found else ALL) and f"{name}_frontier.png" in pictures:
             lines += ["", f"![seen against mixed and order at {FRONTIER} bits, ours in red]({name}_frontier.png)"]
         for bits in [*STUDIES[study].lengths, None]:
             lines += ["", "Sizes of their own:" if bits is None else f"{bits} bits:", "", *five_table(state, bits)]
@@ -196,6 +199,8 @@ def main() -> None:
     if arguments.methods is not None:
         wanted = arguments.methods.split(",")
         for name, study in STUDIES.items():
+            if name == EVERY:
+                continue
             STUDIES[name] = replace(study, methods=[m for m in study.methods or METHOD_NAMES if m in wanted])
     kept: dict[str, Any] = {"studies": {}, "seconds": {}}
     if arguments.out is not None and arguments.out.with_suffix(".json").exists():
@@ -203,12 +208,17 @@ def main() -> None:
     files = (arguments.database, arguments.query)
     named = len({first_half(name) for name in class_names(_load(files[0])).values()}) == 2  # both halves occur
     studies = [name for name, study in STUDIES.items() if study.methods != [] and (named or study.learned is None)]
-    chosen = studies if arguments.only is None else [name for name in arguments.only.split(",") if name != "page"]
+    chosen = (
+        [name for name in studies if name != EVERY]
+        if arguments.only is None
+        else [name for name in arguments.only.split(",") if name != "page"]
+    )
     for name in chosen:
         before, started = kept["seconds"].get(name, 0.0), time.perf_counter()
-        if name == ABLATION and ALL in kept["studies"]:  # the same data and settings, one length more
+        if name in (ABLATION, EVERY) and ALL in kept["studies"]:  # the same data and settings, other lengths
             cells = kept["studies"][ALL]["cells"]
-            own = {key: cell for key, cell in cells.items() if cell["method"] in (STUDIES[name].methods or ())}
+            wanted = STUDIES[name].methods or METHOD_NAMES
+            own = {key: cell for key, cell in cells.items() if cell["method"] in wanted}
             kept["studies"].setdefault(name, {**kept["studies"][ALL], "cells": own})
         for state in run_study(name, files, arguments.seeds, arguments.jobs, kept["studies"]):
             kept["studies"][name] = state
@@ -230,8 +240,9 @@ def main() -> None:
         f"python benchmarks/quality.py --database D.npz --query Q.npz --seeds {arguments.seeds} "
         f"--jobs {arguments.jobs}{only}{out}"
     )
-    rows = [row for row in found[ALL].rows() if row.cells and row.method.size == "asked" and row.bits == FRONTIER]
-    picture = frontier(found[ALL], rows)
+    shown_in = found.get(EVERY, found[ALL])
+    rows = [row for row in shown_in.rows() if row.cells and row.method.size == "asked" and row.bits == FRONTIER]
+    picture = frontier(shown_in, rows)
     pictures = {} if picture is None else {f"{title}_frontier.png": picture}
     text = page(title, found, command, kept["seconds"], pictures)
     print(text)
