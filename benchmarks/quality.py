@@ -186,6 +186,13 @@ def page(
     return "\n".join(lines) + f"\n\nTime it took, in parallel: {took}.\n"
 
 
+def measured(study: str, state: dict[str, Any]) -> Comparison:
+    """What was measured of a study's methods."""
+    there = {cell["method"] for cell in state["cells"].values()}
+    names = tuple(name for name in STUDIES[study].methods or METHOD_NAMES if name in there)
+    return replace(Comparison.from_dict(state), methods=names)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", type=Path, required=True)
@@ -228,11 +235,7 @@ def main() -> None:
             print(f"{name}: {len(state['cells'])} cells, {kept['seconds'][name] / 60:.1f} min", flush=True)
     if ALL not in kept["studies"]:
         return
-    found = {
-        name: replace(Comparison.from_dict(kept["studies"][name]), methods=tuple(STUDIES[name].methods or METHOD_NAMES))
-        for name in studies
-        if name in kept["studies"]
-    }
+    found = {name: measured(name, kept["studies"][name]) for name in studies if name in kept["studies"]}
     title = "quality" if arguments.out is None else arguments.out.name
     out = "" if arguments.out is None else f" --out docs/results/{title}"
     only = "" if arguments.methods is None else f" --methods {arguments.methods}"
