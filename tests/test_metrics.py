@@ -90,7 +90,7 @@ def test_a_new_score_is_searched_evaluated_and_offered_with_nothing_but_its_row(
         assert len(index.range_search(query, float(expected[0, 5]), metric=tempered).ids) >= 6
 
     class Source:
-        bits = BITS
+        bits, most_results = BITS, 10**9
 
         def nearest(self, queries, count, where):
             return [ServerCandidates(np.arange(300), codes, ALL_RETURNED) for _ in queries]

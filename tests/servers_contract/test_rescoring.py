@@ -18,6 +18,8 @@ METRICS = ["bce", "asymmetric_hamming", "hamming"]
 class MemoryEngine:
     """ServerCandidates by Hamming distance, or by levels; among those at the last one it returns a random few."""
 
+    most_results = 10**9
+
     def __init__(self, ids, codes, seed, levels=0):
         self.bits = codes.bits
         self.ids, self.codes, self.levels = ids, codes, levels

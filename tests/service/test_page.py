@@ -208,10 +208,11 @@ def test_duplicates_are_decided_by_the_keyboard_and_decisions_taken_back(browser
     find(archive)
 
     def groups():
-        return [one.text.splitlines()[0] for one in all_of(browser, ".confirmed h2")]
+        script = "return [...document.querySelectorAll('.confirmed h2')].map(one => one.innerText.split('\\n')[0])"
+        return browser.execute_script(script)
 
     def said():
-        return browser.find_element(By.ID, "said").text
+        return browser.execute_script("return document.getElementById('said').innerText")
 
     def focused():
         return browser.execute_script("return document.activeElement.getAttribute('aria-label') || ''")
