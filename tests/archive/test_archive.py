@@ -224,22 +224,25 @@ def test_watching_takes_up_what_comes_until_ctrl_c(archive, root):
     ctrl_c = "import signal as s, sys; s.signal(s.SIGINT, s.default_int_handler)"  # a background shell ignores it
     begin = f"{ctrl_c}; from crovca.cli.main import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", begin, "archive", "sync", str(archive.path), "--watch", "1"]
+    said = [""]
     with subprocess.Popen(
         [*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as running:
         try:
             for number in (100, 101):
                 picture(root / "later" / f"{number}.png", number)
-                until = time.monotonic() + 60
-                while f"later/{number}.png" not in ids(archive):
-                    assert running.poll() is None and time.monotonic() < until
-                    time.sleep(0.2)
+                while "1 new" not in said[-1]:
+                    said.append(running.stdout.readline())
+                    assert said[-1], said  # it has ended
+                assert f"later/{number}.png" in ids(archive)
+                said.append("")
             running.send_signal(signal.SIGINT)
-            said = running.communicate(timeout=30)[0]
+            said.append(running.communicate(timeout=60)[0])
         finally:
             running.kill()
-    assert running.returncode == 130 and "Traceback" not in said
-    assert said.count("1 new") == 2, said  # nothing is said of a round that finds nothing
+    text = "".join(said)
+    assert running.returncode == 130 and "Traceback" not in text
+    assert text.count("1 new") == 2, text  # nothing is said of a round that finds nothing
 
 
 def test_what_was_left_out_is_tried_again_when_more_formats_are_read(clip, tmp_path, monkeypatch):
