@@ -90,9 +90,7 @@ class Codes:
             raise InvalidInputError(f"logits must be real numbers, got {values.dtype}")
         if values.dtype.kind == "f" and np.isnan(values.min(initial=0)):  # NaN spreads through min
             rows = np.flatnonzero(np.isnan(values).any(axis=1))
-            raise InvalidInputError(
-                f"logits are NaN in {len(rows):,} of {len(values):,} rows, the first {rows[0]}; NaN has no sign"
-            )
+            raise InvalidInputError(f"logits are NaN in {len(rows):,} of {len(values):,} rows, the first {rows[0]}")
         return cls.from_bits(values > 0)
 
     @classmethod

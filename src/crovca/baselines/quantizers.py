@@ -7,7 +7,7 @@ Quantizers see centered unit vectors, on which squared distance and inner produc
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import faiss
 import numpy as np
@@ -19,6 +19,7 @@ from crovca.data.labels import ClassMembership
 from crovca.errors import InvalidInputError
 
 Preparation = Literal["raw", "normalized", "centered"]
+_Method = TypeVar("_Method", bound=ScoreBaseline)
 
 _CENTROIDS = 256
 _CHUNK = 8192  # items decoded at a time
@@ -148,12 +149,6 @@ class SQ8(FaissQuantizer):
         return index
 
 
-class SQ4(SQ8):
-    """The same with 4 bits a number."""
-
-    bits_a_number: ClassVar[int] = 4
-
-
 class PQ(FaissQuantizer):
     """``faiss.IndexPQ`` with ``bits / 8`` sub-quantizers on all numbers (fewer components where they do not divide).
 
@@ -261,12 +256,6 @@ class RaBitQ2(RaBitQ):
     corrections: ClassVar[int] = 20
 
 
-class RaBitQ4(RaBitQ2):
-    """The same with four bits a number."""
-
-    bits_a_number: ClassVar[int] = 4
-
-
 class _ScalarQuantizer(_Quantizer):
     """Whole numbers of ``bits_a_number`` bits of rotated components; the score is <q, x̃> with a float query.
 
@@ -332,18 +321,6 @@ class TurboQuant1(_ScalarQuantizer):
         return np.asarray(self.codebook_[numbers], np.float32)
 
 
-class TurboQuant2(TurboQuant1):
-    """The same with two bits a number."""
-
-    bits_a_number: ClassVar[int] = 2
-
-
-class TurboQuant4(TurboQuant1):
-    """The same with four bits a number."""
-
-    bits_a_number: ClassVar[int] = 4
-
-
 class ASH1(_ScalarQuantizer):
     """Like asymmetric scalar hashing, with one bit a number: a learned orthonormal projection W, a float query.
 
@@ -384,22 +361,16 @@ class ASH1(_ScalarQuantizer):
         return unit_rows(self._odd(numbers))
 
 
-class ASH2(ASH1):
-    """The same with two bits a number."""
-
-    bits_a_number: ClassVar[int] = 2
-
-
-class ASH4(ASH1):
-    """The same with four bits a number."""
-
-    bits_a_number: ClassVar[int] = 4
+def _with_bits(method: type[_Method], bits: int, name: str) -> type[_Method]:
+    """The same method with so many bits a number."""
+    described = f"{method.__name__} with {bits} bits a number."
+    return type(name, (method,), {"bits_a_number": bits, "__doc__": described, "__module__": __name__})
 
 
-class ASH8(ASH1):
-    """The same with eight bits a number."""
-
-    bits_a_number: ClassVar[int] = 8
+SQ4 = _with_bits(SQ8, 4, "SQ4")
+RaBitQ4 = _with_bits(RaBitQ2, 4, "RaBitQ4")
+TurboQuant2, TurboQuant4 = _with_bits(TurboQuant1, 2, "TurboQuant2"), _with_bits(TurboQuant1, 4, "TurboQuant4")
+ASH2, ASH4, ASH8 = _with_bits(ASH1, 2, "ASH2"), _with_bits(ASH1, 4, "ASH4"), _with_bits(ASH1, 8, "ASH8")
 
 
 def beta_codebook(width: int, bits: int) -> npt.NDArray[np.float64]:

@@ -122,9 +122,7 @@ def _with_labels(
     if wanted is False:
         return replace(theirs, labels=None), replace(ours, labels=None)
     if missing:
-        reporter.message(
-            f"no labels in {' and '.join(dict.fromkeys(missing))}: comparing the recall of float neighbors only"
-        )
+        reporter.message(f"no labels in {' and '.join(dict.fromkeys(missing))}: comparing recall of float neighbors")
     if theirs.ids is None or ours.ids is None:
         same = _identical(theirs, ours)
         if same:

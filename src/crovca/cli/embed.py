@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from crovca.cli import options
 from crovca.cli.output import Reporter, answer, tell_left_out
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def embed(
+    context: Context,
     images: Annotated[
         Path | None,
         Argument(help="Folder, split file (.txt), Parquet, saved Hugging Face dataset, or WebDataset .tar files."),
@@ -65,26 +66,9 @@ def embed(
     modality: options.Modality = "images" if texts is None else "texts"
     place = None if root is None else str(root)
     with Reporter() as reporter:
-        found = embed_items(
-            Origin(modality, str(path), place, image_column, caption_column),
-            encoder,
-            output,
-            revision=revision,
-            views=views,
-            seed=seed,
-            stored=stored,
-            batch_size=options.parse_batch_size(batch_size),
-            shard_size=shard_size,
-            threads=threads,
-            resize_rounding=resize_rounding,
-            device=device,
-            dtype=dtype,
-            runner=runner,
-            workers=workers,
-            resume=not force,
-            force=force,
-            observer=reporter,
-        )
+        origin = Origin(modality, str(path), place, image_column, caption_column)
+        settings = options.given(context, embed_items) | {"batch_size": options.parse_batch_size(batch_size)}
+        found = embed_items(origin, store=output, resume=not force, observer=reporter, **settings)
     tell_left_out([(one.id, one.reason, one.detail) for one in found.left_out], left_out)
     _report(found, reporter.notes, json)
 

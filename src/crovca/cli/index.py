@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
-from crovca.cli.options import Device, Force, Json, LeftOutFile
+from crovca.cli.options import Device, Force, Json, LeftOutFile, given
 from crovca.cli.output import Reporter, answer, tell_left_out
 from crovca.errors import ConfigError
 from crovca.files import read_lines
@@ -45,6 +45,7 @@ _TopK = Annotated[int, Option("--top-k", "-k", help="How many nearest the recall
 
 @index.command("build")
 def build(
+    context: Context,
     source: _Source,
     output: Annotated[Path, Option("--output", "-o", help="Folder for the index.")] = Path("index"),
     model: Annotated[
@@ -73,21 +74,7 @@ def build(
 
     started = time.perf_counter()
     with Reporter() as reporter:
-        made = build_index(
-            source,
-            output,
-            model=model,
-            bits=bits,
-            encoder=encoder,
-            revision=revision,
-            metadata=metadata,
-            keep=keep,
-            target_recall=target_recall,
-            top_k=top_k,
-            device=device,
-            force=force,
-            observer=reporter,
-        )
+        made = build_index(**given(context, build_index), observer=reporter)
     tell_left_out(made.left_out, left_out)
     size = made.disk_bytes
     seconds = time.perf_counter() - started
@@ -113,6 +100,7 @@ def build(
 
 @index.command("add")
 def add(
+    context: Context,
     path: _Index,
     source: _Source,
     model: _Model = None,
@@ -134,18 +122,7 @@ def add(
 
     started = time.perf_counter()
     with Reporter() as reporter:
-        made = add_items(
-            path,
-            source,
-            model=model,
-            encoder=encoder,
-            revision=revision,
-            metadata=metadata,
-            keep=keep,
-            upsert=replace,
-            device=device,
-            observer=reporter,
-        )
+        made = add_items(path, **given(context, add_items), upsert=replace, observer=reporter)
     tell_left_out(made.left_out, left_out)
     seconds = round(time.perf_counter() - started, 3)
     content = {"index": str(path), "added": made.added, "replaced": made.replaced, "items": made.items}
@@ -166,14 +143,14 @@ def delete(
     """Delete items by id or by a condition. Ids that are not in the index are passed over."""
     from crovca.index.index import HashIndex
 
-    if sum(given is not None and given != [] for given in (ids, where, ids_from)) != 1:
+    if sum(one is not None and one != [] for one in (ids, where, ids_from)) != 1:
         raise ConfigError("give IDS, or --where, or --ids-from")
     with HashIndex.open(path, writable=True) as opened:
         if where is not None:
             chosen: Any = opened.select(where)
         else:
-            given = list(ids or []) if ids_from is None else [line for line in read_lines(ids_from, "ids") if line]
-            chosen = parse_ids(given, opened)
+            listed = list(ids or []) if ids_from is None else [line for line in read_lines(ids_from, "ids") if line]
+            chosen = parse_ids(listed, opened)
         gone = opened.delete(chosen)
         left = len(opened)
     hint = f" ('crovca index compact {path}' frees their space)" if gone else ""

@@ -144,21 +144,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "format": FORMAT,
-            "version": crovca.__version__,
-            "fingerprint": self.fingerprint,
-            "k": self.k,
-            "queries": self.queries,
-            "database": self.database,
-            "labeled": self.labeled,
-            "trained": self.trained,
-            "epochs": self.epochs,
-            "hold_out": self.hold_out,
-            "chance_map": self.chance_map,
-            "lengths": list(self.lengths),
-            "cells": self.cells,
-        }
+        kept = {name: value for name, value in vars(self).items() if name not in ("methods", "seeds")}
+        return {"format": FORMAT, "version": crovca.__version__, **kept, "lengths": list(self.lengths)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -107,9 +107,7 @@ def to_classes(hot: npt.NDArray[np.bool_], paths: list[str], where: str) -> npt.
     sums = hot.sum(axis=1)
     wrong = np.flatnonzero(sums != 1)
     if len(wrong):
-        raise FileFormatError(
-            f"{where}: {paths[wrong[0]]!r} has {sums[wrong[0]]} labels, expected one class for each image"
-        )
+        raise FileFormatError(f"{where}: {paths[wrong[0]]!r} has {sums[wrong[0]]} labels, expected one class")
     return hot.argmax(axis=1).astype(np.int64)
 
 

@@ -150,14 +150,11 @@ class Job:
 
 
 _OPTIONS = {
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in ("seed", "shard_size", "batch_size", "dtype", "stored", "device", "threads")
+    },
     "v": "--views",
-    "seed": "--seed",
-    "shard_size": "--shard-size",
-    "batch_size": "--batch-size",
-    "dtype": "--dtype",
-    "stored": "--stored",
-    "device": "--device",
-    "threads": "--threads",
     "items": "number of items",
     "fingerprint": "content of the source",
     "d": "width of the embeddings",

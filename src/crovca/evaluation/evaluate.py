@@ -83,17 +83,9 @@ class LengthResult:
         return {
             "bits": self.bits,
             "bytes": -(-self.bits // 8),
-            "map": of("map"),
-            "map_min_k_r": of("map_min_k_r"),
-            "precision": of("precision"),
-            "recall": of("recall"),
-            "hit_at_1": of("hit_at_1"),
+            **{name: of(name) for name in ("map", "map_min_k_r", "precision", "recall", "hit_at_1")},
             "float_neighbour_recall": self.float_neighbour_recall,
-            "ties": {
-                "expected_map": of("expected_map"),
-                "expected_map_min_k_r": of("expected_map_min_k_r"),
-                "tied": of("tied"),
-            },
+            "ties": {name: of(name) for name in ("expected_map", "expected_map_min_k_r", "tied")},
             "codes": self.codes,
         }
 
@@ -124,11 +116,7 @@ class Evaluation:
         """For JSON, as in docs/formats.md."""
         names = ("cosine", "cosine_centred")
         return {
-            "k": self.k,
-            "queries": self.queries,
-            "database": self.database,
-            "left_out": self.left_out,
-            "chance_map": self.chance_map,
+            **{name: getattr(self, name) for name in ("k", "queries", "database", "left_out", "chance_map")},
             "float": {name: self.floats[name].map if name in self.floats else None for name in names},
             "float_min_k_r": {name: self.floats[name].map_min_k_r if name in self.floats else None for name in names},
             "lengths": [result.to_dict() for result in self.lengths],

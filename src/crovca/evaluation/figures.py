@@ -40,10 +40,8 @@ def map_curves_figure(curves: Mapping[str, npt.NDArray[np.float64]], chance: flo
         _line(axes, number, name, curve, "--" if name.startswith("float") else "-")
     axes.axhline(100 * chance, color=_MUTED, lw=1, ls=":")
     axes.text(1, 100 * chance, " chance", color=_MUTED, va="bottom", fontsize=8)
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="k, items looked at (log scale)", ylabel="mAP@k, %")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("k, items looked at (log scale)")
-    axes.set_ylabel("mAP@k, %")
     axes.legend(frameon=False, fontsize=8, loc="best")
     return _png(figure)
 
@@ -54,9 +52,8 @@ def curves_figure(lines: Mapping[str, Sequence[float] | npt.NDArray[np.float64]]
     figure.set_size_inches(7.2, 4.2)
     for number, (name, shares) in enumerate(lines.items()):
         _line(axes, number, name, np.asarray(shares), ("-", "--", ":")[number // 10 % 3])
+    axes.set(xlabel="k", ylabel=f"{what}, %")
     axes.set_xlim(left=1)
-    axes.set_xlabel("k")
-    axes.set_ylabel(f"{what}, %")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
@@ -76,9 +73,7 @@ def map_against_bytes_figure(
         axes.axhline(100 * score, color=_COLORS[1 + number], lw=0.8, ls="--")
     axes.axhline(100 * chance, color=_MUTED, lw=1, ls=":")
     axes.set_xscale("log", base=2)
-    axes.set_ylim(0, 105)
-    axes.set_xlabel("bytes an item (log scale)")
-    axes.set_ylabel("mAP@k, %")
+    axes.set(ylim=(0, 105), xlabel="bytes an item (log scale)", ylabel="mAP@k, %")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return _png(figure)
 
@@ -93,9 +88,7 @@ def methods_figure(lines: Mapping[str, Sequence[tuple[float, float]]], what: str
         shares = [100 * score for score in scores]
         axes.plot(sizes, shares, style, color=_COLORS[number % 10], label=_plain(name), lw=1.4, ms=4)
     axes.set_xscale("log", base=2)
-    axes.set_ylim(0, 105)
-    axes.set_xlabel("bytes an item (log scale)")
-    axes.set_ylabel(f"{what}, %")
+    axes.set(ylim=(0, 105), xlabel="bytes an item (log scale)", ylabel=f"{what}, %")
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
@@ -121,8 +114,7 @@ def frontier_figure(points: Mapping[str, Sequence[float]], columns: Sequence[str
             color, size = (_COLORS[1], 7) if name in strong else (_MUTED, 4)
             axes.plot([x], [y], "o", color=color, ms=size)
             axes.annotate(_plain(name), (x, y), (4, 3), textcoords="offset points", fontsize=6, color=_INK)
-        axes.set_xlabel(f"{columns[column]}, %")
-        axes.set_ylabel(f"{columns[0]}, %")
+        axes.set(xlabel=f"{columns[column]}, %", ylabel=f"{columns[0]}, %")
     return _png(figure)
 
 
@@ -131,10 +123,7 @@ def bit_balance_figure(balance: npt.NDArray[np.float64]) -> bytes:
     figure, axes = _axes()
     axes.bar(np.arange(len(balance)), 100 * balance, width=0.9, color=_COLORS[0])
     axes.axhline(50, color=_INK, lw=0.8, ls="--")
-    axes.set_ylim(0, 100)
-    axes.set_xlim(-0.6, len(balance) - 0.4)
-    axes.set_xlabel("bit")
-    axes.set_ylabel("items with a 1, %")
+    axes.set(xlim=(-0.6, len(balance) - 0.4), ylim=(0, 100), xlabel="bit", ylabel="items with a 1, %")
     return _png(figure)
 
 
@@ -156,8 +145,7 @@ def map_of_items_figure(panels: Mapping[str, Points], labels: npt.NDArray[Any] |
             alpha = 0.3 if shown[number] is None else 0.85
             axes.scatter(*points[group].T, s=9, color=color, alpha=alpha, lw=0, label=shown[number])
         axes.set_title(_plain(name), fontsize=10, color=_INK)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color("#d5dae1")
     if any(shown):
         handles, texts = columns[0].get_legend_handles_labels()

@@ -115,11 +115,8 @@ def _described(tower: Tower, called: str | None) -> dict[str, Any]:
         if isinstance(tower.encoder, Encoder):
             entry["preprocessing"] = tower.encoder.preprocessing.to_dict()
         if tower.lora is not None:
-            entry["lora"] = {
-                "rank": tower.lora.rank,
-                "dropout": tower.lora.dropout,
-                "targets": list(tower.lora.targets),
-            }
+            lora = tower.lora
+            entry["lora"] = {"rank": lora.rank, "dropout": lora.dropout, "targets": list(lora.targets)}
         described["encoder"] = entry
     return described
 
@@ -142,9 +139,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, 
         for name in (MARKER, "log.jsonl"):
             contents[name] = _content(path / name, None if name == MARKER else _LARGEST_TEXT)
             if hashlib.sha256(contents[name]).hexdigest() != config["sha256"].get(name):
-                raise FileFormatError(
-                    f"{path / name} does not match its checksum in config.json; it is truncated or was changed"
-                )
+                raise FileFormatError(f"{path / name} does not match its checksum; it is truncated or was changed")
         log = [_json(line, path / "log.jsonl") for line in contents["log.jsonl"].splitlines()]
         for entry in log:
             if not isinstance(entry, dict) or not all(type(value) in (int, float) for value in entry.values()):
@@ -210,10 +205,7 @@ def fitted_of(fitted: dict[str, Any]) -> dict[str, Any]:
         raise FileFormatError(f"fitted.neighbor_recall must lie in [0, 1], got {recall!r}")
     if not all(type(count) is int and count >= 0 for count in left_out.values()):
         raise FileFormatError("fitted.left_out holds no counts")
-    if (classes is not None and len({type(name) for name in classes}) > 1) or {type(n) for n in classes or ()} - {
-        int,
-        str,
-    }:
+    if classes is not None and {type(name) for name in classes} not in ({int}, {str}, set()):
         raise FileFormatError("fitted.classes holds no names of classes")
     return {
         "pairing": tuple(fitted["pairing"]),
@@ -322,9 +314,7 @@ def _encoder_of(
             f"{str(encoder.identity['weights_sha256'])[:12]}…); give the encoder that it was trained with"
         )
     if encoder.width != tower["width"]:
-        raise FileFormatError(
-            f"{path} was trained with embeddings of {tower['width']} numbers, {source} gives {encoder.width}"
-        )
+        raise FileFormatError(f"{path} takes embeddings of {tower['width']} numbers, {source} gives {encoder.width}")
     if isinstance(encoder, Encoder):
         encoder.preprocessing = Preprocessing.from_dict(entry["preprocessing"])
     lora = entry["lora"]

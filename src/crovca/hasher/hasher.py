@@ -22,6 +22,7 @@ from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import Embeddings, Rows, chunks
 from crovca.embedding.blocks import embed_blocks
 from crovca.embedding.items import as_images, as_texts, name_of
+from crovca.encoders.encoder import choose_device
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, NotFittedError
 from crovca.hasher import files, hub
 from crovca.hasher.drift import Drift, drift
@@ -568,29 +569,13 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         else:
             known = isinstance(wanted, int | float) and not isinstance(wanted, bool) and 0 <= wanted < math.inf
         if not known:
-            raise ConfigError(
-                f"faithfulness must be 'kinds', 'balanced', 'order' or a number of at least 0, got {wanted!r}"
-            )
+            raise ConfigError(f"faithfulness is 'kinds', 'balanced', 'order' or a number of at least 0, got {wanted!r}")
         if wanted == "kinds" or self.fine_tuning is not None or self.shared:
             return None
         return FAITHFULNESS[wanted] if isinstance(wanted, str) else wanted
 
     def _device(self) -> torch.device:
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-        except RuntimeError:
-            device = torch.device("meta")
-        if device.type not in ("cpu", "cuda"):
-            raise ConfigError(f"unknown device {name!r}; use 'auto', 'cpu' or 'cuda'")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(
-                f"there is no device {name!r}: torch finds {torch.cuda.device_count()} CUDA devices; "
-                "use 'auto' or 'cpu'"
-            )
-        return device
+        return choose_device(self.device)
 
     def _take(self, fitted: Fitted) -> Self:
         self.towers_ = fitted.towers

@@ -89,23 +89,16 @@ class TrainingConfig:
         _at_least("seed", self.seed, 0)
         if self.seed >= 2**63:
             raise ConfigError(f"seed must be below 2 ** 63, got {self.seed}")
-        _positive("learning_rate", self.learning_rate)
-        _positive("coding_rate_epsilon", self.coding_rate_epsilon)
-        _positive("logit_scale", self.logit_scale)
-        _positive("base_weight", self.base_weight)
-        _not_negative("base_power", self.base_power)
-        _not_negative("gate_quantile", self.gate_quantile)
-        _not_negative("gate_power", self.gate_power)
+        for name in ("learning_rate", "coding_rate_epsilon", "logit_scale", "base_weight"):
+            _positive(name, getattr(self, name))
+        at_least_0 = ("base_power", "gate_quantile", "gate_power", "final_learning_rate", "weight_decay")
+        for name in (*at_least_0, "diversity_weight", *(() if self.faithfulness is None else ("faithfulness",))):
+            _not_negative(name, getattr(self, name))
         if self.gate_quantile > 1:
             raise ConfigError(f"gate_quantile must lie in [0, 1], got {self.gate_quantile!r}")
         _at_least("hidden", self.hidden, 1)
         if not isinstance(self.center, bool):
             raise ConfigError(f"center must be True or False, got {self.center!r}")
-        _not_negative("final_learning_rate", self.final_learning_rate)
-        _not_negative("weight_decay", self.weight_decay)
-        _not_negative("diversity_weight", self.diversity_weight)
-        if self.faithfulness is not None:
-            _not_negative("faithfulness", self.faithfulness)
         for name, weight in self.terms:
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
                 raise ConfigError(f"the weight of the term {name!r} must be a number, got {weight!r}")

@@ -20,7 +20,6 @@ from dataclasses import replace
 from errno import EMFILE
 from pathlib import Path
 from threading import RLock
-from types import TracebackType
 from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
@@ -188,9 +187,7 @@ class HashIndex(Reader):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -15,8 +15,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -125,9 +126,7 @@ class Server(ABC):
         with self._reading(where):
             if rescore is None:
                 if embeddings is not None:
-                    raise InvalidInputError(
-                        "embeddings beside queries are for rescoring: give rescore=4, or leave them out"
-                    )
+                    raise InvalidInputError("embeddings beside queries are for rescore=; give it, or leave them out")
                 return search_by_rescoring(self, logits, k, metric, where, overfetch, exact)
             default_overfetch(k)  # a number that can be one
             asked = check_embeddings(embeddings, rescore)
@@ -217,6 +216,44 @@ class Server(ABC):
             )
 
 
+class FileServer(Server):
+    """A collection in a file or folder, opened in this process: ``SCHEME:///path/to/file?table=name``."""
+
+    @classmethod
+    @abstractmethod
+    def create(cls, path: str, table: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = False) -> Self:
+        """Make an empty table and open it; the file or folder is made if there is none.
+
+        Args:
+            path: of the file or folder.
+            table: its name; of LanceDB and Qdrant letters, digits, underscores, hyphens and periods.
+            bits: length of the codes.
+            id_type: what ids are.
+            exist_ok: take a table that is there already, if it holds such codes.
+
+        Raises:
+            ConfigError: a name that cannot be one.
+            ServerError: the file cannot be opened or written, or there is such a table already.
+        """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, path: str, table: str) -> Self:
+        """Open a table that ``create`` made."""
+
+    @classmethod
+    def open_url(cls, url: str, *, approximate: bool = False) -> Self:
+        """See ``Server``."""
+        if approximate:
+            raise ConfigError("approximate search is PostgreSQL's (pgvector) alone; leave it out for a file")
+        return cls.open(*place_of(url))
+
+    @classmethod
+    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
+        """See ``Server``."""
+        return cls.create(*place_of(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
+
+
 @contextmanager
 def closed_on_error(connection: _Connection) -> Iterator[_Connection]:
     """A connection that is closed where the block fails."""
@@ -233,6 +270,21 @@ def split_url(url: str) -> SplitResult:
         return urlsplit(url)
     except ValueError as error:  # brackets that are no IPv6 address, for one
         raise ConfigError(f"the address of a cluster cannot be read ({error})") from None
+
+
+def place_of(url: str) -> tuple[str, str]:
+    """Path and table of an address; ConfigError where it has not both, or more, or the name is ours."""
+    scheme, _, rest = url.partition("://")
+    path, _, query = rest.partition("?")
+    parameters = parse_qsl(query, keep_blank_values=True)
+    if not path or "\0" in unquote(path) or [name for name, _ in parameters] != ["table"] or not parameters[0][1]:
+        raise ConfigError(
+            f"the address of a file has to name the file and one table; expected {scheme}:///path/to/file?table=name"
+        )
+    table = parameters[0][1]
+    if table.lower().startswith("crovca_"):
+        raise ConfigError(f"the table {table!r} has a name as only crovca's own tables have; give another one")
+    return str(Path(unquote(path)).absolute()), table
 
 
 @dataclass(frozen=True)

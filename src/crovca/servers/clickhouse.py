@@ -108,7 +108,6 @@ class ClickHouseServer(TableServer):
         self._do(f"INSERT INTO {self._table} ({names}) SELECT {names} FROM Python({GIVEN})")
 
     def delete(self, ids: npt.ArrayLike) -> None:
-        """See ``Server``."""
         with self._errors(), self._given(check_ids(ids, self.id_type)):  # a deletion knows no database but by its name
             self._do(f"DELETE FROM {self._table} WHERE id IN (SELECT id FROM default.{GIVEN})")
 
@@ -136,7 +135,6 @@ class ClickHouseServer(TableServer):
         return packed_words(codes)
 
     def write_push(self, state: PushState) -> None:
-        """See ``Server``."""
         with self._errors():
             values = (self._name, self.bits, self.id_type, state.to_json())
             self._do(f"INSERT INTO {TABLES} VALUES (?, ?, ?, ?)", *values)

@@ -26,15 +26,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
-from crovca.errors import ConfigError, CrovcaError, InvalidInputError, ServerError, needed, one_line
+from crovca.errors import CrovcaError, InvalidInputError, ServerError, needed, one_line
 from crovca.index.conditions import DEFAULT_TIMEOUT, checked_condition, refuse, took_too_long
 from crovca.index.metadata import conform
 from crovca.index.results import StoredItems
-from crovca.servers.base import ALL_RETURNED, Server, ServerCandidates, missing
+from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, missing
 from crovca.servers.bounds import Query
 from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names
 from crovca.servers.state import PushState
-from crovca.servers.table import place_of
 
 _FORMAT = 1
 _PART = 8192  # ids asked for at a time
@@ -44,10 +43,10 @@ _SOURCE = re.compile(r", /\S+\.rs:\d+:\d+")  # where in its source an error aros
 _ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 
 
-class LanceServer(Server):
+class LanceServer(FileServer):
     """A table of codes in a folder; see ``base.Server`` for what is not described here.
 
-    Opened with ``open`` or made with ``create``. Each write is all or nothing; all of one search's reads see one state
+    Each write is all or nothing; all of one search's reads see one state
     of the table. Not for several threads at once.
     """
 
@@ -68,18 +67,6 @@ class LanceServer(Server):
 
     @classmethod
     def create(cls, path: str, table: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = False) -> Self:
-        """Make an empty table and open it; the folder is made if there is none.
-
-        Args:
-            path: of the folder.
-            table: its name: letters, digits, underscores, hyphens and periods.
-            bits: length of the codes.
-            id_type: what ids are.
-            exist_ok: take a table that is there already, if it holds such codes.
-
-        Raises:
-            ServerError: the folder cannot be opened or written, or there is such a table already.
-        """
         check_bits(bits)
         driver = _driver()
         with _errors():
@@ -98,7 +85,6 @@ class LanceServer(Server):
 
     @classmethod
     def open(cls, path: str, table: str) -> Self:
-        """Open a table that ``create`` made."""
         driver = _driver()
         with _errors():
             if not Path(path, f"{table}.lance").is_dir():
@@ -108,25 +94,12 @@ class LanceServer(Server):
             database = driver.connect(path, read_consistency_interval=_ALWAYS)
         return cls(database, table)
 
-    @classmethod
-    def open_url(cls, url: str, *, approximate: bool = False) -> Self:
-        """See ``Server``."""
-        if approximate:
-            raise ConfigError("approximate search is PostgreSQL's (pgvector) alone; leave it out for LanceDB")
-        return cls.open(*place_of(url))
-
-    @classmethod
-    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
-        """See ``Server``."""
-        return cls.create(*place_of(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
-
     def close(self) -> None:
         """See ``Server``; nothing is open between calls."""
 
     # --- writing -------------------------------------------------------------------------------------
 
     def upsert_rows(self, rows: ServerRows) -> None:
-        """See ``Server``."""
         if len(rows) == 0:
             return
         for name in rows.metadata.column_names:
@@ -159,7 +132,6 @@ class LanceServer(Server):
     # --- reading -------------------------------------------------------------------------------------
 
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
-        """See ``Server``."""
         answers = []
         for query in queries:
             found = self._hits(query, where, limit=count)
@@ -170,7 +142,6 @@ class LanceServer(Server):
         return answers
 
     def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
-        """See ``Server``."""
         radius = query.radius(distance)
         if radius >= 0:
             found = self._hits(query, where, limit=max(1, self.count()), radius=radius)
@@ -195,7 +166,6 @@ class LanceServer(Server):
                 raise
 
     def _get(self, asked: Ids) -> StoredItems:
-        """See ``Server``."""
         with _errors():
             found = self._of_ids(self._table.schema.names, asked)
         place = {one: at for at, one in enumerate(self._ids(found).tolist())}
@@ -205,32 +175,27 @@ class LanceServer(Server):
         return StoredItems(asked, self._codes(found), table if table.num_columns else None)
 
     def count(self) -> int:
-        """See ``Server``."""
         with _errors():
             return int(self._table.count_rows())
 
     # --- for push ------------------------------------------------------------------------------------
 
     def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """See ``Server``."""
         with _errors():
             found = self._of_ids(["id", "crovca_digest"], ids)
         return self._ids(found), found["crovca_digest"].to_numpy()
 
     def stored_ids(self) -> Iterator[Ids]:
-        """See ``Server``."""
         with _errors():
             yield self._ids(self._table.search().select(["id"]).limit(max(1, self.count())).to_arrow())
 
     def read_push(self) -> PushState | None:
-        """See ``Server``."""
         with _errors():
             condition = f"name = {_literal(self._name)}"
             found = self._push_table().search().where(condition).limit(1).to_arrow()["state"].to_pylist()
         return PushState.from_json(found[0]) if found else None
 
     def write_push(self, state: PushState) -> None:
-        """See ``Server``."""
         with _errors():
             merge = self._push_table().merge_insert("name").when_matched_update_all().when_not_matched_insert_all()
             merge.execute(pa.table({"name": [self._name], "state": [state.to_json()]}))

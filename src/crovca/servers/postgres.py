@@ -149,16 +149,13 @@ class PostgresServer(Server):
 
     @classmethod
     def open_url(cls, url: str, *, approximate: bool = False) -> Self:
-        """See ``Server``."""
         return cls.open(*_place(url), approximate=approximate)
 
     @classmethod
     def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
-        """See ``Server``."""
         return cls.create(*_place(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
 
     def close(self) -> None:
-        """See ``Server``."""
         self._connection.close()
 
     # --- writing -------------------------------------------------------------------------------------
@@ -195,7 +192,6 @@ class PostgresServer(Server):
         )
 
     def delete(self, ids: npt.ArrayLike) -> None:
-        """See ``Server``."""
         checked = check_ids(ids, self.id_type)
         with errors(), self._connection.transaction():
             for start in range(0, len(checked), PART):
@@ -224,7 +220,6 @@ class PostgresServer(Server):
     # --- reading -------------------------------------------------------------------------------------
 
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
-        """See ``Server``."""
         return [self._nearest(query, count, where) for query in queries]
 
     def _nearest(self, query: Query, count: int, where: str | None) -> ServerCandidates:
@@ -255,7 +250,6 @@ class PostgresServer(Server):
             return _execute(cursor, command, {"count": count}).fetchall()
 
     def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
-        """See ``Server``."""
         levels = query.levels(max(self.levels, 1 if query.metric == "hamming" else _LEVELS))
         command = (
             f"SELECT id, code FROM {self._table} "
@@ -267,7 +261,6 @@ class PostgresServer(Server):
                 yield self._ids(found), self._codes(found)
 
     def _get(self, asked: Ids) -> StoredItems:
-        """See ``Server``."""
         names = self._metadata_columns()
         columns = ", ".join(map(quoted, ("id", "code", *names)))
         rows = {row[0]: row for row in self._of_ids(columns, asked)}
@@ -277,7 +270,6 @@ class PostgresServer(Server):
         return StoredItems(asked, self._codes(ordered), table if names else None)
 
     def count(self) -> int:
-        """See ``Server``."""
         with errors():
             return int(self._value(f"SELECT count(*) FROM {self._table}"))
 
@@ -294,12 +286,10 @@ class PostgresServer(Server):
     # --- for push ------------------------------------------------------------------------------------
 
     def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """See ``Server``."""
         found = self._of_ids("id, crovca_digest", ids)
         return self._ids(found), np.array([row[1] for row in found], np.int64)
 
     def stored_ids(self) -> Iterator[Ids]:
-        """See ``Server``."""
         with self._reading(), self._connection.cursor("crovca_ids", binary=True) as cursor:
             _execute(cursor, f"SELECT id FROM {self._table}")
             while found := cursor.fetchmany(PART):
@@ -322,7 +312,6 @@ class PostgresServer(Server):
                 self._value("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
 
     def read_push(self) -> PushState | None:
-        """See ``Server``."""
         with errors():
             if regclass(self._connection, f"{self._schema}.crovca_push") is None:
                 return None

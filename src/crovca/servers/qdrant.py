@@ -34,12 +34,11 @@ from crovca.codes import Codes, check_bits
 from crovca.errors import ConfigError, CrovcaError, InvalidInputError, ServerError, needed, one_line
 from crovca.files import write_json
 from crovca.index.results import StoredItems
-from crovca.servers.base import ALL_RETURNED, Server, ServerCandidates, missing
+from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, missing
 from crovca.servers.bounds import Query
 from crovca.servers.qdrant_filter import filter_of
 from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names, json_rows
 from crovca.servers.state import PushState
-from crovca.servers.table import place_of
 
 _FORMAT = 1
 _PART = 4096  # points at a time
@@ -48,10 +47,10 @@ _DESCRIPTION = "crovca.json"
 _EXACT = "crovca_exact"
 
 
-class QdrantServer(Server):
+class QdrantServer(FileServer):
     """A shard of codes in a folder; see ``base.Server`` for what is not described here.
 
-    Opened with ``open`` or made with ``create``. Writing is all or nothing for 4,096 items at a time. Not for several
+    Writing is all or nothing for 4,096 items at a time. Not for several
     threads at once.
     """
 
@@ -64,19 +63,6 @@ class QdrantServer(Server):
 
     @classmethod
     def create(cls, path: str, table: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = False) -> Self:
-        """Make an empty shard and open it; the folder is made if there is none.
-
-        Args:
-            path: of the folder.
-            table: name of the shard in it: letters, digits, underscores, hyphens and periods.
-            bits: length of the codes.
-            id_type: what ids are.
-            exist_ok: take a shard that is there already, if it holds such codes.
-
-        Raises:
-            ConfigError: another name.
-            ServerError: the folder cannot be opened or written, or there is such a shard already.
-        """
         check_bits(bits)
         driver, folder = _driver(), _folder(path, table)
         with _errors():
@@ -95,7 +81,6 @@ class QdrantServer(Server):
 
     @classmethod
     def open(cls, path: str, table: str) -> Self:
-        """Open a shard that ``create`` made."""
         driver, folder = _driver(), _folder(path, table)
         with _errors():
             if not (folder / _DESCRIPTION).exists():
@@ -104,26 +89,12 @@ class QdrantServer(Server):
                 )
             return cls(driver.EdgeShard.load(str(folder)), folder)
 
-    @classmethod
-    def open_url(cls, url: str, *, approximate: bool = False) -> Self:
-        """See ``Server``."""
-        if approximate:
-            raise ConfigError("approximate search is PostgreSQL's (pgvector) alone; leave it out for Qdrant")
-        return cls.open(*place_of(url))
-
-    @classmethod
-    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
-        """See ``Server``."""
-        return cls.create(*place_of(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
-
     def close(self) -> None:
-        """See ``Server``."""
         self._shard.close()
 
     # --- writing -------------------------------------------------------------------------------------
 
     def upsert_rows(self, rows: ServerRows) -> None:
-        """See ``Server``."""
         driver = _driver()
         names = rows.metadata.column_names
         check_names(names, [*RESERVED, *self._ours["columns"]])
@@ -147,7 +118,6 @@ class QdrantServer(Server):
                 self._shard.update(driver.UpdateOperation.upsert_points(points))
 
     def delete(self, ids: npt.ArrayLike) -> None:
-        """See ``Server``."""
         numbers = [_number(one) for one in check_ids(ids, self.id_type).tolist()]
         with _errors():
             for part in _parts(numbers):
@@ -156,7 +126,6 @@ class QdrantServer(Server):
     # --- reading -------------------------------------------------------------------------------------
 
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
-        """See ``Server``."""
         answers = []
         for query in queries:
             found = self._search(query, count, where)
@@ -167,7 +136,6 @@ class QdrantServer(Server):
         return answers
 
     def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
-        """See ``Server``."""
         found = self._search(query, max(1, self.count()), where, _Dot(query).least(distance))
         yield self._ids(found), self._codes(found)
 
@@ -194,19 +162,16 @@ class QdrantServer(Server):
         return StoredItems(asked, self._codes(ordered), table if names else None)
 
     def count(self) -> int:
-        """See ``Server``."""
         with _errors():
             return int(self._shard.count(_driver().CountRequest(exact=True)))
 
     # --- for push ------------------------------------------------------------------------------------
 
     def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """See ``Server``."""
         found = self._of_ids(ids, payload=["id", "crovca_digest"], vector=False)
         return self._ids(found), np.array([one.payload["crovca_digest"] for one in found], np.int64)
 
     def stored_ids(self) -> Iterator[Ids]:
-        """See ``Server``."""
         driver, offset = _driver(), None
         while True:
             with _errors():
@@ -217,12 +182,10 @@ class QdrantServer(Server):
                 return
 
     def read_push(self) -> PushState | None:
-        """See ``Server``."""
         text = self._ours["push"]
         return PushState.from_json(text) if text else None
 
     def write_push(self, state: PushState) -> None:
-        """See ``Server``."""
         with _errors():
             self._shard.flush()
         self._remember(push=state.to_json())

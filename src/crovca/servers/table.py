@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
-from urllib.parse import parse_qsl, unquote
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
-from crovca.errors import ConfigError, ServerError
+from crovca.errors import ServerError
 from crovca.index.conditions import DEFAULT_TIMEOUT, Database, checked_condition
 from crovca.index.results import StoredItems
-from crovca.servers.base import ALL_RETURNED, Server, ServerCandidates, closed_on_error, missing
+from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, closed_on_error, missing
 from crovca.servers.bounds import Query
 from crovca.servers.postgres_sql import identifier
 from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names
@@ -73,10 +72,10 @@ class Ranking:
         return cls(f"({' + '.join(terms)})", partial(query.bound_of, levels), partial(query.total, levels))
 
 
-class TableServer(Server):
+class TableServer(FileServer):
     """A table of codes in a file; see ``base.Server`` for what is not described here.
 
-    Opened with ``open`` or made with ``create``. Not for several threads at once. Writing is all or nothing; all of one
+    Not for several threads at once. Writing is all or nothing; all of one
     search's reads see one state of the table. A new engine defines what is abstract here.
     """
 
@@ -105,18 +104,6 @@ class TableServer(Server):
 
     @classmethod
     def create(cls, path: str, table: str, *, bits: int, id_type: IdType = "int64", exist_ok: bool = False) -> Self:
-        """Make an empty table and open it; the file is made if there is none.
-
-        Args:
-            path: of the file.
-            table: its name.
-            bits: length of the codes.
-            id_type: what ids are.
-            exist_ok: take a table that is there already, if it holds such codes.
-
-        Raises:
-            ServerError: the file cannot be opened or written, or there is such a table already.
-        """
         check_bits(bits)
         with closed_on_error(cls._opened(path)) as connection:
             with cls._errors():
@@ -138,7 +125,6 @@ class TableServer(Server):
 
     @classmethod
     def open(cls, path: str, table: str) -> Self:
-        """Open a table that ``create`` made."""
         with cls._errors():
             exists = cls._exists(Path(path))
         if not exists:
@@ -146,20 +132,7 @@ class TableServer(Server):
         with closed_on_error(cls._opened(path)) as connection:
             return cls(connection, table)
 
-    @classmethod
-    def open_url(cls, url: str, *, approximate: bool = False) -> Self:
-        """See ``Server``."""
-        if approximate:
-            raise ConfigError("approximate search is PostgreSQL's (pgvector) alone; leave it out for a file")
-        return cls.open(*place_of(url))
-
-    @classmethod
-    def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
-        """See ``Server``."""
-        return cls.create(*place_of(url), bits=bits, id_type=id_type, exist_ok=exist_ok)
-
     def close(self) -> None:
-        """See ``Server``."""
         self._connection.close()
 
     # What an engine has to say:
@@ -202,7 +175,6 @@ class TableServer(Server):
     # --- writing -------------------------------------------------------------------------------------
 
     def upsert_rows(self, rows: ServerRows) -> None:
-        """See ``Server``."""
         if len(rows):
             with self._writing():
                 check_names(rows.metadata.column_names, self._columns(self._name))
@@ -217,14 +189,12 @@ class TableServer(Server):
         return self._columns(self._name)
 
     def delete(self, ids: npt.ArrayLike) -> None:
-        """See ``Server``."""
         with self._writing(), self._given(check_ids(ids, self.id_type)):
             self._do(f"DELETE FROM {self._table} WHERE id IN (SELECT id FROM {GIVEN})")
 
     # --- reading -------------------------------------------------------------------------------------
 
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
-        """See ``Server``."""
         return [self._nearest(query, count, where) for query in queries]
 
     def _nearest(self, query: Query, count: int, where: str | None) -> ServerCandidates:
@@ -237,13 +207,11 @@ class TableServer(Server):
         return ServerCandidates(ids, self._codes(found), bound)
 
     def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
-        """See ``Server``."""
         ranking = self._ranking(query)
         for part in self._select("id, code", f"AND {ranking.sql} <= ?", ranking.most(distance), where=where):
             yield self._ids([part]), self._codes([part])
 
     def _get(self, asked: Ids) -> StoredItems:
-        """See ``Server``."""
         names = self._metadata_columns()
         found = self._of_ids(", ".join(map(identifier, ("id", "code", *names))), asked)
         place = {one: at for at, one in enumerate(self._ids(found).tolist())}
@@ -256,31 +224,26 @@ class TableServer(Server):
         return StoredItems(asked, self._codes(found)[order], table)
 
     def count(self) -> int:
-        """See ``Server``."""
         with self._errors():
             return int(self._do(f"SELECT count(*) FROM {self._table}")[0][0])
 
     # --- for push ------------------------------------------------------------------------------------
 
     def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """See ``Server``."""
         found = self._of_ids("id, crovca_digest", ids)
         digests = [part.column(1).to_numpy() for part in found]
         return self._ids(found), np.concatenate([np.zeros(0, np.int64), *digests])
 
     def stored_ids(self) -> Iterator[Ids]:
-        """See ``Server``."""
         for part in self._select("id", ""):
             yield self._ids([part])
 
     def read_push(self) -> PushState | None:
-        """See ``Server``."""
         with self._errors():
             text = self._do(f"SELECT push FROM {TABLES} WHERE name = ?", self._name)[0][0]
         return PushState.from_json(text) if text else None
 
     def write_push(self, state: PushState) -> None:
-        """See ``Server``."""
         with self._errors():
             self._do(f"UPDATE {TABLES} SET push = ? WHERE name = ?", state.to_json(), self._name)
 
@@ -364,18 +327,3 @@ def packed_words(codes: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
     """(n, bytes) of stored lists of words."""
     words = codes.combine_chunks().flatten().to_numpy()
     return words.astype(">u8").view(np.uint8).reshape(len(codes), -1)
-
-
-def place_of(url: str) -> tuple[str, str]:
-    """Path and table of an address; ConfigError where it has not both, or more, or the name is ours."""
-    scheme, _, rest = url.partition("://")
-    path, _, query = rest.partition("?")
-    parameters = parse_qsl(query, keep_blank_values=True)
-    if not path or "\0" in unquote(path) or [name for name, _ in parameters] != ["table"] or not parameters[0][1]:
-        raise ConfigError(
-            f"the address of a file has to name the file and one table; expected {scheme}:///path/to/file?table=name"
-        )
-    table = parameters[0][1]
-    if table.lower().startswith("crovca_"):
-        raise ConfigError(f"the table {table!r} has a name as only crovca's own tables have; give another one")
-    return str(Path(unquote(path)).absolute()), table
