@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
-# Two processes of one thread each: as fast as two threads, and steadier.
-TEST := OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadgroup
+# Two processes of one thread each: as fast as two threads, and steadier. What is compiled is kept, whatever the shell
+# says; a plugin that comes along with langchain takes seconds to import, and is not used.
+TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/pytest -p no:langsmith_plugin -n 2 --dist loadgroup
 
 .PHONY: setup demo demo-photos servers javascript lint check test coverage docs ci torture wheel lowest bench
 

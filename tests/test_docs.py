@@ -18,6 +18,7 @@ import pytest
 import crovca
 from crovca.cli.main import main
 from tests.encoders import tiny
+from tests.started import Started
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/tutorials/*.md"), *ROOT.glob("docs/howto/*.md")])
@@ -133,8 +134,7 @@ class Shell:
 
     def serve(self, arguments):
         self.close()
-        command = [sys.executable, "-m", "crovca.cli.main", *arguments, "--port", "0"]
-        self.service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.service = Started(["-m", "crovca.cli.main", *arguments, "--port", "0"])
         line = self.service.stdout.readline()
         found = re.search(r"http://\S+:(\d+)", line)
         assert found, line + self.service.stderr.read()

@@ -24,9 +24,10 @@ from crovca.hasher.drift import Drift
 from crovca.sources import decode
 from tests.archive.test_refit import Listening
 from tests.encoders import tiny
+from tests.needs import needs
 from tests.test_cli import run, run_json
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 
 @pytest.fixture(scope="session")

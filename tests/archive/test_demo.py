@@ -7,8 +7,9 @@ from crovca.archive.archive import Archive
 from crovca.archive.demo_archive import check_demo_archive, write_demo_archive
 from crovca.archive.queries import QueryModel
 from crovca.errors import OutputExistsError
+from tests.needs import needs
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 
 @pytest.mark.slow

@@ -17,10 +17,11 @@ from crovca.archive.duplicates import decide, find, last_found, take_back
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.index import nearest
 from crovca.index.index import HashIndex
+from tests.needs import needs
 from tests.test_cli import run_json
 from tests.test_cli_index import fails
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 
 def scene(seed, size=(320, 240)):

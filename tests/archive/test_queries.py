@@ -9,9 +9,10 @@ from crovca.encoders import encoder as encoders
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import FileFormatError
 from crovca.hasher import Hasher
+from tests.needs import needs
 from tests.pictures import as_bytes, picture, write_all
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 
 @pytest.fixture(scope="module")

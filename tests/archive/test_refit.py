@@ -1,8 +1,6 @@
 """An index that outgrows its model: it says so, and learns anew, from the command line as a user does."""
 
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,6 +12,7 @@ from crovca.archive.refit import check_index, refit
 from crovca.cli.main import main
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.hashing.train import Silent
+from tests.started import Started
 from tests.test_cli import run, run_json
 
 WIDTH = 16
@@ -167,8 +166,7 @@ def test_build_tune_search_and_info_by_the_command_line(folder, tmp_path, capsys
 
 @pytest.mark.slow
 def test_a_killed_refit_leaves_the_old_index_and_is_taken_up_again(folder, index):
-    command = [sys.executable, "-c", "import sys; from crovca.cli.main import main; main(sys.argv[1:])"]
-    process = subprocess.Popen([*command, "index", "refit", str(index)], stderr=subprocess.DEVNULL)
+    process = Started(["-m", "crovca.cli.main", "index", "refit", index])
     while process.poll() is None and not (index / "refit.partial").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

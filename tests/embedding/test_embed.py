@@ -14,9 +14,10 @@ from crovca.embedding.items import as_images, as_texts
 from crovca.encoders import encoder as encoders
 from crovca.encoders.encoder import Encoder, TextEncoder, load_once
 from crovca.errors import ConfigError, CrovcaError, InvalidInputError, OutputExistsError
+from tests.needs import needs
 from tests.pictures import as_bytes, picture, write_all
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 
 @pytest.fixture

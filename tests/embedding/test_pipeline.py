@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -25,9 +24,11 @@ from crovca.embedding.pipeline import embed_shard, finish, make_worker, missing_
 from crovca.embedding.runners import Rank, find_rank, run_processes, run_ray
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, WorkerError
+from tests.needs import needs
 from tests.pictures import as_bytes, broken_files, good_files, make_special, picture, write_all
+from tests.started import Started
 
-pytest.importorskip("transformers")
+needs("transformers")
 CLASSES = ("ant", "bee", "cat")
 PER_CLASS = 12
 
@@ -158,8 +159,7 @@ def test_the_command_killed_and_given_again(photos, folders, tmp_path):
         "--dtype", "float32",
     ]  # fmt: skip
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "crovca.cli.main", *map(str, arguments), "--workers", "2", "-o", str(store)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    process = Started(["-m", "crovca.cli.main", *arguments, "--workers", "2", "-o", store])
     while not list(store.glob("part-*")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

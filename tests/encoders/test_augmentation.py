@@ -6,9 +6,10 @@ import torch
 
 from crovca.encoders import augmentation
 from crovca.encoders.augmentation import RECIPE, Recipe, augment, draw
+from tests.needs import needs
 from tests.pictures import picture
 
-pytest.importorskip("kornia")
+needs("kornia")
 SIZE = (32, 24)
 KEYS = np.random.default_rng(0).integers(-(2**63), 2**63, 24)
 IMAGES = [torch.from_numpy(np.array(picture(number, size=(30 + 5 * number, 90 - 2 * number)))) for number in range(24)]

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from tests.encoders import tiny
+from tests.needs import needs
 
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
+needs("transformers", "peft")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -11,8 +9,9 @@ import pytest
 from crovca.cli.main import main
 from crovca.data.encoded import Encoded
 from crovca.hasher import Hasher
+from tests.started import Started
 
-FINETUNE = [sys.executable, "-m", "crovca.cli.main", "finetune"]
+FINETUNE = ["-m", "crovca.cli.main", "finetune"]
 
 
 def run(capsys, *arguments):
@@ -192,7 +191,7 @@ def test_a_killed_command_goes_on_to_the_same_model(capsys, tmp_path, photos, en
     options += ["--checkpoint-every", "0.05", "--encoder", encoder]
     arguments = lambda output: list(map(str, [photos, *options, "-o", tmp_path / output]))  # noqa: E731
     state = tmp_path / "model.partial" / "state.safetensors"
-    process = subprocess.Popen([*FINETUNE, *arguments("model")], stderr=subprocess.PIPE)
+    process = Started([*FINETUNE, *arguments("model")])
     while process.poll() is None and not state.exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

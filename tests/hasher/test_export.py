@@ -9,9 +9,9 @@ from crovca.errors import CrovcaError, MissingDependencyError, OutputExistsError
 from crovca.hasher import Hasher
 from crovca.hasher.onnx import export_onnx
 from tests.encoders import tiny
+from tests.needs import needs
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
+needs("onnx", "onnxscript")
 runtime = pytest.importorskip("onnxruntime")
 
 QUICK = {"epochs": 3, "batch_size": 12, "dtype": "float32", "device": "cpu", "head_epochs": 0}

@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,10 @@ from crovca.errors import ConfigError, InvalidInputError, WorkerError
 from crovca.hasher.processes import launched
 from crovca.hashing.process_group import ALONE, ProcessGroup
 from tests.hasher import failing, worker
+from tests.needs import needs
+from tests.started import Started
 
-pytest.importorskip("accelerate")
+needs("accelerate")
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,16 +38,8 @@ def launch(arguments, processes=2):
             "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes),
         }
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
-                env=variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    said = [process.communicate(timeout=180) for process in started]
+        started.append(Started(arguments, env=variables))
+    said = [process.communicate() for process in started]
     return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
 
 

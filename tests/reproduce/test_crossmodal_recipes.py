@@ -29,9 +29,10 @@ from crovca.reproduce.run import reproduce
 from crovca.reproduce.workspace import Workspace
 from crovca.sources.decode import decode
 from tests.encoders import tiny
+from tests.needs import needs
 from tests.reproduce import copies, pair_copies
 
-pytest.importorskip("peft")
+needs("peft")
 torch = pytest.importorskip("torch")
 
 SHORT = {"epochs": 1, "batch_size": 4}

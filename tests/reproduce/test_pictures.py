@@ -14,10 +14,10 @@ from crovca.reproduce import pictures
 from crovca.reproduce.paper import all_cells, cells
 from crovca.reproduce.workspace import Workspace
 from tests.datasets.copies import lines, small, touch
+from tests.needs import needs
 from tests.reproduce import copies
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("openTSNE")
+needs("matplotlib", "openTSNE")
 
 SYNSETS = ["n01440764", "n01537544", "n02391049", "n02488291"]  # the second to fourth are the paper's queries
 

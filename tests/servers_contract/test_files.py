@@ -4,7 +4,6 @@ import datetime
 import subprocess
 import sys
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -300,6 +299,8 @@ def test_folders_that_are_not_lances(tmp_path):
     with pytest.raises(ServerError, match=r"LanceDB: .*exists"):
         create(f"lancedb://{tmp_path}/file?table=items", bits=8)
     create(url, bits=8).close()
+    import lancedb
+
     other = lancedb.connect(tmp_path / "folder").create_table("other", schema=pa.schema([("id", pa.int64())]))
     with pytest.raises(ServerError, match="'other' was not made by crovca"):
         connect(url.replace("=items", f"={other.name}"))

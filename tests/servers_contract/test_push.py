@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from crovca.servers.state import PushState
 from tests.servers_contract.conftest import FILES
 from tests.servers_contract.push_process import index_of
 from tests.servers_contract.samples import MemoryIndex, records, sample
+from tests.started import Started
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,13 +173,12 @@ def test_an_index_that_changed_since_a_killed_push(make):
 def test_kill_9_at_any_moment(servers, server, items, batch):
     """Killed at random moments, again and again, until one push ends; nothing is lost, nothing is left over."""
     url = servers.address(server)
-    command = [sys.executable, "-m", "tests.servers_contract.push_process", url, str(items), str(batch), "5"]
+    command = ["-m", "tests.servers_contract.push_process", url, items, batch, 5]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     choice = random.Random(0)
     starts, killed = [], 0
     for attempt in range(12):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
+        process = Started(command, cwd=ROOT, env=environment)
         for lines, line in enumerate(process.stdout, 1):
             starts += [int(line)] if lines == 1 else []
             if attempt < 5 and lines == 2:

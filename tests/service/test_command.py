@@ -2,8 +2,6 @@
 
 import signal
 import socket
-import subprocess
-import sys
 import threading
 
 import httpx
@@ -12,6 +10,7 @@ import pytest
 from crovca.errors import ConfigError
 from crovca.service import run
 from tests.service import soak
+from tests.started import ended
 
 pytestmark = pytest.mark.slow
 
@@ -53,10 +52,9 @@ def test_what_cannot_be_served_is_refused_in_a_line(tmp_path):
             (["--workers", "2", "--writable", "--token", "t"], "a writer is one process"),
             (["--host", "0.0.0.0"], "set CROVCA_TOKEN"),
         ):
-            command = [sys.executable, "-m", "crovca.cli.main", "serve", str(tmp_path / "codes"), *options]
-            ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-            assert ran.returncode == 2 and words in " ".join(ran.stderr.split()), ran.stderr
-            assert "Traceback" not in ran.stderr
+            status, _, said = ended(["-m", "crovca.cli.main", "serve", tmp_path / "codes", *options])
+            assert status == 2 and words in " ".join(said.split()), said
+            assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
