@@ -11,7 +11,7 @@ settings.register_profile("crovca", deadline=None, derandomize=True)
 settings.load_profile("crovca")
 
 SLOW = Path(__file__).with_name("slow.txt")
-_SECONDS = 0.5
+_SECONDS = 0.3
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """CROVCA_SLOW=write make test: slow.txt has those of the tests that were run that took half a second and more."""
+    """CROVCA_SLOW=write make test: slow.txt has those of the tests that were run that took 0.3 seconds and more."""
     if os.environ.get("CROVCA_SLOW") != "write":
         return
     took = Counter()
