@@ -166,6 +166,7 @@ def test_build_tune_search_and_info_by_the_command_line(folder, tmp_path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_a_killed_refit_leaves_the_old_index_and_is_taken_up_again(folder, index):
     command = [sys.executable, "-c", "import sys; from crovca.cli.main import main; main(sys.argv[1:])"]
     process = subprocess.Popen([*command, "index", "refit", str(index)], stderr=subprocess.DEVNULL)

@@ -83,6 +83,7 @@ def test_queries_of_another_width_are_refused(path):
             index.search(Codes(np.zeros((1, 16), np.uint8), 128), 1, metric="hamming")
 
 
+@pytest.mark.starts
 def test_no_search_waits_for_the_condition_of_another(path, monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
     real = view_module.matching_rows
@@ -107,6 +108,7 @@ def test_no_search_waits_for_the_condition_of_another(path, monkeypatch):
         assert answer == [["p5"]]
 
 
+@pytest.mark.starts
 def test_a_value_is_built_once_and_a_failure_is_not_remembered():
     memo, calls, go_on = Memo(2), [], threading.Event()
 
@@ -133,6 +135,7 @@ def test_a_value_is_built_once_and_a_failure_is_not_remembered():
 # --- writers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.starts
 def test_threads_that_write_lose_nothing(path):
     with HashIndex.open(path, writable=True) as index:
 
@@ -211,6 +214,7 @@ def test_an_fsync_that_fails_is_reported_as_what_it_is(path, monkeypatch, at):
         assert "after" in index and ("new" in index) == there and index.verify() == []
 
 
+@pytest.mark.starts
 def test_a_forked_child_reads_and_does_not_write(path):
     queries = np.random.default_rng(0).normal(size=(40, 64))
     with HashIndex.open(path, writable=True) as index:

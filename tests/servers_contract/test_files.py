@@ -264,6 +264,7 @@ HOLD = {
 
 
 @sql
+@pytest.mark.starts
 def test_a_file_that_another_process_has(url, engine, tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite_vec, "_LOCK_WAIT", 0.1)
     ids, codes, _ = sample(3, 8)
@@ -311,6 +312,7 @@ def test_folders_that_are_not_lances(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_what_is_special_to_clickhouse(tmp_path):
     url = f"chdb://{tmp_path}/folder?table=items"
     ids, codes, _ = sample(3, 8)

@@ -20,6 +20,8 @@ from crovca.service.collection import Collection, Term
 from crovca.service.guard import Limits
 from crovca.service.map import map_of
 
+pytestmark = pytest.mark.starts
+
 SEARCH = "/v1/collections/digits/search"
 
 

@@ -13,7 +13,7 @@ from crovca.errors import ConfigError
 from crovca.service import run
 from tests.service import soak
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.starts]
 
 
 def test_clients_beside_a_writer_get_right_answers(tmp_path):
