@@ -7,7 +7,7 @@ RUN := $(VENV)/bin
 # says; a plugin that comes along with langchain takes seconds to import, and is not used.
 TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/pytest -p no:langsmith_plugin -n 2 --dist loadgroup
 
-.PHONY: setup demo demo-photos servers javascript lint check test coverage docs ci torture wheel lowest bench
+.PHONY: setup demo demo-photos servers javascript lint check test coverage docs ci torture repeat wheel lowest bench
 
 setup: $(READY)
 
@@ -63,6 +63,15 @@ javascript:
 
 torture: $(READY)
 	OMP_NUM_THREADS=1 timeout 1200 $(RUN)/pytest -m torture tests
+
+# What starts processes, threads or servers, again and again: make repeat TIMES=100 WHAT=tests/index/test_trust.py
+TIMES ?= 10
+WHAT ?= tests
+repeat: $(READY)
+	for round in $$(seq $(TIMES)); do \
+		echo "round $$round of $(TIMES)"; \
+		OMP_NUM_THREADS=1 $(RUN)/pytest -m 'starts and not torture' --maxfail 1 $(WHAT) || exit 1; \
+	done
 
 # Wheel and sdist of the last commit, in dist/: built twice, from a clean clone, to the same bytes; then the wheel is
 # installed alone, and used once.

@@ -16,11 +16,15 @@ _SECONDS = 0.3
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests in slow.txt are ``slow``. What takes longest comes first: so no process waits for another at the end."""
+    """Tests in slow.txt are ``slow``, and a test whose fixture starts a server ``starts`` it (databases:
+    ``servers_contract/conftest.py``). What takes longest comes first: so no process waits for another at the end.
+    """
     slow = set(SLOW.read_text("utf-8").splitlines())
     for item in items:
         if _function(item.nodeid) in slow:
             item.add_marker(pytest.mark.slow)
+        if not {"hub", "service"}.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.starts)
     pages = ("tests/test_docs.py::test_blocks_run", "tests/test_docs.py::test_the_site", "tests/test_contributing.py")
     items.sort(key=lambda item: not (item.get_closest_marker("ray") or item.nodeid.startswith(pages)))
 

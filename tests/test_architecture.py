@@ -29,6 +29,7 @@ FILES = [path for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__in
         "crovca.service.run, crovca.service.agents",
     ],
 )
+@pytest.mark.starts
 def test_torch_is_not_imported(modules):
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -729,6 +729,7 @@ def test_a_full_disk_keeps_what_stood_there(folder, refuses, accepts, models):
         refuses("train", "x.npz", "-o", "m", "--bits", "256", "--epochs", "1", "--force", match="cannot write")
 
 
+@pytest.mark.starts
 def test_a_full_disk_in_a_process_of_its_own(folder, models):
     def little_space():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -250,6 +250,7 @@ def test_help(command, capsys):
     assert "--help" in printed
 
 
+@pytest.mark.starts
 def test_the_installed_command_and_its_version():
     done = subprocess.run([sys.executable, "-m", "crovca.cli.main", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"crovca {crovca.__version__}\n")

@@ -401,6 +401,7 @@ def test_two_writers_get_a_clear_line(folder, index, capsys):
         assert f"being written by process {os.getpid()}" in fails(capsys, "index", "delete", index, "ant/0.jpg")
 
 
+@pytest.mark.starts
 def test_a_killed_build_leaves_no_index_and_is_repeated(folder, tmp_path):
     output = tmp_path / "index"
     command = [

@@ -73,6 +73,7 @@ def test_there_is_an_example_of_everything_and_its_files_are_as_many_as_it_says(
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_every_example_works(tmp_path):
     (tmp_path / "tries").mkdir()
     for title, text in follow(tmp_path).items():

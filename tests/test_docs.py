@@ -159,6 +159,7 @@ def shell(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.starts
 def test_blocks_run(tmp_path, shell, page):
     for names in re.findall(r"^<!-- setup: (.+) -->$", page.read_text("utf-8"), re.MULTILINE):
         for name in names.split(", "):
@@ -222,6 +223,7 @@ def test_every_public_name_is_in_the_reference():
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_the_site_is_built_without_a_warning_and_can_be_searched(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")

@@ -48,6 +48,7 @@ def test_a_score_is_its_formula(name):
     assert (not METRICS[name].whole) or (found == np.round(found)).all()
 
 
+@pytest.mark.starts
 def test_the_table_is_light():
     """Whoever only wants names loads NumPy and nothing else that is large."""
     seen = (

@@ -19,6 +19,7 @@ MARKS = {"ray_data.py": pytest.mark.ray, "spark.py": pytest.mark.slow, "sklearn_
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(EXAMPLES)])
+@pytest.mark.starts
 def test_examples_run_and_are_short(name):
     path = EXAMPLES[name]
     assert len(path.read_text("utf-8").splitlines()) < 80

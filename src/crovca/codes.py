@@ -78,7 +78,7 @@ class Codes:
 
     @classmethod
     def from_logits(cls, logits: npt.ArrayLike) -> Codes:
-        """Threshold logits (n, bits) at 0: bit ``j`` is 1 where logit ``j > 0`` (paper, Eq. 4).
+        """Threshold logits (n, bits) at 0: bit ``j`` is 1 where logit ``j > 0`` as a float32 (paper, Eq. 4).
 
         Raises:
             InvalidInputError: another shape, no real numbers, or NaN, which has no sign.
@@ -91,7 +91,8 @@ class Codes:
         if values.dtype.kind == "f" and np.isnan(values.min(initial=0)):  # NaN spreads through min
             rows = np.flatnonzero(np.isnan(values).any(axis=1))
             raise InvalidInputError(f"logits are NaN in {len(rows):,} of {len(values):,} rows, the first {rows[0]}")
-        return cls.from_bits(values > 0)
+        wide = values.dtype.kind == "f" and values.dtype.itemsize > 4
+        return cls.from_bits(values > (2.0**-150 if wide else 0))  # no more than that is 0 as a float32
 
     @classmethod
     def from_bits(cls, bits: npt.ArrayLike) -> Codes:

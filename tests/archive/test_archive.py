@@ -196,6 +196,7 @@ def test_names_and_metadata_are_harmless_on_the_page(root, tmp_path):
 
 
 @pytest.mark.torture
+@pytest.mark.starts
 def test_a_sync_that_is_killed_loses_nothing_and_goes_on(root, clip, tmp_path):
     """Killed at moments from the first to the last second; the end is what a sync in peace gives."""
     archive = Archive.create(root, str(clip), tmp_path / "a", bits=16)
@@ -221,6 +222,7 @@ def test_a_sync_that_is_killed_loses_nothing_and_goes_on(root, clip, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_watching_takes_up_what_comes_until_ctrl_c(archive, root):
     ctrl_c = "import signal as s, sys; s.signal(s.SIGINT, s.default_int_handler)"  # a background shell ignores it
     begin = f"{ctrl_c}; from crovca.cli.main import main; main(sys.argv[1:])"

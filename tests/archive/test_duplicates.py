@@ -279,6 +279,7 @@ def test_agreement_does_not_see_brightness_and_sees_other_pictures():
     assert pixels._agreement(one, dark, np.zeros(one.shape, bool)) == pixels.Agreement()
 
 
+@pytest.mark.starts
 def test_the_service_shows_what_was_confirmed_and_takes_decisions(archive):
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient

@@ -165,6 +165,7 @@ def test_build_tune_search_and_info_by_the_command_line(folder, tmp_path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_a_killed_refit_leaves_the_old_index_and_is_taken_up_again(folder, index):
     process = Started(["-m", "crovca.cli.main", "index", "refit", index])
     while process.poll() is None and not (index / "refit.partial").exists():

@@ -300,6 +300,16 @@ def test_logits_without_a_sign_are_refused(logits, match):
         Codes.from_logits(np.array(logits))
 
 
+def test_a_code_is_that_of_the_logits_as_they_are_searched_with(tmp_path):
+    logits = np.array([[1e-50, 2.0**-150, 2.0**-149, 1.0, 1e300, -1e-50, -1e300, 0.0]])
+    codes = Codes.from_logits(logits)
+    assert codes.unpack().tolist() == [[0, 0, 1, 1, 1, 0, 0, 0]]
+    with np.errstate(over="ignore"):
+        assert codes == Codes.from_logits(logits.astype(np.float32))
+    Encoded(Codes.from_logits(logits[:, :4]), np.arange(1), None, logits[:, :4]).save(tmp_path / "codes.npz")
+    assert Encoded.load(tmp_path / "codes.npz").codes == codes.prefix(4)
+
+
 # --- checksums --------------------------------------------------------------------------------------------------
 
 

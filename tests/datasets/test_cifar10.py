@@ -161,6 +161,7 @@ def fingerprint(root):
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.starts
 def test_a_killed_export_goes_on(tmp_path):
     """Killed at several points; what is finished by then stays, and the result is that of one run."""
     write_binary(tmp_path / "cifar10/cifar-10-batches-bin", each=500)

@@ -121,6 +121,7 @@ def test_the_same_job_gives_the_same_bytes(reference, photos, vit, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.starts
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(photos, vit, tmp_path, views):
     """kill -9 again and again, until a run comes through; each is given longer where the last one got nowhere."""
     job, worker = job_of(photos, vit, v=views, shard_size=2)
@@ -152,6 +153,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(photos, vit, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_the_command_killed_and_given_again(photos, folders, tmp_path):
     """The same with the command itself, finished by two processes."""
     arguments = [
@@ -259,6 +261,7 @@ def test_processes_end_with_the_error_of_one(photos, vit, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.starts
 def test_ray_gives_the_parts_of_the_local_run(photos, vit, tmp_path):
     pytest.importorskip("ray")
     job, worker = job_of(photos, vit, v=2, stored="float32")

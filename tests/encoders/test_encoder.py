@@ -494,6 +494,7 @@ def run_with(tmp_path, package, content, code):
     return subprocess.run([sys.executable, "-c", environment + code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.starts
 def test_a_broken_torchvision_is_named(folders, tmp_path):
     """Where it stops transformers, the message says so; where it does not, nothing is wrong."""
     code = f"{LOAD}try:\n    Encoder.load({str(folders['ViT'][0])!r}, device='cpu')\n    print('loaded')\n"
@@ -505,6 +506,7 @@ def test_a_broken_torchvision_is_named(folders, tmp_path):
     assert line == "loaded" or "the installed torchvision does not work" in line
 
 
+@pytest.mark.starts
 def test_a_torchvision_that_stops_transformers_is_named(folders, tmp_path):
     """As in versions of transformers that import it at once."""
     code = f"""{LOAD}
@@ -532,6 +534,7 @@ except EncoderError as error:
 
 
 @pytest.mark.parametrize("package", ["transformers"])
+@pytest.mark.starts
 def test_a_library_that_does_not_import(folders, tmp_path, package):
     code = f"{LOAD}try:\n    Encoder.load({str(folders['ViT'][0])!r}, device='cpu')\n"
     code += "except EncoderError as error:\n    print(error)\n"
@@ -546,6 +549,7 @@ def test_a_library_that_is_absent(folders, monkeypatch):
         load(folders["ViT"][0])
 
 
+@pytest.mark.starts
 def test_nothing_of_torchvision_timm_or_open_clip_is_imported(folders):
     code = (
         f"{LOAD}import sys\nEncoder.load({str(folders['CLIP'][0])!r}, device='cpu')\n"

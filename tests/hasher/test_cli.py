@@ -185,6 +185,7 @@ def test_export(capsys, model, tmp_path):
     assert (status, "name a format: --onnx" in err) == (2, True)
 
 
+@pytest.mark.starts
 def test_a_killed_command_goes_on_to_the_same_model(capsys, tmp_path, photos, encoder):
     """kill -9, and the same command again: the weights are those of a run that nobody stopped."""
     options = ["--bits", "8", "--epochs", "40", "--batch-size", "12", "--device", "cpu", "--supervised"]

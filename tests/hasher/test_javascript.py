@@ -41,6 +41,7 @@ def ranked(distances):
 
 
 @pytest.mark.parametrize("bits", [13, 64])
+@pytest.mark.starts
 def test_distances_and_rankings(tmp_path, bits):
     chance = np.random.default_rng(bits)
     items, logits = Codes.from_bits(chance.integers(0, 2, (500, bits))), chance.normal(size=(9, bits)).astype("f4")
@@ -58,6 +59,7 @@ def test_distances_and_rankings(tmp_path, bits):
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_from_embeddings_to_answers(tmp_path):
     if not (FOLDER / "node_modules" / "onnxruntime-web").is_dir():
         pytest.skip("needs onnxruntime-web: make javascript")

@@ -43,6 +43,7 @@ def launch(arguments, processes=2):
     return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
 
 
+@pytest.mark.starts
 def test_two_processes_compute_what_one_computes(tmp_path, encoder, photos):
     """Loss and gradients of the second step, and the model's logits: the coding rate, the batch normalization and the
     class prototypes are those of the whole batch."""
@@ -74,6 +75,7 @@ def test_a_share_of_the_batch_alone_would_not_do(encoder, photos):
     assert abs(hasher.history_[-1]["loss"] - whole.history_[-1]["loss"]) > 1e-3
 
 
+@pytest.mark.starts
 def test_the_command_with_a_launcher_writes_one_model(tmp_path, encoder, photos):
     """Only the first process speaks and writes."""
     command = ["-m", "crovca.cli.main", "finetune", photos, "--encoder", encoder, "--bits", "8"]
@@ -86,6 +88,7 @@ def test_the_command_with_a_launcher_writes_one_model(tmp_path, encoder, photos)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+@pytest.mark.starts
 def test_whatever_the_first_process_raises_reaches_the_others(tmp_path):
     """While it lives on, and stays in the group."""
     ended = launch([Path(failing.__file__), tmp_path, "in the first"])
@@ -97,6 +100,7 @@ def test_whatever_the_first_process_raises_reaches_the_others(tmp_path):
 
 
 @pytest.mark.parametrize(("case", "processes"), [("gather", 3), ("train", 2)])
+@pytest.mark.starts
 def test_a_process_that_fails_lets_the_others_go(tmp_path, encoder, photos, case, processes):
     """Though it lives on. Of three, one may wait for another that waits for it."""
     ended = launch([Path(failing.__file__), tmp_path, case, encoder, photos], processes)

@@ -161,6 +161,7 @@ def test_another_run_never_goes_on_from_a_partial_one(tmp_path):
 TRAIN = ["-m", "crovca.cli.main", "train"]
 
 
+@pytest.mark.starts
 def test_a_killed_command_goes_on_to_the_same_model(tmp_path):
     """kill -9 at several moments, each time the same command again; byte-identical weights at the end."""
     X, _ = clusters(items=600, width=64)

@@ -141,12 +141,14 @@ def many(tmp_path_factory):
     return path
 
 
+@pytest.mark.starts
 def test_a_condition_has_an_end(many):
     with pytest.raises(InvalidInputError, match=r"took longer than 0.5 s.*where_timeout"):
         matching_rows([many], SLOW, timeout=0.5)
     assert not [one for one in threading.enumerate() if one.name == "crovca condition"]
 
 
+@pytest.mark.starts
 def test_ctrl_c_stops_a_condition(many):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell ignores it
     try:
@@ -158,6 +160,7 @@ def test_ctrl_c_stops_a_condition(many):
     assert not [one for one in threading.enumerate() if one.name == "crovca condition"]
 
 
+@pytest.mark.starts
 def test_the_machines_time_zone_changes_nothing(table, tmp_path):
     pq.write_table(table, tmp_path / "m.parquet")
     script = (

@@ -47,12 +47,14 @@ def killed_writers(folder, rounds):
     return map(int, re.match(r"\d+ rounds, (\d+) killed, (\d+) undone", done.stdout).groups())
 
 
+@pytest.mark.starts
 def test_a_killed_writer_loses_nothing_acknowledged_and_leaves_nothing_half_done(tmp_path):
     killed, undone = killed_writers(tmp_path, 40)
     assert killed > 12 and undone > 5
 
 
 @pytest.mark.torture
+@pytest.mark.starts
 def test_600_kills_during_add_merge_refit_and_compact_with_originals_lose_nothing(tmp_path):
     killed, undone = killed_writers(tmp_path, 700)
     assert killed > 600 and undone > 300
@@ -150,6 +152,7 @@ def test_a_read_only_index_is_searched_and_not_written(path):
             file.chmod(0o755 if file.is_dir() else 0o644)
 
 
+@pytest.mark.starts
 def test_reading_and_writing_at_once(tmp_path):
     """Readers that open and refresh as fast as they can, while a writer merges and compacts away their files."""
     path = tmp_path / "index"

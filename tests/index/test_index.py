@@ -523,6 +523,7 @@ def test_any_string_is_an_id(ids):
             assert one in index
 
 
+@pytest.mark.starts
 def test_search_does_not_import_torch(tmp_path):
     with HashIndex.create(tmp_path / "index", 64) as index:
         index.add(np.arange(2000), random_codes(np.random.default_rng(0), 2000, 64))
@@ -637,6 +638,7 @@ def test_groups_of_duplicates_do_not_depend_on_segments(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.starts
 def test_several_threads_search_one_index(index):
     from concurrent.futures import ThreadPoolExecutor
 

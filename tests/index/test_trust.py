@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from crovca import Codes, HashIndex, files
 from crovca.errors import CrovcaError, FileFormatError, InvalidInputError, OutputExistsError, StorageError
 from crovca.index import view as view_module
-from crovca.index.memo import Memo
+from crovca.index.memo import Memo, imported
 from crovca.index.shards import ShardedIndex
 
 
@@ -83,6 +85,7 @@ def test_queries_of_another_width_are_refused(path):
             index.search(Codes(np.zeros((1, 16), np.uint8), 128), 1, metric="hamming")
 
 
+@pytest.mark.starts
 def test_no_search_waits_for_the_condition_of_another(path, monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
     real = view_module.matching_rows
@@ -107,6 +110,7 @@ def test_no_search_waits_for_the_condition_of_another(path, monkeypatch):
         assert answer == [["p5"]]
 
 
+@pytest.mark.starts
 def test_a_value_is_built_once_and_a_failure_is_not_remembered():
     memo, calls, go_on = Memo(2), [], threading.Event()
 
@@ -133,6 +137,7 @@ def test_a_value_is_built_once_and_a_failure_is_not_remembered():
 # --- writers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.starts
 def test_threads_that_write_lose_nothing(path):
     with HashIndex.open(path, writable=True) as index:
 
@@ -211,6 +216,7 @@ def test_an_fsync_that_fails_is_reported_as_what_it_is(path, monkeypatch, at):
         assert "after" in index and ("new" in index) == there and index.verify() == []
 
 
+@pytest.mark.starts
 def test_a_forked_child_reads_and_does_not_write(path):
     queries = np.random.default_rng(0).normal(size=(40, 64))
     with HashIndex.open(path, writable=True) as index:
@@ -235,6 +241,23 @@ def test_a_forked_child_reads_and_does_not_write(path):
         index.add(["parent"], codes_of(1))
         with pytest.raises(StorageError, match="being written by"):
             HashIndex.open(path, writable=True)
+
+
+@pytest.mark.starts
+def test_a_fork_waits_for_an_import_that_runs(tmp_path, monkeypatch):
+    (tmp_path / "slowly_imported.py").write_text("import time\ntime.sleep(0.5)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importing = threading.Thread(target=imported, args=("slowly_imported",))
+    importing.start()
+    while "slowly_imported" not in sys.modules:
+        time.sleep(0.01)
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: os._exit(0 if hasattr(sys.modules["slowly_imported"], "whole") else 1)
+    )
+    child.start()
+    child.join(60)
+    importing.join()
+    assert child.exitcode == 0
 
 
 # --- an index of somebody else's ---------------------------------------------------------------------

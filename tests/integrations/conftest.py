@@ -38,7 +38,7 @@ def service(texts_folder):
         yield Service(address, "index")
 
 
-@pytest.fixture(params=["index", pytest.param("service", marks=pytest.mark.slow)])
+@pytest.fixture(params=["index", pytest.param("service", marks=[pytest.mark.slow, pytest.mark.starts])])
 def texts_index(request, texts_folder):
     """The texts, asked here and over HTTP."""
     return HashIndex.open(texts_folder) if request.param == "index" else request.getfixturevalue("service")

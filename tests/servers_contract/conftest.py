@@ -74,6 +74,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
         if "servers" in getattr(item, "fixturenames", ()) and not in_process:
             item.add_marker(pytest.mark.servers)
+            item.add_marker(pytest.mark.starts)
             if "milvus" in item.nodeid:
                 item.add_marker(pytest.mark.xdist_group("milvus"))
 

@@ -4,6 +4,7 @@ import builtins
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from crovca.servers import milvus as milvus_module
 from crovca.servers.connection import SCHEMES, connect, create
 from crovca.servers.milvus import MilvusServer
 from tests.servers_contract.conftest import FILES
-from tests.servers_contract.samples import sample
+from tests.servers_contract.samples import queries_for, sample, truth
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,35 @@ def test_milvus_has_limits_and_says_so(servers, milvus_collections):
     assert found.candidates.tolist() == [16384]
 
 
+def dropped_by_another_process(servers, url):
+    """The collection; this process's pymilvus does not hear of it."""
+    name = url.rpartition("/")[2]
+    address = servers("milvus").replace("milvus", "http")
+    code = f"import pymilvus; pymilvus.MilvusClient({address!r}).drop_collection({name!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_milvus_collection_that_another_process_made_anew(servers, monkeypatch):
+    """pymilvus cut what it sent by the schema that it had seen first: of four codes three were garbage, unsaid."""
+    url = servers.address("milvus")
+    ids, codes, _ = sample(400, 256)
+    with create(url, bits=64) as first:
+        first.upsert(*sample(400, 64)[:2])
+        dropped_by_another_process(servers, url)
+        with create(url, bits=256) as second:
+            with monkeypatch.context() as before, pytest.raises(ServerError, match=r"not hold the item .* as it was"):
+                before.setattr(milvus_module, "_forget_schemas", lambda client: None)
+                second.upsert(ids, codes)
+            second.upsert(ids, codes)
+            assert second.get(ids).codes == codes
+            logits = queries_for(codes, 5)
+            found = second.search(logits, 10, overfetch=400)
+            assert np.array_equal(found.ids, truth(logits, 10, "bce", ids, codes)[0])
+        for use in (lambda: first.upsert(ids, codes.prefix(64)), lambda: first.get(ids[:3])):
+            with pytest.raises(ServerError, match=r"anew: it holds codes of 256 bits .* expected 64 bits"):
+                use()
+
+
 def test_milvus_refuses_what_json_cannot_hold(milvus_collections):
     ids, codes, _ = sample(2, 13)
     cluster = milvus_collections(13, "int64")
@@ -145,6 +175,7 @@ def test_milvus_refuses_what_json_cannot_hold(milvus_collections):
     assert cluster.count() == 0
 
 
+@pytest.mark.starts
 def test_drivers_are_loaded_when_they_are_used():
     code = (
         "import crovca.servers.push, crovca.servers.shards, sys;"

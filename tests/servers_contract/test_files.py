@@ -1,6 +1,7 @@
 """What is special to databases that are files: the index's answers, names, conditions, bad files."""
 
 import datetime
+import shutil
 import subprocess
 import sys
 
@@ -263,6 +264,7 @@ HOLD = {
 
 
 @sql
+@pytest.mark.starts
 def test_a_file_that_another_process_has(url, engine, tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite_vec, "_LOCK_WAIT", 0.1)
     ids, codes, _ = sample(3, 8)
@@ -312,6 +314,7 @@ def test_folders_that_are_not_lances(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_what_is_special_to_clickhouse(tmp_path):
     url = f"chdb://{tmp_path}/folder?table=items"
     ids, codes, _ = sample(3, 8)
@@ -339,3 +342,17 @@ def test_what_is_special_to_clickhouse(tmp_path):
         create(f"chdb://{tmp_path}/file?table=items", bits=8)
     with connect(url) as folder:
         assert folder.count() == 3
+
+
+def test_a_table_of_lancedb_that_another_program_made_anew(tmp_path):
+    url = f"lancedb://{tmp_path}/codes?table=a"
+    with create(url, bits=64) as first:
+        first.upsert(*sample(20, 64)[:2])
+        shutil.rmtree(tmp_path / "codes")
+        ids, codes, _ = sample(20, 256)
+        with create(url, bits=256) as second:
+            second.upsert(ids, codes)
+            for use in (lambda: first.upsert(*sample(20, 64)[:2]), lambda: first.search(np.ones((1, 64)))):
+                with pytest.raises(ServerError, match="LanceDB"):
+                    use()
+            assert second.get(ids).codes == codes

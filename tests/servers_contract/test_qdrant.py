@@ -78,6 +78,7 @@ def test_answers_are_proven_whatever_the_size_of_logits(url, tmp_path, bits, sca
             assert shard.search(logits, 10, metric="asymmetric_hamming").proven[1:].mean() > 0.7
 
 
+@pytest.mark.starts
 def test_names_and_folders(url, tmp_path):
     ids, codes, _ = sample(3, 8)
     with pytest.raises(ServerError, match="there is no table 'items'"):

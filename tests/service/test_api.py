@@ -1,5 +1,6 @@
 """The API: answers are the index's own, bad requests are refused in words, nothing but items can be seen."""
 
+import asyncio
 import base64
 import io
 import shutil
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from prometheus_client import CollectorRegistry
 from sklearn.datasets import load_digits
 
 from crovca import Codes, Hasher, HashIndex
@@ -17,8 +19,10 @@ from crovca.data.embeddings import unit_rows
 from crovca.hashing.train import Silent
 from crovca.service.api import create_app
 from crovca.service.collection import Collection, Term
-from crovca.service.guard import Limits
+from crovca.service.guard import Guard, Limits
 from crovca.service.map import map_of
+
+pytestmark = pytest.mark.starts
 
 SEARCH = "/v1/collections/digits/search"
 
@@ -228,6 +232,20 @@ def test_large_bodies_and_many_requests_are_refused(collection):
         )
         assert chunked.status_code == 413
         assert [client.get("/healthz").status_code for _ in range(5)] == [200, 200, 200, 200, 429]
+
+
+def test_what_the_end_of_the_service_cut_off_is_told_so():
+    async def cut_off(scope, receive, send):
+        raise asyncio.CancelledError
+
+    async def send(message):
+        sent.append(message)
+
+    sent = []
+    scope = {"type": "http", "method": "GET", "path": "/v1/collections", "headers": []}
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(Guard(cut_off, Limits(), CollectorRegistry())(scope, None, send))
+    assert sent[0]["status"] == 503 and b"stopped before this was answered" in sent[1]["body"]
 
 
 def test_a_changed_index_is_seen(made, tmp_path, monkeypatch):

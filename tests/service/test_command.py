@@ -12,7 +12,7 @@ from crovca.service import run
 from tests.service import soak
 from tests.started import ended
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.starts]
 
 
 def test_clients_beside_a_writer_get_right_answers(tmp_path):
@@ -24,7 +24,7 @@ def test_clients_beside_a_writer_get_right_answers(tmp_path):
 
 def test_several_processes_count_together_and_requests_under_way_are_answered(tmp_path):
     soak.make(tmp_path / "codes")
-    with soak.served(tmp_path / "codes", "--workers", "2", "--grace", "60") as (address, process):
+    with soak.served(tmp_path / "codes", "--workers", "2", "--grace", "90") as (address, process):
         for _ in range(40):
             with httpx.Client(timeout=60) as client:  # a connection each, so both processes answer
                 assert client.get(f"{address}/v1/collections").json()[0]["items"] == soak.STAYING

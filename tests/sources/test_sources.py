@@ -143,6 +143,7 @@ def image_table(rows=range(10), **more):
     return pa.table({"image": images, "label": pa.array([row % 3 for row in rows]), **more})
 
 
+@pytest.mark.starts
 def test_parquet_in_any_order_and_from_threads(tmp_path):
     pq.write_table(
         image_table(range(6), id=[f"i{row}" for row in range(6)]), tmp_path / "x-0.parquet", row_group_size=4

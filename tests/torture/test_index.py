@@ -23,6 +23,7 @@ def test_thousands_of_faults_in_an_index(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_threads_processes_and_forks_share_an_index(tmp_path):
     counts = stress(tmp_path, 3)
     assert not faults(counts), faults(counts)
@@ -30,6 +31,7 @@ def test_threads_processes_and_forks_share_an_index(tmp_path):
 
 
 @pytest.mark.torture
+@pytest.mark.starts
 def test_threads_processes_and_forks_share_an_index_for_a_minute(tmp_path):
     counts = stress(tmp_path, 60, threads=3, processes=3, writers=3)
     assert not faults(counts), faults(counts)

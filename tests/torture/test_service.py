@@ -8,6 +8,7 @@ from tests.service import soak
 
 @pytest.mark.torture
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.starts
 def test_clients_beside_a_writer_for_minutes(tmp_path, workers):
     counts, wrong, early, late = soak.soak(tmp_path / "codes", 240.0, "--workers", str(workers))
     assert wrong == []

@@ -34,6 +34,8 @@ class Encoded:
     model: str | None = None
 
     def __post_init__(self) -> None:
+        if self.logits is not None:  # others would be saved, and refused by ``load``
+            object.__setattr__(self, "logits", np.asarray(self.logits, np.float32))
         if self.logits is not None and self.logits.shape != (len(self.codes), self.codes.bits):
             raise InvalidInputError(
                 f"logits must have shape {len(self.codes), self.codes.bits}, got {self.logits.shape}"

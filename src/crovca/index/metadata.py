@@ -173,7 +173,7 @@ def read_table(path: Path) -> pa.Table:
     """A table with a column ``id``, each id once, from .parquet or .csv, to be joined by ``columns_of``.
 
     Of .csv ids are text as they stand there. So is a column that would lose something as numbers: zeros before them,
-    or digits that a number of 64 bits does not have.
+    or digits or a size that a number of 64 bits does not have. Among numbers an empty field, NA, NaN and null are null.
 
     Raises:
         FileFormatError: it is no such table.
@@ -200,10 +200,16 @@ def _read_csv(path: Path) -> pa.Table:
     guess = csv.ConvertOptions(column_types={"id": pa.string()}, strings_can_be_null=False)
     table = csv.read_csv(path, convert_options=guess)
     for place, name in enumerate(table.column_names):
-        if pa.types.is_integer(table.schema.types[place]) or pa.types.is_floating(table.schema.types[place]):
-            odd = pc.match_substring_regex(texts.column(place), r"^[+-]?0[0-9]|^[+-]?[0-9]{19,}$|^\+")
-            if pc.any(odd).as_py():
-                table = table.set_column(place, name, texts.column(place))
+        values, text = table.column(place), texts.column(place)
+        if pa.types.is_integer(values.type):
+            odd = pc.match_substring_regex(text, r"^[+-]?0[0-9]|^[+-]?[0-9]{19,}$|^\+")
+        elif pa.types.is_floating(values.type):
+            odd = pc.match_substring_regex(text, r"^[+-]?0[0-9]|^[+-]?[0-9]{16,}$|^\+|[1-9](\.?[0-9]){17,}")
+            odd = pc.or_kleene(odd, pc.and_kleene(pc.is_inf(values), pc.match_substring_regex(text, "[0-9]")))
+        else:
+            continue
+        if pc.any(odd).as_py():
+            table = table.set_column(place, name, text)
     return table
 
 

@@ -243,7 +243,7 @@ def _errors(where: str | None = None) -> Iterator[None]:
         yield
     except CrovcaError:
         raise
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         what = f"LanceDB: {_SOURCE.sub('', one_line(error, 1000))[:300]}"
         if where is not None and not isinstance(error, OSError):
             refuse(where, what)

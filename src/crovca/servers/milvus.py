@@ -141,6 +141,7 @@ class MilvusServer(Server):
                 raise InvalidInputError(f"Milvus takes ids of {_LONGEST_ID:,} bytes at most, got {longest:,}")
         metadata = json_rows(rows.metadata, "Milvus")
         ids, digests, packed = rows.ids.tolist(), rows.digests.tolist(), rows.codes.packed
+        self._check_same()
         with _errors():
             for start in range(0, len(rows), _PART):
                 self._client.upsert(
@@ -150,6 +151,7 @@ class MilvusServer(Server):
                         for at in range(start, min(start + _PART, len(rows)))
                     ],
                 )
+        self._check_arrived(rows)
 
     def delete(self, ids: npt.ArrayLike) -> None:
         """See ``Server``."""
@@ -189,11 +191,10 @@ class MilvusServer(Server):
         rows = {row.pop("id"): row for row in found}
         missing(asked, list(rows))
         ordered = [rows[one] for one in asked.tolist()]
-        codes = [row["code"][0] for row in ordered]
-        packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -(-self.bits // 8))
+        codes = self._codes([row["code"][0] for row in ordered])
         names = sorted({name for row in ordered for name in row if name not in RESERVED})
         table = pa.table({name: [row.get(name) for row in ordered] for name in names})
-        return StoredItems(asked, Codes(packed, self.bits), table if names else None)
+        return StoredItems(asked, codes, table if names else None)
 
     def count(self) -> int:
         """See ``Server``."""
@@ -261,10 +262,36 @@ class MilvusServer(Server):
             )
         return list(found)
 
+    def _check_same(self) -> None:
+        """Vectors of another length than the collection's are garbage in Milvus 2.3, or its end."""
+        _forget_schemas(self._client)
+        now = self._describe()
+        if now != (self.bits, self.id_type):
+            raise ServerError(
+                f"another program made the collection {self._collection!r} anew: it holds codes of {now[0]} bits with "
+                f"ids of type {now[1]}, expected {self.bits} bits and {self.id_type}; open it again"
+            )
+
+    def _check_arrived(self, rows: ServerRows) -> None:
+        """Read the last code of each part back, as what is cut wrongly is stored without a word."""
+        last = [min(start + _PART, len(rows)) - 1 for start in range(0, len(rows), _PART)]
+        stored = {row["id"]: row["code"][0] for row in self._query(rows.ids[last], ["id", "code"])}
+        for one, code in zip(rows.ids[last].tolist(), rows.codes.packed[last], strict=True):
+            if stored.get(one) != code.tobytes():
+                raise ServerError(
+                    f"Milvus does not hold the item {one!r} as it was just sent: another program writes to the "
+                    f"collection {self._collection!r} or made it anew; drop it, and push again"
+                )
+
     def _unpacked(self, hits: list[dict[str, Any]]) -> tuple[Ids, Codes]:
-        raw = b"".join([hit["entity"]["code"] for hit in hits])
-        packed = np.frombuffer(raw, np.uint8).reshape(len(hits), -(-self.bits // 8))
-        return check_ids([hit["id"] for hit in hits], self.id_type), Codes(packed, self.bits)
+        codes = self._codes([hit["entity"]["code"] for hit in hits])
+        return check_ids([hit["id"] for hit in hits], self.id_type), codes
+
+    def _codes(self, raw: list[bytes]) -> Codes:
+        width = -(-self.bits // 8)
+        if any(len(one) != width for one in raw):
+            self._check_same()
+        return Codes(np.frombuffer(b"".join(raw), np.uint8).reshape(len(raw), width), self.bits)
 
     def _query(self, ids: Ids, fields: list[str]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -303,6 +330,19 @@ class MilvusServer(Server):
                 "it was made by a newer crovca"
             )
         return int(ours["bits"]), "string" if ours["id_type"] == "string" else "int64"
+
+
+def _forget_schemas(client: MilvusClient) -> None:
+    """Of a collection that another process made anew, pymilvus would go on with the schema that this one first saw.
+
+    It remembers schemas by address and name, and cuts the vectors that it sends by them.
+    """
+    try:
+        from pymilvus.client.cache import GlobalCache
+    except ImportError:  # pymilvus 2
+        getattr(client._get_connection(), "schema_cache", {}).clear()
+    else:
+        GlobalCache.schema.clear()
 
 
 def _create(client: MilvusClient, collection: str, bits: int, id_type: IdType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -61,12 +62,12 @@ class Guard:
             return
         started, request = time.perf_counter(), uuid.uuid4().hex[:16]
         scope.setdefault("state", {})["request"] = request
-        status = 500
+        status, begun = 500, False
 
         async def answer(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 message["headers"] = [*message.get("headers", ()), *_headers(request)]
             await send(message)
 
@@ -76,6 +77,10 @@ class Guard:
                 await self._app(scope, _bounded(receive, self._limits.body_bytes), answer)
             else:
                 await _refuse(answer, *refused, request)
+        except asyncio.CancelledError:  # the service stops, and its grace is over
+            if not begun:
+                await _refuse(answer, 503, "the service stopped before this was answered; ask again", request)
+            raise
         finally:
             seconds = time.perf_counter() - started
             self._requests.labels(scope["method"], str(status)).inc()
