@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from crovca.cli.index import counted
 from crovca.cli.options import Device, Json, LeftOutFile, OfEncoder, Revision
 from crovca.cli.output import Reporter, answer, say, tell_left_out
 from crovca.errors import ConfigError
@@ -183,8 +184,9 @@ def duplicates(
         json,
         content,
         *lines,
-        f"{len(copies):,} groups of copies, of which {surplus:,} pictures could go, and "
-        f"{len(found.groups) - len(copies):,} bursts, among {found.pictures:,} pictures ({seconds:.1f} s)",
+        f"{counted(len(copies), 'group')} of copies, of which {counted(surplus, 'picture')} could go, and "
+        f"{counted(len(found.groups) - len(copies), 'burst')}, among {counted(found.pictures, 'picture')} "
+        f"({seconds:.1f} s)",
     )
 
 

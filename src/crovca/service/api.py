@@ -228,24 +228,26 @@ def _offset(cursor: str | None, collection: Collection) -> int:
     return offset
 
 
-def _problem(request: Request, status: int, message: str) -> JSONResponse:
+def _problem(request: Request, status: int, message: str) -> Response:
+    if not request.url.path.startswith("/v1") and "text/html" in request.headers.get("accept", ""):
+        return page.problem(request, status, message)  # a person reads it
     return JSONResponse({"error": message, "request": request.scope["state"]["request"]}, status)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, CrovcaError)
     status = 404 if isinstance(error, NotThereError) else 400 if error.exit_status == 2 else 500
     return _problem(request, status, reason_of(error))
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     answer = _problem(request, error.status_code, str(error.detail))
     answer.headers.update(error.headers or {})
     return answer
 
 
-async def _malformed(request: Request, error: Exception) -> JSONResponse:
+async def _malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])

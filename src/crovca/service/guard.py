@@ -72,7 +72,9 @@ class Guard:
 
         try:
             refused = self._refusal(scope)
-            if refused is None:
+            if refused is not None and refused[0] == 401 and _is_page(scope):
+                await _to_login(answer)
+            elif refused is None:
                 await self._app(scope, _bounded(receive, self._limits.body_bytes), answer)
             else:
                 await _refuse(answer, *refused, request)
@@ -143,6 +145,18 @@ async def _refuse(send: Send, status: int, message: str, request: str) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _is_page(scope: Scope) -> bool:
+    """Whether a person looks at the answer."""
+    accepted = dict(scope["headers"]).get(b"accept", b"")
+    return scope["method"] == "GET" and b"text/html" in accepted and not scope["path"].startswith("/v1")
+
+
+async def _to_login(send: Send) -> None:
+    headers = [(b"location", b"/login"), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 303, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _headers(request: str) -> list[tuple[bytes, bytes]]:
