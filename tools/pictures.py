@@ -31,8 +31,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.archive.is_dir():
         subprocess.run([*CROVCA, "demo", "--archive", str(arguments.archive)], check=True)
-    served = subprocess.Popen([*CROVCA, "serve", str(arguments.archive), "--port", arguments.port])
+    served = subprocess.Popen(
+        [*CROVCA, "serve", str(arguments.archive), "--port", arguments.port], stdout=subprocess.PIPE
+    )
     try:
+        assert served.stdout is not None
+        served.stdout.readline()  # the address: it serves
         with tempfile.TemporaryDirectory() as profile:
             take(f"http://127.0.0.1:{arguments.port}", arguments.out, profile)
     finally:
@@ -52,11 +56,7 @@ def take(address: str, out: Path, profile: str) -> None:
 
     try:
         browser.set_window_size(1280, 900)
-        for _ in range(60):  # until it serves
-            browser.get(address)
-            if browser.find_elements(By.ID, "ask"):
-                break
-            time.sleep(1)
+        browser.get(address)
         wait("document.querySelectorAll('.map li').length > 0")
         browser.save_screenshot(str(out / "page.png"))
         item = browser.execute_script("return document.querySelectorAll('.map a')[40].getAttribute('href')")

@@ -221,6 +221,9 @@ def test_without_the_token_nobody_sees_anything(collection):
             answer = client.get(path, headers=person, follow_redirects=False)
             assert (answer.status_code, answer.headers["location"]) == (303, "/login")
         assert client.get("/v1/collections", headers=person).status_code == 401
+        wrong_one = client.post("/login", data={"token": "left"})
+        assert (wrong_one.status_code, "That is not the token." in wrong_one.text) == (401, True)
+        assert client.get("/c/digits").status_code == 401
         client.post("/login", data={"token": "right"})
         assert client.get("/c/digits").status_code == 200
 

@@ -240,8 +240,12 @@ def _tell_plan(opened: Archive, allow_empty: bool, json: bool) -> None:
                 say(f"{what}: {name}")
             if len(names) > _FIRST:
                 say(f"{what}: ... and {len(names) - _FIRST:,} more")
-    answer(json, {"archive": str(opened.path), **counts, "files": named}, f"would be done: {_counted(counts)}")
+    to_do = _counted({**counts, "unchanged": 0})
+    answer(json, {"archive": str(opened.path), **counts, "files": named}, f"would be done: {to_do}")
 
 
 def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    """What there was of each kind; "touched" is a file with a new date and the same content."""
+    words = {"touched": "with a new date only"}
+    found = [f"{count:,} {words.get(name, name)}" for name, count in counts.items() if count]
+    return ", ".join(found) or "nothing"

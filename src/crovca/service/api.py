@@ -64,7 +64,7 @@ def create_app(collections: Sequence[Collection], limits: Limits | None = None) 
     served = {one.name: one for one in collections}
     if len(served) < len(collections):
         raise ConfigError("two collections have the same name; give them others: NAME=FOLDER")
-    registry = CollectorRegistry()
+    registry, limits = CollectorRegistry(), limits or Limits()
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -80,11 +80,11 @@ def create_app(collections: Sequence[Collection], limits: Limits | None = None) 
         docs_url=None,
         redoc_url=None,
     )
-    app.state.collections, app.state.registry = served, registry
+    app.state.collections, app.state.registry, app.state.limits = served, registry, limits
     for router in (health, v1, page.routes):
         app.include_router(router)
     app.mount("/static", page.static())
-    app.add_middleware(Guard, limits=limits or Limits(), registry=registry)
+    app.add_middleware(Guard, limits=limits, registry=registry)
     app.add_exception_handler(CrovcaError, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(StarletteHTTPException, _http)  # that of FastAPI is one, and unknown paths

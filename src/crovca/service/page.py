@@ -261,10 +261,14 @@ def login(request: Request) -> HTMLResponse:
 
 
 @routes.post("/login")
-def log_in(token: Annotated[str, Form(max_length=1000)]) -> Response:
-    """Keeps the token as a cookie that scripts cannot read; whether it is right the next request says."""
+def log_in(request: Request, token: Annotated[str, Form(max_length=1000)]) -> Response:
+    """Keeps the token as a cookie that scripts cannot read."""
+    if not request.app.state.limits.admits(token.strip()):
+        refused = _shown(request, "login.html", wrong=True)
+        refused.status_code = 401
+        return refused
     answer = RedirectResponse("/", 303)
-    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
+    answer.set_cookie(COOKIE, token.strip(), httponly=True, samesite="strict", max_age=30 * 24 * 3600)
     return answer
 
 
