@@ -7,12 +7,12 @@ RUN := $(VENV)/bin
 # says; a plugin that comes along with langchain takes seconds to import, and is not used.
 TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/pytest -p no:langsmith_plugin -n 2 --dist loadgroup
 
-.PHONY: setup demo demo-photos servers javascript lint check test coverage docs ci torture repeat wheel lowest bench
+.PHONY: setup demo demo-photos servers javascript pictures lint check test coverage docs ci torture repeat wheel lowest bench
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crovca needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "crovca needs Python 3.11 or 3.12; say which with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet 'pip>=25.1'
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev --group docs --editable '.[report,images,augment,heic,onnx,serve,duplicates,sentence-transformers,langchain,llama-index,ray,pg,milvus,sqlite,lancedb,chdb,qdrant]'
@@ -56,6 +56,10 @@ servers: $(READY)
 ci: servers
 	CROVCA_SERVERS=required $(MAKE) test
 	$(MAKE) wheel
+
+# The pictures of README and docs, of the demo's archive.
+pictures: servers
+	$(RUN)/python tools/pictures.py
 
 # For the test of examples/javascript (Node.js).
 javascript:

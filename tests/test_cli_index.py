@@ -524,7 +524,7 @@ def test_a_piped_table_is_complete(tmp_path, capsys):
 
 def test_a_search_says_how_long_encoding_took(folder, capsys):
     run("search", folder / "index", "--embeddings", folder / "more.npz", "-k", "1")
-    assert "40 queries over 200 items: encoded in " in capsys.readouterr().out
+    assert "40 queries over 200 items: models loaded and encoded in " in capsys.readouterr().out
 
 
 def test_a_search_closes_its_indexes(folder, tmp_path, capsys, monkeypatch):

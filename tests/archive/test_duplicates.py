@@ -237,6 +237,18 @@ def test_the_colors_of_cut_and_turned_ones_are_compared_where_they_lie():
     assert all(one.recolored for one in found[5:])
 
 
+@pytest.mark.parametrize("way", range(3))
+def test_a_black_thing_is_not_a_red_one_in_gray(way):
+    colored = np.random.default_rng(0).uniform(20, 235, (400, 1)).astype(np.float32).repeat(3, axis=1)
+    black = colored.copy()
+    colored[:60], black[:60] = np.float32([200, 30, 30]), 20  # a tank on a motorcycle
+    colored[60:70], black[60:70] = np.float32([20, 60, 180]), 20
+    gray = (colored @ pixels._TO_GRAY[way])[:, None].repeat(3, axis=1)
+    assert pixels._in_gray(colored, gray)
+    assert pixels._in_gray(colored, 0.6 * gray + 60)
+    assert not pixels._in_gray(colored, black)
+
+
 def test_the_command_prints_and_writes_what_was_found(archive, capsys, tmp_path):
     page, table = tmp_path / "page.html", tmp_path / "groups.csv"
     before = sorted(archive.root.rglob("*"))

@@ -17,6 +17,7 @@ from crovca.archive.ingest import build_index
 from crovca.archive.refit import refit
 from crovca.data.embeddings import unit_rows
 from crovca.hashing.train import Silent
+from crovca.service import page
 from crovca.service.api import create_app
 from crovca.service.collection import Collection, Term
 from crovca.service.guard import Guard, Limits
@@ -219,8 +220,43 @@ def test_without_the_token_nobody_sees_anything(collection):
         for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "crovca_token=wrong"}):
             for path in ("/v1/collections", "/c/digits", "/metrics", "/openapi.json"):
                 assert client.get(path, headers=wrong).status_code == 401, path
+        person = {"Accept": "text/html,*/*"}
+        for path in ("/", "/c/digits?like=a"):
+            answer = client.get(path, headers=person, follow_redirects=False)
+            assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+        assert client.get("/v1/collections", headers=person).status_code == 401
+        wrong_one = client.post("/login", data={"token": "left"})
+        assert (wrong_one.status_code, "That is not the token." in wrong_one.text) == (401, True)
+        assert client.get("/c/digits").status_code == 401
         client.post("/login", data={"token": "right"})
         assert client.get("/c/digits").status_code == 200
+
+
+def test_problems_are_pages_for_people_and_json_for_programs(collection):
+    with TestClient(create_app([collection])) as client:
+        for path, status in (("/c/none", 404), ("/c/digits?bits=x", 422), ("/nothing", 404)):
+            assert client.get(path).json()["error"]
+            answer = client.get(path, headers={"Accept": "text/html"})
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
+            assert "That did not work" in answer.text
+            assert client.get(path, headers={"Accept": "text/html"}).headers["x-request-id"]
+        assert client.get("/v1/collections/none/map", headers={"Accept": "text/html"}).json()["error"]
+
+
+def test_ids_that_hold_a_text_are_found(collection, made):
+    found = collection.ids_like("/12", most=3)
+    assert len(found) == 3
+    assert found == sorted(id for id in found if "/12" in id and id in made[4])
+    assert collection.ids_like("/12.PNG") == [next(id for id in made[4] if id.endswith("/12.png"))]
+    assert collection.ids_like("it's %_") == []
+
+
+def test_bars_stand_for_whole_bits():
+    bars = page._bars([3.0, 3.0, 4.0, 6.0])
+    assert [(bar["items"], bar["up_to"]) for bar in bars["bars"]] == [(2, 3.5), (1, 4.5), (0, 5.5), (1, 6.5)]
+    assert (bars["low"], bars["high"]) == (3.0, 6.0)
+    assert len(page._bars([0.0, 255.0])["bars"]) == 37  # of 7 bits each
+    assert sum(bar["items"] for bar in page._bars([0.25, 0.5, 1.75])["bars"]) == 3
 
 
 def test_large_bodies_and_many_requests_are_refused(collection):

@@ -58,9 +58,11 @@ def served(collection):
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/c/{collection.name}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/c/{collection.name}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
@@ -193,6 +195,78 @@ def test_a_phone(browser, address, made):
             wait(browser, lambda: all_of(browser, ".card, .map li"))
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
             keep(browser, f"phone-{len(path)}")
+
+
+@pytest.fixture(scope="module")
+def archive_of_pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    for seed in range(12):
+        save(scene(seed), folder / "photos" / f"{'odd' if seed % 2 else 'even'}" / f"{seed}.png")
+    write_pixel_encoder(folder / "encoder")
+    archive = Archive.create(folder / "photos", str(folder / "encoder"), folder / "archive", bits=32)
+    archive.sync(device="cpu")
+    return archive.index, folder / "photos"
+
+
+@pytest.fixture
+def pictures_alone(archive_of_pictures):
+    """An archive whose encoder takes no texts; a service closes what it served."""
+    index, root = archive_of_pictures
+    return Collection(index, name="photos", root=root)
+
+
+def slide(browser, stop):
+    browser.execute_script(
+        "const slider = document.getElementById('bits-slider');"
+        "slider.value = slider.dataset.stops.split(',').indexOf(arguments[0]);"
+        "for (const kind of ['input', 'change']) slider.dispatchEvent(new Event(kind, {bubbles: true}))",
+        stop,
+    )
+
+
+def test_a_picture_that_was_handed_over_goes_on_being_asked_for(browser, pictures_alone, tmp_path):
+    save(scene(3), tmp_path / "asked.png")
+    with served(pictures_alone) as address:
+        browser.get(address)
+        browser.find_element(By.ID, "file").send_keys(str(tmp_path / "asked.png"))
+        wait(browser, lambda: "z=" in browser.current_url and shown(browser))
+        assert shown(browser)[0] == "odd/3.png"
+        assert browser.execute_script("return document.querySelector('.term img').naturalWidth") > 0  # what was asked
+        for part, selector in (("cut", ".bars button"), ("compare", ".bits tbody tr")):
+            browser.find_element(By.CSS_SELECTOR, f"#{part} summary").click()
+            wait(browser, lambda selector=selector: all_of(browser, selector))
+        slide(browser, "16")
+        wait(browser, lambda: "bits=16" in browser.current_url)
+        assert "like=" not in browser.current_url
+        assert len(shown(browser)) == 12
+        browser.find_element(By.CSS_SELECTOR, "[data-add=like]").click()
+        wait(browser, lambda: "like=odd" in browser.current_url)
+        all_of(browser, ".card [data-add=like]")[1].click()
+        wait(browser, lambda: browser.current_url.count("like=") == 2)
+        browser.get(browser.current_url)  # the form says all of it again
+        slide(browser, "32")
+        wait(browser, lambda: "bits=32" in browser.current_url)
+        assert browser.current_url.count("like=") == 2
+        assert "z=" in browser.current_url
+        assert len(all_of(browser, ".asked img")) == 2
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_a_file_that_is_no_picture_and_what_is_not_served_are_said_on_a_page(browser, pictures_alone, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no picture")
+    with served(pictures_alone) as address:
+        browser.get(address)
+        browser.find_element(By.ID, "file").send_keys(str(tmp_path / "bad.jpg"))
+        wait(browser, lambda: browser.current_url.endswith("/image") and all_of(browser, "[role=alert]"))
+        said = browser.find_element(By.CSS_SELECTOR, "[role=alert]").text
+        assert said.startswith("the picture: not an image")
+        assert said.endswith("Choose another picture, such as a JPEG or a PNG.")
+        browser.get(address.replace("photos", "nothing"))
+        assert "there is no collection" in browser.find_element(By.CSS_SELECTOR, "[role=alert]").text
+        browser.get(f"{address}?like=ODD/1")
+        wait(browser, lambda: shown(browser) == ["odd/1.png", "odd/11.png"])
+        assert "have it in their names" in browser.find_element(By.CSS_SELECTOR, "[role=alert]").text
+        browser.get_log("browser")  # of the answers 400 and 404
 
 
 def test_duplicates_are_decided_by_the_keyboard_and_decisions_taken_back(browser, tmp_path):

@@ -39,7 +39,7 @@ _NEAREST = 6  # of each picture
 _COSINE = 0.7  # of the embeddings of a candidate, at least
 _MINUTE = 60  # seconds within which a burst is taken
 _BATCH = 1024
-_VERSION = 1  # of what is kept of pictures and pairs
+_VERSION = 2  # of what is kept of pictures and pairs
 _RENEW = """
 DROP TABLE IF EXISTS picture; DROP TABLE IF EXISTS pair;
 CREATE TABLE IF NOT EXISTS decision (number INTEGER PRIMARY KEY AUTOINCREMENT, same INTEGER, items TEXT);

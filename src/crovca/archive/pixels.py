@@ -40,6 +40,8 @@ _LEAST = ((_BLOCKS, _WHOLE, _DETAIL, _OVERLAP),)
 _LEAST_FIRM = (*_LEAST, (_BLOCKS, 0.97, 0.83, 0.75))  # or this, where so many features agree
 _FIRM = 100
 _COLOR = 15.0  # of copies, at most
+_STRONG, _GRAY = 30.0, 25.0  # of strong colors, at least; how far from their brightness their gray may be
+_TO_GRAY = np.array([[0.299, 0.587, 0.114], [0.2126, 0.7152, 0.0722], [1 / 3] * 3], np.float32)  # as programs do it
 _SCENE = 20  # features that agree, from which on two pictures show the same scene
 _FEATURES, _KEPT = 400, 4096  # of a picture, and pictures whose features are kept
 
@@ -236,20 +238,42 @@ def _with_colors(agreement: Agreement, first: Gray, second: Gray, covered: npt.N
     one, other = (uniform_filter(cells.astype(np.float32), (_CELLS, _CELLS, 0))[inside] for cells in (first, second))
     varied = [float(np.sqrt(_chroma(colors).var(axis=0).sum())) for colors in (one, other)]
     color = min(_difference(one, other), _difference(other, one))  # what was clipped does not come back
-    return agreement._replace(color=color, gray=min(varied) < _PALE * max(varied) and color > _COLOR)
+    pale = min(varied) < _PALE * max(varied) and color > _COLOR
+    colored = (one, other) if varied[0] > varied[1] else (other, one)
+    return agreement._replace(color=color, gray=pale and _in_gray(*colored))
+
+
+def _in_gray(colored: Plane, pale: Plane) -> bool:
+    """Whether the pale one (n, 3) is as bright as the colored one where that has strong colors: red is no black."""
+    wanted = pale @ _LUMA
+    strong = (np.linalg.norm(_chroma(colored), axis=1) > _STRONG) & (wanted < 255 - _CLIPPED)
+    if strong.sum() < _CELLS**2:
+        return True
+    ways = (colored @ weights for weights in _TO_GRAY)
+    return min(float(np.percentile(np.abs(_exposed(way, wanted) - wanted)[strong], 90)) for way in ways) <= _GRAY
 
 
 def _difference(first: Plane, second: Plane) -> float:
     """How far colors (n, 3) are from those of the first, made as bright and as contrasting as the second."""
-    light, lights = first @ _LUMA, second @ _LUMA
-    whole = (np.minimum(light, lights) > _CLIPPED) & (np.maximum(light, lights) < 255 - _CLIPPED)
-    whole |= whole.sum() < _CELLS**2
-    contrast = np.clip(lights[whole].std() / max(light[whole].std(), 1), 1 / 3, 3)
-    made = _chroma(np.clip((first - light[whole].mean()) * contrast + lights[whole].mean(), 0, 255))
-    wanted = _chroma(second)
+    made, wanted = _chroma(_exposed(first, second @ _LUMA, first @ _LUMA)), _chroma(second)
     strength, strengths = (np.linalg.norm(colors, axis=1, keepdims=True) + 1 for colors in (made, wanted))
     gain = np.sqrt((strengths / strength).clip(1 / _GAIN, _GAIN))
     return float(np.percentile(np.linalg.norm(wanted / gain - made * gain, axis=1), _MOST_CELLS))
+
+
+def _exposed(values: Plane, lights: Plane, light: Plane | None = None) -> Plane:
+    """Values made as bright and as contrasting as others; what is near to black or white is not looked at.
+
+    Args:
+        values: (n, ...).
+        lights: (n,), brightness of the others.
+        light: (n,), brightness of the values; None: they are it.
+    """
+    light = values if light is None else light
+    whole = (np.minimum(light, lights) > _CLIPPED) & (np.maximum(light, lights) < 255 - _CLIPPED)
+    whole |= whole.sum() < _CELLS**2
+    contrast = np.clip(lights[whole].std() / max(light[whole].std(), 1), 1 / 3, 3)
+    return np.asarray(np.clip((values - light[whole].mean()) * contrast + lights[whole].mean(), 0, 255))
 
 
 def _chroma(colors: Plane) -> Plane:

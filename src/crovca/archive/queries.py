@@ -118,7 +118,8 @@ class QueryModel:
         found = []
         for block in embed_blocks(source, encoder):
             for row, (reason, detail) in block.faults.items():
-                raise FileFormatError(f"{files[row]}: {reason}: {detail}")
+                name = "the picture" if isinstance(files[row], bytes) else files[row]
+                raise FileFormatError(f"{name}: {reason}: {detail}")
             found.append(block.embeddings.float().cpu().numpy())
         return np.concatenate(found)
 

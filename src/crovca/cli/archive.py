@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from crovca.cli.index import counted
 from crovca.cli.options import Device, Json, LeftOutFile, OfEncoder, Revision
 from crovca.cli.output import Reporter, answer, say, tell_left_out
 from crovca.errors import ConfigError
@@ -183,8 +184,9 @@ def duplicates(
         json,
         content,
         *lines,
-        f"{len(copies):,} groups of copies, of which {surplus:,} pictures could go, and "
-        f"{len(found.groups) - len(copies):,} bursts, among {found.pictures:,} pictures ({seconds:.1f} s)",
+        f"{counted(len(copies), 'group')} of copies, of which {counted(surplus, 'picture')} could go, and "
+        f"{counted(len(found.groups) - len(copies), 'burst')}, among {counted(found.pictures, 'picture')} "
+        f"({seconds:.1f} s)",
     )
 
 
@@ -238,8 +240,12 @@ def _tell_plan(opened: Archive, allow_empty: bool, json: bool) -> None:
                 say(f"{what}: {name}")
             if len(names) > _FIRST:
                 say(f"{what}: ... and {len(names) - _FIRST:,} more")
-    answer(json, {"archive": str(opened.path), **counts, "files": named}, f"would be done: {_counted(counts)}")
+    to_do = _counted({**counts, "unchanged": 0})
+    answer(json, {"archive": str(opened.path), **counts, "files": named}, f"would be done: {to_do}")
 
 
 def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    """What there was of each kind; "touched" is a file with a new date and the same content."""
+    words = {"touched": "with a new date only"}
+    found = [f"{count:,} {words.get(name, name)}" for name, count in counts.items() if count]
+    return ", ".join(found) or "nothing"

@@ -144,7 +144,7 @@ def search(
     for name, ids, distances, metadata in zip(names, found.ids, found.distances, rows, strict=True):
         _print_results(name, ids, distances, metadata)
     queries = "1 query" if len(names) == 1 else f"{len(names):,} queries"
-    encoded = "" if id else f"encoded in {encoding:.1f} s, "
+    encoded = "" if id else f"models loaded and encoded in {encoding:.1f} s, "
     say(f"{queries} over {counted(count)}: {encoded}searched in {seconds * 1000:.1f} ms")
 
 
@@ -309,10 +309,11 @@ def _print_results(name: str, ids: Any, distances: Any, metadata: Any) -> None:
     # An id is wanted whole: on a narrow terminal the other columns give way first, then it goes on in a second line.
     longest = max(map(len, texts), default=0)
     table.add_column("id", overflow="fold", min_width=max(2, min(longest, stdout.width - len("distance  "))))
+    rows = [{}] * len(ids) if metadata is None else metadata.to_pylist()
     columns = [] if metadata is None else columns_to_show(metadata.column_names)
+    columns = [column for column in columns if any(row[column] is not None for row in rows)]
     for column in columns:
         table.add_column(column)
-    rows = [{}] * len(ids) if metadata is None else metadata.to_pylist()
     for one, distance, row in zip(texts, distances, rows, strict=True):
         table.add_row(f"{distance:.4g}", one, *("" if row[column] is None else str(row[column]) for column in columns))
     # What is read by another program has lines as long as they need to be.

@@ -85,20 +85,23 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             together, ("views", "neighbors"): each item then takes its pair from one of them at random;
             with "classes" among them, the others give the views and the classes the teacher.
         hashcoder: "small" (2 layers) or "large" (3).
-        epochs: passes over the data; "auto": 20, with labels 40, fewer above 100,000 items; for codes without a base
-            as many as spend 560 steps (1,400 with labels), but 5 to 100.
+        epochs: passes over the data; "auto": as many as spend about 560 steps, with labels half as many again, a few
+            more for more items: 20 for 7,000 items, 7 for 30,000, at most 25 (with labels 30). For codes without a
+            base as many as spend 560 steps (1,400 with labels), but 5 to 100.
         batch_size: items in a step.
-        learning_rate: of AdamW, falling along a cosine; "auto": 1e-3, with labels 3e-3.
-        weight_decay: of AdamW; "auto": 5 where neighbors teach, 0.1 with labels, else 0.01.
-        diversity_weight: lambda, the weight of the coding rate; "auto": 0.1, with labels 0.3.
+        learning_rate: of AdamW, falling along a cosine; "auto": 1e-3, with labels 2e-3; without a base 1e-3,
+            with labels or stored views 3e-3.
+        weight_decay: of AdamW; "auto": 0.01; without a base 5 where neighbors or stored views teach, 0.1 with labels.
+        diversity_weight: lambda, the weight of the coding rate; "auto": 0.3; without a base 0.1, with labels 0.3.
         faithfulness: of codes of embeddings of one kind: whether they are for finding more of the "kinds" of things
             that they were learned from, as in the paper, or keep the "order" of the floats, for things of any kind; or
             "balanced" between them, the default. A number is how much more the order counts than in "balanced" (1;
             "order" is 4), beside a closed-form base; "kinds" has no such base (docs/architecture.md).
         terms: more terms of the objective (``hashing.objective.TERMS``) and their weights.
-        center: whether the mean embedding is subtracted before the network; "auto": with labels.
-        logit_scale: standard deviation of a bit's logits at the first step; "auto": 1, with labels 2. The greater it
-            is, the more the training is about the items whose bits are wrong.
+        center: whether the mean embedding is subtracted before the network; "auto": beside a
+            base, and with labels.
+        logit_scale: standard deviation of a bit's logits at the first step; "auto": 1.5, with labels 2; without a
+            base 1, with labels 2. The greater it is, the more the training is about the items whose bits are wrong.
         views: how many views make a step, where stored or augmented views are paired.
         neighbors: how many are drawn from: of twice as many nearest items those that share the most neighbors with
             the item.
@@ -106,8 +109,8 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         prototypes: class prototypes: "running" means that settle after a twentieth of the steps, or those of the
             "batch" alone, as in the paper.
         start: where training starts: "random" weights, as in the paper, or weights that tell "classes" or "clusters"
-            of items apart (``hashing.start``). "auto": "clusters" where neighbors teach; "classes" where labels do
-            and the run has fewer than 400 steps; else "random".
+            of items apart (``hashing.start``). "auto": "random" beside a base; without one "clusters" where neighbors
+            teach, "classes" where labels do and the run has fewer than 400 steps, else "random".
         modalities: ("embeddings",), ("images",) or ("images", "texts"): a tower for each.
         shared: both modalities, where their widths agree, go through the same layers, each with its own scale
             and normalization; False: a network each.
@@ -562,7 +565,7 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         )
 
     def _dial(self, pairing: Sequence[str]) -> float | None:
-        """How much the floats' order counts; None: the paper's network, as for pairs and for images."""
+        """How much the floats' order counts; None: no base, as for images and for modalities that share a network."""
         wanted = self.faithfulness
         if isinstance(wanted, str):
             known = wanted in ("kinds", *FAITHFULNESS)

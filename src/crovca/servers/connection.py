@@ -72,7 +72,8 @@ def _opener(url: str) -> type[Server]:
         # The address itself is not repeated: it may hold a password.
         raise ConfigError(
             f"an address of a server cannot begin with {scheme[:20]!r}; expected one of "
-            f"{', '.join(f'{known}://' for known in SCHEMES)} (postgresql://user@host:port/database?table=name)"
+            f"{', '.join(f'{known}://' for known in SCHEMES)} (postgresql://user@host:port/database?table=name); "
+            "for Elasticsearch, OpenSearch and Vespa 'crovca index export' writes files"
         )
     module, _, name = SCHEMES[scheme].partition(":")
     opener: type[Server] = getattr(import_module(module), name)

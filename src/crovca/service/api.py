@@ -64,7 +64,7 @@ def create_app(collections: Sequence[Collection], limits: Limits | None = None) 
     served = {one.name: one for one in collections}
     if len(served) < len(collections):
         raise ConfigError("two collections have the same name; give them others: NAME=FOLDER")
-    registry = CollectorRegistry()
+    registry, limits = CollectorRegistry(), limits or Limits()
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -80,11 +80,11 @@ def create_app(collections: Sequence[Collection], limits: Limits | None = None) 
         docs_url=None,
         redoc_url=None,
     )
-    app.state.collections, app.state.registry = served, registry
+    app.state.collections, app.state.registry, app.state.limits = served, registry, limits
     for router in (health, v1, page.routes):
         app.include_router(router)
     app.mount("/static", page.static())
-    app.add_middleware(Guard, limits=limits or Limits(), registry=registry)
+    app.add_middleware(Guard, limits=limits, registry=registry)
     app.add_exception_handler(CrovcaError, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(StarletteHTTPException, _http)  # that of FastAPI is one, and unknown paths
@@ -228,24 +228,26 @@ def _offset(cursor: str | None, collection: Collection) -> int:
     return offset
 
 
-def _problem(request: Request, status: int, message: str) -> JSONResponse:
+def _problem(request: Request, status: int, message: str) -> Response:
+    if not request.url.path.startswith("/v1") and "text/html" in request.headers.get("accept", ""):
+        return page.problem(request, status, message)  # a person reads it
     return JSONResponse({"error": message, "request": request.scope["state"]["request"]}, status)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, CrovcaError)
     status = 404 if isinstance(error, NotThereError) else 400 if error.exit_status == 2 else 500
     return _problem(request, status, reason_of(error))
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     answer = _problem(request, error.status_code, str(error.detail))
     answer.headers.update(error.headers or {})
     return answer
 
 
-async def _malformed(request: Request, error: Exception) -> JSONResponse:
+async def _malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])

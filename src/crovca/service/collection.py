@@ -22,6 +22,7 @@ from crovca.index.index import HashIndex
 from crovca.index.memo import Memo
 from crovca.index.model import KeptModel
 from crovca.index.originals import NO_ORIGINALS
+from crovca.index.reader import Condition
 from crovca.index.scoring import Float32
 from crovca.index.view import View
 from crovca.service.map import Tile, map_of
@@ -238,6 +239,20 @@ class Collection:
     def distances(self, terms: Sequence[Term], **asked: Any) -> list[float]:
         """Distances of the nearest items, for a histogram; asked as ``search`` is."""
         return [hit.distance for hit in self.search(terms, HISTOGRAM, **asked).hits]
+
+    def holds(self, id: str) -> bool:
+        """Whether there is such an item."""
+        return self._id(id) in self._now()
+
+    def ids_like(self, part: str, most: int = 12) -> list[str]:
+        """A few ids that contain a text, in small letters or large ones."""
+        view = self._now()
+        if self.index.id_type == "int64":
+            return []
+        literal = part.replace("'", "''")
+        rows = view.select_rows(Condition(f"contains(lower(id), lower('{literal}'))", view.where_timeout)).rows
+        found = [start + one[:most] for start, one in zip(view.starts, rows, strict=True)]
+        return sorted(map(str, view.ids(np.concatenate(found))))[:most] if found else []
 
     def item(self, id: str) -> Hit:
         """One item; raises NotThereError where it is not there."""

@@ -45,6 +45,10 @@ class Limits:
     per_second: float = 100.0
     burst: int = 400
 
+    def admits(self, shown: str) -> bool:
+        """Whether this is the token, or none is asked for; in a time that tells nothing of it."""
+        return self.token is None or hmac.compare_digest(shown.encode(), self.token.encode())
+
 
 class Guard:
     """ASGI middleware: request ids, body and rate limits, bearer tokens, counters and a line of the log."""
@@ -73,7 +77,9 @@ class Guard:
 
         try:
             refused = self._refusal(scope)
-            if refused is None:
+            if refused is not None and refused[0] == 401 and _is_page(scope):
+                await _to_login(answer)
+            elif refused is None:
                 await self._app(scope, _bounded(receive, self._limits.body_bytes), answer)
             else:
                 await _refuse(answer, *refused, request)
@@ -102,15 +108,14 @@ class Guard:
         return None
 
     def _known(self, headers: dict[bytes, bytes]) -> bool:
-        assert self._limits.token is not None
         shown = headers.get(b"authorization", b"").decode("latin-1")
         if shown.lower().startswith("bearer "):
-            return hmac.compare_digest(shown[7:].strip().encode(), self._limits.token.encode())
+            return self._limits.admits(shown[7:].strip())
         try:
             cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
         except CookieError:
             return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self._limits.token.encode())
+        return cookie is not None and self._limits.admits(cookie.value)
 
     def _within_rate(self, address: str) -> bool:
         """A bucket of ``burst`` that fills at ``per_second``, one for each address."""
@@ -148,6 +153,18 @@ async def _refuse(send: Send, status: int, message: str, request: str) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _is_page(scope: Scope) -> bool:
+    """Whether a person looks at the answer."""
+    accepted = dict(scope["headers"]).get(b"accept", b"")
+    return scope["method"] == "GET" and b"text/html" in accepted and not scope["path"].startswith("/v1")
+
+
+async def _to_login(send: Send) -> None:
+    headers = [(b"location", b"/login"), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 303, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _headers(request: str) -> list[tuple[bytes, bytes]]:

@@ -17,10 +17,11 @@ from fastapi import APIRouter, Depends, File, Form, HTTPException, Query, Reques
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
+from crovca.archive.folder import columns_to_show
 from crovca.data.embeddings import unit_rows
-from crovca.errors import CrovcaError, InvalidInputError, reason_of
+from crovca.errors import CrovcaError, FileFormatError, InvalidInputError, reason_of
 from crovca.service.collection import FLOATS, GROUPS, HISTOGRAM, Collection, Term
 from crovca.service.guard import COOKIE
 
@@ -42,6 +43,12 @@ class Asked(BaseModel):
     floats: bool = False
     max: float | None = None
     offset: int = 0
+
+    @field_validator("like", "unlike")
+    @classmethod
+    def _named(cls, ids: list[str]) -> list[str]:
+        """Without the empty one that the form sends where nothing was written."""
+        return [id for id in ids if id]
 
     def terms(self, collection: Collection) -> list[Term]:
         """The terms of the query; a text that begins with "-" is one not to be like."""
@@ -105,12 +112,22 @@ def _shown(request: Request, template: str, **values: Any) -> HTMLResponse:
     return _templates.TemplateResponse(request, template, {"names": names, **values})
 
 
+def problem(request: Request, status: int, message: str) -> HTMLResponse:
+    """What went wrong, as a page."""
+    return _templates.TemplateResponse(request, "problem.html", {"message": message}, status_code=status)
+
+
 def _results(collection: Collection, asked: Asked) -> dict[str, Any]:
     """What the parts of the page show; an error is one of the things that can be shown."""
-    values: dict[str, Any] = {"collection": collection, "asked": asked, "about": collection.describe()}
+    about = collection.describe()
+    values: dict[str, Any] = {"collection": collection, "asked": asked, "about": about}
+    values["told"] = columns_to_show(about["metadata"])
     try:
         terms = asked.terms(collection)
-        if terms:
+        missing = next((id for id in (*asked.like, *asked.unlike) if not collection.holds(id)), None)
+        if missing is not None:
+            values |= {"missing": missing, "suggested": collection.ids_like(missing)}
+        elif terms:
             answer = collection.search(
                 terms, _PAGE, max_distance=asked.max, offset=asked.offset, **asked.how(asked.offset + _PAGE)
             )
@@ -148,7 +165,10 @@ def results(request: Request, collection: Served, asked: AskedFor) -> HTMLRespon
 @routes.post("/c/{name}/image")
 def image(collection: Served, image: Annotated[UploadFile, File()]) -> Response:
     """A dropped picture becomes an address that holds its embedding."""
-    embedding = collection.embedding_of_image(image.file.read())
+    try:
+        embedding = collection.embedding_of_image(image.file.read())
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}. Choose another picture, such as a JPEG or a PNG.") from error
     return RedirectResponse(f"/c/{quote(collection.name)}?{Asked(z=_to_address(embedding)).address()}", 303)
 
 
@@ -193,8 +213,12 @@ def map_(request: Request, collection: Served) -> HTMLResponse:
 @routes.get("/c/{name}/duplicates")
 def duplicates(request: Request, collection: Served, radius: Annotated[int, Query(ge=0, le=16)] = 0) -> HTMLResponse:
     """Confirmed groups of an archive, and candidates by code."""
-    values = {"about": collection.describe(), "groups": collection.duplicates(radius), "radius": radius}
-    return _shown(request, "duplicates.html", collection=collection, most=GROUPS, **_reviewed(collection), **values)
+    reviewed = _reviewed(collection)
+    known = [{group.keep, *(one.id for one in group.items)} for group in reviewed["confirmed"] or ()]
+    candidates = collection.duplicates(radius)
+    groups = [group for group in candidates if not any({id for id, _ in group} <= one for one in known)]
+    values = {"about": collection.describe(), "groups": groups, "radius": radius}
+    return _shown(request, "duplicates.html", collection=collection, most=GROUPS, **reviewed, **values)
 
 
 def _reviewed(collection: Collection) -> dict[str, Any]:
@@ -237,10 +261,14 @@ def login(request: Request) -> HTMLResponse:
 
 
 @routes.post("/login")
-def log_in(token: Annotated[str, Form(max_length=1000)]) -> Response:
-    """Keeps the token as a cookie that scripts cannot read; whether it is right the next request says."""
+def log_in(request: Request, token: Annotated[str, Form(max_length=1000)]) -> Response:
+    """Keeps the token as a cookie that scripts cannot read."""
+    if not request.app.state.limits.admits(token.strip()):
+        refused = _shown(request, "login.html", wrong=True)
+        refused.status_code = 401
+        return refused
     answer = RedirectResponse("/", 303)
-    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
+    answer.set_cookie(COOKIE, token.strip(), httponly=True, samesite="strict", max_age=30 * 24 * 3600)
     return answer
 
 
@@ -285,10 +313,15 @@ def _bars(distances: list[float]) -> dict[str, Any]:
     """Numbers of items in equal steps of distance."""
     if not distances:
         return {"bars": [], "low": 0.0, "high": 0.0}
-    counts, edges = np.histogram(distances, bins=_BARS)
+    low, high = min(distances), max(distances)
+    edges: Any = np.linspace(low, high, _BARS + 1)
+    if all(one.is_integer() for one in distances):  # bits that differ: each bar stands for as many of them
+        step = -(-(high - low + 1) // _BARS)
+        edges = low - 0.5 + step * np.arange(1 - (low - high - 1) // step)
+    counts = np.histogram(distances, bins=edges)[0]
     tallest = int(counts.max())
     bars = [
         {"height": 100 * int(count) / tallest, "items": int(count), "up_to": float(edge)}
         for count, edge in zip(counts, edges[1:], strict=True)
     ]
-    return {"bars": bars, "low": float(edges[0]), "high": float(edges[-1])}
+    return {"bars": bars, "low": low, "high": high}

@@ -3,8 +3,20 @@
 const ask = document.getElementById("ask");
 const again = () => ask.requestSubmit();
 
-function send(file) {
+// A small copy of what was handed over: the page that answers knows its embedding alone.
+async function remember(file) {
+  try {
+    const picture = await createImageBitmap(file), scale = Math.min(1, 144 / Math.max(picture.width, picture.height));
+    const canvas = Object.assign(document.createElement("canvas"), { width: Math.ceil(scale * picture.width), height: Math.ceil(scale * picture.height) });
+    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+    sessionStorage.setItem("picture", canvas.toDataURL("image/jpeg", 0.8));
+  } catch { sessionStorage.removeItem("picture"); }
+}
+
+async function send(file) {
   if (!file || !file.type.startsWith("image/")) return;
+  document.getElementById("busy").classList.add("busy");
+  await remember(file);
   const files = new DataTransfer();
   files.items.add(file);
   document.getElementById("file").files = files.files;
@@ -19,6 +31,15 @@ if (document.getElementById("drop")) {
   document.addEventListener("dragover", (event) => { event.preventDefault(); overlay.hidden = false; });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) overlay.hidden = true; });
   document.addEventListener("drop", (event) => { event.preventDefault(); overlay.hidden = true; send(event.dataTransfer.files[0]); });
+}
+
+const dropped = document.querySelector(".term input[name=z]");
+if (dropped) {
+  const fresh = sessionStorage.getItem("picture");
+  sessionStorage.removeItem("picture");
+  try { if (fresh) sessionStorage.setItem(dropped.value, fresh); } catch { sessionStorage.clear(); }
+  const small = fresh || sessionStorage.getItem(dropped.value);
+  if (small) dropped.before(Object.assign(document.createElement("img"), { src: small, alt: "" }));
 }
 
 document.addEventListener("click", (event) => {
@@ -71,7 +92,18 @@ let decided = 0;
 const choices = () => [...document.querySelectorAll("#review button")];
 document.body.addEventListener("htmx:beforeRequest", (event) => { if (event.target.closest("#review")) decided = choices().indexOf(document.activeElement); });
 document.body.addEventListener("htmx:afterSettle", (event) => { if (event.target.id === "review" && choices().length) choices()[Math.min(Math.max(decided, 0), choices().length - 1)].focus(); });
-document.body.addEventListener("htmx:responseError", (event) => { const said = document.getElementById("said"); if (said) said.textContent = JSON.parse(event.detail.xhr.responseText).error; });
+
+// What went wrong is said where the answer would be.
+function wrong(message) {
+  const at = document.getElementById("said") || document.getElementById("results");
+  at.replaceChildren(Object.assign(document.createElement("p"), { className: "message", role: "alert", textContent: message }));
+}
+document.body.addEventListener("htmx:responseError", (event) => {
+  let message = `The service answered ${event.detail.xhr.status}; load the page again.`;
+  try { message = JSON.parse(event.detail.xhr.responseText).error; } catch { /* not ours, as from a proxy */ }
+  wrong(message);
+});
+document.body.addEventListener("htmx:sendError", () => wrong("The service does not answer. Is 'crovca serve' still running?"));
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input, textarea");
