@@ -275,7 +275,10 @@ def _on_base(values: Sequence[Rows], config: TrainingConfig, advance: Callable[[
     else:
         bases = fit_common_base([part.mean(dim=1) for part in points], config.lengths, **how)
     advance(0.8)
-    gates = [fit_gate(part.flatten(0, 1), quantile=config.gate_quantile, seed=config.seed) for part in points]
+    gates = [
+        fit_gate(part.flatten(0, 1), quantile=config.gate_quantile, softness=config.gate_softness, seed=config.seed)
+        for part in points
+    ]
     advance(1.0)
     return [
         coder_on_base(

@@ -45,6 +45,7 @@ class TrainingConfig:
         base_weight: of the base beside the network; a smaller one lets the network learn faster.
         base_power: a bit's logits have the scale of its components' deviation, raised to this.
         gate_quantile: share of what was learned for which the gate is less than half open.
+        gate_softness: how softly it opens, of the deviation of what decides it.
         gate_power: how much less weak bits count for queries of what was learned (``network.HashCoder``).
         hidden: units of a small network beside a base.
         terms: more terms of the objective (``hashing.objective.TERMS``) and their weights.
@@ -66,6 +67,7 @@ class TrainingConfig:
     base_weight: float = 0.4
     base_power: float = 1.75
     gate_quantile: float = 0.1
+    gate_softness: float = 0.75
     gate_power: float = 0.0
     hidden: int = 1024
     terms: tuple[tuple[str, float], ...] = ()
@@ -89,7 +91,7 @@ class TrainingConfig:
         _at_least("seed", self.seed, 0)
         if self.seed >= 2**63:
             raise ConfigError(f"seed must be below 2 ** 63, got {self.seed}")
-        for name in ("learning_rate", "coding_rate_epsilon", "logit_scale", "base_weight"):
+        for name in ("learning_rate", "coding_rate_epsilon", "logit_scale", "base_weight", "gate_softness"):
             _positive(name, getattr(self, name))
         at_least_0 = ("base_power", "gate_quantile", "gate_power", "final_learning_rate", "weight_decay")
         for name in (*at_least_0, "diversity_weight", *(() if self.faithfulness is None else ("faithfulness",))):
@@ -184,12 +186,18 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             faithfulness=0.2,
             base_weight=0.6,
             base_power=0.5,
-            gate_quantile=0.07,
+            gate_quantile=0.05,
             gate_power=0.3,
         )
     if base and "modalities" in pairing:
         return Recipe(
-            learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5, base_weight=1.0
+            learning_rate=1e-3,
+            weight_decay=1e-2,
+            diversity_weight=0.3,
+            center=True,
+            logit_scale=1.5,
+            base_weight=1.0,
+            gate_power=0.3,
         )
     if base:
         trust = min(1.0, max(0.16, items / TRUSTED_ITEMS))
@@ -200,7 +208,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             center=True,
             logit_scale=1.5,
             faithfulness=0.3 / trust,
-            gate_quantile=0.08,
+            gate_quantile=0.05,
             gate_power=0.3,
             base_weight=0.5 / trust**0.5,  # up to 1.25
         )

@@ -13,7 +13,6 @@ from crovca.data.clusters import k_means
 
 _COMPONENTS = 64  # the strongest tell new from old as well as all, at a quarter of the cost
 _MOST_CENTROIDS, _ITEMS_EACH, _POINTS_EACH = 1024, 4, 32
-_SOFTNESS = 0.25  # of the deviation of held-out items' cosines
 _CELLS = 20  # coarse, a kind each
 
 
@@ -46,12 +45,12 @@ class Gate(nn.Module):
         return F.linear(unit, self.centroids).amax(dim=1, keepdim=True)
 
 
-def fit_gate(points: Tensor, *, quantile: float = 0.1, seed: int = 0) -> Gate:
+def fit_gate(points: Tensor, *, quantile: float = 0.1, softness: float = 0.75, seed: int = 0) -> Gate:
     """Centroids of about 4 points (n, k) each, and a threshold between what was learned and what was not.
 
     A fifth of the points is held out while centroids are found. The threshold is the ``quantile`` of their cosines to
     the nearest, or, if that is more, the median of what these would be if nothing of a point's own coarse cell had been
-    learned: where kinds look alike, the gate must be stricter.
+    learned: where kinds look alike, the gate must be stricter. The width is ``softness`` times the cosines' deviation.
     """
     points = F.normalize(points[:, :_COMPONENTS], dim=1)
     count = max(1, min(_MOST_CENTROIDS, len(points) // _ITEMS_EACH))
@@ -67,7 +66,7 @@ def fit_gate(points: Tensor, *, quantile: float = 0.1, seed: int = 0) -> Gate:
         coarse = _centroids(kept, cells, seed=seed)
         same = (held @ coarse.T).argmax(dim=1)[:, None] == (centroids @ coarse.T).argmax(dim=1)
         threshold = torch.maximum(threshold, cosines.masked_fill(same, -1.0).amax(dim=1).median())
-    width = _SOFTNESS * near.std(correction=0).clamp(min=1e-3)
+    width = softness * near.std(correction=0).clamp(min=1e-3)
     return Gate(_centroids(points, count, seed=seed), threshold, width)
 
 
