@@ -18,7 +18,6 @@ import pytest
 import crovca
 from crovca.cli.main import main
 from tests.encoders import tiny
-from tests.started import Started
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/tutorials/*.md"), *ROOT.glob("docs/howto/*.md")])
@@ -134,7 +133,8 @@ class Shell:
 
     def serve(self, arguments):
         self.close()
-        self.service = Started(["-m", "crovca.cli.main", *arguments, "--port", "0"])
+        command = [sys.executable, "-m", "crovca.cli.main", *arguments, "--port", "0"]  # not forked: it has workers
+        self.service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         line = self.service.stdout.readline()
         found = re.search(r"http://\S+:(\d+)", line)
         assert found, line + self.service.stderr.read()
