@@ -186,7 +186,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             faithfulness=0.2,
             base_weight=0.6,
             base_power=0.5,
-            gate_quantile=0.05,
+            gate_quantile=0.04,
             gate_power=0.3,
         )
     if base and "modalities" in pairing:
@@ -208,7 +208,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             center=True,
             logit_scale=1.5,
             faithfulness=0.3 / trust,
-            gate_quantile=0.05,
+            gate_quantile=0.07,
             gate_power=0.3,
             base_weight=0.5 / trust**0.5,  # up to 1.25
         )
