@@ -99,6 +99,10 @@ def test_the_gate_is_open_where_items_were_and_closed_where_none_were():
     assert gate[known].mean() > 0.7
     assert gate[~known].mean() < 0.4
     assert ((gate >= 0) & (gate <= 1)).all()
+    sharp, soft = (fit_gate(points[torch.from_numpy(known)], softness=softness) for softness in (0.25, 1.0))
+    assert float(soft.width) == pytest.approx(4 * float(sharp.width))
+    assert float(soft.threshold) == float(sharp.threshold)
+    assert soft(points).std() < sharp(points).std()
 
 
 def test_weak_bits_count_less_for_what_was_learned_and_no_code_changes():

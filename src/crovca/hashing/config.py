@@ -186,7 +186,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             faithfulness=0.2,
             base_weight=0.6,
             base_power=0.5,
-            gate_quantile=0.04,
+            gate_quantile=0.06,
             gate_power=0.3,
         )
     if base and "modalities" in pairing:
