@@ -174,7 +174,7 @@ def page(found: Mapping[str, Mapping[str, Mapping[str, list[list[float]]]]], com
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="database files, in folders of other names")
-    parser.add_argument("--most", type=int, default=3000, help="items of a file")
+    parser.add_argument("--most", type=int, default=1200, help="items of a file")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--settings", help="these alone, with commas")
@@ -197,7 +197,7 @@ def main() -> None:
             print(place, mode, name, seed, " ".join(f"{value:.1f}" for value in values), flush=True)
     command = (
         f"python benchmarks/ablation.py --data {' '.join(f'{path.parent.name}/{path.name}' for path in files)} "
-        f"--seeds {arguments.seeds} --jobs {arguments.jobs}"
+        f"--most {arguments.most} --seeds {arguments.seeds} --jobs {arguments.jobs}"
     )
     if arguments.out:
         command += f" --out docs/results/{arguments.out.name}"
