@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral
 from typing import Any, Literal, Self
 
@@ -176,40 +176,27 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
         items: how many are learned from.
         base: whether there is a closed-form base.
     """
+    beside = Recipe(
+        learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5, gate_power=0.3
+    )
     if base and "classes" in pairing:
-        return Recipe(
+        return replace(
+            beside,
             learning_rate=2e-3,
-            weight_decay=1e-2,
-            diversity_weight=0.3,
-            center=True,
             logit_scale=2.0,
             faithfulness=0.2,
             base_weight=0.6,
             base_power=0.5,
-            gate_quantile=0.06,
-            gate_power=0.3,
+            gate_quantile=0.07,
         )
     if base and "modalities" in pairing:
-        return Recipe(
-            learning_rate=1e-3,
-            weight_decay=1e-2,
-            diversity_weight=0.3,
-            center=True,
-            logit_scale=1.5,
-            base_weight=1.0,
-            gate_power=0.3,
-        )
+        return replace(beside, base_weight=1.0)
     if base:
         trust = min(1.0, max(0.16, items / TRUSTED_ITEMS))
-        return Recipe(
-            learning_rate=1e-3,
-            weight_decay=1e-2,
-            diversity_weight=0.3,
-            center=True,
-            logit_scale=1.5,
+        return replace(
+            beside,
             faithfulness=0.3 / trust,
-            gate_quantile=0.07,
-            gate_power=0.3,
+            gate_quantile=0.08,
             base_weight=0.5 / trust**0.5,  # up to 1.25
         )
     if "classes" in pairing:
