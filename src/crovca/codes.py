@@ -90,7 +90,9 @@ class Codes:
             raise InvalidInputError(f"logits must be real numbers, got {values.dtype}")
         if values.dtype.kind == "f" and np.isnan(values.min(initial=0)):  # NaN spreads through min
             rows = np.flatnonzero(np.isnan(values).any(axis=1))
-            raise InvalidInputError(f"logits are NaN in {len(rows):,} of {len(values):,} rows, the first {rows[0]}")
+            raise InvalidInputError(
+                f"logits are NaN in {len(rows):,} of {len(values):,} rows, the first {rows[0]}; NaN has no sign"
+            )
         wide = values.dtype.kind == "f" and values.dtype.itemsize > 4
         return cls.from_bits(values > (2.0**-150 if wide else 0))  # no more than that is 0 as a float32
 

@@ -372,7 +372,7 @@ def damaged(kind):
         ("missing", "it has no tensor 'blocks.0.1.attn.proj.bias'"),
         ("extra", "1 tensors of this checkpoint of SimDINOv2 are not understood, as 'blocks.0.1.mlp.w12.weight'"),
         ("shape", "'blocks.0.0.ls1.gamma' is 31, expected 32"),
-        ("gap", r"its blocks are \[0, 2\], expected 0, 1"),
+        ("gap", r"its blocks are numbered \[0, 2\], expected 0, 1, 2"),
         ("grid", "255 patches are not a square"),
         ("heads", "5 attention heads do not divide a width of 32"),
     ],

@@ -222,7 +222,7 @@ def test_images_that_cannot_be_read_are_left_out_and_said(tmp_path, encoder, pho
         hasher.encode(source)
     for path in (tmp_path / "photos").rglob("*.*"):
         path.write_bytes(b"")
-    with pytest.raises(InvalidInputError, match="training needs 2 items that can be read; of 26"):
+    with pytest.raises(InvalidInputError, match="training needs at least 2 items that can be read; of 26"):
         Hasher.for_images(encoder, **QUICK).fit(tmp_path / "photos")
 
 

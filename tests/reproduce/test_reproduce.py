@@ -358,7 +358,7 @@ def test_nobody_else_works_in_the_folder(make):
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ('{"format_version": 2, "results": {}}', "version 2, expected 1"),
+        ('{"format_version": 2, "results": {}}', "version 2, this crovca reads 1"),
         ('{"format_version": 1}', "damaged"),
         ('{"format_version": 1, "results": {"x": {"0": {}}}}', "damaged"),
         ('{"format_version": 1, "results": {"x": 3}}', "damaged"),

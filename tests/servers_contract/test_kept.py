@@ -38,7 +38,7 @@ def test_a_server_rescores_as_the_index_does(make, kind, keep, tmp_path):
         none = cluster.search(logits, 3, rescore=4, embeddings=asked, where="id < -1000")
         assert none.ids.shape == (5, 0)
         for wrong, message in (
-            ({"embeddings": asked}, "embeddings beside queries are for rescore="),
+            ({"embeddings": asked}, "embeddings beside queries are for rescoring"),
             ({"rescore": 4}, "give those of the queries"),
             ({"rescore": 0.5, "embeddings": asked}, "at least 1"),
             ({"rescore": 4, "embeddings": asked[:2]}, "2 embeddings for 5 queries"),

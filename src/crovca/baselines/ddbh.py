@@ -61,7 +61,9 @@ class DDBH:
         """Learn from paired embeddings (n, d_images) and (n, d_texts) with labels (n,) or (n, C)."""
         parts = [as_matrix(images, "images"), as_matrix(texts, "texts")]
         if len(parts[0]) != len(parts[1]):
-            raise InvalidInputError(f"paired modalities need as many rows each, got {len(parts[0])}, {len(parts[1])}")
+            raise InvalidInputError(
+                f"paired modalities need as many rows each, got {len(parts[0])} and {len(parts[1])}"
+            )
         labels = as_embeddings(parts[0], y, what="images").labels
         if labels is None:
             raise InvalidInputError("DDBH is supervised: give labels as y")

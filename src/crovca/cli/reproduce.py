@@ -80,7 +80,9 @@ def reproduce(
         reproduce_list.print_cells(cells, seeds, json, nested=nested)
         return
     if data is None:
-        raise ConfigError(f"give --data: the folder of the datasets ('crovca reproduce --list {name}' shows which)")
+        raise ConfigError(
+            f"give --data: the folder of the datasets ('crovca reproduce --list {name}' shows what is needed)"
+        )
     if query is not None and experiment.kind != "pictures":
         raise ConfigError(f"--query goes with pictures; {name} has none")
     settings: dict[str, Any] = {

@@ -118,7 +118,9 @@ def compare(
         raise ConfigError(f"epochs must be at least 1, got {epochs}")
     for name, side in (("queries", query), ("training items", train)):
         if side is not None and side.width != database.width:
-            raise InvalidInputError(f"database and {name} must have one width, got {database.width} and {side.width}")
+            raise InvalidInputError(
+                f"database and {name} must have one width, got {database.width} and {side.width} numbers"
+            )
     labeled = database.labels is not None and query.labels is not None
     if not labeled:
         database, query = replace(database, labels=None), replace(query, labels=None)
@@ -142,7 +144,9 @@ def compare(
         seeds=seeds,
     )
     if kept is not None and kept.get("fingerprint") != state.fingerprint:
-        raise ConfigError(f"the kept results are of {_difference(kept, state)}; give another output, or --force")
+        raise ConfigError(
+            f"the kept results are of {_difference(kept, state)}; give another output, or --force to replace it"
+        )
     _warm_up()
     for method in chosen:
         sizes = {"asked": asked, "width": (database.width,), "float": (32 * database.width,)}[method.size]

@@ -168,7 +168,9 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
     if kind not in "fiub":
         raise InvalidInputError(f"{what} must hold real numbers, got {values.dtype}")
     if len(values.shape) not in (2, 3):
-        raise InvalidInputError(f"{what} must have shape (n, d), or (n, v, d) with v views, got {tuple(values.shape)}")
+        raise InvalidInputError(
+            f"{what} must have shape (n, d), or (n, v, d) with v views of each item, got {tuple(values.shape)}"
+        )
     if 0 in values.shape:
         raise InvalidInputError(f"{what} is empty: shape {tuple(values.shape)}")
     if values.dtype not in (np.float16, np.float32, np.float64):

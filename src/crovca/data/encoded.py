@@ -38,10 +38,12 @@ class Encoded:
             object.__setattr__(self, "logits", np.asarray(self.logits, np.float32))
         if self.logits is not None and self.logits.shape != (len(self.codes), self.codes.bits):
             raise InvalidInputError(
-                f"logits must have shape {len(self.codes), self.codes.bits}, got {self.logits.shape}"
+                f"logits must have shape {(len(self.codes), self.codes.bits)}, got {self.logits.shape}"
             )
         if self.ids is not None and (self.ids.dtype.kind not in "iuU" or self.ids.ndim != 1):
-            raise InvalidInputError(f"ids must be whole numbers or strings (n,), got {self.ids.dtype} {self.ids.shape}")
+            raise InvalidInputError(
+                f"ids must be whole numbers or strings in one dimension, got {self.ids.dtype} {self.ids.shape}"
+            )
         if self.ids is not None and self.ids.dtype.kind == "u":
             object.__setattr__(self, "ids", check_whole(self.ids, "ids"))
         for name, values in (("ids", self.ids), ("labels", self.labels)):

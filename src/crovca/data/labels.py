@@ -51,7 +51,7 @@ def check_labels(labels: npt.ArrayLike, items: int) -> npt.NDArray[Any]:
         values = values[:, 0]
     if values.ndim not in (1, 2):
         raise InvalidInputError(
-            f"labels must have shape (n,), one class each, or (n, C), multi-hot, got {values.shape}"
+            f"labels must have shape (n,) for one class each or (n, C) multi-hot, got {values.shape}"
         )
     if len(values) != items:
         raise InvalidInputError(f"there are {len(values)} labels for {items} items; expected one row of labels an item")

@@ -189,7 +189,9 @@ def verify_store(path: Path) -> list[str]:
     problems = []
     for part in store_parts(path):
         if part.checksums is None:
-            raise FileFormatError(f"{path} was written without checksums to compare with; embed it again")
+            raise FileFormatError(
+                f"{path} was written without checksums, so there is nothing to compare with; embed it again"
+            )
         for name, expected in part.checksums.items():
             where = f"{part.folder.name}/{name}"
             try:

@@ -173,7 +173,7 @@ def _write_batch(output: Path, batch: CifarFile, first: int) -> None:
     if done.exists():
         if done.read_text() != content:
             raise ConfigError(
-                f"{output} was begun from another copy of CIFAR-10 ({batch.name}); remove it to begin again"
+                f"{output} was begun from another copy of CIFAR-10 ({batch.name} differs); remove it to begin again"
             )
         return
     for name in CLASSES:

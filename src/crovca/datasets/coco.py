@@ -138,7 +138,9 @@ def database_of_coco(tree: Tree) -> list[str]:
         notes += _instances(tree, year)
     categories = sorted({category for _, category, _ in notes})
     if len(categories) != classes:
-        raise FileFormatError(f"{tree.protocol.name}: instances have {len(categories)} categories, expected {classes}")
+        raise FileFormatError(
+            f"{tree.protocol.name}: the instances have {len(categories)} categories, expected {classes}"
+        )
     known: dict[str, npt.NDArray[np.bool_]] = {}
     queries: set[str] = set()
     for split in ("train", "query"):

@@ -143,7 +143,9 @@ def _endings(path: str) -> Iterator[str]:
 def _captions(tree: Tree) -> list[list[str]]:
     if tree.has("ddbh/caption.txt"):
         if tree.has("ddbh/caption.mat"):
-            raise FileFormatError(f"{tree.protocol.name}: {tree.root / 'ddbh'} has both caption.mat and caption.txt")
+            raise FileFormatError(
+                f"{tree.protocol.name}: {tree.root / 'ddbh'} has both caption.mat and caption.txt; remove one"
+            )
         return [[line] for line in tree.text("ddbh/caption.txt").rstrip("\n").split("\n")]
     return _cells(tree, "caption")
 

@@ -107,7 +107,9 @@ def to_classes(hot: npt.NDArray[np.bool_], paths: list[str], where: str) -> npt.
     sums = hot.sum(axis=1)
     wrong = np.flatnonzero(sums != 1)
     if len(wrong):
-        raise FileFormatError(f"{where}: {paths[wrong[0]]!r} has {sums[wrong[0]]} labels, expected one class")
+        raise FileFormatError(
+            f"{where}: {paths[wrong[0]]!r} has {sums[wrong[0]]} labels, expected one class for each image"
+        )
     return hot.argmax(axis=1).astype(np.int64)
 
 

@@ -203,7 +203,9 @@ def _rank(runner: Runner, workers: int, force: bool, *, in_memory: bool) -> Rank
         raise ConfigError("items that lie in this process are embedded by it alone; other runners need a path")
     rank = find_rank() if runner == "rank" else None
     if rank is not None and (force or workers > 1):
-        raise ConfigError("--force and --workers do not go with --runner rank: remove the store; start more ranks")
+        raise ConfigError(
+            "--force and --workers do not go with --runner rank: remove the store first; start more ranks"
+        )
     return rank
 
 

@@ -137,7 +137,7 @@ def open_worker(job: Job, *, device: str | None = None, share: int = 1) -> Worke
     theirs, ours = ({**one, "source": None} for one in (job.identity, encoder.identity))
     if theirs != ours:
         raise OutputExistsError(
-            f"the encoder {job.encoder} is another one than where the job began: {encoder.identity}"
+            f"the encoder {job.encoder} is another one here than where the job began: {encoder.identity}"
         )
     return make_worker(job, source, encoder, share=share)
 

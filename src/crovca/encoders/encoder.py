@@ -53,7 +53,9 @@ class _Tower:
         embeddings = embeddings.float()
         if not bool(torch.isfinite(embeddings).all()):
             hint = "; use bfloat16 or float32" if self.dtype == torch.float16 else ""
-            raise EncoderError(f"{self.identity['source']} gave an embedding not finite in {_name(self.dtype)}{hint}")
+            raise EncoderError(
+                f"{self.identity['source']} gave an embedding that is not finite in {_name(self.dtype)}{hint}"
+            )
         return embeddings
 
 
@@ -251,7 +253,9 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"unknown device {name!r}; use 'auto', 'cpu' or 'cuda'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"there is no device {name!r}: torch finds {torch.cuda.device_count()} GPUs; use 'auto'")
+        raise ConfigError(
+            f"there is no device {name!r}: torch finds {torch.cuda.device_count()} CUDA devices; use 'auto' or 'cpu'"
+        )
     return device
 
 
@@ -370,7 +374,9 @@ def _unloadable(name: str, found: ModelFiles, error: Exception) -> CrovcaError:
         )
     if isinstance(error, ValueError) and "AutoModel" in text:
         return EncoderError(f"{found.name} is of a kind that transformers cannot load as {name}: {one_line(error)}")
-    return FileFormatError(f"{found.name}: its weights cannot be read ({one_line(error)}); fetch them again")
+    return FileFormatError(
+        f"{found.name}: its weights cannot be read ({one_line(error)}); they may be truncated: fetch them again"
+    )
 
 
 def _load_tokenizer(found: ModelFiles) -> Any:

@@ -147,7 +147,9 @@ def _explained(name: str, revision: str | None, how: str, error: Exception) -> C
     errors = importlib.import_module("huggingface_hub.errors")
     at = "" if revision is None else f" at revision {revision!r}"
     if isinstance(error, errors.GatedRepoError):
-        return EncoderError(f"{name} is gated: access is given on request; {how.removeprefix('gated: ') or _ACCESS}")
+        return EncoderError(
+            f"{name} is gated: its owners give access on request; {how.removeprefix('gated: ') or _ACCESS}"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return EncoderError(f"{name} has no revision {revision!r}; leave it out, or take one from the model's page")
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -198,7 +200,9 @@ def weight_files(source: ModelFiles) -> list[Path]:
             return [source.folder / whole]
         if (source.folder / index).is_file():
             return _parts(source, source.folder / index)
-    raise FileFormatError(f"{source.name} has no weights: expected model.safetensors or pytorch_model.bin")
+    raise FileFormatError(
+        f"{source.name} has no weights: expected model.safetensors or pytorch_model.bin in {source.folder}"
+    )
 
 
 def _parts(source: ModelFiles, index: Path) -> list[Path]:

@@ -95,7 +95,9 @@ def neighbor_recall(true_rows: npt.NDArray[Any], found_rows: npt.NDArray[Any]) -
     array([0.5])
     """
     if true_rows.ndim != 2 or found_rows.ndim != 2 or len(true_rows) != len(found_rows):
-        raise InvalidInputError(f"expected rows of shape (q, m), (q, k), got {true_rows.shape} and {found_rows.shape}")
+        raise InvalidInputError(
+            f"expected rows of shape (q, m) and (q, k), got {true_rows.shape} and {found_rows.shape}"
+        )
     both = np.sort(np.concatenate([true_rows, found_rows], axis=1), axis=1)
     return (both[:, 1:] == both[:, :-1]).sum(axis=1) / true_rows.shape[1]
 

@@ -60,7 +60,9 @@ def drift(coder: HashCoder, blocks: Iterable[npt.NDArray[Any]]) -> Drift:
     device = coder.norm.weight.device
     for block in blocks:
         if block.ndim != 2 or block.shape[1] != coder.width or not np.isfinite(block).all():
-            raise InvalidInputError(f"X must be finite, of shape (n, {coder.width}), got {block.dtype} {block.shape}")
+            raise InvalidInputError(
+                f"X must be finite numbers of shape (n, {coder.width}), got {block.dtype} {block.shape}"
+            )
         with torch.no_grad():
             nearest = coder.gate.nearest(coder.inputs(torch.from_numpy(np.array(block, np.float32)).to(device)))
         found.append(1 - nearest.flatten().cpu().numpy())

@@ -139,7 +139,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, 
         for name in (MARKER, "log.jsonl"):
             contents[name] = _content(path / name, None if name == MARKER else _LARGEST_TEXT)
             if hashlib.sha256(contents[name]).hexdigest() != config["sha256"].get(name):
-                raise FileFormatError(f"{path / name} does not match its checksum; it is truncated or was changed")
+                raise FileFormatError(
+                    f"{path / name} does not match its checksum in config.json; it is truncated or was changed"
+                )
         log = [_json(line, path / "log.jsonl") for line in contents["log.jsonl"].splitlines()]
         for entry in log:
             if not isinstance(entry, dict) or not all(type(value) in (int, float) for value in entry.values()):
@@ -314,7 +316,9 @@ def _encoder_of(
             f"{str(encoder.identity['weights_sha256'])[:12]}…); give the encoder that it was trained with"
         )
     if encoder.width != tower["width"]:
-        raise FileFormatError(f"{path} takes embeddings of {tower['width']} numbers, {source} gives {encoder.width}")
+        raise FileFormatError(
+            f"{path} was trained with embeddings of {tower['width']} numbers, {source} gives {encoder.width}"
+        )
     if isinstance(encoder, Encoder):
         encoder.preprocessing = Preprocessing.from_dict(entry["preprocessing"])
     lora = entry["lora"]

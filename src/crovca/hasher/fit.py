@@ -243,7 +243,9 @@ def _checked(hasher: Hasher, X: Any, y: Any, texts: Any) -> list[Embeddings]:
         return [as_embeddings(X, y, what="X")]
     if texts is None or y is not None:
         got = "no texts" if texts is None else "labels"
-        raise InvalidInputError(f"a hasher of pairs learns from fit(images, texts=texts), rows are pairs; got {got}")
+        raise InvalidInputError(
+            f"a hasher of pairs learns from fit(images, texts=texts), whose rows are pairs; got {got}"
+        )
     parts = [as_embeddings(X, what="images"), as_embeddings(texts, what="texts")]
     lengths = [len(part) for part in parts]
     if len(set(lengths)) > 1:

@@ -62,7 +62,9 @@ def fit_images(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:
     source = as_images(X)
     labels = None if y is None else check_labels(np.asarray(y), len(source))
     if (paired and labels is not None) or (not paired and texts is not None):
-        raise InvalidInputError("images are taught by labels (Hasher.for_images) or by texts (Hasher.for_pairs)")
+        raise InvalidInputError(
+            "images are taught by labels or by texts, not by both: Hasher.for_images, Hasher.for_pairs"
+        )
     words, wrong = _texts_of(source, texts) if paired else (None, {})
     recipe = recipe_of(settings.crop_scale)
     if recipe is None and not paired:
@@ -199,7 +201,9 @@ def _readable(
             f"{name_of(source, first)}: {faults[first][1]}"
         )
     if len(rows) < 2:
-        raise InvalidInputError(f"training needs 2 items that can be read; of {len(source):,} there are {len(rows)}")
+        raise InvalidInputError(
+            f"training needs at least 2 items that can be read; of {len(source):,} there are {len(rows)}"
+        )
     reasons = np.array([reason for reason, _ in faults.values()], np.str_)
     if kept is not None:
         kept.save_array("left_out", reasons)
@@ -215,7 +219,9 @@ def _texts_of(source: Source[Any], texts: Any) -> tuple[list[list[str]], dict[in
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
         raise InvalidInputError(f"texts must be a list of strings, or of lists of them; got {type(given).__name__}")
     if len(given) != len(source):
-        raise InvalidInputError(f"there are {len(source):,} images and texts of {len(given):,} items: no pairs")
+        raise InvalidInputError(
+            f"there are {len(source):,} images and texts of {len(given):,} items; they must be pairs"
+        )
     found, faults = [], {}
     for row, item in enumerate(given):
         several = [item] if isinstance(item, str) else list(item if item is not None else [])

@@ -572,7 +572,9 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         else:
             known = isinstance(wanted, int | float) and not isinstance(wanted, bool) and 0 <= wanted < math.inf
         if not known:
-            raise ConfigError(f"faithfulness is 'kinds', 'balanced', 'order' or a number of at least 0, got {wanted!r}")
+            raise ConfigError(
+                f"faithfulness must be 'kinds', 'balanced', 'order' or a number of at least 0, got {wanted!r}"
+            )
         if wanted == "kinds" or self.fine_tuning is not None or self.shared:
             return None
         return FAITHFULNESS[wanted] if isinstance(wanted, str) else wanted

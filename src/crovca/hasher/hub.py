@@ -66,7 +66,9 @@ def pull(source: str | Path, revision: str | None, encoder: str | Path | None) -
         except ValueError:
             is_id = False
         if not is_id:
-            raise ConfigError(f"{name} names its encoder {wanted!r}, no id of the hub; say where it is: encoder=")
+            raise ConfigError(
+                f"{name} names its encoder {wanted!r}, which is no id of the hub; say where it is: encoder="
+            )
     return folder
 
 

@@ -49,7 +49,9 @@ def passages(
     for row in index.search(embeddings=queries, k=k, where=where, rescore=rescore).to_list()[0]:
         columns = dict(row.get("metadata", {}))
         if text not in columns:
-            raise InvalidInputError(f"the index has no column {text!r}; it has {sorted(columns)}: name the texts'")
+            raise InvalidInputError(
+                f"the index has no column {text!r}; it has {sorted(columns)}: name that of the texts"
+            )
         content = columns.pop(text)
         metadata = {**columns, "distance": row["distance"]}
         found.append(Passage(str(row["id"]), "" if content is None else str(content), metadata, row["distance"]))

@@ -46,7 +46,9 @@ class HashCoderModule(Module):
     def __init__(self, hasher: Hasher, bits: int | None = None, modality: Modality | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if hasher.fine_tuning is not None:
-            raise ConfigError("the hasher has an encoder of its own; give one that was fitted on embeddings")
+            raise ConfigError(
+                "the hasher has an encoder of its own; give one that was fitted on the model's embeddings"
+            )
         self.hasher = hasher
         self.bits = hasher.bits if bits is None else bits
         if not 1 <= self.bits <= hasher.bits:

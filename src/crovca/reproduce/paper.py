@@ -254,7 +254,9 @@ def cells(
         known = list(dict.fromkeys(name for cell in everything if (name := of(cell))))
         unknown = [str(name) for name in names if str(name).casefold() not in map(str.casefold, known)]
         if unknown:
-            raise ConfigError(f"{experiment} has no {option} {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+            raise ConfigError(
+                f"{experiment} has no {option} {unknown[0]!r}; it has {', '.join(known) or 'none at all'}"
+            )
         found = [cell for cell in found if of(cell).casefold() in chosen]
     if not found:
         raise ConfigError(f"{experiment} has no cell that is all of what was asked for; {_what(everything)}")

@@ -235,7 +235,9 @@ def _read(path: Path) -> Kept:
     content = read_json(path, "kept results")
     found, version = content.get("results"), content.get("format_version")
     if version != _FORMAT:
-        raise FileFormatError(f"{path}: results of format version {version!r}, expected {_FORMAT}; give another --work")
+        raise FileFormatError(
+            f"{path}: results of format version {version!r}, this crovca reads {_FORMAT}; give another --work"
+        )
     if not isinstance(found, dict) or not all(
         isinstance(entry, dict) and isinstance(entry.get("value"), int | float)
         for entries in found.values()

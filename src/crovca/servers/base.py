@@ -126,7 +126,9 @@ class Server(ABC):
         with self._reading(where):
             if rescore is None:
                 if embeddings is not None:
-                    raise InvalidInputError("embeddings beside queries are for rescore=; give it, or leave them out")
+                    raise InvalidInputError(
+                        "embeddings beside queries are for rescoring: give rescore=4, or leave them out"
+                    )
                 return search_by_rescoring(self, logits, k, metric, where, overfetch, exact)
             default_overfetch(k)  # a number that can be one
             asked = check_embeddings(embeddings, rescore)

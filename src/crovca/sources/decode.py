@@ -188,7 +188,7 @@ def _check_size(size: tuple[int, int]) -> None:
         raise UnreadableItem("damaged", f"{size[0]} x {size[1]} pixels")
     if size[0] * size[1] > MAX_PIXELS:
         raise UnreadableItem(
-            "too large", f"{size[0]} x {size[1]} pixels, the limit is {MAX_PIXELS:,} (decompression bomb)"
+            "too large", f"{size[0]} x {size[1]} pixels, the limit is {MAX_PIXELS:,} in all (decompression bomb)"
         )
     if long > MAX_ASPECT * short:
         raise UnreadableItem("too narrow", f"{size[0]} x {size[1]} pixels")

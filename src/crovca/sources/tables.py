@@ -76,7 +76,9 @@ def open_saved_dataset(path: Path, *, image_column: str | None, caption_column: 
         )
     state = read_json(path / "state.json", "saved dataset")
     if state.get("_indices_data_files"):
-        raise InvalidInputError(f"{path} was saved with an index of rows; save dataset.flatten_indices() instead")
+        raise InvalidInputError(
+            f"{path} was saved with an index of chosen rows; save dataset.flatten_indices() instead"
+        )
     try:
         names = [str(file["filename"]) for file in state["_data_files"]]
         wrong = next((name for name in names if Path(name).name != name), None)
@@ -214,7 +216,9 @@ def _image_column(schema: Any, wanted: str | None, path: Path) -> str:
     kind = schema.field(name).type
     paths = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not (paths or holds_images(kind) or is_binary(kind)):
-        raise InvalidInputError(f"{path}: column {name!r} has the type {kind}; expected bytes, paths, or a struct")
+        raise InvalidInputError(
+            f"{path}: column {name!r} has the type {kind}; expected bytes, paths, or a struct of them"
+        )
     return name
 
 
@@ -248,7 +252,7 @@ def _table_source(
         ids = column(described, id_column, path)
         if ids.dtype.kind not in "iuU" or ids.ndim != 1:
             raise InvalidInputError(
-                f"{path}: column {id_column!r} must hold integers or strings, got {ids.dtype} {ids.shape}"
+                f"{path}: column {id_column!r} must hold whole numbers or strings, got {ids.dtype} {ids.shape}"
             )
     caption = caption_column or ("caption" if "caption" in names else None)
     captions = None

@@ -37,7 +37,9 @@ def open_texts(path: Path, caption_column: str | None) -> Source[str]:
         return _open_csv(path, caption_column, "\t" if suffix == ".tsv" else ",")
     if suffix == ".parquet":
         return _open_parquet(path, caption_column)
-    raise FileFormatError(f"{path}: not a source of texts; expected .txt, .csv, .tsv, .parquet or a store's captions")
+    raise FileFormatError(
+        f"{path}: not a source of texts; expected .txt, .csv, .tsv, .parquet, or a store with captions"
+    )
 
 
 def _open_lines(path: Path) -> Source[str]:

@@ -90,7 +90,9 @@ def _blocks(source: Tensors) -> list[str]:
     """Prefixes of the blocks, in order: "blocks.2.7." is the eighth, in the third chunk."""
     found = {int(match[1]): name for name in source.names if (match := _BLOCK.fullmatch(name))}
     if not found or sorted(found) != list(range(len(found))):
-        raise FileFormatError(f"this is no checkpoint of SimDINOv2: its blocks are {sorted(found)}, expected 0, 1, ...")
+        raise FileFormatError(
+            f"this is no checkpoint of SimDINOv2: its blocks are numbered {sorted(found)}, expected 0, 1, 2, ..."
+        )
     return [found[index].removesuffix("norm1.weight") for index in sorted(found)]
 
 
