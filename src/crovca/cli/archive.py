@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from crovca.cli.index import counted
 from crovca.cli.options import Device, Json, LeftOutFile, OfEncoder, Revision
-from crovca.cli.output import Reporter, answer, say, tell_left_out
+from crovca.cli.output import Reporter, answer, counted, say, tell_left_out
 from crovca.errors import ConfigError
 from crovca.files import atomic_file, check_output
 

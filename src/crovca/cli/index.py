@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Context, Option
 
 from crovca.cli.options import Device, Force, Json, LeftOutFile, given
-from crovca.cli.output import Reporter, answer, tell_left_out
+from crovca.cli.output import Reporter, answer, counted, tell_left_out
 from crovca.errors import ConfigError
 from crovca.files import read_lines
 
@@ -408,11 +408,6 @@ def parse_ids(texts: list[str], opened: Reader) -> Any:
             raise ConfigError(f"the ids of this index are whole numbers of 64 bits, got {text!r}")
         numbers.append(number)
     return numbers
-
-
-def counted(count: int, what: str = "item") -> str:
-    """ "1 item", "2 items"."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _size(size: int) -> str:

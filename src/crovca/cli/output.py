@@ -230,3 +230,8 @@ class Reporter:
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(printable(name), total=1.0, state="")
         return self._tasks[name]
+
+
+def counted(count: int, what: str = "item") -> str:
+    """ "1 item", "2 items"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

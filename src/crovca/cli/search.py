@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
-from crovca.cli.index import counted, parse_ids
+from crovca.cli.index import parse_ids
 from crovca.cli.options import Device, Force, Json, open_embeddings
-from crovca.cli.output import Console, answer, emit_json, note, say, stdout
+from crovca.cli.output import Console, answer, counted, emit_json, note, say, stdout
 from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
 from crovca.index.engines.choice import ENGINES, check_engine
