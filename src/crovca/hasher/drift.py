@@ -23,7 +23,7 @@ class Drift:
 
     Attributes:
         distances: float32 (n,), 1 - cosine to the nearest cell.
-        threshold: of the gate; what about 7 % (6 % with labels) of held-out items are beyond.
+        threshold: of the gate; what about 8 % (7 % with labels) of held-out items are beyond.
     """
 
     distances: npt.NDArray[np.float32]
