@@ -54,6 +54,7 @@ SETTINGS: dict[str, Change] = {
     "gate that opens at once (a third as soft)": times("gate_softness", 1 / 3),
     "gate stricter (quantile x 2)": times("gate_quantile", 2),
     "weak bits count alike for what was learned": times("gate_power", 0),
+    "weak bits count still less": times("gate_power", 2),
     "base of twice the weight": times("base_weight", 2),
     "order does not count": times("faithfulness", 0),
     "order counts twice": times("faithfulness", 2),

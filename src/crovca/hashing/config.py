@@ -169,7 +169,8 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
     Neighbors are noisy teachers: a strong decay keeps the network from remembering them (docs/reproducing.md). It
     helps stored views as well. Images that are augmented anew in each step, and pairs of modalities, have the
     paper's settings. Beside a closed-form base the network has less to do: a weak decay is enough. Below 4,000 items
-    neighbors say less of kinds: the base and the floats' order count for more.
+    neighbors say less of kinds: the base and the floats' order count for more. With labels the strong bits of what was
+    learned are sure, and the weak ones count least.
 
     Args:
         pairing: where second views come from.
@@ -177,7 +178,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
         base: whether there is a closed-form base.
     """
     beside = Recipe(
-        learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5, gate_power=0.3
+        learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5, gate_power=0.5
     )
     if base and "classes" in pairing:
         return replace(
@@ -188,9 +189,10 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             base_weight=0.6,
             base_power=0.5,
             gate_quantile=0.07,
+            gate_power=2.0,
         )
     if base and "modalities" in pairing:
-        return replace(beside, base_weight=1.0)
+        return replace(beside, base_weight=1.0, gate_power=0.3)
     if base:
         trust = min(1.0, max(0.16, items / TRUSTED_ITEMS))
         return replace(
