@@ -13,7 +13,10 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Not crovca.service: prometheus-client reads the environment when it is imported.
-CONTEXT.set_forkserver_preload(["crovca.cli.main", "crovca.hasher", "crovca.archive.archive", "crovca.servers.push"])
+# torch._dynamo is what the first optimizer of a process imports.
+CONTEXT.set_forkserver_preload(
+    ["crovca.cli.main", "crovca.hasher", "crovca.archive.archive", "crovca.servers.push", "torch._dynamo"]
+)
 
 
 class Started:
