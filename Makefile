@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 # Two processes of one thread each: as fast as two threads, and steadier. What is compiled is kept, whatever the shell
 # says; a plugin that comes along with langchain takes seconds to import, and is not used.
-TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/pytest -p no:langsmith_plugin -n 2 --dist loadgroup
+TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/pytest -p no:langsmith_plugin -n 2
 
 .PHONY: setup demo demo-photos servers javascript pictures lint check test coverage docs ci torture repeat wheel lowest bench
 

@@ -11,19 +11,22 @@ import sys
 import threading
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT = multiprocessing.get_context("forkserver")
 # Not crovca.service: prometheus-client reads the environment when it is imported.
-_CONTEXT.set_forkserver_preload(["crovca.cli.main", "crovca.hasher", "crovca.archive.archive", "crovca.servers.push"])
+# torch._dynamo is what the first optimizer of a process imports.
+CONTEXT.set_forkserver_preload(
+    ["crovca.cli.main", "crovca.hasher", "crovca.archive.archive", "crovca.servers.push", "torch._dynamo"]
+)
 
 
 class Started:
     """A process: ``python ARGUMENTS``, which are ``-m MODULE ...``, or a script's path and what it is given."""
 
     def __init__(self, arguments, *, env=None, cwd=None):
-        (stdout, to_stdout), (stderr, to_stderr) = (_CONTEXT.Pipe(duplex=False) for _ in range(2))
+        (stdout, to_stdout), (stderr, to_stderr) = (CONTEXT.Pipe(duplex=False) for _ in range(2))
         variables = dict(os.environ if env is None else env)
         given = ([*map(str, arguments)], variables, str(cwd or Path.cwd()), to_stdout, to_stderr)
-        self._process = _CONTEXT.Process(target=_begin, args=given)
+        self._process = CONTEXT.Process(target=_begin, args=given)
         self._process.start()
         self.pid = self._process.pid
         self.stdout, self.stderr = (os.fdopen(os.dup(one.fileno()), encoding="utf-8") for one in (stdout, stderr))

@@ -33,6 +33,7 @@ from crovca.files import atomic_directory, atomic_file, load_arrays
 from crovca.hasher import Hasher
 from crovca.hashing.neighbors import find_neighbors
 from tests.hasher.models import rewrite
+from tests.started import ended
 
 X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 TEXTS = np.random.default_rng(1).normal(size=(40, 6)).astype(np.float32)
@@ -731,19 +732,15 @@ def test_a_full_disk_keeps_what_stood_there(folder, refuses, accepts, models):
 
 @pytest.mark.starts
 def test_a_full_disk_in_a_process_of_its_own(folder, models):
-    def little_space():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
-
-    before = contents(folder)
-    done = subprocess.run(
-        [sys.executable, "-B", "-m", "crovca.cli.main", "encode", str(models.model), "x.npz"],
-        capture_output=True,
-        text=True,
-        preexec_fn=little_space,
-        check=False,
+    script = Path("little_space.py")
+    script.write_text(
+        "import resource, signal, sys; sys.dont_write_bytecode = True\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))\n"
+        "from crovca.cli.main import main; main(sys.argv[1:])\n"
     )
-    check_refusal((done.returncode, done.stdout, done.stderr), "cannot write codes.npz: File too large; nothing")
+    before = contents(folder)
+    done = ended([script, "encode", models.model, "x.npz"])
+    check_refusal(done, "cannot write codes.npz: File too large; nothing")
     assert contents(folder) == before
 
 

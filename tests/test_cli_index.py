@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 
 from crovca import Codes, Encoded, Hasher, HashIndex
 from tests.encoders import tiny
+from tests.started import Started
 from tests.test_cli import run, run_json
 
 WORDS = ["ant", "bee", "cat", "dog"]
@@ -404,20 +403,11 @@ def test_two_writers_get_a_clear_line(folder, index, capsys):
 @pytest.mark.starts
 def test_a_killed_build_leaves_no_index_and_is_repeated(folder, tmp_path):
     output = tmp_path / "index"
-    command = [
-        sys.executable,
-        "-m",
-        "crovca.cli.main",
-        "index",
-        "build",
-        str(folder / "database.npz"),
-        "-o",
-        str(output),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(2.5)
+    process = Started(["-m", "crovca.cli.main", "index", "build", folder / "database.npz", "-o", output])
+    while process.poll() is None and not list(tmp_path.iterdir()):
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     if not output.exists():
         run("index", "build", folder / "database.npz", "--model", folder / "model", "-o", output)
     with HashIndex.open(output) as index:

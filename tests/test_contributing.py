@@ -40,7 +40,7 @@ def change(path, text):
 
 def follow(folder):
     """Write every example into a copy of the package below ``folder``; what each tries, by its title."""
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "src", folder / "src")  # with what is compiled: it holds for files of the same time
     tries = {}
     for title, count, body in EXAMPLES:
         touched = set()

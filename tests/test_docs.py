@@ -4,6 +4,8 @@
 why it cannot run here.
 """
 
+import doctest
+import importlib
 import os
 import re
 import shlex
@@ -194,6 +196,17 @@ def test_no_block_escapes(page):
     assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * sum(1 for _ in blocks(page))
     assert {kind for _, kind, _, _ in blocks(page)} <= KINDS
     assert text.count("<!-- not run") == sum(reason is not None for reason, _, _, _ in blocks(page))
+
+
+SOURCE = Path(crovca.__file__).parent
+WITH_EXAMPLES = [path.relative_to(SOURCE.parent) for path in SOURCE.rglob("*.py") if ">>>" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", sorted(WITH_EXAMPLES), ids=str)
+def test_examples_of_docstrings_run(path):
+    module = importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+    failed, attempted = doctest.testmod(module)
+    assert failed == 0 and attempted > 0
 
 
 def anchors(page):

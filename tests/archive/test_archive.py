@@ -25,6 +25,7 @@ from crovca.sources import decode
 from tests.archive.test_refit import Listening
 from tests.encoders import tiny
 from tests.needs import needs
+from tests.started import Started
 from tests.test_cli import run, run_json
 
 needs("transformers")
@@ -223,26 +224,26 @@ def test_a_sync_that_is_killed_loses_nothing_and_goes_on(root, clip, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.starts
-def test_watching_takes_up_what_comes_until_ctrl_c(archive, root):
-    ctrl_c = "import signal as s, sys; s.signal(s.SIGINT, s.default_int_handler)"  # a background shell ignores it
-    begin = f"{ctrl_c}; from crovca.cli.main import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", begin, "archive", "sync", str(archive.path), "--watch", "1"]
+def test_watching_takes_up_what_comes_until_ctrl_c(archive, root, tmp_path):
+    begin = tmp_path / "begin.py"  # a background shell ignores Ctrl-C
+    begin.write_text(
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.stderr = sys.stdout\n"
+        "from crovca.cli.main import main; main(sys.argv[1:])\n"
+    )
     said = [""]
-    with subprocess.Popen(
-        [*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
-        try:
-            for number in (100, 101):
-                picture(root / "later" / f"{number}.png", number)
-                while "1 new" not in said[-1]:
-                    said.append(running.stdout.readline())
-                    assert said[-1], said  # it has ended
-                assert f"later/{number}.png" in ids(archive)
-                said.append("")
-            running.send_signal(signal.SIGINT)
-            said.append(running.communicate(timeout=60)[0])
-        finally:
-            running.kill()
+    running = Started([begin, "archive", "sync", archive.path, "--watch", "1", "--device", "cpu"])
+    try:
+        for number in (100, 101):
+            picture(root / "later" / f"{number}.png", number)
+            while "1 new" not in said[-1]:
+                said.append(running.stdout.readline())
+                assert said[-1], said  # it has ended
+            assert f"later/{number}.png" in ids(archive)
+            said.append("")
+        running.send_signal(signal.SIGINT)
+        said += running.communicate()
+    finally:
+        running.kill()
     text = "".join(said)
     assert running.returncode == 130 and "Traceback" not in text
     assert text.count("1 new") == 2, text  # nothing is said of a round that finds nothing

@@ -1,23 +1,8 @@
-"""Folders of small models, made once, and the real photographs where there are any."""
+"""The real photographs, where there are any."""
 
 from pathlib import Path
 
 import pytest
-
-from tests.encoders import tiny
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """Name of a family -> (folder, width). Nobody writes into them."""
-    pytest.importorskip("transformers")
-    root = tmp_path_factory.mktemp("encoders")
-    found = {}
-    for name, (model, processor, width) in tiny.models().items():
-        found[name] = tiny.save(model, root / name.replace(" ", "_"), processor), width
-    tiny.clip_tokenizer(found["CLIP"][0])
-    tiny.word_tokenizer(found["SigLIP"][0])
-    return found
 
 
 @pytest.fixture(scope="session")

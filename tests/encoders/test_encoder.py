@@ -4,8 +4,6 @@ import importlib.util
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from crovca.encoders.library import quiet
 from crovca.errors import ConfigError, CrovcaError, EncoderError, FileFormatError, InvalidInputError
 from crovca.files import sha256
 from tests.encoders import tiny
+from tests.started import ended
 
 transformers = pytest.importorskip("transformers")
 
@@ -485,13 +484,20 @@ LOAD = "from crovca.encoders.encoder import Encoder\nfrom crovca.errors import E
 
 
 def run_with(tmp_path, package, content, code):
+    """Run it where a package of this content is installed: (status, standard output, errors)."""
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(content)
     information = tmp_path / f"{package}-0.99.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.99.0\n")
-    environment = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-    return subprocess.run([sys.executable, "-c", environment + code], capture_output=True, text=True, check=False)
+    return run(tmp_path, code)
+
+
+def run(folder, code):
+    """A process that has imported torch, and not yet transformers; ``folder`` is its first place for packages."""
+    script = folder / "script.py"
+    script.write_text(f"import sys; assert 'transformers' not in sys.modules\n{code}")
+    return ended([script], cwd=folder)
 
 
 @pytest.mark.starts
@@ -499,10 +505,9 @@ def test_a_broken_torchvision_is_named(folders, tmp_path):
     """Where it stops transformers, the message says so; where it does not, nothing is wrong."""
     code = f"{LOAD}try:\n    Encoder.load({str(folders['ViT'][0])!r}, device='cpu')\n    print('loaded')\n"
     code += "except EncoderError as error:\n    print(error)\n"
-    done = run_with(tmp_path, "torchvision", BROKEN, code)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    (line,) = done.stdout.splitlines()
+    status, said, errors = run_with(tmp_path, "torchvision", BROKEN, code)
+    assert (status, errors) == (0, "")
+    (line,) = said.splitlines()
     assert line == "loaded" or "the installed torchvision does not work" in line
 
 
@@ -526,8 +531,8 @@ try:
 except EncoderError as error:
     print(error)
 """
-    done = run_with(tmp_path, "torchvision", BROKEN, code)
-    (line,) = done.stdout.splitlines()
+    _, said, _ = run_with(tmp_path, "torchvision", BROKEN, code)
+    (line,) = said.splitlines()
     assert "the installed torchvision does not work with torch" in line
     assert "operator torchvision::nms does not exist" in line
     assert "pip uninstall torchvision" in line
@@ -538,8 +543,8 @@ except EncoderError as error:
 def test_a_library_that_does_not_import(folders, tmp_path, package):
     code = f"{LOAD}try:\n    Encoder.load({str(folders['ViT'][0])!r}, device='cpu')\n"
     code += "except EncoderError as error:\n    print(error)\n"
-    done = run_with(tmp_path, package, "raise ValueError('half installed')\n", code)
-    assert done.stdout == f"{package} is installed but does not import (half installed); reinstall it\n", done.stderr
+    _, said, errors = run_with(tmp_path, package, "raise ValueError('half installed')\n", code)
+    assert said == f"{package} is installed but does not import (half installed); reinstall it\n", errors
 
 
 def test_a_library_that_is_absent(folders, monkeypatch):
@@ -550,12 +555,13 @@ def test_a_library_that_is_absent(folders, monkeypatch):
 
 
 @pytest.mark.starts
-def test_nothing_of_torchvision_timm_or_open_clip_is_imported(folders):
+def test_nothing_of_torchvision_timm_or_open_clip_is_imported(folders, tmp_path):
     code = (
         f"{LOAD}import sys\nEncoder.load({str(folders['CLIP'][0])!r}, device='cpu')\n"
         "sys.exit(bool({'torchvision', 'timm', 'open_clip'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    status, _, errors = run(tmp_path, code)
+    assert status == 0, errors
 
 
 # Real weights and photographs

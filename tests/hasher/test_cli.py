@@ -188,7 +188,7 @@ def test_export(capsys, model, tmp_path):
 @pytest.mark.starts
 def test_a_killed_command_goes_on_to_the_same_model(capsys, tmp_path, photos, encoder):
     """kill -9, and the same command again: the weights are those of a run that nobody stopped."""
-    options = ["--bits", "8", "--epochs", "40", "--batch-size", "12", "--device", "cpu", "--supervised"]
+    options = ["--bits", "8", "--epochs", "25", "--batch-size", "12", "--device", "cpu", "--supervised"]
     options += ["--checkpoint-every", "0.05", "--encoder", encoder]
     arguments = lambda output: list(map(str, [photos, *options, "-o", tmp_path / output]))  # noqa: E731
     state = tmp_path / "model.partial" / "state.safetensors"

@@ -166,7 +166,7 @@ def test_a_killed_command_goes_on_to_the_same_model(tmp_path):
     """kill -9 at several moments, each time the same command again; byte-identical weights at the end."""
     X, _ = clusters(items=600, width=64)
     np.savez(tmp_path / "e.npz", embeddings=X)
-    options = ["--bits", "64", "--epochs", "30", "--batch-size", "64", "--checkpoint-every", "0.05"]
+    options = ["--bits", "64", "--epochs", "20", "--batch-size", "64", "--checkpoint-every", "0.05"]
 
     def command(output):
         return [*TRAIN, str(tmp_path / "e.npz"), *options, "-o", str(tmp_path / output)]

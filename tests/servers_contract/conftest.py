@@ -13,6 +13,7 @@ import pytest
 from crovca.servers.connection import create
 from crovca.servers.postgres import PostgresServer
 from crovca.servers.shards import sharding_sql
+from tests.conftest import group_of
 from tests.servers import launch
 from tests.servers_contract.samples import sample
 
@@ -24,17 +25,18 @@ _numbers = itertools.count()
 class Servers:
     """Starts a server when it is first asked for."""
 
-    def __init__(self, stack, folder):
-        self._stack = stack
+    def __init__(self, folder):
         self._folder = folder
         self._started = {}
+        self._ends = {}
 
     def __call__(self, name):
         if name == "milvus" and "milvus" not in os.environ["PYTEST_CURRENT_TEST"]:
             pytest.fail("a test that needs Milvus has 'milvus' in its name or parameters: that is what groups them")
         if name not in self._started:
+            end = self._ends[name] = ExitStack()
             try:
-                self._started[name] = self._stack.enter_context(STARTERS[name]())
+                self._started[name] = end.enter_context(STARTERS[name]())
             except launch.Missing as reason:
                 self._started[name] = reason
         if isinstance(self._started[name], launch.Missing):
@@ -42,6 +44,17 @@ class Servers:
                 pytest.fail(f"{self._started[name]}, and CROVCA_SERVERS=required: run 'make servers'")
             pytest.skip(str(self._started[name]))
         return self._started[name]
+
+    def before_the_end_of(self, name, callback):
+        self._ends[name].callback(callback)
+
+    def stop(self, name):
+        self._started.pop(name, None)
+        self._ends.pop(name, ExitStack()).close()
+
+    def stop_all(self):
+        for name in list(self._ends):
+            self.stop(name)
 
     def address(self, kind):
         """Address of a collection that is not there yet."""
@@ -64,9 +77,9 @@ STARTERS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What needs a server says so; of Milvus there can be one, so all of its tests run in one process."""
+    """What needs a server says so."""
     for item in items:
         parameters = set(map(str, item.callspec.params.values())) if hasattr(item, "callspec") else set()
         in_process = not parameters.isdisjoint(IN_PROCESS)
@@ -75,14 +88,21 @@ def pytest_collection_modifyitems(items):
         if "servers" in getattr(item, "fixturenames", ()) and not in_process:
             item.add_marker(pytest.mark.servers)
             item.add_marker(pytest.mark.starts)
-            if "milvus" in item.nodeid:
-                item.add_marker(pytest.mark.xdist_group("milvus"))
+
+
+@pytest.hookimpl(trylast=True)  # when the test's own connections are closed
+def pytest_runtest_teardown(item, nextitem):
+    """Milvus is busy even when nobody asks: it ends with its last test."""
+    last = nextitem is None or group_of(nextitem.nodeid) != "milvus"
+    if group_of(item.nodeid) == "milvus" and last and "servers" in item.funcargs:
+        item.funcargs["servers"].stop("milvus")
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory):
-    with ExitStack() as stack:
-        yield Servers(stack, tmp_path_factory.mktemp("servers"))
+    opened = Servers(tmp_path_factory.mktemp("servers"))
+    yield opened
+    opened.stop_all()
 
 
 @pytest.fixture(params=["postgres", "pgvector", "sharded", "milvus", *IN_PROCESS])
@@ -114,6 +134,7 @@ def milvus_collections(servers):
     def empty(bits, id_type):
         if (bits, id_type) not in made:
             made[bits, id_type] = create(servers.address("milvus"), bits=bits, id_type=id_type)
+            servers.before_the_end_of("milvus", made[bits, id_type].close)
         cluster = made[bits, id_type]
         for ids in list(cluster.stored_ids()):
             cluster.delete(ids)
@@ -121,9 +142,7 @@ def milvus_collections(servers):
         assert cluster.count() == 0
         return cluster
 
-    yield empty
-    for cluster in made.values():
-        cluster.close()
+    return empty
 
 
 def open_sharded(servers, bits, id_type="int64"):

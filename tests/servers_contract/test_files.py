@@ -33,10 +33,15 @@ def url(engine, tmp_path):
 
 @pytest.mark.parametrize("bits", [48, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_file_answers_as_the_index_does(url, tmp_path, bits):
-    ids, codes, metadata = sample(4000, bits)
-    logits = queries_for(codes, 6)
-    conditions = {None: 4000, "year >= 2005 AND NOT seen": 0, "label = 'dog' OR label IS NULL OR score > 1.5": 0}
-    conditions |= {"label LIKE 'c%' AND length(label) = 3 AND year IN (1991, 2001)": 0, "id < -40": 2}
+    ids, codes, metadata = sample(2000, bits)  # more than the candidates that are asked for first
+    logits = queries_for(codes, 4)
+    conditions = [
+        None,
+        "year >= 2005 AND NOT seen",
+        "label = 'dog' OR label IS NULL OR score > 1.5",
+        "label LIKE 'c%' AND length(label) = 3 AND year IN (1991, 2001)",
+        "id < -40",
+    ]
     with HashIndex.create(tmp_path / "index", bits) as index, create(url, bits=bits) as file:
 
         def same():
@@ -50,12 +55,12 @@ def test_a_file_answers_as_the_index_does(url, tmp_path, bits):
                     np.testing.assert_array_equal(there.distances, here.distances)
                     assert there.proven.all()
 
-        index.add(ids[:3500], codes[:3500], metadata[:3500])
+        index.add(ids[:1750], codes[:1750], metadata[:1750])
         same()
-        index.upsert(ids[3000:], codes[:1000], metadata[3000:])
-        index.delete(ids[:700])
+        index.upsert(ids[1500:], codes[:500], metadata[1500:])
+        index.delete(ids[:350])
         same()
-        index.delete(index.search(logits, 300).ids.ravel())
+        index.delete(index.search(logits, 150).ids.ravel())
         same()
 
 

@@ -104,6 +104,10 @@ def ask(address, stop, counts, wrong):
                     wrong.append((asked, hit))
 
 
+def generation(address):
+    return httpx.get(f"{address}/v1/collections", timeout=60).json()[0]["generation"]
+
+
 def megabytes(process):
     """What a service and its workers hold."""
     pids = [process.pid, *children(process.pid)]
@@ -114,8 +118,11 @@ def children(pid):
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
-def soak(path, seconds, *options, clients=8):
-    """Run it; what was counted, what was wrong, and megabytes after a fifth of the time and in the end."""
+def soak(path, seconds, *options, clients=8, requests=0, generations=0):
+    """Run it for so long, and until so many requests are answered beside so many writes.
+
+    What was counted, what was wrong, and megabytes after a fifth of the time and in the end.
+    """
     make(path)
     counts, wrong, stop = Counter(), [], threading.Event()
     counts["seconds"] = []
@@ -130,6 +137,8 @@ def soak(path, seconds, *options, clients=8):
         time.sleep(seconds / 5)
         early = megabytes(process)
         time.sleep(4 * seconds / 5)
+        while (counts[200] < requests or generation(address) < generations) and writer.is_alive() and not wrong:
+            time.sleep(0.1)
         late = megabytes(process)
         stop.set()
         for thread in threads:
@@ -137,7 +146,7 @@ def soak(path, seconds, *options, clients=8):
         writer_stops.set()
         writer.join(timeout=60)
         assert writer.exitcode == 0
-        counts["generations"] = httpx.get(f"{address}/v1/collections", timeout=60).json()[0]["generation"]
+        counts["generations"] = generation(address)
     assert process.returncode in (0, -signal.SIGTERM)
     return counts, wrong, early, late
 

@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from crovca.embedding.job import Job
 from crovca.embedding.pipeline import Advance, Worker, embed_shard, open_worker
 from crovca.errors import ConfigError, CrovcaError, WorkerError, needed
 
 Runner = Literal["local", "rank", "ray"]
-RUNNERS: tuple[Runner, ...] = get_args(Runner)
 
 _RAY_CPUS = 0.5  # of an actor: where actors hold every core, Ray's own tasks wait for ever
 _RANKS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))

@@ -7,7 +7,6 @@ ones, or means of several teachers' bits.
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -40,13 +39,6 @@ def batch_class_means(logits: Tensor, members: Tensor) -> Tensor:
     """
     sums = members.T @ logits.detach().float().mean(dim=0)
     return sums / members.sum(dim=0).clamp(min=1)[:, None]
-
-
-class Teacher(Protocol):
-    """Gives the students their targets. A stateful teacher is an ``nn.Module`` as well."""
-
-    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Targets (v, B, b) for logits (v, B, b) of the items ``rows`` (B,)."""
 
 
 class CrossView(nn.Module):

@@ -58,9 +58,7 @@ Terms = Annotated[list[Query], Field(min_length=1, max_length=16)]
 class SearchRequest(_Strict):
     """Several queries, each of several terms, are answered in one request."""
 
-    queries: Annotated[
-        list[Annotated[list[Query], Field(min_length=1, max_length=16)]], Field(min_length=1, max_length=256)
-    ]
+    queries: Annotated[list[Terms], Field(min_length=1, max_length=256)]
     k: Annotated[int, Field(ge=1, le=1000)] = 10
     where: Annotated[str, Field(max_length=10_000)] | None = Field(
         None, description="a SQL condition on id and metadata"

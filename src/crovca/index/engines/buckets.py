@@ -18,8 +18,6 @@ from crovca.codes import Codes
 from crovca.index.engines.base import CandidateEngine, Candidates, Groups
 from crovca.index.scoring import Float32, Float64, Int64
 
-MAX_BUCKET_BITS = 24
-
 
 class BucketEngine(CandidateEngine):
     """See the module. For codes of up to 24 bits, of which a good part is in use."""

@@ -17,12 +17,13 @@ from crovca.codes import Codes
 from crovca.index.engines.base import CandidateEngine, Candidates, Groups, any_equal
 from crovca.index.scoring import Float32, Float64
 
-MIN_SCAN_BITS = 8
-MAX_SCAN_BITS = 512  # the kernel adds at most 255 a nibble into 16 bits; beyond 1,028 bits that could overflow
-
 
 class ScanEngine(CandidateEngine):
-    """See the module. Distinct codes are scanned where they are at most half as many as the rows."""
+    """See the module. Distinct codes are scanned where they are at most half as many as the rows.
+
+    It takes codes of 8 to 512 bits: the kernel adds at most 255 a nibble into 16 bits, and beyond 1,028 bits that could
+    overflow.
+    """
 
     name: ClassVar[str] = "scan"
 
