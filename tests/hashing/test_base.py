@@ -39,6 +39,18 @@ def test_coordinates_are_the_principal_components_of_unit_vectors():
         np.testing.assert_allclose(inputs(torch.from_numpy(values * np.float32(factor))), found, atol=1e-3)
 
 
+def test_few_wide_rows_take_no_matrix_of_all_columns(monkeypatch):
+    values, _ = made(items=60, width=400)
+    solve, sizes = torch.linalg.eigh, []
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or solve(matrix))
+    found = fit_coordinates(values)(torch.from_numpy(values)).double().numpy()
+    assert sizes == [60]
+    unit = values.astype(np.float64) / np.linalg.norm(values, axis=1, keepdims=True)
+    centered = unit - unit.mean(axis=0)
+    ours, theirs = found @ found.T, centered @ centered.T  # 59 components: no product is lost
+    np.testing.assert_allclose(ours / ours.std(), theirs / theirs.std(), atol=1e-3)
+
+
 def test_coordinates_of_a_row_do_not_depend_on_the_rows_beside_it():
     values, _ = made(items=64)
     inputs = fit_coordinates(values)
@@ -135,6 +147,29 @@ def test_order_is_0_for_perfect_codes_and_punishes_shuffled_ones():
     learned = (0.1 * torch.randn(1, 64, 32, generator=generator)).requires_grad_()
     order(Batch(learned, learned, (8, 32), points=signs)).backward()
     assert learned.grad.abs().max() > 0
+
+
+def test_two_items_can_be_learned():
+    """A single product has no spread: the loss was NaN."""
+    values, _ = made(items=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codes = Hasher(16, epochs=2, device="cpu").fit(values).encode(values)
+    assert len(np.unique(codes.packed, axis=0)) == 2
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_bits_beyond_the_dimensions_that_there_are_are_not_rounding_errors(empty):
+    """Of 64 columns 6 dimensions are there: every bit says something, and an item's code is that of the item alone."""
+    values, _ = made(width=6)
+    random = np.random.default_rng(1)
+    mixed = values @ random.normal(size=(6, 64)).astype(np.float32)
+    items = np.pad(values, ((0, 0), (0, 58))) if empty else mixed
+    hasher = Hasher(64, epochs=2, device="cpu").fit(items)
+    bits = hasher.logits(items) > 0
+    assert not (bits.all(axis=0) | (~bits).all(axis=0)).any()
+    alone = np.concatenate([hasher.logits(items[row : row + 1]) > 0 for row in range(100)])
+    assert np.array_equal(alone, bits[:100])
 
 
 @pytest.mark.parametrize("labeled", [False, True])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from crovca.data.embeddings import Rows, evenly_spaced, mean_embedding, root_mean_square
 
 _COMPONENTS, _MOST_READ, _BLOCK = 256, 65536, 8192
+_NO_VARIANCE = 1e-6  # of the strongest component's: float32 cannot tell less from none
 _SMALLEST = 2.0**-126  # above 0 in float32; what is smaller may be taken for 0
 
 
@@ -93,7 +94,9 @@ def fit_coordinates(values: Rows) -> Coordinates:
     At most 65,536 evenly spaced items are read.
     """
     rows, width = evenly_spaced(len(values), _MOST_READ), int(values.shape[-1])
-    total, products, count = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width), 0
+    few = len(rows) * (values.shape[1] if len(values.shape) == 3 else 1) < width
+    total, count = torch.zeros(width, dtype=torch.float64), 0
+    parts, products = list[Tensor](), torch.zeros(0 if few else width, 0 if few else width)
     origin: Tensor | None = None  # near the mean, so that little cancels
     for start in range(0, len(rows), _BLOCK):
         block = torch.from_numpy(np.array(values[rows[start : start + _BLOCK]], np.float64)).reshape(-1, width)
@@ -101,11 +104,22 @@ def fit_coordinates(values: Rows) -> Coordinates:
         origin = unit.mean(dim=0) if origin is None else origin
         unit -= origin
         total += unit.sum(dim=0)
-        products.addmm_((part := unit.float()).T, part)  # small numbers by now: float32 holds them
+        part = unit.float()  # small numbers by now: float32 holds them
+        if few:
+            parts.append(part)
+        else:
+            products.addmm_(part.T, part)
         count += len(unit)
     assert origin is not None
     mean = total / count
-    spread, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean).float())
-    kept = min(_COMPONENTS, width, max(1, count - 1))
+    if few:  # the products of the items are the smaller matrix
+        centered = torch.cat(parts) - mean.float()
+        spread, vectors = torch.linalg.eigh(centered @ centered.T / count)
+    else:
+        spread, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean).float())
+    there = int((spread > _NO_VARIANCE * spread[-1]).sum())  # the others are rounding errors
+    kept = min(_COMPONENTS, max(1, there), max(1, count - 1))
     spread, components = spread.flip(0)[:kept].clamp(min=1e-24), vectors.flip(1)[:, :kept].T
+    if few:
+        components = F.normalize(components @ centered, dim=1)
     return Coordinates((origin + mean).float(), (components * spread.mean().rsqrt()).float().contiguous())

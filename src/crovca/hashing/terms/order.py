@@ -20,7 +20,7 @@ def order(batch: Batch) -> Tensor:
         raise ConfigError("the term 'order' needs a closed-form base: faithfulness must not be 'kinds'")
     logits, half = batch.logits[0], len(batch.points) // 2
     products = batch.points[:half] @ batch.points[half:].T
-    weight = (products / products.std().clamp(min=1e-12)).clamp(max=4).exp()
+    weight = (products / products.std(correction=0).clamp(min=1e-12)).clamp(max=4).exp()
     squares = (weight * products.square()).sum().clamp(min=1e-12)
     soft = torch.tanh(logits[:half] / 2)
     smooth = torch.tanh(logits[half:] / logits.detach().square().mean(dim=0).sqrt().clamp(min=1e-12))
