@@ -47,8 +47,9 @@ _TERM = "toInt64({step}) * bitCount(bitAnd(bitXor(code[{at}], toUInt64({word})),
 _SETTINGS = {
     "final": 1, "default_table_engine": "'ReplacingMergeTree'", "timeout_before_checking_execution_speed": 0,
     "max_insert_block_size": 2**40, "min_insert_block_size_rows": 2**40, "lightweight_deletes_sync": 2,
-    "cast_keep_nullable": 1, "date_time_overflow_behavior": "'throw'",
+    "cast_keep_nullable": 1, "date_time_overflow_behavior": "'throw'", "session_timezone": "'Zulu'",
 }  # fmt: skip
+_NO_ZONE = "Zulu"  # UTC by a name that no data have: times without a zone come back with it
 _BOOLEAN = {"Bool", "UInt8", "Nullable(Bool)", "Nullable(UInt8)", "Nullable(Nothing)"}
 _YEARS = range(1900, 2300)
 _CLOSED = "the connection is closed"
@@ -159,7 +160,7 @@ class _Connection:
         *parts, last = command.rsplit("?", len(values))  # all else stands before the values
         command = "".join(f"{part}{_literal(value)}" for part, value in zip(parts, values, strict=True)) + last
         data = self.chdb.query(command, "ArrowStream").bytes()
-        return pa.ipc.open_stream(data).read_all() if data else pa.table({})
+        return _as_given(pa.ipc.open_stream(data).read_all()) if data else pa.table({})
 
     def close(self) -> None:
         if self.chdb is not None:
@@ -169,6 +170,15 @@ class _Connection:
 
 def _driver() -> Any:
     return needed("chdb", "chdb", "a ClickHouse folder")
+
+
+def _as_given(found: pa.Table) -> pa.Table:
+    """Times that were stored without a zone, without one again."""
+    kinds = [
+        pa.timestamp(field.type.unit) if pa.types.is_timestamp(field.type) and field.type.tz == _NO_ZONE else field.type
+        for field in found.schema
+    ]
+    return found.cast(pa.schema(list(zip(found.column_names, kinds, strict=True))))
 
 
 def _literal(value: int | str) -> str:
