@@ -23,6 +23,7 @@ folder open. ClickHouse has no transactions: a write is all or nothing, but new 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,12 +45,12 @@ from crovca.servers.state import PushState
 from crovca.servers.table import GIVEN, PART, TABLES, Ranking, TableServer, packed_words, words_of
 
 _TERM = "toInt64({step}) * bitCount(bitAnd(bitXor(code[{at}], toUInt64({word})), toUInt64({part})))"
+_NO_ZONE = "Zulu"  # UTC by a name that no data have: times without a zone are kept with it
 _SETTINGS = {
     "final": 1, "default_table_engine": "'ReplacingMergeTree'", "timeout_before_checking_execution_speed": 0,
     "max_insert_block_size": 2**40, "min_insert_block_size_rows": 2**40, "lightweight_deletes_sync": 2,
-    "cast_keep_nullable": 1, "date_time_overflow_behavior": "'throw'", "session_timezone": "'Zulu'",
+    "cast_keep_nullable": 1, "date_time_overflow_behavior": "'throw'", "session_timezone": f"'{_NO_ZONE}'",
 }  # fmt: skip
-_NO_ZONE = "Zulu"  # UTC by a name that no data have: times without a zone come back with it
 _BOOLEAN = {"Bool", "UInt8", "Nullable(Bool)", "Nullable(UInt8)", "Nullable(Nothing)"}
 _YEARS = range(1900, 2300)
 _CLOSED = "the connection is closed"
@@ -104,7 +105,7 @@ class ClickHouseServer(TableServer):
         words = pa.FixedSizeListArray.from_arrays(pa.array(words_of(rows.codes).ravel()), -(-self.bits // 64))
         arrays = [pa.array(rows.ids), words, pa.array(rows.digests), *metadata.columns]
         crovca_given = pa.Table.from_arrays(arrays, names=[*RESERVED, *metadata.column_names])
-        self._add_columns({name: kind for name, kind, *_ in self._do(f"DESCRIBE Python({GIVEN})")})
+        self._add_columns({name: _stored(kind) for name, kind, *_ in self._do(f"DESCRIBE Python({GIVEN})")})
         names = ", ".join(map(identifier, crovca_given.column_names))
         self._do(f"INSERT INTO {self._table} ({names}) SELECT {names} FROM Python({GIVEN})")
 
@@ -170,6 +171,13 @@ class _Connection:
 
 def _driver() -> Any:
     return needed("chdb", "chdb", "a ClickHouse folder")
+
+
+def _stored(kind: str) -> str:
+    """The type of a column: one of times without a zone gets ours, as ClickHouse would give it the machine's."""
+    return re.sub(
+        r"(DateTime64\(\d)\)", rf"\1, '{_NO_ZONE}')", re.sub(r"DateTime\b(?!\()", f"DateTime('{_NO_ZONE}')", kind)
+    )
 
 
 def _as_given(found: pa.Table) -> pa.Table:
