@@ -303,3 +303,16 @@ def test_doctor_says_what_is_there(tmp_path, capsys, monkeypatch):
     assert ended.value.code == 1
     assert "needed and not right: numpy>=2.2: 0.0.1, needed is >=2.2" in said
     assert "pip install 'crovca[serve]'" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"), [("PIL.Image", "pip install 'crovca[images]'"), ("crovca.x", "internal error")]
+)
+def test_a_package_that_is_not_installed_is_named_with_what_installs_it(capsys, monkeypatch, module, expected):
+    def demo(stage):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("crovca.archive.demo.run_demo", demo)
+    with pytest.raises(SystemExit) as ended:
+        main(["demo"])
+    assert ended.value.code == 1 and expected in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Metadata and ids stay what they were given as, or are refused by name."""
 
 import datetime as dt
+import sys
 from decimal import Decimal
 
 import numpy as np
@@ -13,7 +14,9 @@ from crovca.data.embeddings import as_embeddings
 from crovca.data.encoded import Encoded
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.ids import as_ids, id_hashes, tie_order
-from crovca.index.metadata import columns_of, read_table
+from crovca.index.metadata import columns_of, most_frequent, read_table
+from crovca.servers.rows import json_rows
+from tests.test_cli import run_json
 
 BERLIN = pa.timestamp("us", "Europe/Berlin")
 NOON = dt.datetime(2024, 7, 1, 12)
@@ -182,3 +185,31 @@ KNOWN = [
     [16467744205524398373, 5236422289148167227, 4226922219821352084],
     [2092789425003139053, 15730810857653219652, 9383850745235077329, 4170971699775747506, 4361001788201762662],
 ]
+
+
+def test_nanoseconds_are_shown_and_sent_as_microseconds_and_stay_in_the_index(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)  # Arrow asks for it, and it is not among our dependencies
+    at = 1_700_000_000_123_456_789
+    stamps = pa.array([at, None], pa.timestamp("ns", "UTC"))
+    columns = {
+        "at": stamps,
+        "clock": pa.array([123_456_789, None], pa.time64("ns")),
+        "took": pa.array([1_999, None], pa.duration("ns")),
+        "several": pa.array([[at], None], pa.list_(pa.timestamp("ns"))),
+        "inside": pa.array([{"at": at}, None], pa.struct([("at", pa.timestamp("ns"))])),
+    }
+    shown = dt.datetime(2023, 11, 14, 22, 13, 20, 123456)
+    with HashIndex.create(tmp_path / "index", bits=8) as index:
+        index.add([1, 2], Codes.from_bits(np.eye(2, 8, dtype=int)), columns)
+        found = index.search(np.ones((1, 8), np.float32), k=2)
+        row = next(row for row in found.to_list()[0] if row["id"] == 1)["metadata"]
+        assert row["at"].replace(tzinfo=None) == row["several"][0] == row["inside"]["at"] == shown
+        assert row["clock"] == dt.time(microsecond=123456) and row["took"] == dt.timedelta(microseconds=1)
+        assert index.get([1]).metadata.column("at").cast(pa.int64()).to_pylist() == [at]
+    index = tmp_path / "index"
+    said = run_json(capsys, "search", index, "--id", 2, "-k", 1)
+    assert said["results"][0]["hits"][0]["metadata"]["at"].startswith("2023-11-14 22:13:20.123456")
+    rows = json_rows(pa.table({"at": stamps}), "any")
+    assert rows == [{"at": "2023-11-14T22:13:20.123456+00:00"}, {}]
+    counted = [pa.table({"value": stamps.drop_null(), "items": [3]})]
+    assert most_frequent(counted, 1) == [(shown.replace(tzinfo=dt.UTC), 3)]

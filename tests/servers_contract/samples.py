@@ -78,6 +78,7 @@ class MemoryIndex:
     id_type: str = "int64"
     uuid: str = "index-1"
     generation: int = 0
+    digest: str = ""
     items: dict[Any, Any] = field(default_factory=dict)  # id -> (packed code, metadata)
 
     def __len__(self):

@@ -202,12 +202,14 @@ def test_dates_survive(make, kind):
         pytest.skip("a sharded table has the columns that it was made with")
     ids, codes, _ = sample(2, 13)
     moment = datetime.datetime(2001, 2, 3, 4, 5, 6, 789, tzinfo=datetime.UTC)
-    table = pa.table({"at": pa.array([moment, None], pa.timestamp("us", "UTC")), "day": [moment.date()] * 2})
+    plain = moment.replace(tzinfo=None)
+    columns = {"at": pa.array([moment, None], pa.timestamp("us", "UTC")), "day": [moment.date()] * 2}
     cluster = make(13)
-    cluster.upsert(ids, codes, table)
+    for _ in range(2):  # what is there keeps its type, so that it can be written again
+        cluster.upsert(ids, codes, pa.table({**columns, "plain": [plain, plain]}))
     found = cluster.get(ids).metadata.to_pylist()
     if kind in ("milvus", "sqlite", "qdrant"):
-        assert found[0] == {"at": moment.isoformat(), "day": "2001-02-03"}
+        assert found[0] == {"at": moment.isoformat(), "day": "2001-02-03", "plain": plain.isoformat()}
     else:
-        assert found[0] == {"at": moment, "day": moment.date()}
+        assert found[0] == {"at": moment, "day": moment.date(), "plain": plain}
     assert found[1]["at"] is None

@@ -93,11 +93,54 @@ def test_the_engines_formula_gives_the_indexs_distances(tmp_path, engine, metric
         expected = index.search(asked, 60, metric=metric)
     body, constant = query_for(engine, logits, 7, metric=metric)
     scores = EVALUATORS[engine](tmp_path / "out", body)
-    assert min(scores.values()) > -1e-6  # Elasticsearch and OpenSearch refuse negative scores
+    assert min(scores.values()) >= 0  # Elasticsearch and OpenSearch refuse negative scores
     distances = {id: constant - score for id, score in scores.items()}
     found = [distances[str(id)] for id in expected.ids[0]]
     np.testing.assert_allclose(found, expected.distances[0], rtol=1e-5, atol=1e-5)
     assert 7 in body.values()  # k
+
+
+@pytest.mark.parametrize("engine", TARGETS)
+def test_no_score_is_negative_where_an_engine_adds_in_32_bits(engine):
+    chance = np.random.default_rng(0)
+    for bits in (8, 16, 64, 256, 1000):
+        for logits in chance.normal(size=(50, bits)).astype(np.float32) * 10 ** chance.uniform(-3, 3):
+            body, _ = query_for(engine, logits)
+            given = body["query"]["script_score"]["script"]["params"] if "query" in body else {}
+            weights = np.array(given.get("weights") or body["input.query(weights)"], np.float32)
+            farthest = weights[weights < 0]  # the item whose bits are all wrong
+            for order in (np.sort(farthest), np.sort(farthest)[::-1], chance.permutation(farthest)):
+                total = np.add.accumulate(order, dtype=np.float32)[-1:].sum(dtype=np.float32)
+                shift = given.get("shift", body.get("input.query(shift)"))
+                assert np.float32(total) + np.float32(shift) >= 0
+                assert float(total) + shift < 1e-3 * np.abs(weights).sum()
+
+
+def test_files_are_small_enough_for_a_bulk_request_and_long_texts_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("crovca.servers.export._FILE_BYTES", 3_000)
+    texts = ["w" * 40_000, *("x" * 200 for _ in range(40))]
+    with HashIndex.create(tmp_path / "index", 16) as index:
+        index.add(np.arange(41), Codes.from_bits(np.eye(41, 16, dtype=bool)), {"text": texts})
+        for engine in TARGETS:
+            done = export(index, engine, tmp_path / engine)
+            sizes = {file.name: file.stat().st_size for file in (tmp_path / engine).glob("items-*.ndjson")}
+            assert sorted(sizes) == done.files and len(sizes) > 3
+            assert sorted(sizes.values())[-2] <= 3_000  # an item alone may be larger
+            assert len(list(lines_of(tmp_path / engine))) == (41 if engine == "vespa" else 82)
+            firsts = [file.read_text().splitlines()[0] for file in (tmp_path / engine).glob("items-*.ndjson")]
+            assert all(line.startswith(('{"index"', '{"put"')) for line in firsts)  # no item is cut in two
+    for engine in ("elasticsearch", "opensearch"):  # a longer term is an error there
+        properties = json.loads((tmp_path / engine / "index.json").read_text())["mappings"]["properties"]
+        assert properties["text"] == {"type": "keyword", "ignore_above": 8191}
+
+
+@pytest.mark.parametrize("id", ["", "ü" * 257])
+def test_an_id_that_an_engine_refuses_is_refused_here(tmp_path, id):
+    with HashIndex.create(tmp_path / "index", 16) as index:
+        index.add([id, "a"], Codes.from_bits(np.eye(2, 16, dtype=bool)))
+        with pytest.raises(InvalidInputError, match="expected 1 to 512"):
+            export(index, "elasticsearch", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 def test_metadata_get_the_engines_types(tmp_path, capsys):
@@ -138,10 +181,11 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(tmp_path, capsys
         assert not (tmp_path / "out").exists()
         with pytest.raises(ConfigError, match="not for 'solr'"):
             export(index, "solr", tmp_path / "out")
-    with HashIndex.create(tmp_path / "named", 16) as index:
-        index.add(["a"], Codes.from_bits(np.eye(1, 16, dtype=bool)), {"a b": [1]})
-        with pytest.raises(InvalidInputError, match="'a b' has a name"):
-            export(index, "elasticsearch", tmp_path / "out")
+    for name in ("a b", "_id", "word0", "documentid"):  # what one of them keeps for itself
+        with HashIndex.create(tmp_path / name, 16) as index:
+            index.add(["a"], Codes.from_bits(np.eye(1, 16, dtype=bool)), {name: [1]})
+            with pytest.raises(InvalidInputError, match=f"'{name}' has a name"):
+                export(index, "elasticsearch", tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep me")
     asked = ("index", "export", tmp_path / "index", "--for", "vespa", "-o", tmp_path / "out", "--force")

@@ -1,6 +1,7 @@
 """What is special to databases that are files: the index's answers, names, conditions, bad files."""
 
 import datetime
+import os
 import shutil
 import subprocess
 import sys
@@ -345,6 +346,21 @@ def test_what_is_special_to_clickhouse(tmp_path):
     (tmp_path / "file").write_text("a")
     with pytest.raises(ServerError, match="cannot open"):
         create(f"chdb://{tmp_path}/file?table=items", bits=8)
+    moments = {"at": [datetime.datetime(2020, 7, 1, 12)] * 3}
+    for zone in ("UTC", "America/New_York", "UTC"):  # of the machine: it is no part of a time that has none
+        command = (
+            f"import datetime, numpy as np, pyarrow as pa; from crovca.servers.connection import connect\n"
+            f"from tests.servers_contract.samples import sample; ids, codes, _ = sample(3, 8)\n"
+            f"with connect({url!r}) as folder:\n"
+            f"    folder.upsert(ids, codes, pa.table({moments!r}))\n"
+            f"    found = folder.get(ids).metadata.column('at').to_pylist()\n"
+            f"    assert found == {moments['at']!r}, found\n"
+            f"    for where in (\"at = TIMESTAMP '2020-07-01 12:00:00'\", \"at < '2020-07-01 12:00:01'\"):\n"
+            f"        assert folder.search(np.ones((1, 8)), where=where).ids.shape == (1, 3)\n"
+        )
+        asked = {**os.environ, "TZ": zone, "PYTHONPATH": os.pathsep.join(sys.path)}
+        found = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, env=asked)
+        assert found.returncode == 0, (zone, found.stderr)
     with connect(url) as folder:
         assert folder.count() == 3
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from crovca import Codes, HashIndex
 from crovca.errors import InvalidInputError, ServerError
 from crovca.servers.connection import connect, create
 from crovca.servers.push import push, push_to
@@ -240,6 +242,21 @@ def test_columns_that_come_later_and_go(servers):
         with pytest.raises(ServerError, match='column "a" is of type bigint but expression is of type text'):
             push(index, cluster)
         assert contents(cluster) == before
+
+
+def test_a_copy_that_was_written_to_since_is_pushed_though_it_has_as_many_items_and_writes(tmp_path):
+    """An index restored from a copy, then given other items: generation and number are those of what was pushed."""
+    url = f"duckdb://{tmp_path}/codes.duckdb?table=codes"
+    codes = Codes.from_bits(np.eye(3, 16, dtype=bool))
+    HashIndex.create(tmp_path / "index", 16).close()
+    shutil.copytree(tmp_path / "index", tmp_path / "copy")
+    for name, ids in (("index", [1, 2, 3]), ("copy", [4, 5, 6])):
+        with HashIndex.open(tmp_path / name, writable=True) as index:
+            index.add(ids, codes)
+            done = push_to(index, url)
+            assert not done.unchanged and push_to(index, url).unchanged
+        with connect(url) as database:
+            assert sorted(np.concatenate(list(database.stored_ids())).tolist()) == ids
 
 
 def test_the_state_of_a_newer_version_is_refused():

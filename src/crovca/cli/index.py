@@ -249,7 +249,10 @@ def push(
         bool, Option("--force", help="Take over a table or collection that holds another index's items.")
     ] = False,
     embeddings: Annotated[
-        bool, Option("--embeddings", help="Push the kept embeddings along, for search(rescore=) there.")
+        bool,
+        Option(
+            "--embeddings", help="Push the kept embeddings along, for rescoring there; a push without removes them."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:

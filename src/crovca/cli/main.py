@@ -30,9 +30,11 @@ from crovca.cli import (
     train,
 )
 from crovca.cli.output import notes_for_warnings, stderr
-from crovca.errors import CrovcaError
+from crovca.errors import CrovcaError, MissingDependencyError
 
 _INTERRUPTED = 130
+_EXTRAS = {"PIL": ("pillow", "images"), "matplotlib": ("matplotlib", "report"), "openTSNE": ("openTSNE", "report")}
+"""Modules that are imported where they are used, whoever uses them: their package, and the extra that installs it."""
 
 app = typer.Typer(
     name="crovca",
@@ -110,8 +112,15 @@ def _run(arguments: list[str]) -> int:
             error, "not enough memory; .npy files and stores are memory-mapped, and fewer queries at once take less", 1
         )
     except Exception as error:
-        where = f"{type(error).__name__}: {error}"
-        return _fail(error, f"internal error: {where} (set CROVCA_DEBUG=1 for a traceback; please report it)", 1)
+        return _unexpected(error, arguments)
+
+
+def _unexpected(error: Exception, arguments: list[str]) -> int:
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if module in _EXTRAS:
+        return _fail(error, str(MissingDependencyError(*_EXTRAS[module], f"'crovca {arguments[0]}'")), 1)
+    where = f"{type(error).__name__}: {error}"
+    return _fail(error, f"internal error: {where} (set CROVCA_DEBUG=1 for a traceback; please report it)", 1)
 
 
 def _interrupted(error: BaseException, arguments: list[str]) -> int:

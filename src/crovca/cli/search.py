@@ -15,6 +15,7 @@ from typer import Argument, Option
 from crovca.cli.index import parse_ids
 from crovca.cli.options import Device, Force, Json, open_embeddings
 from crovca.cli.output import Console, answer, counted, emit_json, note, say, stdout
+from crovca.data.columns import rows_of
 from crovca.errors import ConfigError, printable
 from crovca.files import check_output, write_json
 from crovca.index.engines.choice import ENGINES, check_engine
@@ -219,7 +220,7 @@ def _write_page(
     for number, (name, ids, distances, metadata) in enumerate(
         zip(names, found.ids.tolist(), found.distances, rows, strict=True)
     ):
-        facts: list[dict[str, Any]] = [{}] * len(ids) if metadata is None else metadata.to_pylist()
+        facts: list[dict[str, Any]] = [{}] * len(ids) if metadata is None else rows_of(metadata)
         pictures = [
             Picture(str(id), f"{distance:.4g}", {key: row[key] for key in columns_to_show(list(row))})
             for id, distance, row in zip(ids, distances, facts, strict=True)
@@ -284,7 +285,7 @@ def _as_json(
 ) -> dict[str, Any]:
     results = []
     for name, ids, distances, metadata in zip(names, found.ids, found.distances, rows, strict=True):
-        columns = [{}] * len(ids) if metadata is None else metadata.to_pylist()
+        columns = [{}] * len(ids) if metadata is None else rows_of(metadata)
         hits = [
             {"id": one, "distance": float(distance), **({"metadata": row} if row else {})}
             for one, distance, row in zip(ids.tolist(), distances, columns, strict=True)
@@ -309,7 +310,7 @@ def _print_results(name: str, ids: Any, distances: Any, metadata: Any) -> None:
     # An id is wanted whole: on a narrow terminal the other columns give way first, then it goes on in a second line.
     longest = max(map(len, texts), default=0)
     table.add_column("id", overflow="fold", min_width=max(2, min(longest, stdout.width - len("distance  "))))
-    rows = [{}] * len(ids) if metadata is None else metadata.to_pylist()
+    rows = [{}] * len(ids) if metadata is None else rows_of(metadata)
     columns = [] if metadata is None else columns_to_show(metadata.column_names)
     columns = [column for column in columns if any(row[column] is not None for row in rows)]
     for column in columns:

@@ -6,13 +6,16 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from crovca.errors import CrovcaWarning, FileFormatError, StorageError
 from crovca.files import open_regular
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ID_NAMES, LABEL_NAMES = ("ids", "id"), ("labels", "label")
 """What ids and labels are called in files, the usual name first."""
@@ -149,3 +152,29 @@ def _is_nested(kind: Any) -> bool:
 
     lists = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
     return any(getattr(types, f"is_{name}")(kind) for name in lists)
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    """A table's rows as Python's values, (n,); times are cut to microseconds, which is what ``datetime`` has."""
+    import pyarrow as pa
+
+    kinds = pa.schema([(field.name, _in_microseconds(field.type)) for field in table.schema])
+    rows: list[dict[str, Any]] = (table if kinds == table.schema else table.cast(kinds, safe=False)).to_pylist()
+    return rows
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if types.is_time64(kind):
+        return pa.time64("us")
+    if types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if types.is_list(kind):
+        return pa.list_(_in_microseconds(kind.value_type))
+    if types.is_struct(kind):
+        return pa.struct([(field.name, _in_microseconds(field.type)) for field in kind])
+    return kind

@@ -209,6 +209,11 @@ class HashIndex(Reader):
         return self._state.manifest.uuid
 
     @property
+    def digest(self) -> str:
+        """Of everything in this generation: another one where a copy of the index was written to since."""
+        return self._state.manifest.digest()
+
+    @property
     def encoder(self) -> dict[str, Any] | None:
         """What makes embeddings of queries, if it was told."""
         return self._state.manifest.encoder

@@ -179,8 +179,14 @@ class Manifest:
 
     def save(self, index: Path) -> None:
         """Put this manifest in the old one's place: the moment at which a write has happened."""
-        content = {"format_version": FORMAT_VERSION, "kind": "crovca index", **asdict(self)}
-        write_json(index / _NAME, {**content, "sha256": _digest(content)})
+        write_json(index / _NAME, {**self._content(), "sha256": self.digest()})
+
+    def digest(self) -> str:
+        """SHA-256 of all it says, the checksums of every file among it."""
+        return _digest(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION, "kind": "crovca index", **asdict(self)}
 
     @classmethod
     def load(cls, index: Path) -> Manifest:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from crovca.data.columns import rows_of
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
 from crovca.ids import as_ids
 from crovca.index.conditions import DEFAULT_TIMEOUT, check_boolean, checked_condition, refuse, took_too_long
@@ -482,7 +483,7 @@ def count_values(file: Path, column: str, wanted: npt.NDArray[np.bool_] | None) 
             if wanted is not None:
                 start, values = start + len(values), values.filter(pa.array(wanted[start : start + len(values)]))
             if pa.types.is_nested(values.type):
-                values = pa.chunked_array([pa.array(map(str, values.drop_null().to_pylist()), pa.large_string())])
+                values = pa.chunked_array([pa.array(map(str, _values(values.drop_null())), pa.large_string())])
             counted = values.drop_null().value_counts()
             found, counts = counted.field("values"), counted.field("counts")
             yield pa.table({"value": found.dictionary_decode() if pa.types.is_dictionary(found.type) else found,
@@ -495,7 +496,11 @@ def most_frequent(counted: Sequence[pa.Table], most: int) -> list[tuple[Any, int
         return []
     table = pa.concat_tables(counted).group_by("value").aggregate([("items", "sum")])
     found = table.take(pc.select_k_unstable(table, most, [("items_sum", "descending"), ("value", "ascending")]))
-    return list(zip(found["value"].to_pylist(), found["items_sum"].to_pylist(), strict=True))
+    return list(zip(_values(found["value"]), found["items_sum"].to_pylist(), strict=True))
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    return [row["value"] for row in rows_of(pa.table({"value": column}))]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.codes import Codes
+from crovca.data.columns import rows_of
 
 Row = dict[str, Any]
 
@@ -49,7 +50,7 @@ class _Results:
             for one, distance in zip(self.ids.ravel().tolist(), self.distances.ravel().tolist(), strict=True)
         ]
         if table is not None:
-            for row, values in zip(rows, table.to_pylist(), strict=True):
+            for row, values in zip(rows, rows_of(table), strict=True):
                 row["metadata"] = values
         return rows
 

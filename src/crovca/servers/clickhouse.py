@@ -23,6 +23,7 @@ folder open. ClickHouse has no transactions: a write is all or nothing, but new 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,10 +45,11 @@ from crovca.servers.state import PushState
 from crovca.servers.table import GIVEN, PART, TABLES, Ranking, TableServer, packed_words, words_of
 
 _TERM = "toInt64({step}) * bitCount(bitAnd(bitXor(code[{at}], toUInt64({word})), toUInt64({part})))"
+_NO_ZONE = "Zulu"  # UTC by a name that no data have: times without a zone are kept with it
 _SETTINGS = {
     "final": 1, "default_table_engine": "'ReplacingMergeTree'", "timeout_before_checking_execution_speed": 0,
     "max_insert_block_size": 2**40, "min_insert_block_size_rows": 2**40, "lightweight_deletes_sync": 2,
-    "cast_keep_nullable": 1, "date_time_overflow_behavior": "'throw'",
+    "cast_keep_nullable": 1, "date_time_overflow_behavior": "'throw'", "session_timezone": f"'{_NO_ZONE}'",
 }  # fmt: skip
 _BOOLEAN = {"Bool", "UInt8", "Nullable(Bool)", "Nullable(UInt8)", "Nullable(Nothing)"}
 _YEARS = range(1900, 2300)
@@ -103,7 +105,7 @@ class ClickHouseServer(TableServer):
         words = pa.FixedSizeListArray.from_arrays(pa.array(words_of(rows.codes).ravel()), -(-self.bits // 64))
         arrays = [pa.array(rows.ids), words, pa.array(rows.digests), *metadata.columns]
         crovca_given = pa.Table.from_arrays(arrays, names=[*RESERVED, *metadata.column_names])
-        self._add_columns({name: kind for name, kind, *_ in self._do(f"DESCRIBE Python({GIVEN})")})
+        self._add_columns({name: _stored(kind) for name, kind, *_ in self._do(f"DESCRIBE Python({GIVEN})")})
         names = ", ".join(map(identifier, crovca_given.column_names))
         self._do(f"INSERT INTO {self._table} ({names}) SELECT {names} FROM Python({GIVEN})")
 
@@ -159,7 +161,7 @@ class _Connection:
         *parts, last = command.rsplit("?", len(values))  # all else stands before the values
         command = "".join(f"{part}{_literal(value)}" for part, value in zip(parts, values, strict=True)) + last
         data = self.chdb.query(command, "ArrowStream").bytes()
-        return pa.ipc.open_stream(data).read_all() if data else pa.table({})
+        return _as_given(pa.ipc.open_stream(data).read_all()) if data else pa.table({})
 
     def close(self) -> None:
         if self.chdb is not None:
@@ -169,6 +171,22 @@ class _Connection:
 
 def _driver() -> Any:
     return needed("chdb", "chdb", "a ClickHouse folder")
+
+
+def _stored(kind: str) -> str:
+    """The type of a column: one of times without a zone gets ours, as ClickHouse would give it the machine's."""
+    return re.sub(
+        r"(DateTime64\(\d)\)", rf"\1, '{_NO_ZONE}')", re.sub(r"DateTime\b(?!\()", f"DateTime('{_NO_ZONE}')", kind)
+    )
+
+
+def _as_given(found: pa.Table) -> pa.Table:
+    """Times that were stored without a zone, without one again."""
+    kinds = [
+        pa.timestamp(field.type.unit) if pa.types.is_timestamp(field.type) and field.type.tz == _NO_ZONE else field.type
+        for field in found.schema
+    ]
+    return found.cast(pa.schema(list(zip(found.column_names, kinds, strict=True))))
 
 
 def _literal(value: int | str) -> str:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,10 @@ from crovca.index.index import HashIndex
 from crovca.index.scoring import BitScorer
 from crovca.servers.rows import ServerRows, json_rows
 
-_ITEMS = 50_000  # in a file
+_ITEMS = 50_000  # read at a time
+_FILE_BYTES = 8_000_000  # a bulk request may have 100 MB, of some services 10
+_ID_BYTES = 512  # Elasticsearch and OpenSearch take no longer ids
+_KEYWORD = 8191  # characters of 4 bytes at most: a term may have 32,766 bytes
 _MARKER = "query.json"
 _K = 10
 
@@ -69,30 +72,27 @@ def export(index: HashIndex, engine: str, path: Path, *, force: bool = False) ->
 
     Raises:
         ConfigError: an unknown engine.
-        InvalidInputError: metadata that servers do not hold, NaN or infinity among them.
+        InvalidInputError: metadata that servers do not hold, NaN or infinity among them, or an id that they refuse.
         OutputExistsError: something else stands at ``path``.
     """
     target = get_target(engine)
     check_output(path, force=force, marker=_MARKER)
-    view, names, items = index.view(), [], 0
+    view, items = index.view(), 0
     columns: dict[str, pa.DataType] = {}
-    with atomic_directory(path, new=not force) as folder:
-        for number, part in enumerate(view.batches(_ITEMS)):
+    with atomic_directory(path, new=not force) as folder, _Parts(folder) as parts:
+        for part in view.batches(_ITEMS):
             rows = ServerRows.of(part.ids, part.codes, part.metadata, bits=view.bits, id_type=view.id_type or "string")
             columns |= {_name(field.name): field.type for field in rows.metadata.schema}
-            names.append(f"items-{number:05d}.ndjson")
-            with (folder / names[-1]).open("w", encoding="utf-8") as file:
-                codes = (code.tobytes() for code in rows.codes.packed)
-                for id, code, row in zip(rows.ids.tolist(), codes, json_rows(rows.metadata, engine), strict=True):
-                    file.writelines(
-                        f"{json.dumps(line, allow_nan=False)}\n" for line in target.item(str(id), code, row)
-                    )
+            codes = (code.tobytes() for code in rows.codes.packed)
+            for id, code, row in zip(rows.ids.tolist(), codes, json_rows(rows.metadata, engine), strict=True):
+                lines = target.item(_id(str(id)), code, row)
+                parts.write("".join(f"{json.dumps(line, allow_nan=False)}\n" for line in lines))
             items += len(rows)
         name, text = target.schema(view.bits, pa.schema(list(columns.items())))
         (folder / name).write_text(text, encoding="utf-8")
         write_json(folder / _MARKER, target.query([0.0] * view.bits, 0.0, _K))
         (folder / "README.md").write_text(_readme(engine, target, view.bits, items), encoding="utf-8")
-    return Export(items, names)
+    return Export(items, parts.names)
 
 
 def query_for(engine: str, logits: npt.ArrayLike, k: int = _K, *, metric: str = "bce") -> tuple[Row, float]:
@@ -100,7 +100,7 @@ def query_for(engine: str, logits: npt.ArrayLike, k: int = _K, *, metric: str = 
 
     Args:
         engine: a name of ``TARGETS``.
-        logits: (bits,) of the query; the first ones, where codes are to be cut.
+        logits: (bits,) of the query, as many as the index has bits.
         k: how many.
         metric: a score of ``crovca.metrics`` that needs codes alone.
 
@@ -111,7 +111,9 @@ def query_for(engine: str, logits: npt.ArrayLike, k: int = _K, *, metric: str = 
     values = np.asarray(logits, np.float32)
     scorer = BitScorer.of(metric, values[None], Codes(np.empty((0, -(-values.size // 8)), np.uint8), values.size))
     weights = scorer.weights[0].tolist()
-    shift = math.fsum(-weight for weight in weights if weight < 0)  # a score may not be negative
+    # A score may not be negative, not even by the rounding of an engine that adds in 32 bits.
+    shift = math.fsum(-weight for weight in weights if weight < 0)
+    shift += (len(weights) + 1) * 2.0**-23 * math.fsum(map(abs, weights))
     return get_target(engine).query(weights, shift, k), float(scorer.offsets[0]) + shift
 
 
@@ -122,11 +124,50 @@ def get_target(engine: str) -> Target:
     return TARGETS[engine]
 
 
-def _name(column: str) -> str:
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", column) or re.fullmatch("word[0-9]+", column):
+class _Parts:
+    """Lines in files ``items-00000.ndjson``, ... of about ``_FILE_BYTES`` each; what is written at once stays together.
+
+    Attributes:
+        names: of the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.names: list[str] = []
+        self._folder, self._bytes = folder, 0
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, text: str) -> None:
+        """Append, or begin the next file where this one would be too large."""
+        data = text.encode()
+        if self._file is None or self._bytes + len(data) > _FILE_BYTES:
+            self.__exit__()
+            self.names.append(f"items-{len(self.names):05d}.ndjson")
+            self._file, self._bytes = (self._folder / self.names[-1]).open("wb"), 0
+        self._bytes += self._file.write(data)
+
+
+def _id(id: str) -> str:
+    size = len(id.encode())
+    if not 0 < size <= _ID_BYTES:
         raise InvalidInputError(
-            f"the metadata column {column!r} has a name that not every engine takes; rename it: letters, digits and _, "
-            "and not word0, word1, ..."
+            f"the id {id[:40]!r} has {size} bytes, and not every engine takes it; expected 1 to {_ID_BYTES}: "
+            "build an index with other ids"
+        )
+    return id
+
+
+def _name(column: str) -> str:
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", column) or re.fullmatch("word[0-9]+|documentid|sddocname", column):
+        raise InvalidInputError(
+            f"the metadata column {column!r} has a name that not every engine takes; rename it: a letter, then "
+            "letters, digits and _, and not word0, word1, ..., documentid or sddocname"
         )
     return column
 
@@ -139,6 +180,7 @@ def _kind(kind: pa.DataType, names: dict[str, str]) -> str:
     """An engine's name of an Arrow type."""
     types = pa.types
     tests: dict[str, Callable[[pa.DataType], bool]] = {
+        "unsigned": types.is_uint64,
         "integer": types.is_integer, "number": types.is_floating, "boolean": types.is_boolean,
         "date": lambda one: types.is_timestamp(one) or types.is_date32(one),
     }  # fmt: skip
@@ -147,11 +189,22 @@ def _kind(kind: pa.DataType, names: dict[str, str]) -> str:
 
 # --- Elasticsearch ---
 
-_LUCENE = {"integer": "long", "number": "double", "boolean": "boolean", "date": "date", "text": "keyword"}
+_LUCENE = {
+    "unsigned": "unsigned_long",
+    "integer": "long",
+    "number": "double",
+    "boolean": "boolean",
+    "date": "date",
+    "text": "keyword",
+}
 
 
 def _lucene_fields(columns: pa.Schema) -> Row:
-    return {field.name: {"type": _kind(field.type, _LUCENE)} for field in columns}
+    fields: Row = {field.name: {"type": _kind(field.type, _LUCENE)} for field in columns}
+    for field in fields.values():
+        if field["type"] == "keyword":
+            field["ignore_above"] = _KEYWORD  # longer texts are kept, but no condition finds them
+    return fields
 
 
 def _elastic_schema(bits: int, columns: pa.Schema) -> tuple[str, str]:
@@ -216,29 +269,36 @@ def _opensearch_query(weights: list[float], shift: float, k: int) -> Row:
 
 # --- Vespa ---
 
-_VESPA = {"integer": "long", "number": "double", "boolean": "bool", "date": "string", "text": "string"}
+_VESPA = {
+    "unsigned": "long",
+    "integer": "long",
+    "number": "double",
+    "boolean": "bool",
+    "date": "string",
+    "text": "string",
+}
 
 
 def _vespa_schema(bits: int, columns: pa.Schema) -> tuple[str, str]:
-    fields = "".join(
-        f"    field {field.name} type {_kind(field.type, _VESPA)} {{ indexing: summary | attribute }}\n"
-        for field in columns
-    )
+    def field(name: str, kind: str, *lines: str) -> str:
+        body = "".join(f"      {line}\n" for line in lines or ("indexing: summary | attribute",))
+        return f"    field {name} type {kind} {{\n{body}    }}\n"
+
     size = _padded(bits)
+    code = field("code", f"tensor<int8>(x[{size // 8}])", "indexing: attribute | index", "attribute {",
+                 "  distance-metric: hamming", "}")  # fmt: skip
+    others = "".join(field(one.name, _kind(one.type, _VESPA)) for one in columns)
     text = f"""schema item {{
   document item {{
-    field id type string {{ indexing: summary | attribute }}
-    field code type tensor<int8>(x[{size // 8}]) {{
-      indexing: attribute | index
-      attribute {{ distance-metric: hamming }}
-    }}
-{fields}  }}
+{field("id", "string")}{code}{others}  }}
   rank-profile asymmetric {{
     inputs {{
       query(weights) tensor<float>(x[{size}])
       query(shift) double
     }}
-    first-phase {{ expression: sum(query(weights) * unpack_bits(attribute(code))) + query(shift) }}
+    first-phase {{
+      expression: sum(query(weights) * unpack_bits(attribute(code))) + query(shift)
+    }}
   }}
 }}
 """
@@ -255,32 +315,46 @@ def _vespa_query(weights: list[float], shift: float, k: int) -> Row:
         "yql": "select * from item where true",
         "hits": k,
         "ranking": "asymmetric",
+        "timeout": "60s",  # of half a second, as is usual, part of the items may be left out, and no error
+        "ranking.softtimeout.enable": False,
         "input.query(weights)": padded,
         "input.query(shift)": shift,
     }
 
 
+def _lucene_run(name: str) -> str:
+    return f"""{name} or newer:
+
+    curl -X PUT URL/codes -H 'Content-Type: application/json' --data-binary @index.json
+    for file in items-*.ndjson; do
+        curl -X POST URL/codes/_bulk -H 'Content-Type: application/x-ndjson' --data-binary @$file
+    done
+    curl -X POST URL/codes/_refresh
+    curl -X POST URL/codes/_search -H 'Content-Type: application/json' --data-binary @query.json
+
+A bulk request that failed in part says `"errors":true`. More than 10,000 results: `index.max_result_window`."""
+
+
 TARGETS = {
-    "elasticsearch": Target(
-        _elastic_schema,
-        _elastic_item,
-        _elastic_query,
-        "Elasticsearch 8.16 or newer: PUT /codes with index.json; POST each file to /codes/_bulk; POST query.json to "
-        "/codes/_search.",
-    ),
+    "elasticsearch": Target(_elastic_schema, _elastic_item, _elastic_query, _lucene_run("Elasticsearch 8.16")),
     "opensearch": Target(
         _opensearch_schema,
         _opensearch_item,
         _opensearch_query,
-        "OpenSearch 2.16 or newer: PUT /codes with index.json; POST each file to /codes/_bulk; POST query.json to "
-        "/codes/_search. Candidates by Hamming distance: a knn query on the field code.",
+        _lucene_run("OpenSearch 2.16") + " Candidates by\nHamming distance: a knn query on the field code.",
     ),
     "vespa": Target(
         _vespa_schema,
         _vespa_item,
         _vespa_query,
-        "Vespa 8.250 or newer: put item.sd among the schemas of an application, `vespa feed` each file, POST "
-        "query.json to /search/. Candidates by Hamming distance: nearestNeighbor on the field code.",
+        """Vespa 8.250 or newer: put item.sd among the `schemas` of an application whose services.xml has
+`<document type="item" mode="index"/>`, deploy it, and:
+
+    for file in items-*.ndjson; do vespa feed $file; done
+    curl -X POST URL/search/ -H 'Content-Type: application/json' --data-binary @query.json
+
+More than 400 results: `maxHits` in a query profile. On several content nodes, exact where `top-k-probability` is 1.
+Candidates by Hamming distance: nearestNeighbor on the field code.""",
     ),
 }
 

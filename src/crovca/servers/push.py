@@ -117,9 +117,8 @@ def _push(
     before, stored = cluster.read_push(), cluster.count()
     if not force:
         _refuse_another(index, before, stored)
-    state = PushState(index.uuid, index.generation, batch_size, embeddings=embeddings)
-    same = None if before is None else (before.index, before.generation, before.embeddings)
-    if before is not None and same == (state.index, state.generation, embeddings):
+    state = PushState(index.uuid, index.generation, batch_size, embeddings=embeddings, digest=index.digest)
+    if before is not None and state == replace(before, batch_size=batch_size, batches=0, complete=False):
         if before.complete and stored == len(index):
             progress(len(index), len(index))
             return PushResult(len(index), 0, 0, 0, True)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crovca.codes import Codes
+from crovca.data.columns import rows_of
 from crovca.errors import InvalidInputError
 
 IdType = Literal["int64", "string"]
@@ -102,7 +103,7 @@ def json_rows(metadata: pa.Table, server: str) -> list[dict[str, Any]]:
     Raises:
         InvalidInputError: NaN or infinity, which the server cannot hold.
     """
-    rows: list[dict[str, Any]] = metadata.to_pylist()
+    rows = rows_of(metadata)
     for row in rows:
         for name, value in list(row.items()):
             if value is None:

@@ -21,6 +21,7 @@ class PushState:
         batches: how many batches of that state are on the server.
         complete: whether all of it is, and nothing else.
         embeddings: whether kept embeddings are pushed along.
+        digest: of that state: copies of one index that were written to since may have the same generation.
     """
 
     index: str
@@ -29,6 +30,7 @@ class PushState:
     batches: int = 0
     complete: bool = False
     embeddings: bool = False
+    digest: str = ""
 
     def to_json(self) -> str:
         """As text."""

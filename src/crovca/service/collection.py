@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crovca.archive.folder import MARKER
+from crovca.data.columns import rows_of
 from crovca.data.embeddings import unit_rows
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.files import atomic_file
@@ -443,7 +444,7 @@ def _hits(view: View, ids: npt.NDArray[Any], distances: npt.NDArray[np.float32])
     if not len(ids):
         return []
     table = view.get(ids).metadata
-    rows = [{}] * len(ids) if table is None else table.to_pylist()
+    rows = [{}] * len(ids) if table is None else rows_of(table)
     return [
         Hit(one, float(distance), {name: plain(value) for name, value in row.items() if value is not None})
         for one, distance, row in zip(ids.tolist(), distances, rows, strict=True)
