@@ -51,6 +51,10 @@ export function nearest(distances, k) {
 }
 
 if (globalThis.process?.argv[1]?.endsWith("search.mjs")) {
+  if (process.argv.length !== 6) {
+    console.error("usage: node search.mjs GRAPH.onnx ITEMS.bin QUERIES.f32 K");
+    process.exit(2);
+  }
   const { readFile } = await import("node:fs/promises");
   const [graph, items, queries] = await Promise.all(process.argv.slice(2, 5).map((path) => readFile(path)));
   const { codes, logits, bits } = await encode(graph, new Float32Array(new Uint8Array(queries).buffer));

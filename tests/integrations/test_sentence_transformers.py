@@ -88,7 +88,7 @@ def test_saved_and_loaded_it_is_the_same_without_trusting_anybody(library, model
         library.load(tmp_path / "coder", device="cpu")
 
 
-def test_what_does_not_fit_is_refused(library, model, hasher):
+def test_what_does_not_fit_is_refused(library, model, hasher, tmp_path):
     other = Hasher(bits=8, epochs=1, device="cpu").fit(np.random.default_rng(0).normal(size=(60, 5)).astype("f4"))
     with pytest.raises(ConfigError, match=r"embeddings of 32 numbers, the hasher takes 5"):
         library.with_codes(model, other)
@@ -96,6 +96,9 @@ def test_what_does_not_fit_is_refused(library, model, hasher):
         library.with_codes(model, hasher, bits=25)
     with pytest.raises(ConfigError, match="an encoder of its own"):
         library.HashCoderModule(Hasher.for_images("nowhere", bits=8))
+    model.save_pretrained(str(tmp_path / "plain"))
+    with pytest.raises(ConfigError, match="plain: a model without codes"):
+        library.load(tmp_path / "plain", device="cpu")
 
 
 def test_texts_and_images_of_a_clip_model_have_codes_in_common(library, tmp_path):

@@ -124,5 +124,11 @@ def load(path: str | Path, **options: Any) -> SentenceTransformer:
 
     Raises:
         FileFormatError: the hasher is damaged.
+        ConfigError: the model has no codes.
     """
-    return _Known(str(path), **options)
+    model = _Known(str(path), **options)
+    if not any(isinstance(module, HashCoderModule) for module in model):
+        raise ConfigError(
+            f"{path}: a model without codes; give one that with_codes(model, hasher) made, or give it some"
+        )
+    return model
