@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -177,8 +178,9 @@ class Collection:
         """The items nearest to all terms together.
 
         One id alone is searched by its code (Hamming distance), and left out of its own answer; everything else by
-        logits (binary cross-entropy), an item's being +1 and -1. With ``rescore``, so many times the wanted number of
-        items are found by bits, and ordered by the cosine of their kept embeddings with the terms'.
+        logits (binary cross-entropy), an item's being +1 and -1. With ``rescore``, so many times ``offset + k`` items
+        are found by bits, as ``HashIndex.search`` does, and ordered by the cosine of their kept embeddings with the
+        terms'.
 
         Raises:
             InvalidInputError: no terms, an unknown id, a condition or number that cannot be used; no embeddings to
@@ -194,6 +196,7 @@ class Collection:
         view = self._now()
         started = time.perf_counter()
         wanted = offset + k + 1
+        candidates = (1 if rescore is None else rescore) * (offset + k)
         own = self._id(terms[0].value) if len(terms) == 1 and terms[0].kind == "id" and terms[0].weight > 0 else None
         if own is not None and rescore is None:
             found = view.neighbors_of([own], wanted, where=where, bits=bits)
@@ -203,13 +206,16 @@ class Collection:
             logits = weights @ np.stack([logits for logits, _ in queries]) / len(terms)
             rescoring: dict[str, Any] = {}
             if rescore is not None:
-                if not 1 <= rescore * (wanted + 1) <= _MOST_FLOATS:
+                if not 1 <= candidates <= _MOST_FLOATS:
                     raise InvalidInputError(
                         f"rescoring reads up to {_MOST_FLOATS:,} embeddings; rescore={rescore} of {offset + k:,} items "
                         "would be more"
                     )
                 embedding = weights @ _unit_rows_of(view, [embedding for _, embedding in queries])
-                rescoring = {"embeddings": embedding[None], "rescore": rescore}
+                share = (math.ceil(candidates) - 0.5) / (
+                    wanted + 1
+                )  # of what is asked for: so many candidates when rounded up
+                rescoring = {"embeddings": embedding[None], "rescore": max(1.0, share)}
             found = view.search(logits[None], wanted + 1, where=where, bits=bits, **rescoring)
         others = found.ids[0] != own if own is not None else np.ones(found.ids.shape[1], bool)
         ids, distances = found.ids[0][others][:wanted], found.distances[0][others][:wanted]
@@ -219,7 +225,7 @@ class Collection:
         shown = slice(offset, offset + k)
         hits = _hits(view, ids[shown], distances[shown])
         elapsed = 1000 * (time.perf_counter() - started)
-        exact = rescore is None or rescore * (wanted + 1) >= view.items
+        exact = rescore is None or candidates >= view.items
         return Answer(hits, len(ids) > offset + k, found.metric, exact, elapsed, view.generation)
 
     def compare_lengths(self, terms: Sequence[Term], k: int = 10, *, where: str | None = None) -> list[dict[str, Any]]:
@@ -228,7 +234,7 @@ class Collection:
         about = self.describe()
         rows = []
         for length in [*about["lengths"], *([None] if about["embedding_bytes"] else [])]:
-            asked: dict[str, Any] = {"bits": length} if length else {"rescore": FLOATS / (k + 2)}
+            asked: dict[str, Any] = {"bits": length} if length else {"rescore": max(1.0, FLOATS / k)}
             answer = self.search(terms, k, where=where, **asked)
             size = -(-length // 8) if length else about["embedding_bytes"]
             rows.append({"bits": length, "bytes": size, "milliseconds": answer.milliseconds, "hits": answer.hits})

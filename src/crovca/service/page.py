@@ -74,7 +74,7 @@ class Asked(BaseModel):
 
     def how(self, wanted: int) -> dict[str, Any]:
         """How so many items are searched: filters, length, or by the floats."""
-        rescore = max(1.0, FLOATS / (wanted + 2)) if self.floats else None
+        rescore = max(1.0, FLOATS / wanted) if self.floats else None
         return {"where": self.where(), "bits": self.bits, "rescore": rescore}
 
     def address(self, **changed: Any) -> str:
