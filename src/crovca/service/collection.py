@@ -212,9 +212,8 @@ class Collection:
                         "would be more"
                     )
                 embedding = weights @ _unit_rows_of(view, [embedding for _, embedding in queries])
-                share = (math.ceil(candidates) - 0.5) / (
-                    wanted + 1
-                )  # of what is asked for: so many candidates when rounded up
+                # Of what is asked for, so that it is so many candidates when it is rounded up.
+                share = (math.ceil(candidates) - 0.5) / (wanted + 1)
                 rescoring = {"embeddings": embedding[None], "rescore": max(1.0, share)}
             found = view.search(logits[None], wanted + 1, where=where, bits=bits, **rescoring)
         others = found.ids[0] != own if own is not None else np.ones(found.ids.shape[1], bool)
