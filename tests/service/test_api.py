@@ -107,6 +107,18 @@ def test_rescoring_orders_by_the_kept_embeddings(client, made):
     assert "reads up to 100,000" in refused.json()["error"]
 
 
+def test_pages_of_what_was_rescored_are_of_the_same_items(client, made):
+    """Each page had candidates of its own, and an item could be on two pages or on none."""
+    query, found, cursor = {"queries": [[{"id": made[4][7]}]], "k": 20, "rescore": 2.5}, [], None
+    for pages in range(3, 0, -1):
+        (answer,) = client.post(SEARCH, json={**query, **({"cursor": cursor} if cursor else {})}).json()
+        found, cursor = found + answer["hits"], answer["cursor"]
+        assert (cursor is None) == (pages == 1)
+    assert len({hit["id"] for hit in found}) == len(found) == 50
+    distances = [hit["distance"] for hit in found]
+    assert distances == sorted(distances)
+
+
 def test_metadata_are_json(client, made):
     assert client.get("/v1/collections/digits/item", params={"id": made[4][0]}).json()["metadata"] == {
         "digit": "0",

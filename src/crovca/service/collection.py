@@ -178,9 +178,9 @@ class Collection:
         """The items nearest to all terms together.
 
         One id alone is searched by its code (Hamming distance), and left out of its own answer; everything else by
-        logits (binary cross-entropy), an item's being +1 and -1. With ``rescore``, so many times ``offset + k`` items
-        are found by bits, as ``HashIndex.search`` does, and ordered by the cosine of their kept embeddings with the
-        terms'.
+        logits (binary cross-entropy), an item's being +1 and -1. With ``rescore``, so many times ``k`` items are found
+        by bits, as ``HashIndex.search`` does, and ordered by the cosine of their kept embeddings with the terms': all
+        pages of the answer are of these, so that no item is on two of them or on none.
 
         Raises:
             InvalidInputError: no terms, an unknown id, a condition or number that cannot be used; no embeddings to
@@ -196,7 +196,7 @@ class Collection:
         view = self._now()
         started = time.perf_counter()
         wanted = offset + k + 1
-        candidates = (1 if rescore is None else rescore) * (offset + k)
+        candidates = k if rescore is None else rescore * k
         own = self._id(terms[0].value) if len(terms) == 1 and terms[0].kind == "id" and terms[0].weight > 0 else None
         if own is not None and rescore is None:
             found = view.neighbors_of([own], wanted, where=where, bits=bits)
@@ -205,17 +205,18 @@ class Collection:
             weights = np.array([term.weight for term in terms], np.float32)
             logits = weights @ np.stack([logits for logits, _ in queries]) / len(terms)
             rescoring: dict[str, Any] = {}
+            asked = wanted + 1
             if rescore is not None:
                 if not 1 <= candidates <= _MOST_FLOATS:
                     raise InvalidInputError(
-                        f"rescoring reads up to {_MOST_FLOATS:,} embeddings; rescore={rescore} of {offset + k:,} items "
+                        f"rescoring reads up to {_MOST_FLOATS:,} embeddings; rescore={rescore} of {k:,} items "
                         "would be more"
                     )
                 embedding = weights @ _unit_rows_of(view, [embedding for _, embedding in queries])
-                # Of what is asked for, so that it is so many candidates when it is rounded up.
-                share = (math.ceil(candidates) - 0.5) / (wanted + 1)
-                rescoring = {"embeddings": embedding[None], "rescore": max(1.0, share)}
-            found = view.search(logits[None], wanted + 1, where=where, bits=bits, **rescoring)
+                pool = math.ceil(candidates) + (own is not None)
+                asked = min(wanted + 1, pool)
+                rescoring = {"embeddings": embedding[None], "rescore": max(1.0, (pool - 0.5) / asked)}  # rounded up
+            found = view.search(logits[None], asked, where=where, bits=bits, **rescoring)
         others = found.ids[0] != own if own is not None else np.ones(found.ids.shape[1], bool)
         ids, distances = found.ids[0][others][:wanted], found.distances[0][others][:wanted]
         if max_distance is not None:

@@ -72,9 +72,9 @@ class Asked(BaseModel):
         ]
         return " AND ".join(parts) or None
 
-    def how(self, wanted: int) -> dict[str, Any]:
-        """How so many items are searched: filters, length, or by the floats."""
-        rescore = max(1.0, FLOATS / wanted) if self.floats else None
+    def how(self, page: int) -> dict[str, Any]:
+        """How items are searched, so many a page: filters, length, or by the floats."""
+        rescore = max(1.0, FLOATS / page) if self.floats else None
         return {"where": self.where(), "bits": self.bits, "rescore": rescore}
 
     def address(self, **changed: Any) -> str:
@@ -128,9 +128,7 @@ def _results(collection: Collection, asked: Asked) -> dict[str, Any]:
         if missing is not None:
             values |= {"missing": missing, "suggested": collection.ids_like(missing)}
         elif terms:
-            answer = collection.search(
-                terms, _PAGE, max_distance=asked.max, offset=asked.offset, **asked.how(asked.offset + _PAGE)
-            )
+            answer = collection.search(terms, _PAGE, max_distance=asked.max, offset=asked.offset, **asked.how(_PAGE))
             following = asked.address(offset=asked.offset + _PAGE) if answer.more else None
             values |= {"answer": answer, "next": following}
     except CrovcaError as error:

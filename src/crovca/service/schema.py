@@ -66,7 +66,9 @@ class SearchRequest(_Strict):
     bits: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, description="search by the first so many bits")
     max_distance: Number | None = None
     rescore: Annotated[float, Field(ge=1, le=10_000, allow_inf_nan=False)] | None = Field(
-        None, description="find so many times k items by bits, and order them by the cosine of their kept embeddings"
+        None,
+        description="find so many times k items by bits, and order them by the cosine of their kept embeddings; "
+        "all pages of the answer are of these",
     )
     cursor: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="of the answer before; one query only"
