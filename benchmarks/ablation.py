@@ -200,6 +200,9 @@ def main() -> None:
         f"python benchmarks/ablation.py --data {' '.join(f'{path.parent.name}/{path.name}' for path in files)} "
         f"--most {arguments.most} --seeds {arguments.seeds} --jobs {arguments.jobs}"
     )
+    for name in ("settings", "modes"):
+        if getattr(arguments, name) is not None:
+            command += f' --{name} "{getattr(arguments, name)}"'
     if arguments.out:
         command += f" --out docs/results/{arguments.out.name}"
         arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
