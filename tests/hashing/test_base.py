@@ -123,13 +123,13 @@ def test_weak_bits_count_less_for_what_was_learned_and_no_code_changes():
     hasher = Hasher(32, nested=(8, 16), epochs=2, device="cpu").fit(values[known])
     coder = hasher.towers_.coders[0]
     logits = hasher.logits(values)
-    assert coder.gate_power == hasher.config_.gate_power == 0.5
+    assert coder.gate_power == hasher.config_.gate_power == 0.3
     coder.gate_power = 0.0
     plain = hasher.logits(values)
     with torch.no_grad():
         gate = coder.gate(coder.inputs(torch.from_numpy(values))).numpy()
         deviations = coder.norm.weight.abs().numpy()
-    expected = plain * (deviations / deviations.max()) ** (0.5 * gate)
+    expected = plain * (deviations / deviations.max()) ** (0.3 * gate)
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
     assert np.array_equal(logits > 0, plain > 0)
     assert logits[known][:, 16:].std() < plain[known][:, 16:].std()

@@ -178,7 +178,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
         base: whether there is a closed-form base.
     """
     beside = Recipe(
-        learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5, gate_power=0.5
+        learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5, gate_power=0.3
     )
     if base and "classes" in pairing:
         return replace(
@@ -192,7 +192,7 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
             gate_power=2.0,
         )
     if base and "modalities" in pairing:
-        return replace(beside, base_weight=1.0, gate_power=0.3)
+        return replace(beside, base_weight=1.0)
     if base:
         trust = min(1.0, max(0.16, items / TRUSTED_ITEMS))
         return replace(
