@@ -197,6 +197,7 @@ def test_nanoseconds_are_shown_and_sent_as_microseconds_and_stay_in_the_index(tm
         "took": pa.array([1_999, None], pa.duration("ns")),
         "several": pa.array([[at], None], pa.list_(pa.timestamp("ns"))),
         "inside": pa.array([{"at": at}, None], pa.struct([("at", pa.timestamp("ns"))])),
+        "named": pa.array([[("at", at)], None], pa.map_(pa.string(), pa.timestamp("ns"))),
     }
     shown = dt.datetime(2023, 11, 14, 22, 13, 20, 123456)
     with HashIndex.create(tmp_path / "index", bits=8) as index:
@@ -204,6 +205,7 @@ def test_nanoseconds_are_shown_and_sent_as_microseconds_and_stay_in_the_index(tm
         found = index.search(np.ones((1, 8), np.float32), k=2)
         row = next(row for row in found.to_list()[0] if row["id"] == 1)["metadata"]
         assert row["at"].replace(tzinfo=None) == row["several"][0] == row["inside"]["at"] == shown
+        assert row["named"] == [("at", shown)]
         assert row["clock"] == dt.time(microsecond=123456) and row["took"] == dt.timedelta(microseconds=1)
         assert index.get([1]).metadata.column("at").cast(pa.int64()).to_pylist() == [at]
     index = tmp_path / "index"

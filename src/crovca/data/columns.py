@@ -175,6 +175,8 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
         return pa.duration("us")
     if types.is_list(kind):
         return pa.list_(_in_microseconds(kind.value_type))
+    if types.is_map(kind):
+        return pa.map_(kind.key_type, _in_microseconds(kind.item_type))
     if types.is_struct(kind):
         return pa.struct([(field.name, _in_microseconds(field.type)) for field in kind])
     return kind

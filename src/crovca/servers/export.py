@@ -140,17 +140,20 @@ class _Parts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._close()
 
     def write(self, text: str) -> None:
         """Append, or begin the next file where this one would be too large."""
         data = text.encode()
         if self._file is None or self._bytes + len(data) > _FILE_BYTES:
-            self.__exit__()
+            self._close()
             self.names.append(f"items-{len(self.names):05d}.ndjson")
             self._file, self._bytes = (self._folder / self.names[-1]).open("wb"), 0
         self._bytes += self._file.write(data)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _id(id: str) -> str:
