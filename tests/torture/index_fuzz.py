@@ -15,14 +15,17 @@ import time
 import warnings
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
 from crovca import Codes, HashIndex
 from crovca.errors import CrovcaError
+from crovca.index import view
 
 BITS = 20
 QUERIES = np.random.default_rng(3).normal(size=(2, BITS)).astype(np.float32)
+view._JOINED_ROWS = 50  # of small segments: the larger two are searched piece by piece
 LONGEST = 60  # seconds that one index may take
 
 
@@ -35,9 +38,9 @@ def ids_of(kind, start, stop):
 
 
 def make(path, kind):
-    """Three segments, two of them with deletions."""
+    """Three segments, two of them with deletions, all with pieces."""
     rng = np.random.default_rng(3)
-    with HashIndex.create(path, bits=BITS) as index:
+    with patch("crovca.index.segment.worth_laying_out", return_value=True), HashIndex.create(path, bits=BITS) as index:
         for start, count in ((0, 700), (1000, 100), (2000, 10)):
             codes = Codes.from_bits(rng.integers(0, 2, (count, BITS)))
             metadata = {"year": list(range(count)), "name": [f"n{number % 13}" for number in range(count)]}

@@ -207,7 +207,7 @@ def info(
         stats["model"] = opened.model_folder.is_dir()
         stats["fingerprint"] = opened.origin.model
         tuned = None if stats["tuned"] is None else settings_of(stats["tuned"])
-    disk = ", ".join(f"{name} {_size(size)}" for name, size in stats["disk_bytes"].items())
+    disk = ", ".join(f"{name} {_size(size)}" for name, size in stats["disk_bytes"].items() if size)
     columns = ", ".join(f"{name} ({kind})" for name, kind in stats["metadata"].items())
     mark = f" ({stats['fingerprint'][:12]})" if stats["fingerprint"] else ""
     kept = "none" if stats["keep"] == "none" else f"{stats['keep']}, {stats['width'] or '?'} numbers an item"

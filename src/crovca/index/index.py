@@ -35,6 +35,7 @@ from crovca.index.manifest import (
     DELETIONS_NAME,
     MAX_ROWS,
     MODEL_NAME,
+    PIECES,
     SEGMENT_NAME,
     IdType,
     Manifest,
@@ -441,6 +442,7 @@ class HashIndex(Reader):
                     "ids": ["ids.npy", "id_offsets.npy", "id_bytes.npy", "hashes.npy"],
                     "metadata": ["metadata.parquet"],
                     "originals": ["originals.npy", "scales.npy"],
+                    "pieces": PIECES,
                 }.items()
             },
             "keep": manifest.keep,

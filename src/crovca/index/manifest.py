@@ -42,6 +42,7 @@ FILES: dict[IdType, frozenset[str]] = {
 }
 MODEL_NAME = re.compile(r"model(-[0-9]{8,12})?")
 _ORIGINALS = frozenset({"originals.npy", "scales.npy"})
+PIECES = frozenset({"pieces.npy", "piece_sizes.npy", "piece_bounds.npy"})  # of a large segment, where they pay
 MAX_ROWS = (1 << 32) - 1  # of a segment: engines count rows in 32 bits
 
 _NAME = "manifest.json"
@@ -59,7 +60,7 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         named = isinstance(self.name, str) and (
-            self.name in FILES["int64"] | FILES["string"] | _ORIGINALS or DELETIONS_NAME.fullmatch(self.name)
+            self.name in FILES["int64"] | FILES["string"] | _ORIGINALS | PIECES or DELETIONS_NAME.fullmatch(self.name)
         )
         _check(named, f"{self.name!r} is no file of a segment")
         _check_whole(self.bytes, f"the size of {self.name}", 1, 1 << 60)
@@ -150,6 +151,8 @@ class Manifest:
             _check(int(segment.name) <= self.written, f"segment {segment.name} is beyond 'written', {self.written}")
             files = [file.name for file in segment.files]
             expected = segment_files(self.id_type, self.keep) if self.id_type else frozenset()
+            if PIECES & set(files):
+                expected |= PIECES
             _check(
                 len(files) == len(expected) and set(files) == expected,
                 f"segment {segment.name} has the files {sorted(files)}, expected {sorted(expected)}",
@@ -224,7 +227,7 @@ class Manifest:
 
 
 def segment_files(id_type: IdType, keep: Keep) -> frozenset[str]:
-    """The files that a segment has, but for deletions."""
+    """The files that every segment has."""
     return FILES[id_type] | (_ORIGINALS if keep != "none" else frozenset())
 
 

@@ -8,6 +8,7 @@
     segments/00000001/id_offsets.npy, id_bytes.npy    int64 (n + 1,) and the UTF-8 bytes, one id after the other
     segments/00000001/metadata.parquet       column id, and the metadata
     segments/00000001/originals.npy, scales.npy    int8 or float16 (n, d), float32 (n,): kept embeddings (``originals``)
+    segments/00000001/pieces.npy, piece_sizes.npy, piece_bounds.npy    where a search gains by them (``engines.pieces``)
     segments/00000001/deleted-00000007.npy   one bit a row, 1 where it is deleted (as of generation 7)
 
 Rows stand in the order of (hash, id). That is the order of ties, so among equals the lower row wins; and an id is
@@ -38,9 +39,10 @@ from crovca.codes import Codes
 from crovca.errors import CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, atomic_file, remove, sha256
 from crovca.ids import id_hashes, order_by_hash
-from crovca.index.engines.base import Mask
+from crovca.index.engines.base import ROW_BYTES, KeptPieces, Mask, rooms_of
+from crovca.index.engines.choice import worth_laying_out
 from crovca.index.manifest import FileEntry, IdType, SegmentEntry
-from crovca.index.memo import Memo
+from crovca.index.memo import Memo, imported
 from crovca.index.metadata import ROW_GROUP, RowReader, read_ids
 from crovca.index.originals import KEPT, Keep, Originals
 from crovca.index.scoring import Int64
@@ -155,6 +157,16 @@ def write_segment(folder: Path, parts: Iterable[SegmentRows], schema: pa.Schema)
                         append("originals.npy", part.originals.kept(slice(start, start + _KEPT)))
                 whole = pa.concat_tables([schema.empty_table(), part.table], promote_options="default")
                 table.write_table(whole, row_group_size=ROW_GROUP)
+            file, like = opened["codes.npy"]
+            header = file.tell() - counts["codes.npy"] * like.shape[1]
+            file.flush()
+            shape = counts["codes.npy"], like.shape[1]
+            codes = Codes(np.memmap(temporary / "codes.npy", np.uint8, "r", header, shape), part.codes.bits)
+            if worth_laying_out(codes):
+                for laid in imported("crovca.index.engines.pieces").lay_out(codes):
+                    append("pieces.npy", laid.content)
+                    append("piece_sizes.npy", laid.sizes)
+                    append("piece_bounds.npy", laid.bounds)
             for name, (file, like) in opened.items():
                 file.seek(0)
                 _write_header(file, like, counts[name])
@@ -244,6 +256,7 @@ class Segment:
         codes: (n,) as stored.
         hashes: uint64 (n,), ascending.
         kept: int8 or float16 (n, d), the kept embeddings without their scales; None where none are kept.
+        pieces: the codes in pieces, where the segment keeps them so.
         alive: bool (n,), or None where nothing is deleted.
         engines: what was built to search it, whatever is deleted (``view``).
         metadata_rows: reads the metadata.
@@ -286,6 +299,7 @@ class Segment:
         if keep != "none":
             self.kept = self._map("originals.npy", KEPT[keep], entry.rows, width)
             self._scales = self._map("scales.npy", np.float32, entry.rows)
+        self.pieces = self._pieces() if "pieces.npy" in self._sizes else None
         self.engines: Memo[Any, Any] = Memo(_ENGINES_KEPT)
         self.metadata_rows = RowReader(self.metadata)
         self._deletions_digest = ""
@@ -415,6 +429,8 @@ class Segment:
                 start += len(stored)
         except (FileFormatError, InvalidInputError) as error:
             return [place + str(error).removeprefix(place)]
+        if self.pieces is not None and not imported("crovca.index.engines.pieces").are_of(self.codes, self.pieces):
+            return [f"{place}pieces.npy is of other codes, or was laid out for another FAISS"]
         ordered = (self.hashes[1:] >= self.hashes[:-1]).all()
         return [] if ordered else [f"{place}its rows are not in the order of their hashes"]
 
@@ -462,6 +478,18 @@ class Segment:
             with open(file, "rb", closefd=False) as opened:
                 mapped = np.memmap(opened, kind, "r", header.end(), shape)
         return mapped.view(np.ndarray)  # indexing numpy's memmap class takes many times longer
+
+    def _pieces(self) -> KeptPieces:
+        """Its codes in pieces, as far as sizes tell that they are."""
+        width = self.codes.bytes_per_item
+        sizes: Int64 = np.array(self._map("piece_sizes.npy", np.int64, None))
+        bounds = self._map("piece_bounds.npy", np.uint8, len(sizes), 2 * width)
+        content = self._map("pieces.npy", np.uint8, None)
+        within = len(sizes) > 0 and sizes.min() >= 1 and sizes.max() <= len(self)
+        if not within or sizes.sum() != len(self) or len(content) != int(rooms_of(sizes).sum()) * (width + ROW_BYTES):
+            raise FileFormatError(f"segment {self.name} is damaged: the sizes of its pieces are not those of its codes")
+        path = self.folder / "pieces.npy"
+        return KeptPieces(path, self._sizes["pieces.npy"] - len(content), sizes, bounds, content)
 
     def _read_deletions(self) -> npt.NDArray[np.bool_] | None:
         """Which rows are not deleted; None: all. In memory, as a writer removes the file at the next deletion."""

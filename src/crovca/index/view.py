@@ -20,7 +20,7 @@ from crovca.codes import Codes
 from crovca.data.embeddings import unit_rows
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.ids import as_ids, id_hashes, order_by_hash
-from crovca.index.engines.base import Engine, Found, Mask
+from crovca.index.engines.base import Engine, Found, KeptPieces, Mask
 from crovca.index.engines.choice import build_engine, check_engine, choose_engine
 from crovca.index.manifest import IdType
 from crovca.index.memo import Memo, imported
@@ -50,10 +50,14 @@ class _Part:
         rows: int64, their numbers; None: all of the segment.
         bits: length of the prefix.
         items: how many there are in the whole index.
+        pieces: these codes in pieces, where a segment keeps them so.
     """
 
-    def __init__(self, name: str, codes: Codes, rows: Int64 | None, bits: int, items: int) -> None:
+    def __init__(
+        self, name: str, codes: Codes, rows: Int64 | None, bits: int, items: int, pieces: KeptPieces | None = None
+    ) -> None:
         self.name, self.rows = name, rows
+        self._pieces = pieces if bits == codes.bits else None
         self.codes = codes if bits == codes.bits else codes.prefix(bits)
         mapped = rows is None and bits == codes.bits
         self._own = (0 if mapped else self.codes.packed.nbytes) + (0 if rows is None else rows.nbytes)
@@ -69,11 +73,12 @@ class _Part:
     def engine(self, metric: str, name: str) -> Engine:
         """The engine of this name, or "auto": what is best for the metric; built when it is first needed."""
         if name == "auto":
-            name = self._chosen.get(metric, partial(choose_engine, self.codes, metric, self._items))
+            laid_out = self._pieces is not None
+            name = self._chosen.get(metric, partial(choose_engine, self.codes, metric, self._items, laid_out=laid_out))
 
         def build() -> tuple[Engine, float]:
             started = time.perf_counter()
-            return build_engine(name, self.codes), time.perf_counter() - started
+            return build_engine(name, self.codes, self._pieces), time.perf_counter() - started
 
         return self._built.get(name, build)[0]
 
@@ -466,7 +471,7 @@ def _part(segment: Segment, bits: int, items: int) -> tuple[int, _Part]:
 
     def build() -> _Part:
         if basis == 0 or segment.alive is None:
-            return _Part(segment.name, segment.codes, None, bits, items)
+            return _Part(segment.name, segment.codes, None, bits, items, segment.pieces)
         rows = np.flatnonzero(segment.alive)
         return _Part(segment.name, segment.codes[rows], rows, bits, items)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +25,26 @@ from crovca.index.scoring import BitScorer, Float32, Int64, rank, sortable
 
 Mask = npt.NDArray[np.bool_]
 
+BLOCK = 32  # codes that FAISS lays side by side, in a piece
+ROW_BYTES = 8  # of a row number in a piece
+_SOME, _HASHED = 1 << 16, 1 << 20  # codes by which ``few_distinct`` judges, and that it reads at a time
 _WIDEN = 4  # times more candidates when a bound does not prove the answer
+
+
+class KeptPieces(NamedTuple):
+    """Codes in pieces that begin alike, in a segment's files (``pieces`` says what these hold): ``sizes`` int64 (p,),
+    ``bounds`` uint8 (p, 2 * bytes), and ``content`` uint8, mapped from ``path``, where it begins at ``offset``."""
+
+    path: Path
+    offset: int
+    sizes: Int64
+    bounds: npt.NDArray[np.uint8]
+    content: npt.NDArray[np.uint8]
+
+
+def rooms_of(sizes: Int64) -> Int64:
+    """The codes that pieces of these sizes have room for: whole blocks."""
+    return -(-sizes // BLOCK) * BLOCK
 
 
 class Found(NamedTuple):
@@ -254,13 +274,28 @@ class Groups:
         return self.rows[np.repeat(starts - before, counts) + np.arange(counts.sum())].astype(np.int64)
 
 
-def any_equal(codes: Codes) -> bool:
-    """Whether any two codes may be equal; wrong, in the direction of yes, about once in 2^64 pairs."""
+def few_distinct(codes: Codes) -> bool:
+    """Whether perhaps at most about half of the codes are distinct, judged by some of them.
+
+    By the first, of an order that says nothing: if none of them are equal, most are not; if half are, a few codes are
+    most. Else by all that have one of some hashes, among which every code is with all of its rows, or with none.
+    """
+    first = _hashes(codes[:_SOME])
+    distinct = len(np.unique(first))
+    if distinct == len(first) or 2 * distinct <= len(first):
+        return distinct < len(first)
+    share = np.uint64(1 + len(codes) // _SOME)
+    parts = (_hashes(codes[start : start + _HASHED]) for start in range(0, len(codes), _HASHED))
+    some = np.concatenate([part[part % share == 0] for part in parts])
+    return 2 * len(np.unique(some)) <= 1.1 * len(some)
+
+
+def _hashes(codes: Codes) -> npt.NDArray[np.uint64]:
     keys = np.zeros(len(codes), np.uint64)
     for word in codes.words().T:
         keys = (keys ^ (keys >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + word
-    keys.sort()
-    return bool((keys[1:] == keys[:-1]).any())
+    keys ^= keys >> np.uint64(32)
+    return keys * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(16)
 
 
 def _stable_order(codes: Codes) -> Int64:

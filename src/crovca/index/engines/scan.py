@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 
 from crovca.codes import Codes
-from crovca.index.engines.base import CandidateEngine, Candidates, Groups, any_equal
+from crovca.index.engines.base import CandidateEngine, Candidates, Groups, few_distinct
 from crovca.index.scoring import Float32, Float64
 
 
@@ -104,8 +104,8 @@ def quantization_error(weights: Float32) -> Float64:
 
 def groups_if_fewer(codes: Codes) -> Groups | None:
     """The distinct codes, where they are at most half as many as the rows."""
-    # A sample tells whether grouping can pay at all: sorting everything for nothing takes longer than a scan.
-    if not any_equal(codes[: 1 << 16]):
+    # Some tell whether grouping can pay at all: sorting everything for nothing takes longer than a scan.
+    if not few_distinct(codes):
         return None
     groups = Groups.of(codes)
     return groups if 2 * len(groups.codes) <= len(codes) else None
