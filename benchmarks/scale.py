@@ -278,6 +278,7 @@ def billion(result: dict[str, Any]) -> list[str]:
     """What a thousand million codes would take: computed, from what the largest run measured for each item."""
     scale = 1e9 / result["items"]
     scan = max(row["ms"]["scan"] for row in result["search"])
+    chosen = max(row["ms"]["auto"] for row in result["search"] if row["metric"] != "hamming")
     merges = sum(one["cpu_s"] for one in result["merges"]) / sum(one["cpu_s"] for one in result["adds"])
     add = float(np.median([one["cpu_s"] for one in result["adds"]])) * 1e9 / result["step"] / 3600
     return [
@@ -285,10 +286,38 @@ def billion(result: dict[str, Any]) -> list[str]:
         f"{result['codes']} codes, times {scale:.0f}:\n",
         f"* on disk {result['disk_bytes'] * scale / 1e9:.0f} GB, and as much again while segments are merged;",
         f"* the scan's memory {8 * 1e9 / 1e9:.0f} GB (8 bytes a code), the writer's filter of ids 2 to 4 GB;",
-        f"* one query by the scan on one thread {scan * scale / 1000:.2f} s; `pruned` would take 24 GB more;",
+        f"* one query by the scan on one thread {scan * scale / 1000:.2f} s; from a segment's pieces it took "
+        f"{chosen:.1f} ms of {result['items']:,}, and takes no more than {scale:.0f} times that of segments as large;",
         f"* to add all {add:.1f} CPU hours, merging {merges:.1f} times that and a rewriting for each eightfold growth.",
         "\nSo shards (`ShardedIndex`) on several machines or disks, or a machine with many cores, are the better way.",
     ]
+
+
+def ten_billion(result: dict[str, Any], servers: Path) -> list[str]:
+    """What ten thousand million would take on many machines: computed, from one index, and from servers of 1 M."""
+    shards, cores = int(1e10 / result["items"]), 64
+    mean = max(row["mean_ms"]["auto"] for row in result["search"] if row["metric"] != "hamming")
+    lines = [
+        "\n## Ten billion on a cluster of shards: computed, not measured\n\nEvery shard is asked at once and returns "
+        "its k nearest (16 bytes each), which are merged: the network carries 1.6 KB a shard for k = 100, and a query "
+        "takes as long as the slowest shard, and a round trip.\n",
+        f"* {shards} indexes of {result['items']:,} ({result['disk_bytes'] / 1e9:.1f} GB each, "
+        f"{shards * result['disk_bytes'] / 1e12:.2f} TB in all): {mean:.0f} ms of one core each for a query, at the "
+        f"mean; {shards} cores answer {1000 / mean:,.0f} queries a second;",
+    ]
+    names = {
+        "PostgreSQL, asymmetric, proven exact": "a partition of PostgreSQL (`servers.shards`)",
+        "Milvus, Hamming": "Milvus",
+    }
+    for row in json.loads(servers.read_text())["others"]:
+        if row["engine"] in names:
+            each = row["one_ms"] / 1000  # of 1 M items, which are scanned
+            lines.append(
+                f"* {names[row['engine']]} scans 1,000,000 items in {each:.2f} s here (docs/results/search.md): "
+                f"{10_000 * each:,.0f} s of a core for a query; {cores} machines of {cores} cores would answer in "
+                f"{10_000 * each / cores**2:.1f} s if all of them worked at nothing else;"
+            )
+    return [*lines, "\nFor that many, servers are the place of the metadata, and indexes that of the codes."]
 
 
 def write(out: Path, result: dict[str, Any]) -> None:
@@ -302,7 +331,10 @@ def write(out: Path, result: dict[str, Any]) -> None:
     lines = [line for one in runs for line in table(one)]
     lines += [line for one in results if not one["items"] for line in faiss_table(one)]
     searches = [one for one in runs if "search" in one]
-    lines += billion(max(searches, key=lambda one: one["items"])) if searches else []
+    if searches:
+        real = [one for one in searches if one["codes"] == "real"] or searches
+        largest = max(real, key=lambda one: one["items"])
+        lines += [*billion(largest), *ten_billion(largest, out.with_name("search.json"))]
     text = "\n".join([f"# Size\n\n{(__doc__ or '').strip()}", *lines])
     out.with_suffix(".md").write_text(f"{text}\n")
 
