@@ -104,4 +104,5 @@ bench: servers
 	$(RUN)/python benchmarks/search.py $(if $(DATA),--data $(DATA)) --servers --out build/search
 	$(RUN)/python benchmarks/scale.py $(if $(DATA),--data $(DATA)) --out build/scale
 	$(RUN)/python benchmarks/scale.py $(if $(DATA),--data $(DATA)) --faiss 1000000 --out build/scale
+	$(RUN)/python benchmarks/scale.py $(if $(DATA),--data $(DATA)) --small --out build/scale
 	$(RUN)/python benchmarks/clusters.py --json build/clusters.json

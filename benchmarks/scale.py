@@ -9,7 +9,7 @@ seconds stand beside those of the clock, as others may use the machine; times of
 process's anonymous memory: what is mapped is not counted.
 
     python benchmarks/scale.py [--data D.npz] [--items 10000000] [--step 1000000] [--radius 2] [--faiss 1000000]
-                               [--no-search] [--out docs/results/scale]
+                               [--small] [--no-search] [--out docs/results/scale]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from unittest.mock import patch
 
 import faiss
 import numpy as np
@@ -212,6 +213,27 @@ def beside_faiss(logits: Logits, items: int, k: int = 10) -> list[dict[str, Any]
     return rows
 
 
+def small(logits: Logits, folder: Path, rows: int = 300, rounds: int = 300) -> list[dict[str, Any]]:
+    """Milliseconds of one query (k = 10) of few rows: in one segment, and in as many segments and one more."""
+    codes, queries, results = made(logits, rows + 1), logits(rounds), []
+    for segments in (1, rows + 1):
+        with HashIndex.create(folder / str(segments), BITS) as index:
+            for part in np.array_split(np.arange(rows + 1)[: rows if segments == 1 else None], segments):
+                with patch("crovca.index.index._MERGE_ROWS", 0):  # else writes would merge them
+                    index.add(part, codes[part])
+            count = len(index.view().segments)
+            ask = partial(lambda part, index: index.search(queries[part], k=10), index=index)
+            median, _ = timed({"auto": ask}, rounds)
+        results.append({"rows": rows + (segments > 1), "segments": count, "ms": median["auto"]})
+        print(results[-1], flush=True)
+    return results
+
+
+def small_table(result: dict[str, Any]) -> list[str]:
+    lines = ["\n## Few rows, and many segments: one query, k = 10\n", "| rows | segments | ms |\n| --- | --- | --- |"]
+    return [*lines, *(f"| {one['rows']} | {one['segments']} | {one['ms']:.3f} |" for one in result["small"])]
+
+
 def table(result: dict[str, Any]) -> list[str]:
     adds, merges = result["adds"], result["merges"]
     tenth = max(1, len(adds) // 10)
@@ -324,12 +346,16 @@ def write(out: Path, result: dict[str, Any]) -> None:
     """Put a result beside the others, in the place of one of the same codes and as many items."""
     file = out.with_suffix(".json")
     others = json.loads(file.read_text()) if file.exists() else []
-    same = result["codes"], result["items"]
-    results = [*(one for one in others if (one["codes"], one["items"]) != same), result]
+
+    def key(one: dict[str, Any]) -> tuple[Any, ...]:
+        return one["codes"], one["items"], "small" in one
+
+    results = [*(one for one in others if key(one) != key(result)), result]
     file.write_text(json.dumps(results, indent=1) + "\n")
     runs = [one for one in results if one["items"]]
     lines = [line for one in runs for line in table(one)]
-    lines += [line for one in results if not one["items"] for line in faiss_table(one)]
+    lines += [line for one in results if "small" in one for line in small_table(one)]
+    lines += [line for one in results if "faiss" in one for line in faiss_table(one)]
     searches = [one for one in runs if "search" in one]
     if searches:
         real = [one for one in searches if one["codes"] == "real"] or searches
@@ -346,15 +372,18 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=1_000_000)
     parser.add_argument("--radius", type=int, help="find near duplicates as well, up to this radius")
     parser.add_argument("--faiss", type=int, help="compare FAISS's binary indexes of so many codes instead")
+    parser.add_argument("--small", action="store_true", help="time a query of few rows, and of many segments, instead")
     parser.add_argument("--no-search", action="store_true", help="write and merge only")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--folder", type=Path, help="where the index is written, and removed again")
     arguments = parser.parse_args()
     kind = "real" if arguments.data else "random"
-    items = arguments.items if arguments.faiss is None else 0
+    items = 0 if arguments.small or arguments.faiss is not None else arguments.items
     logits = real_logits(arguments.data, -(-max(items, 1) // MIXED)) if arguments.data else random_logits()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, threadpool_limits(limits=1):
-        if arguments.faiss is not None:
+        if arguments.small:
+            result: dict[str, Any] = {"small": small(logits, Path(folder))}
+        elif arguments.faiss is not None:
             result = {"rows": beside_faiss(logits, arguments.faiss), "faiss": arguments.faiss}
         else:
             result = grown(Path(folder), logits, items, arguments.step, arguments.radius, not arguments.no_search)
