@@ -17,9 +17,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import crovca
-from crovca.errors import ConfigError, CrovcaError, reason_of
+from crovca.errors import CrovcaError, reason_of
 from crovca.service import page
-from crovca.service.collection import Answer, Collection, NotThereError, Term
+from crovca.service.collection import Answer, Collection, NotThereError, Term, by_name
 from crovca.service.guard import Guard, Limits
 from crovca.service.schema import (
     CollectionModel,
@@ -62,9 +62,7 @@ def create_app(collections: Sequence[Collection], limits: Limits | None = None) 
     Raises:
         ConfigError: two collections of one name.
     """
-    served = {one.name: one for one in collections}
-    if len(served) < len(collections):
-        raise ConfigError("two collections have the same name; give them others: NAME=FOLDER")
+    served = by_name(collections)
     registry, limits = CollectorRegistry(), limits or Limits()
 
     @asynccontextmanager

@@ -445,6 +445,14 @@ class Collection:
         return known[1]
 
 
+def by_name(collections: Sequence[Collection]) -> dict[str, Collection]:
+    """Collections by their names; raises ConfigError where two have the same."""
+    served = {one.name: one for one in collections}
+    if len(served) < len(collections):
+        raise ConfigError("two collections have the same name; give them others: NAME=FOLDER")
+    return served
+
+
 def _hits(view: View, ids: npt.NDArray[Any], distances: npt.NDArray[np.float32]) -> list[Hit]:
     """Found items with their metadata."""
     if not len(ids):
