@@ -18,7 +18,10 @@ from PIL import Image
 from crovca import HashIndex
 from crovca.archive import archive as module
 from crovca.archive.archive import Archive
+from crovca.archive.demo_archive import write_pixel_encoder
 from crovca.archive.pictures import described
+from crovca.data.store import write_part
+from crovca.embedding import pipeline
 from crovca.errors import ConfigError, FileFormatError, OutputExistsError, StorageError
 from crovca.hasher.drift import Drift
 from crovca.sources import decode
@@ -86,6 +89,7 @@ def test_a_folder_becomes_an_archive_that_follows_it(root, clip, tmp_path, capsy
     os.utime(root / "1961" / "3.png", (1, 1))  # another time alone
     picture(root / "1970" / "new.png", 101)
     would = run_json(capsys, "archive", "sync", tmp_path / "a", "--dry-run")
+    assert would["left_out"] == 1
     assert would["files"] == {
         "new": ["1970/new.png"],
         "changed": ["1961/1.png"],
@@ -133,6 +137,16 @@ def test_pictures_tell_what_they_are_without_being_asked(root, clip, tmp_path):
         assert (row["title"], row["place"]) == ("By the lake", "Basel")
 
 
+def test_metadata_that_name_no_picture_are_noticed(root, clip, tmp_path):
+    for ids, said in (("/photos/1960/0.png", 1), ("1960/0.png\nnone.png", 0)):
+        (tmp_path / "more.csv").write_text(f"id\n{ids}\n")
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+        observer = Listening()
+        made = Archive.create(root, str(clip), tmp_path / "a", bits=16, metadata=tmp_path / "more.csv")
+        made.sync(device="cpu", observer=observer)
+        assert sum("no picture is in" in text and "'1960/0.png'" in text for text in observer.said) == said
+
+
 def test_ill_formed_exif_says_nothing_and_stops_nothing():
     data = (b"\xff\xd8\xff\xe1\x00\x20Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(range(16)), b"", b"no picture")
     assert [set(described(one).values()) for one in data] == [{None}] * 3
@@ -165,6 +179,10 @@ def test_what_cannot_be_an_archive_is_refused(archive, root, clip, tmp_path):
         Archive.create(root, str(clip), root / "archive")
     with pytest.raises(FileFormatError, match="no folder"):
         Archive.create(root / "none", str(clip), tmp_path / "b")
+    with pytest.raises(ConfigError, match="no encoder of that name"):
+        Archive.create(root, "dinov7", tmp_path / "b")
+    with pytest.raises(FileFormatError, match="crovca archive init"):
+        Archive.open(root)
     (tmp_path / "taken.csv").write_text("id,Width\n1960/0.png,3\n")
     with pytest.raises(ConfigError, match="'Width' is one that an archive knows"):
         Archive.create(root, str(clip), tmp_path / "b", metadata=tmp_path / "taken.csv")
@@ -220,6 +238,29 @@ def test_a_sync_that_is_killed_loses_nothing_and_goes_on(root, clip, tmp_path):
     done = Archive.open(archive.path).sync(device="cpu")
     assert ids(archive) == peaceful and [one.id for one in done.left_out] == ["1960/broken.jpg"]
     assert sorted(p.name for p in Path(archive.path).iterdir()) == ["archive.json", "index", "lock", "state.json"]
+
+
+def test_a_sync_that_is_killed_keeps_what_it_has_embedded(tmp_path, monkeypatch):
+    """All but the last part of a round."""
+    write_pixel_encoder(tmp_path / "pixels")
+    for number in range(600):
+        picture(tmp_path / "photos" / f"{number}.png", number)
+    made = Archive.create(tmp_path / "photos", str(tmp_path / "pixels"), tmp_path / "archive", bits=16)
+    written = []
+
+    def killed(*part):
+        written.append(part)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        write_part(*part)
+
+    with monkeypatch.context() as until_then:
+        until_then.setattr(pipeline, "write_part", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made.sync(device="cpu")
+    observer = Listening()
+    assert made.sync(device="cpu", observer=observer).items == 600
+    assert any("1 of 2 parts are done already" in text for text in observer.said)
 
 
 @pytest.mark.slow

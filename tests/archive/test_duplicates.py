@@ -305,8 +305,14 @@ def test_the_service_shows_what_was_confirmed_and_takes_decisions(archive):
         headers = {"Authorization": "Bearer t"}
         with TestClient(create_app([served], Limits(token="t")), headers=headers) as client:
             if not writable:
-                assert "confirmed by their pixels" not in client.get("/c/photos/duplicates").text  # nobody asked yet
+                unasked = client.get("/c/photos/duplicates").text
+                assert "confirmed by their pixels; " not in unasked and "crovca duplicates, with" in unasked
+                assert client.get("/v1/collections/photos/duplicates").json()["confirmed"] is None
                 find(archive)
+                confirmed = client.get("/v1/collections/photos/duplicates").json()["confirmed"]
+                assert confirmed == [
+                    {"keep": one.keep, "items": [vars(item) for item in one.items]} for one in find(archive).groups
+                ]
             page = client.get("/c/photos/duplicates").text
             assert page.count('class="confirmed"') == len(find(archive).groups)
             assert ("Not a duplicate</button>" in page) == writable

@@ -51,9 +51,11 @@ def test_what_cannot_be_served_is_refused_in_a_line(tmp_path):
             (["--port", str(taken.getsockname()[1])], "cannot listen on 127.0.0.1"),
             (["--workers", "2", "--writable", "--token", "t"], "a writer is one process"),
             (["--host", "0.0.0.0"], "set CROVCA_TOKEN"),
+            ([str(tmp_path / "codes"), "--port", "0"], "two collections have the same name"),
         ):
-            status, _, said = ended(["-m", "crovca.cli.main", "serve", tmp_path / "codes", *options])
+            status, address, said = ended(["-m", "crovca.cli.main", "serve", tmp_path / "codes", *options])
             assert status == 2 and words in " ".join(said.split()), said
+            assert address == ""  # nothing was served
             assert "Traceback" not in said
 
 

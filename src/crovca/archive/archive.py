@@ -31,6 +31,7 @@ from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import Rows, evenly_spaced
 from crovca.data.store import read_errors
 from crovca.embedding.embed import embed
+from crovca.encoders.hub import check_name
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError, StorageError
 from crovca.hasher import Hasher
 from crovca.hasher.drift import Drift
@@ -156,7 +157,8 @@ class Archive:
         Raises:
             FileFormatError: ``root`` is no folder, or ``metadata`` no table.
             OutputExistsError: something stands at ``path``.
-            ConfigError: the archive would lie in its own pictures, or a column has a name that is taken.
+            ConfigError: the archive would lie in its own pictures, a column has a name that is taken, or ``encoder``
+                is neither a folder nor an id.
         """
         path, root = Path(path), Path(root)
         if not root.is_dir():
@@ -164,6 +166,7 @@ class Archive:
         files.check_output(path, force=False)
         if path.resolve().is_relative_to(root.resolve()):
             raise ConfigError(f"{path} lies among the pictures of {root}; keep the archive elsewhere")
+        check_name(encoder, revision)
         if metadata is not None:
             _read_metadata(Path(metadata))
         # A folder is remembered as it was named from the top: the archive is used from other places, too.
@@ -186,6 +189,8 @@ class Archive:
             FileFormatError: ``path`` is none, or one of another version.
         """
         path = Path(path)
+        if not (path / MARKER).is_file():
+            raise FileFormatError(f"{path} is no archive: it has no {MARKER}; make one with 'crovca archive init'")
         content = files.read_json(path / MARKER, "archive")
         if content.get("format_version") != _FORMAT:
             raise FileFormatError(
@@ -299,6 +304,11 @@ class Archive:
             plan = self.plan(allow_empty=allow_empty)
             extra = None if self.metadata is None else _read_metadata(self.metadata)
             table = None if self.metadata is None else files.sha256(self.metadata)
+            if extra is not None and not any(str(id) in plan.seen for id in extra["id"].to_pylist()):
+                observer.message(
+                    f"no picture is in {self.metadata}: an id there is the path below {self.root}, such as "
+                    f"{next(iter(plan.seen), 'folder/1.jpg')!r}"
+                )
             others_too = self.index.exists() and table != self._state().get("metadata")
             work = [*plan.changed, *plan.new]
             if not self.index.exists():  # the model learns from the first round: it has to see of every folder

@@ -236,7 +236,7 @@ def decide(archive: Archive, id: str, others: Sequence[str], *, same: bool) -> N
     """
     others = [one for one in dict.fromkeys(others) if one != id]
     if not others:
-        raise InvalidInputError("say at least two pictures that are no duplicates of each other, or are")
+        raise InvalidInputError(f"a decision is about at least two pictures, got {id!r} alone; name the others as well")
     with HashIndex.open(archive.index) as index, _opened(archive) as kept:
         table = index.get([id, *others]).metadata
         assert table is not None

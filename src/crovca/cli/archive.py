@@ -69,7 +69,7 @@ def sync(
         check_output(left_out, force=True, inputs=[path])
     opened = Archive.open(path)
     if dry_run:
-        _tell_plan(opened, allow_empty, json)
+        _tell_plan(opened, allow_empty, left_out, json)
         return
     while True:
         with Reporter() as reporter:
@@ -227,7 +227,7 @@ def _write_page(file: Path, opened: Archive, groups: list[Group]) -> None:
     write_gallery(file, "Duplicates", sections, opened.root, note=note)
 
 
-def _tell_plan(opened: Archive, allow_empty: bool, json: bool) -> None:
+def _tell_plan(opened: Archive, allow_empty: bool, left_out: Path | None, json: bool) -> None:
     plan = opened.plan(allow_empty=allow_empty)
     counts = plan.counts()
     gone = sorted(set(plan.gone) - set(plan.moved.values()))
@@ -239,8 +239,11 @@ def _tell_plan(opened: Archive, allow_empty: bool, json: bool) -> None:
                 say(f"{what}: {name}")
             if len(names) > _FIRST:
                 say(f"{what}: ... and {len(names) - _FIRST:,} more")
+    rows = [(one.id, one.reason, one.detail) for one in sorted(plan.left_out.values(), key=lambda one: one.id)]
+    tell_left_out(rows, left_out)
     to_do = _counted({**counts, "unchanged": 0})
-    answer(json, {"archive": str(opened.path), **counts, "files": named}, f"would be done: {to_do}")
+    content = {"archive": str(opened.path), **counts, "left_out": len(rows), "files": named}
+    answer(json, content, f"would be done: {to_do}; {len(rows):,} left out")
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -37,7 +37,9 @@ def embed(
     batch_size: Annotated[str, Option(help="Items in a batch, or auto.")] = "auto",
     dtype: Annotated[str, Option(help="The model computes in: auto, float32, bfloat16 or float16.")] = "auto",
     stored: Annotated[Literal["float16", "float32"], Option(help="The store holds these.")] = "float16",
-    shard_size: Annotated[int | None, Option(help="Items in a part [default: 4096; 32768 on a GPU].")] = None,
+    shard_size: Annotated[
+        int | None, Option(help="Items in a part [default: 512 images or 4096 texts; 32768 on a GPU].")
+    ] = None,
     workers: Annotated[int, Option(help="Processes on this machine, or actors of Ray.")] = 1,
     runner: Annotated[
         Literal["local", "rank", "ray"],

@@ -36,7 +36,8 @@ Advance = Callable[[int], None]
 """Told how many items more have been dealt with."""
 
 _LIBRARIES = ("crovca", "torch", "transformers", "pillow", "kornia", "tokenizers")
-_SHARD_SIZES = {"cpu": 4096, "cuda": 32768}  # so that the pause between two shards does not show
+_SHARD_SIZES = {"cpu": 512, "cuda": 32768}  # a run that is killed loses one; the pause between two does not show
+_OF_TEXTS = 4096
 
 
 @dataclass
@@ -89,8 +90,10 @@ def plan_job(
             asked[setting] = getattr(begun, setting)
         elif setting == "batch_size":
             asked[setting] = choose_batch_size(encoder)
+        elif setting == "shard_size":
+            asked[setting] = max(_SHARD_SIZES[device], _OF_TEXTS if texts else 0)
         else:
-            asked[setting] = _SHARD_SIZES[device] if setting == "shard_size" else cores() if texts else 1
+            asked[setting] = cores() if texts else 1
     return Job(
         origin=origin,
         fingerprint=source.fingerprint,

@@ -72,9 +72,21 @@ def locate(source: str | Path, revision: str | None = None) -> ModelFiles:
         revision: branch, tag or commit on the hub.
 
     Raises:
+        ConfigError: as ``check_name``.
+        EncoderError: the hub does not give it: gated, unknown, wrong revision, no network.
+    """
+    found = check_name(source, revision)
+    if isinstance(found, Path):
+        return ModelFiles(os.fspath(source), found, None)
+    return _model(found[0], revision, found[1])
+
+
+def check_name(source: str | Path, revision: str | None = None) -> Path | tuple[str, str]:
+    """The folder that a name means, or the id on the hub and what to do where that is gated; nothing is fetched.
+
+    Raises:
         ConfigError: neither a folder nor an id; a revision of a local folder; a short name that must be
             converted first.
-        EncoderError: the hub does not give it: gated, unknown, wrong revision, no network.
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
@@ -86,7 +98,7 @@ def locate(source: str | Path, revision: str | None = None) -> ModelFiles:
             "and torchvision become one with 'crovca convert'"
         )
     if (folder := local_folder(source, revision)) is not None:
-        return ModelFiles(name, folder, None)
+        return folder
     how = ""
     if name in ALIASES:
         alias = ALIASES[name]
@@ -101,7 +113,7 @@ def locate(source: str | Path, revision: str | None = None) -> ModelFiles:
             f"there is no folder {name!r} and no encoder of that name; the short names are "
             f"{', '.join(sorted(ALIASES))}; ids of the hub look like 'facebook/dinov2-base'"
         )
-    return _model(name, revision, how)
+    return name, how
 
 
 def local_folder(source: str | Path, revision: str | None) -> Path | None:

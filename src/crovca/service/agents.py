@@ -13,17 +13,15 @@ from mcp.server.mcpserver import Image
 from mcp.server.mcpserver.exceptions import ToolError
 
 import crovca
-from crovca.errors import ConfigError, CrovcaError, InvalidInputError, reason_of
-from crovca.service.collection import Collection, Term
+from crovca.errors import CrovcaError, InvalidInputError, reason_of
+from crovca.service.collection import Collection, Term, by_name
 
 _MOST = 100
 
 
 def agent_server(collections: Sequence[Collection]) -> MCPServer[Any]:
     """A server of tools over collections; ``run()`` speaks on standard input and output."""
-    served = {one.name: one for one in collections}
-    if len(served) < len(collections):
-        raise ConfigError("two collections have the same name; give them others: NAME=FOLDER")
+    served = by_name(collections)
     server: MCPServer[Any] = MCPServer(
         "crovca",
         version=crovca.__version__,

@@ -17,12 +17,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import crovca
-from crovca.errors import ConfigError, CrovcaError, reason_of
+from crovca.errors import CrovcaError, reason_of
 from crovca.service import page
-from crovca.service.collection import Answer, Collection, NotThereError, Term
+from crovca.service.collection import Answer, Collection, NotThereError, Term, by_name
 from crovca.service.guard import Guard, Limits
 from crovca.service.schema import (
     CollectionModel,
+    ConfirmedGroupModel,
     Deleted,
     DuplicateModel,
     DuplicatesModel,
@@ -61,9 +62,7 @@ def create_app(collections: Sequence[Collection], limits: Limits | None = None) 
     Raises:
         ConfigError: two collections of one name.
     """
-    served = {one.name: one for one in collections}
-    if len(served) < len(collections):
-        raise ConfigError("two collections have the same name; give them others: NAME=FOLDER")
+    served = by_name(collections)
     registry, limits = CollectorRegistry(), limits or Limits()
 
     @asynccontextmanager
@@ -185,9 +184,11 @@ def map_(collection: page.Served) -> list[TileModel]:
 
 @v1.get("/collections/{name}/duplicates", tags=["items"])
 def duplicates(collection: page.Served, radius: Annotated[int, Query(ge=0, le=16)] = 0) -> DuplicatesModel:
-    """Groups of items whose codes differ in a few bits: candidates, not proof."""
+    """Confirmed groups of an archive; and items whose codes differ in a few bits: candidates, not proof."""
     groups = [[DuplicateModel(id=id, bits=bits) for id, bits in group] for group in collection.duplicates(radius)]
-    return DuplicatesModel(radius=radius, groups=groups)
+    found = collection.confirmed_duplicates()
+    confirmed = found and [ConfirmedGroupModel.model_validate(one, from_attributes=True) for one in found[0]]
+    return DuplicatesModel(confirmed=confirmed, radius=radius, groups=groups)
 
 
 @v1.put("/collections/{name}/items", tags=["items"], responses=_MAY_WRITE)
@@ -251,4 +252,6 @@ async def _malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return _problem(request, 422, f"{where}: {first['msg']}")
+    said = first["type"] in ("missing", "json_invalid", "value_error")  # there is nothing, or the message has it
+    got = "" if said else f", got {first['input']!r:.100}"
+    return _problem(request, 422, f"{where}: {first['msg']}{got}")

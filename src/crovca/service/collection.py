@@ -120,7 +120,7 @@ class Collection:
         self.index = HashIndex.open(path, writable=writable)
         self.name = name or path.resolve().name
         self.writable = writable
-        self._archive = path.parent if (path.parent / MARKER).is_file() else None
+        self.archive = path.parent if (path.parent / MARKER).is_file() else None
         self._root = None if root is None else root.resolve()
         self._thumbnails = thumbnails
         self._checked = time.monotonic()
@@ -365,11 +365,11 @@ class Collection:
     def confirmed_duplicates(self) -> tuple[list[Group], list[Decision]] | None:
         """What ``crovca duplicates`` found last and what was decided of it; None where this is no archive, or it was
         not asked yet."""
-        if self._archive is None:
+        if self.archive is None:
             return None
         from crovca.archive.duplicates import last_found  # loads torch
 
-        return last_found(self._archive)
+        return last_found(self.archive)
 
     def decide(self, id: str, others: Sequence[str], *, same: bool) -> None:
         """Remember a decision on duplicates; raises what ``archive.duplicates.decide`` does."""
@@ -384,11 +384,11 @@ class Collection:
         take_back(self._opened_archive(), number)
 
     def _opened_archive(self) -> Archive:
-        if self._archive is None:
+        if self.archive is None:
             raise InvalidInputError("this is no archive: decisions are kept in one")
         from crovca.archive.archive import Archive
 
-        return Archive.open(self._archive)
+        return Archive.open(self.archive)
 
     def _now(self) -> View:
         """The state to answer from, of one model and its codes; what others wrote is looked for once a second."""
@@ -443,6 +443,14 @@ class Collection:
         if known is None or known[0] is not kept:
             known = self._model = kept, QueryModel(kept.hasher(), view.origin.encoder)
         return known[1]
+
+
+def by_name(collections: Sequence[Collection]) -> dict[str, Collection]:
+    """Collections by their names; raises ConfigError where two have the same."""
+    served = {one.name: one for one in collections}
+    if len(served) < len(collections):
+        raise ConfigError("two collections have the same name; give them others: NAME=FOLDER")
+    return served
 
 
 def _hits(view: View, ids: npt.NDArray[Any], distances: npt.NDArray[np.float32]) -> list[Hit]:

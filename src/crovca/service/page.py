@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 _PAGE = 48  # pictures at a time
 _BARS = 40
 _MOST_FACETS = 30  # a column with more different values is no filter
+_MOST_NAMES = 200  # but one of names, such as folders, is, where there are ...
+_OF_A_NAME = 5  # ... so many items of each on average
 
 
 class Asked(BaseModel):
@@ -194,11 +196,12 @@ def distances(request: Request, collection: Served, asked: AskedFor) -> HTMLResp
 @routes.get("/c/{name}/filters")
 def filters(request: Request, collection: Served, asked: AskedFor) -> HTMLResponse:
     """Columns of the metadata with few values, and how many items have each."""
-    columns = {
-        column: found
-        for column in collection.describe()["metadata"]
-        if len(found := collection.facets(column, most=_MOST_FACETS, few=True)) > 1
-    }
+    columns = {}
+    for column, kind in collection.describe()["metadata"].items():
+        found = collection.facets(column, most=_MOST_NAMES if kind == "string" else _MOST_FACETS, few=True)
+        often = sum(items for _, items in found) >= _OF_A_NAME * len(found)
+        if len(found) > 1 and (often or len(found) <= _MOST_FACETS):
+            columns[column] = found
     return _shown(request, "filters.html", collection=collection, asked=asked, columns=columns)
 
 

@@ -16,7 +16,7 @@ from uvicorn.supervisors import Multiprocess
 
 from crovca.errors import ConfigError
 from crovca.service.api import create_app
-from crovca.service.collection import Collection
+from crovca.service.collection import Collection, by_name
 from crovca.service.guard import Limits
 
 _SETTINGS = "CROVCA_SERVED"  # an environment variable: a process that is started anew has nothing else
@@ -79,10 +79,10 @@ def run(settings: Settings, host: str, port: int, *, say: Callable[[str], None])
         say: is given the address once clients can connect.
 
     Raises:
-        ConfigError: nothing can listen there.
+        ConfigError: nothing can listen there; two collections have the same name.
         CrovcaError: an index cannot be opened.
     """
-    for one in settings.open():  # in words here, where several processes would only die
+    for one in by_name(settings.open()).values():  # in words here, where several processes would only die
         one.close()
     listening = _listening(host, port)
     os.environ[_SETTINGS] = json.dumps(asdict(settings))

@@ -133,11 +133,29 @@ class DuplicateModel(BaseModel):
     bits: int
 
 
+class ConfirmedModel(BaseModel):
+    """A duplicate that its pixels confirm: "copy", "gray" or "burst"."""
+
+    id: str
+    similarity: float
+    kind: str
+
+
+class ConfirmedGroupModel(BaseModel):
+    """Duplicates, and which of them to keep."""
+
+    keep: str
+    items: list[ConfirmedModel]
+
+
 class DuplicatesModel(BaseModel):
     """Groups of near duplicates."""
 
+    confirmed: list[ConfirmedGroupModel] | None = Field(
+        description="what 'crovca duplicates' found last, as decisions make it; null: it was not asked, or no archive"
+    )
     radius: int
-    groups: list[list[DuplicateModel]]
+    groups: list[list[DuplicateModel]] = Field(description="by code: candidates, not proof")
 
 
 class NewItems(_Strict):
