@@ -1,8 +1,5 @@
 """Queries take the way of what is searched; the encoder is loaded when it is needed, and once."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -45,13 +42,6 @@ def test_an_image_loads_the_image_tower_alone_and_once(archive, monkeypatch):
             rows = [sorted(f"{number}.png" for number in range(12)).index(file.name) for file in files]
             np.testing.assert_allclose(model.of_images(files), hasher.logits(values[rows]), atol=1e-4)
     assert len(loaded) == 1
-
-
-@pytest.mark.starts
-def test_a_query_imports_nothing_that_only_pipelines_and_training_need():
-    """Each of them takes a part of a second, of every command that encodes something."""
-    code = "import sys, crovca.archive.queries; sys.exit(bool({'sklearn', 'scipy', 'pandas'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # the tests' fork server has them
 
 
 def test_an_image_that_cannot_be_read_is_named(archive):

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
 from crovca.codes import Codes, check_bits
@@ -25,7 +26,6 @@ from crovca.encoders.encoder import choose_device
 from crovca.errors import ConfigError, CrovcaWarning, InvalidInputError, NotFittedError
 from crovca.hasher import files, hub
 from crovca.hasher.drift import Drift, drift
-from crovca.hasher.estimator import Estimator
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import Fitted, Run, fit_embeddings, initialize
 from crovca.hasher.fit_images import fit_images
@@ -69,7 +69,7 @@ class EncodedItems(NamedTuple):
     faults: dict[int, Fault]
 
 
-class Hasher(Estimator):
+class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Learns binary codes (CroVCA, arXiv 2510.27584): of embeddings, with or without labels; of pairs; of images.
 
     ``Hasher(bits)`` takes embeddings. ``Hasher.for_pairs`` takes two kinds of embeddings whose rows are pairs, or
@@ -429,7 +429,7 @@ class Hasher(Estimator):
         """
         config, weights, history = files.read(Path(path))
         with files.config_errors(path):
-            parameters = files.parameters_of(config, cls.param_names())
+            parameters = files.parameters_of(config, cls._get_param_names())
             hasher = cls(**parameters, device=device)
             hasher._check()
             hasher._device()
@@ -501,6 +501,11 @@ class Hasher(Estimator):
         return cls.load(hub.pull(id_or_folder, revision, encoder), device=device, encoder=encoder)
 
     # --- inside ---
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # codes are bits, whatever the embeddings are
+        return tags
 
     def _check(self) -> None:
         """Refuse parameters that cannot be, whatever the data."""
