@@ -88,12 +88,25 @@ wheel: $(READY)
 	build/bare/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd build && bare/bin/crovca --version && bare/bin/crovca datasets > bare/datasets.txt
 
-# The oldest versions that pyproject.toml allows, as far as they install on this Python.
-lowest: $(READY)
-	rm -rf build/lowest && $(PYTHON) -m venv build/lowest
-	$(RUN)/python tools/lowest.py > build/lowest.txt
-	build/lowest/bin/python -m pip install --quiet --constraint build/lowest.txt pytest hypothesis --editable .
-	cd build && OMP_NUM_THREADS=2 lowest/bin/python -m pytest ../tests/test_codes.py ../tests/index ../tests/hashing ../tests/evaluation -m 'not slow and not torture' -c ../pyproject.toml --rootdir .. -W default
+# The oldest versions that pyproject.toml allows, as far as they install on this Python: of the core, and of the extras
+# in as many environments as they go together in (sentence-transformers wants a newer transformers than images).
+LOWEST := core files frameworks
+core_TESTS := test_codes.py index hashing evaluation
+files_EXTRAS := report images augment heic onnx serve duplicates pg sqlite lancedb chdb qdrant
+files_TESTS := hasher encoders archive service servers_contract/test_files.py servers_contract/test_qdrant.py
+frameworks_EXTRAS := sentence-transformers langchain llama-index ray milvus augment
+frameworks_TESTS := integrations embedding
+empty :=
+comma := ,
+
+lowest: $(LOWEST:%=lowest-%)
+
+lowest-%: $(READY)
+	rm -rf build/lowest-$* && $(PYTHON) -m venv build/lowest-$*
+	$(RUN)/python tools/lowest.py $($*_EXTRAS) > build/lowest-$*.txt
+	build/lowest-$*/bin/python -m pip install --quiet --constraint build/lowest-$*.txt pytest hypothesis pillow httpx onnxruntime \
+		schemathesis langchain-tests --editable '.[$(subst $(empty) $(empty),$(comma),$($*_EXTRAS))]'
+	cd build && OMP_NUM_THREADS=2 lowest-$*/bin/python -m pytest $($*_TESTS:%=../tests/%) -m 'not slow and not servers and not torture' -c ../pyproject.toml --rootdir .. -W default
 
 # DATA: embeddings (.npz) to make real codes of; without it codes are random.
 bench: servers
