@@ -89,7 +89,7 @@ wheel: $(READY)
 	cd build && bare/bin/crovca --version && bare/bin/crovca datasets > bare/datasets.txt
 
 # The oldest versions that pyproject.toml allows, as far as they install on this Python: of the core, and of the extras
-# in as many environments as they go together in (sentence-transformers wants a newer transformers than images).
+# in two more (with transformers 4 they did not go together).
 LOWEST := core files frameworks
 core_TESTS := test_codes.py index hashing evaluation
 files_EXTRAS := report images augment heic onnx serve duplicates pg sqlite lancedb chdb qdrant
