@@ -43,6 +43,7 @@ def values_of(data: Path, name: str, part: str) -> np.ndarray:
 
 def hasher_of(models: Path, data: Path, name: str, bits: int) -> Hasher:
     """Learned once, then read again."""
+    models.mkdir(parents=True, exist_ok=True)
     path = models / f"{name}-{bits}"
     if not path.exists():
         Hasher(bits=bits).fit(values_of(data, name, "database")).save(path)

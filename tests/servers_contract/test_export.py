@@ -143,6 +143,34 @@ def test_an_id_that_an_engine_refuses_is_refused_here(tmp_path, id):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("bad", ["\0", "\x0b", "\x1f", "\ufdd0", "\U0001ffff"])
+def test_a_character_that_vespa_refuses_is_refused_here(tmp_path, bad):
+    other = bad.replace("\0", "\1")
+    cases = [("a", f"x{bad}"), (f"{other}a", "x"), ("a", "\t\n\r \x7f\x85é\ufffe\U0001f600")]
+    for at, (id, text) in enumerate(cases):
+        with HashIndex.create(tmp_path / f"index{at}", 16) as index:
+            index.add([id], Codes.from_bits(np.eye(1, 16, dtype=bool)), {"text": [text]})
+            assert export(index, "elasticsearch", tmp_path / f"elastic{at}").items == 1
+            if at == 2:
+                assert export(index, "vespa", tmp_path / "out").items == 1
+            else:
+                with pytest.raises(InvalidInputError, match=("column 'text'", "the id")[at]):
+                    export(index, "vespa", tmp_path / "out")
+
+
+def test_a_whole_number_that_vespa_cannot_hold_is_refused(tmp_path):
+    codes = Codes.from_bits(np.eye(2, 16, dtype=bool))
+    for name, largest in (("fits", 2**63 - 1), ("not", 2**63)):
+        with HashIndex.create(tmp_path / name, 16) as index:
+            index.add(["a", "b"], codes, {"n": np.array([largest, 0], np.uint64)})
+            assert export(index, "opensearch", tmp_path / f"{name}-opensearch").items == 2  # unsigned_long
+            if name == "fits":
+                assert export(index, "vespa", tmp_path / "out").items == 2
+            else:
+                with pytest.raises(InvalidInputError, match=r"'n' has the value 9223372036854775808, .* 2\^63 - 1"):
+                    export(index, "vespa", tmp_path / "out2")
+
+
 def test_metadata_get_the_engines_types(tmp_path, capsys):
     day = datetime.datetime(1911, 5, 3, 12, tzinfo=datetime.UTC)
     columns = {

@@ -59,6 +59,19 @@ def test_filters_have_the_nulls_of_sql(url, tmp_path):
                 shard.search(logits, 3, where=where)
 
 
+def test_conditions_are_answered_from_indexes_and_of_columns_of_mixed_kinds_as_well(url):
+    ids, codes, _ = sample(4, 8)
+    with create(url, bits=8) as shard:
+        shard.upsert(ids[:2], codes[:2], pa.table({"n": [1, 2], "t": ["a", None], "crovca_int8": ["AA==", "AQ=="]}))
+        assert set(shard._shard.info().payload_schema) == {"id", "n", "t"}  # kept embeddings are asked for by nobody
+        shard.upsert(ids[2:], codes[2:], pa.table({"n": ["1", "x"], "t": [1.5, 2.0]}))
+        for where, found in (("n = 1", [0]), ("n = '1'", [2]), ("n IS NOT NULL", [0, 1, 2, 3]), ("t IS NULL", [1]),
+                             ("t > 1", [2, 3]), ("t = 'a'", [0]), ("n <> 'x' AND t < 2", [2])):  # fmt: skip
+            assert sorted(shard.search(np.ones((1, 8)), where=where).ids[0]) == sorted(ids[found]), where
+    with connect(url) as shard:
+        assert set(shard._shard.info().payload_schema) == {"id", "n", "t"}
+
+
 @pytest.mark.parametrize(("bits", "scale"), [(64, 1e-30), (256, 1.0), (1000, 1e20)])
 def test_answers_are_proven_whatever_the_size_of_logits(url, tmp_path, bits, scale):
     ids, codes, _ = sample(3000, bits)

@@ -54,12 +54,14 @@ class Target:
         item: the lines of an item, of its id, code (bytes), and metadata.
         query: the body of a query, of a query's weights, their shift and k.
         run: what to do with the files.
+        signed: there are no whole numbers above 2^63 - 1.
     """
 
     schema: Callable[[int, pa.Schema], tuple[str, str]]
     item: Callable[[str, bytes, Row], list[Row]]
     query: Callable[[list[float], float, int], Row]
     run: str
+    signed: bool = False
 
 
 def export(index: HashIndex, engine: str, path: Path, *, force: bool = False) -> Export:
@@ -84,7 +86,8 @@ def export(index: HashIndex, engine: str, path: Path, *, force: bool = False) ->
             rows = ServerRows.of(part.ids, part.codes, part.metadata, bits=view.bits, id_type=view.id_type or "string")
             columns |= {_name(field.name): field.type for field in rows.metadata.schema}
             codes = (code.tobytes() for code in rows.codes.packed)
-            for id, code, row in zip(rows.ids.tolist(), codes, json_rows(rows.metadata, engine), strict=True):
+            metadata = json_rows(rows.metadata, engine, signed=target.signed)
+            for id, code, row in zip(rows.ids.tolist(), codes, metadata, strict=True):
                 lines = target.item(_id(str(id)), code, row)
                 parts.write("".join(f"{json.dumps(line, allow_nan=False)}\n" for line in lines))
             items += len(rows)
@@ -308,7 +311,20 @@ def _vespa_schema(bits: int, columns: pa.Schema) -> tuple[str, str]:
     return "item.sd", text
 
 
+_NOT_TEXT = re.compile(  # a feed that has one of these is refused (com.yahoo.text.Text)
+    "[\\0-\\x08\\x0b\\x0c\\x0e-\\x1f\\ufdd0-\\ufddf"
+    + "".join(chr(plane * 0x10000 + end) for plane in range(1, 17) for end in (0xFFFE, 0xFFFF))
+    + "]"
+)
+
+
 def _vespa_item(id: str, code: bytes, row: Row) -> list[Row]:
+    for name, value in {"id": id, **row}.items():
+        if isinstance(value, str) and (bad := _NOT_TEXT.search(value)):
+            raise InvalidInputError(
+                f"{'the id' if name == 'id' else f'the metadata column {name!r} has the value'} {value[:40]!r}, and "
+                f"Vespa takes no text with the character {bad[0]!r}; leave it out"
+            )
     return [{"put": f"id:crovca:item::{id}", "fields": {"id": id, "code": {"values": code.hex()}, **row}}]
 
 
@@ -358,6 +374,7 @@ TARGETS = {
 
 More than 400 results: `maxHits` in a query profile. On several content nodes, exact where `top-k-probability` is 1.
 Candidates by Hamming distance: nearestNeighbor on the field code.""",
+        signed=True,
     ),
 }
 

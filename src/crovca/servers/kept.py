@@ -16,7 +16,7 @@ import pyarrow as pa
 from crovca.errors import InvalidInputError, ServerError
 from crovca.index.originals import KEPT
 
-_COLUMNS = {f"crovca_{keep}": np.dtype(kind).newbyteorder("<") for keep, kind in KEPT.items()}
+COLUMNS = {f"crovca_{keep}": np.dtype(kind).newbyteorder("<") for keep, kind in KEPT.items()}
 
 
 def with_kept(metadata: pa.Table | None, kept: npt.NDArray[Any]) -> pa.Table:
@@ -29,7 +29,7 @@ def with_kept(metadata: pa.Table | None, kept: npt.NDArray[Any]) -> pa.Table:
     table = pa.table({}) if metadata is None else metadata
     if column in table.column_names:
         raise InvalidInputError(f"the metadata column {column!r} has the name of kept embeddings; rename it")
-    rows = np.ascontiguousarray(kept, _COLUMNS[column])
+    rows = np.ascontiguousarray(kept, COLUMNS[column])
     text = pa.array([b64encode(row).decode("ascii") for row in rows], pa.string())
     return pa.table({column: text}) if not table.num_columns else table.append_column(column, text)
 
@@ -45,7 +45,7 @@ def kept_embeddings(metadata: pa.Table | None, width: int) -> npt.NDArray[Any]:
         InvalidInputError: these items have no embeddings, or of another width.
         ServerError: they cannot be read.
     """
-    names = [] if metadata is None else [name for name in metadata.column_names if name in _COLUMNS]
+    names = [] if metadata is None else [name for name in metadata.column_names if name in COLUMNS]
     for name in names:
         assert metadata is not None
         column = metadata.column(name)
@@ -55,7 +55,7 @@ def kept_embeddings(metadata: pa.Table | None, width: int) -> npt.NDArray[Any]:
             data = [b64decode(one, validate=True) for one in column.to_pylist()]
         except (ValueError, TypeError) as error:
             raise ServerError(f"the column {name!r} does not hold what was pushed ({error}); push again") from None
-        kind = _COLUMNS[name]
+        kind = COLUMNS[name]
         widths = {len(one) // kind.itemsize for one in data}
         if widths != {width}:
             raise InvalidInputError(

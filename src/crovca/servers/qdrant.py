@@ -36,6 +36,7 @@ from crovca.files import write_json
 from crovca.index.results import StoredItems
 from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, missing
 from crovca.servers.bounds import Query
+from crovca.servers.kept import COLUMNS
 from crovca.servers.qdrant_filter import filter_of
 from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names, json_rows
 from crovca.servers.state import PushState
@@ -104,6 +105,7 @@ class QdrantServer(FileServer):
         metadata = json_rows(rows.metadata, "Qdrant")
         if new := [name for name in names if name not in self._ours["columns"]]:
             self._remember(columns=[*self._ours["columns"], *new])
+        self._index(rows.metadata.schema)
         for places in _parts(range(len(rows))):
             signs = 2.0 * rows.codes[np.array(places)].unpack() - 1.0
             points = []
@@ -191,6 +193,23 @@ class QdrantServer(FileServer):
         self._remember(push=state.to_json())
 
     # --- inside --------------------------------------------------------------------------------------
+
+    def _index(self, columns: pa.Schema) -> None:
+        """Index columns that are not: without one Qdrant reads the payload of every item for a condition.
+
+        All numbers as floats, as filters compare them. What an index does not hold, as a text among numbers, is read.
+        """
+        driver, types = _driver(), pa.types
+        numbers = {"id": self.id_type == "int64"}
+        for field in columns:
+            if field.name not in COLUMNS and not types.is_null(field.type):  # of kept embeddings nobody asks
+                tests = (types.is_integer, types.is_floating, types.is_boolean)
+                numbers[field.name] = any(test(field.type) for test in tests)
+        with _errors():
+            known = {name.strip('"') for name in self._shard.info().payload_schema}
+            for name in numbers.keys() - known:
+                kind = driver.PayloadSchemaType.Float if numbers[name] else driver.PayloadSchemaType.Keyword
+                self._shard.update(driver.UpdateOperation.create_field_index(f'"{name}"', kind))
 
     def _remember(self, **values: Any) -> None:
         with _errors():

@@ -97,17 +97,22 @@ def check_names(names: Sequence[str], there: Sequence[str]) -> None:
             raise InvalidInputError(f"the metadata column {name!r} differs from {same!r} in case alone; rename it")
 
 
-def json_rows(metadata: pa.Table, server: str) -> list[dict[str, Any]]:
+def json_rows(metadata: pa.Table, server: str, *, signed: bool = False) -> list[dict[str, Any]]:
     """One dict a row, of what JSON can hold; nulls are left out.
 
     Raises:
-        InvalidInputError: NaN or infinity, which the server cannot hold.
+        InvalidInputError: NaN or infinity, which the server cannot hold; ``signed``: whole numbers beyond 2^63 - 1.
     """
     rows = rows_of(metadata)
     for row in rows:
         for name, value in list(row.items()):
             if value is None:
                 del row[name]
+            elif signed and isinstance(value, int) and value >= 2**63:
+                raise InvalidInputError(
+                    f"the metadata column {name!r} has the value {value}, and {server} cannot hold whole numbers above "
+                    "2^63 - 1; leave it out, or make it text"
+                )
             elif isinstance(value, float) and not math.isfinite(value):
                 raise InvalidInputError(
                     f"the metadata column {name!r} has the value {value}, which {server} cannot hold; make it null"

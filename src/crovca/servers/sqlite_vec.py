@@ -96,7 +96,7 @@ class SQLiteServer(TableServer):
                     "or give the column another name"
                 )
         columns = self._add_columns(types)
-        metadata = json_rows(rows.metadata, "SQLite")
+        metadata = json_rows(rows.metadata, "SQLite", signed=True)
         own = zip(rows.ids.tolist(), rows.codes.packed, rows.digests.tolist(), metadata, strict=True)
         given = (
             {"id": one, "code": code.tobytes(), "crovca_digest": digest, **values} for one, code, digest, values in own
