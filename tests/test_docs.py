@@ -19,6 +19,8 @@ import pytest
 
 import crovca
 from crovca.cli.main import main
+from crovca.evaluation import figures
+from crovca.hashing import config
 from tests.encoders import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +156,8 @@ def shell(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))  # thumbnails
     monkeypatch.delenv("CROVCA_TOKEN", raising=False)
+    monkeypatch.setattr(config, "HELD_STEPS", 1)  # epochs="auto": as few as there can be, and maps of few items
+    monkeypatch.setattr(figures, "MAP_ITEMS", 50)
     opened = Shell(monkeypatch, capsys)
     yield opened
     opened.close()

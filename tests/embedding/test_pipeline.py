@@ -26,7 +26,7 @@ from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, WorkerError
 from tests.needs import needs
 from tests.pictures import as_bytes, broken_files, good_files, make_special, picture, write_all
-from tests.started import CONTEXT, Started
+from tests.started import Started
 
 needs("transformers")
 CLASSES = ("ant", "bee", "cat")
@@ -154,7 +154,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(photos, vit, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.starts
-def test_the_command_killed_and_given_again(photos, folders, tmp_path, monkeypatch):
+def test_the_command_killed_and_given_again(photos, folders, tmp_path):
     """The same with the command itself, finished by two processes."""
     arguments = [
         "embed", photos, "--encoder", folders["ViT"][0], "--shard-size", "2", "--batch-size", "2", "--views", "3",
@@ -168,7 +168,6 @@ def test_the_command_killed_and_given_again(photos, folders, tmp_path, monkeypat
     said = process.communicate()[1]
     assert list(store.glob("part-*")), said
     assert not (store / "manifest.json").exists()
-    monkeypatch.setattr(runners.multiprocessing, "get_context", lambda _: CONTEXT)  # they have imported torch already
     run(*arguments, "-o", store, "--workers", "2")
     run(*arguments, "-o", tmp_path / "whole")
     assert content(store) == content(tmp_path / "whole")

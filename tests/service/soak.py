@@ -1,7 +1,6 @@
 """Clients that ask a running service beside a writer, and know what is right: an item's code follows from its id."""
 
 import hashlib
-import multiprocessing
 import os
 import random
 import re
@@ -18,6 +17,7 @@ import httpx
 import numpy as np
 
 from crovca import Codes, HashIndex
+from tests.started import CONTEXT
 
 BITS = 64
 STAYING = 2_000  # items that are never deleted
@@ -118,6 +118,13 @@ def children(pid):
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
+def has_ended(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def soak(path, seconds, *options, clients=8, requests=0, generations=0):
     """Run it for so long, and until so many requests are answered beside so many writes.
 
@@ -126,10 +133,9 @@ def soak(path, seconds, *options, clients=8, requests=0, generations=0):
     make(path)
     counts, wrong, stop = Counter(), [], threading.Event()
     counts["seconds"] = []
-    context = multiprocessing.get_context("spawn")
-    writer_stops = context.Event()
+    writer_stops = CONTEXT.Event()
     with served(path, *options) as (address, process):
-        writer = context.Process(target=write, args=(path, writer_stops))
+        writer = CONTEXT.Process(target=write, args=(path, writer_stops))
         writer.start()
         threads = [threading.Thread(target=ask, args=(address, stop, counts, wrong)) for _ in range(clients)]
         for thread in threads:
