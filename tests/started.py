@@ -18,6 +18,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 IMPORTED = [
     "crovca.cli.main", "crovca.hasher", "crovca.archive.archive", "crovca.servers.push", "torch._dynamo",
     "peft", "transformers.models.vit.modeling_vit", "transformers.models.clip.modeling_clip",
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
 ]  # fmt: skip
 CONTEXT.set_forkserver_preload(IMPORTED)
 

@@ -24,6 +24,7 @@ from crovca.embedding.pipeline import embed_shard, finish, make_worker, missing_
 from crovca.embedding.runners import Rank, find_rank, run_processes, run_ray
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, WorkerError
+from tests import patient_ray
 from tests.needs import needs
 from tests.pictures import as_bytes, broken_files, good_files, make_special, picture, write_all
 from tests.started import Started
@@ -260,9 +261,15 @@ def test_processes_end_with_the_error_of_one(photos, vit, tmp_path):
     assert found.value.exit_status == 2
 
 
+def test_only_workers_on_processors_are_forks():
+    """CUDA does not survive one."""
+    assert runners._context("cuda").get_start_method() == "spawn"
+    assert runners._context("cpu").get_start_method() == ("forkserver" if sys.platform == "linux" else "spawn")
+
+
 @pytest.mark.ray
 @pytest.mark.starts
-def test_ray_gives_the_parts_of_the_local_run(photos, vit, tmp_path):
+def test_ray_gives_the_parts_of_the_local_run(photos, vit, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     job, worker = job_of(photos, vit, v=2, stored="float32")
     local = load_embeddings(embed_all(job, worker, tmp_path / "local"))
@@ -272,8 +279,11 @@ def test_ray_gives_the_parts_of_the_local_run(photos, vit, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
+        from ray._private import services
 
-        os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+        for name, value in {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", **patient_ray.ENVIRONMENT}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(services, "get_node", patient_ray.patient(services.get_node))
         paths = os.pathsep.join(path for path in sys.path if path)
         ray.init(
             num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}}
