@@ -132,7 +132,7 @@ class Shell:
             elif line.startswith("export "):
                 self.monkeypatch.setenv(*line.removeprefix("export ").split("=", 1))
             elif line and not line.startswith("#"):
-                ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+                ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=500, check=False)
                 assert ran.returncode == 0, f"{line}: {ran.stdout}{ran.stderr}"
 
     def serve(self, arguments):
@@ -147,7 +147,7 @@ class Shell:
     def close(self):
         if self.service is not None:
             self.service.send_signal(signal.SIGTERM)
-            self.service.communicate(timeout=60)
+            self.service.communicate(timeout=500)
             self.service = None
 
 

@@ -51,7 +51,7 @@ def served(path, *options):
             assert found, line + running.stderr.read()
             yield found[0], running
             running.send_signal(signal.SIGTERM)
-            running.wait(timeout=100)
+            running.wait(timeout=500)
         finally:
             running.kill()
 
@@ -77,7 +77,7 @@ def write(path, stop):
 def ask(address, stop, counts, wrong):
     """One client: by id, with and without a condition, and by logits; every answer is checked."""
     chance = random.Random(threading.get_ident())
-    with httpx.Client(base_url=f"{address}/v1", timeout=60) as client:
+    with httpx.Client(base_url=f"{address}/v1", timeout=500) as client:
         (name,) = (one["name"] for one in client.get("/collections").json())
         while not stop.is_set():
             id = chance.randrange(STAYING)
@@ -105,7 +105,7 @@ def ask(address, stop, counts, wrong):
 
 
 def generation(address):
-    return httpx.get(f"{address}/v1/collections", timeout=60).json()[0]["generation"]
+    return httpx.get(f"{address}/v1/collections", timeout=500).json()[0]["generation"]
 
 
 def megabytes(process):
@@ -150,7 +150,7 @@ def soak(path, seconds, *options, clients=8, requests=0, generations=0):
         for thread in threads:
             thread.join()
         writer_stops.set()
-        writer.join(timeout=60)
+        writer.join(timeout=500)
         assert writer.exitcode == 0
         counts["generations"] = generation(address)
     assert process.returncode in (0, -signal.SIGTERM)

@@ -28,9 +28,9 @@ def test_several_processes_count_together_and_requests_under_way_are_answered(tm
     soak.make(tmp_path / "codes")
     with soak.served(tmp_path / "codes", "--workers", "2", "--grace", "90") as (address, process):
         for _ in range(40):
-            with httpx.Client(timeout=60) as client:  # a connection each, so both processes answer
+            with httpx.Client(timeout=500) as client:  # a connection each, so both processes answer
                 assert client.get(f"{address}/v1/collections").json()[0]["items"] == soak.STAYING
-        metrics = httpx.get(f"{address}/metrics", timeout=60).text
+        metrics = httpx.get(f"{address}/metrics", timeout=500).text
         (line,) = (line for line in metrics.splitlines() if line.startswith("crovca_requests_total{"))
         assert line.endswith(" 40.0")
         assert len(soak.children(process.pid)) >= 2
