@@ -5,6 +5,7 @@ they can be killed, and have none of the locks and threads of the tests.
 """
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import sys
@@ -13,19 +14,26 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Not crovca.service: prometheus-client reads the environment when it is imported.
-# torch._dynamo is what the first optimizer of a process imports.
-CONTEXT.set_forkserver_preload(
-    ["crovca.cli.main", "crovca.hasher", "crovca.archive.archive", "crovca.servers.push", "torch._dynamo"]
-)
+# torch._dynamo is what the first optimizer of a process imports; the rest is of encoders, and may be missing.
+IMPORTED = [
+    "crovca.cli.main", "crovca.hasher", "crovca.archive.archive", "crovca.servers.push", "torch._dynamo",
+    "peft", "transformers.models.vit.modeling_vit", "transformers.models.clip.modeling_clip",
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
+]  # fmt: skip
+CONTEXT.set_forkserver_preload(IMPORTED)
 
 
 class Started:
-    """A process: ``python ARGUMENTS``, which are ``-m MODULE ...``, or a script's path and what it is given."""
+    """A process: ``python ARGUMENTS``, which are ``-m MODULE ...``, or a script's path and what it is given.
 
-    def __init__(self, arguments, *, env=None, cwd=None):
+    ``forget`` names packages that it is to import itself.
+    """
+
+    def __init__(self, arguments, *, env=None, cwd=None, forget=()):
         (stdout, to_stdout), (stderr, to_stderr) = (CONTEXT.Pipe(duplex=False) for _ in range(2))
         variables = dict(os.environ if env is None else env)
-        given = ([*map(str, arguments)], variables, str(cwd or Path.cwd()), to_stdout, to_stderr)
+        given = ([*map(str, arguments)], variables, str(cwd or Path.cwd()), forget, to_stdout, to_stderr)
+        CONTEXT.set_forkserver_preload(IMPORTED)  # again: embedding in several processes asks for less
         self._process = CONTEXT.Process(target=_begin, args=given)
         self._process.start()
         self.pid = self._process.pid
@@ -80,11 +88,15 @@ def ended(arguments, **options):
     return process.returncode, *said
 
 
-def _begin(arguments, variables, folder, stdout, stderr):
+def _begin(arguments, variables, folder, forget, stdout, stderr):
     for number, name, pipe in ((1, "stdout", stdout), (2, "stderr", stderr)):
         os.dup2(pipe.fileno(), number)
         pipe.close()
         setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", buffering=1, closefd=False))
+    for name in [name for name in sys.modules if name.partition(".")[0] in forget]:
+        del sys.modules[name]
+    # What it starts, the same server forks: it would start one of its own, which imports everything again.
+    multiprocessing.forkserver._forkserver.ensure_running = lambda: None
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)

@@ -19,6 +19,8 @@ import pytest
 
 import crovca
 from crovca.cli.main import main
+from crovca.evaluation import figures
+from crovca.hashing import config
 from tests.encoders import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -130,7 +132,7 @@ class Shell:
             elif line.startswith("export "):
                 self.monkeypatch.setenv(*line.removeprefix("export ").split("=", 1))
             elif line and not line.startswith("#"):
-                ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+                ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=500, check=False)
                 assert ran.returncode == 0, f"{line}: {ran.stdout}{ran.stderr}"
 
     def serve(self, arguments):
@@ -145,7 +147,7 @@ class Shell:
     def close(self):
         if self.service is not None:
             self.service.send_signal(signal.SIGTERM)
-            self.service.communicate(timeout=60)
+            self.service.communicate(timeout=500)
             self.service = None
 
 
@@ -154,6 +156,8 @@ def shell(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))  # thumbnails
     monkeypatch.delenv("CROVCA_TOKEN", raising=False)
+    monkeypatch.setattr(config, "HELD_STEPS", 1)  # epochs="auto": as few as there can be, and maps of few items
+    monkeypatch.setattr(figures, "MAP_ITEMS", 50)
     opened = Shell(monkeypatch, capsys)
     yield opened
     opened.close()

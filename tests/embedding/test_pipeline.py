@@ -24,9 +24,10 @@ from crovca.embedding.pipeline import embed_shard, finish, make_worker, missing_
 from crovca.embedding.runners import Rank, find_rank, run_processes, run_ray
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, WorkerError
+from tests import patient_ray
 from tests.needs import needs
 from tests.pictures import as_bytes, broken_files, good_files, make_special, picture, write_all
-from tests.started import CONTEXT, Started
+from tests.started import Started
 
 needs("transformers")
 CLASSES = ("ant", "bee", "cat")
@@ -154,7 +155,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(photos, vit, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.starts
-def test_the_command_killed_and_given_again(photos, folders, tmp_path, monkeypatch):
+def test_the_command_killed_and_given_again(photos, folders, tmp_path):
     """The same with the command itself, finished by two processes."""
     arguments = [
         "embed", photos, "--encoder", folders["ViT"][0], "--shard-size", "2", "--batch-size", "2", "--views", "3",
@@ -168,7 +169,6 @@ def test_the_command_killed_and_given_again(photos, folders, tmp_path, monkeypat
     said = process.communicate()[1]
     assert list(store.glob("part-*")), said
     assert not (store / "manifest.json").exists()
-    monkeypatch.setattr(runners.multiprocessing, "get_context", lambda _: CONTEXT)  # they have imported torch already
     run(*arguments, "-o", store, "--workers", "2")
     run(*arguments, "-o", tmp_path / "whole")
     assert content(store) == content(tmp_path / "whole")
@@ -261,9 +261,15 @@ def test_processes_end_with_the_error_of_one(photos, vit, tmp_path):
     assert found.value.exit_status == 2
 
 
+def test_only_workers_on_processors_are_forks():
+    """CUDA does not survive one."""
+    assert runners._context("cuda").get_start_method() == "spawn"
+    assert runners._context("cpu").get_start_method() == ("forkserver" if sys.platform == "linux" else "spawn")
+
+
 @pytest.mark.ray
 @pytest.mark.starts
-def test_ray_gives_the_parts_of_the_local_run(photos, vit, tmp_path):
+def test_ray_gives_the_parts_of_the_local_run(photos, vit, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     job, worker = job_of(photos, vit, v=2, stored="float32")
     local = load_embeddings(embed_all(job, worker, tmp_path / "local"))
@@ -273,8 +279,11 @@ def test_ray_gives_the_parts_of_the_local_run(photos, vit, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
+        from ray._private import services
 
-        os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+        for name, value in {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", **patient_ray.ENVIRONMENT}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(services, "get_node", patient_ray.patient(services.get_node))
         paths = os.pathsep.join(path for path in sys.path if path)
         ray.init(
             num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}}

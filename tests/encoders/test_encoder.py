@@ -497,7 +497,7 @@ def run(folder, code):
     """A process that has imported torch, and not yet transformers; ``folder`` is its first place for packages."""
     script = folder / "script.py"
     script.write_text(f"import sys; assert 'transformers' not in sys.modules\n{code}")
-    return ended([script], cwd=folder)
+    return ended([script], cwd=folder, forget=("crovca", "transformers", "peft"))
 
 
 @pytest.mark.starts

@@ -234,7 +234,7 @@ def test_a_forked_child_reads_and_does_not_write(path):
         out = context.SimpleQueue()
         process = context.Process(target=child, args=(out,))
         process.start()
-        process.join(120)
+        process.join(500)
         assert process.exitcode == 0
         assert "was opened for writing by the process that this one was forked from" in out.get()
         assert out.get() is True
@@ -255,7 +255,7 @@ def test_a_fork_waits_for_an_import_that_runs(tmp_path, monkeypatch):
         target=lambda: os._exit(0 if hasattr(sys.modules["slowly_imported"], "whole") else 1)
     )
     child.start()
-    child.join(60)
+    child.join(500)
     importing.join()
     assert child.exitcode == 0
 

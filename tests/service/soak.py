@@ -1,7 +1,6 @@
 """Clients that ask a running service beside a writer, and know what is right: an item's code follows from its id."""
 
 import hashlib
-import multiprocessing
 import os
 import random
 import re
@@ -18,6 +17,7 @@ import httpx
 import numpy as np
 
 from crovca import Codes, HashIndex
+from tests.started import CONTEXT
 
 BITS = 64
 STAYING = 2_000  # items that are never deleted
@@ -51,7 +51,7 @@ def served(path, *options):
             assert found, line + running.stderr.read()
             yield found[0], running
             running.send_signal(signal.SIGTERM)
-            running.wait(timeout=100)
+            running.wait(timeout=500)
         finally:
             running.kill()
 
@@ -77,7 +77,7 @@ def write(path, stop):
 def ask(address, stop, counts, wrong):
     """One client: by id, with and without a condition, and by logits; every answer is checked."""
     chance = random.Random(threading.get_ident())
-    with httpx.Client(base_url=f"{address}/v1", timeout=60) as client:
+    with httpx.Client(base_url=f"{address}/v1", timeout=500) as client:
         (name,) = (one["name"] for one in client.get("/collections").json())
         while not stop.is_set():
             id = chance.randrange(STAYING)
@@ -105,7 +105,7 @@ def ask(address, stop, counts, wrong):
 
 
 def generation(address):
-    return httpx.get(f"{address}/v1/collections", timeout=60).json()[0]["generation"]
+    return httpx.get(f"{address}/v1/collections", timeout=500).json()[0]["generation"]
 
 
 def megabytes(process):
@@ -118,6 +118,13 @@ def children(pid):
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
+def has_ended(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def soak(path, seconds, *options, clients=8, requests=0, generations=0):
     """Run it for so long, and until so many requests are answered beside so many writes.
 
@@ -126,10 +133,9 @@ def soak(path, seconds, *options, clients=8, requests=0, generations=0):
     make(path)
     counts, wrong, stop = Counter(), [], threading.Event()
     counts["seconds"] = []
-    context = multiprocessing.get_context("spawn")
-    writer_stops = context.Event()
+    writer_stops = CONTEXT.Event()
     with served(path, *options) as (address, process):
-        writer = context.Process(target=write, args=(path, writer_stops))
+        writer = CONTEXT.Process(target=write, args=(path, writer_stops))
         writer.start()
         threads = [threading.Thread(target=ask, args=(address, stop, counts, wrong)) for _ in range(clients)]
         for thread in threads:
@@ -144,7 +150,7 @@ def soak(path, seconds, *options, clients=8, requests=0, generations=0):
         for thread in threads:
             thread.join()
         writer_stops.set()
-        writer.join(timeout=60)
+        writer.join(timeout=500)
         assert writer.exitcode == 0
         counts["generations"] = generation(address)
     assert process.returncode in (0, -signal.SIGTERM)

@@ -1,8 +1,10 @@
 """``crovca serve`` as a process: clients beside a writer, several processes, its end."""
 
+import http.client
+import json
 import signal
 import socket
-import threading
+import time
 
 import httpx
 import pytest
@@ -26,22 +28,27 @@ def test_several_processes_count_together_and_requests_under_way_are_answered(tm
     soak.make(tmp_path / "codes")
     with soak.served(tmp_path / "codes", "--workers", "2", "--grace", "90") as (address, process):
         for _ in range(40):
-            with httpx.Client(timeout=60) as client:  # a connection each, so both processes answer
+            with httpx.Client(timeout=500) as client:  # a connection each, so both processes answer
                 assert client.get(f"{address}/v1/collections").json()[0]["items"] == soak.STAYING
-        metrics = httpx.get(f"{address}/metrics", timeout=60).text
+        metrics = httpx.get(f"{address}/metrics", timeout=500).text
         (line,) = (line for line in metrics.splitlines() if line.startswith("crovca_requests_total{"))
         assert line.endswith(" 40.0")
         assert len(soak.children(process.pid)) >= 2
-        slow = {"queries": [[{"id": id}] for id in range(256)], "k": 1000}
-        answers = []
-        asking = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{address}/v1/collections/codes/search", json=slow, timeout=100))
-        )
-        asking.start()
-        threading.Event().wait(1.5)
+        started = soak.children(process.pid)
+        asked = http.client.HTTPConnection(address.removeprefix("http://"), timeout=500)
+        asked.putrequest("POST", "/v1/collections/codes/search")
+        body = json.dumps({"queries": [[{"id": id}] for id in range(5)], "k": 3}).encode()
+        for header in (("Content-Type", "application/json"), ("Content-Length", len(body)), ("Expect", "100-continue")):
+            asked.putheader(*header)
+        asked.endheaders()
+        assert asked.sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"  # it waits for what is asked
         process.send_signal(signal.SIGTERM)
-        asking.join()
-    assert answers[0].status_code == 200 and len(answers[0].json()) == 256
+        while not any(map(soak.has_ended, started)):  # the process that does not wait
+            time.sleep(0.01)
+        asked.send(body)
+        answer = asked.getresponse()
+        assert answer.status == 200 and len(json.loads(answer.read())) == 5
+        asked.close()
 
 
 def test_what_cannot_be_served_is_refused_in_a_line(tmp_path):

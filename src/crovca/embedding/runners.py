@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -93,7 +94,7 @@ def run_processes(job: Job, store: Path, shards: Sequence[int], advance: Advance
         WorkerError: a process died; the others are ended, what is done stays.
         CrovcaError: what went wrong in a process.
     """
-    context = multiprocessing.get_context("spawn")  # threads and CUDA do not survive a fork
+    context = _context(job.device)
     waiting = deque(shards)
     processes: dict[Connection, Any] = {}
     try:
@@ -125,6 +126,19 @@ def run_processes(job: Job, store: Path, shards: Sequence[int], advance: Advance
         for process in processes.values():
             process.terminate()
             process.join()
+
+
+def _context(device: str) -> Any:
+    """How processes start: threads and CUDA do not survive a fork of this one.
+
+    On the processors of Linux they are forks of a process that has imported what they need, and nothing else: each
+    would take seconds for it.
+    """
+    if device != "cpu" or sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "transformers.modeling_utils"])
+    return context
 
 
 def _serve(connection: Connection, job: Job, store: Path, device: str, workers: int) -> None:
