@@ -15,11 +15,23 @@ from crovca.data.encoded import Encoded
 from crovca.errors import FileFormatError, InvalidInputError
 from crovca.ids import as_ids, id_hashes, tie_order
 from crovca.index.metadata import columns_of, most_frequent, read_table
-from crovca.servers.rows import json_rows
+from crovca.servers.rows import ServerRows, json_rows
 from tests.test_cli import run_json
 
 BERLIN = pa.timestamp("us", "Europe/Berlin")
 NOON = dt.datetime(2024, 7, 1, 12)
+
+
+def test_a_zero_character_inside_text_stays(tmp_path):
+    """Arrow reads NumPy's text no further than that."""
+    ids, codes = np.array(["\0a", "b\0c", "b"]), Codes.from_bits(np.eye(3, 16, dtype=bool))
+    with HashIndex.create(tmp_path / "index", 16) as index:
+        index.add(ids, codes, {"text": np.array(["x\0y", "\0", "x"])})
+        assert index.get(ids).metadata["text"].to_pylist()[0] == "x\0y" and index.verify() == []
+        assert index.contains(["b", "\0a", ""]).tolist() == [True, True, False]
+    with pytest.raises(InvalidInputError, match="may have no zero character"):
+        ServerRows.of(ids, codes, None, bits=16, id_type="string")
+
 
 LATER = {
     "struct gains a field": (pa.array([{"a": 1}]), pa.array([{"a": 2, "b": 3}]), None),

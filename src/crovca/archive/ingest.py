@@ -18,7 +18,7 @@ import numpy as np
 from crovca.archive.encoding import encode_path
 from crovca.archive.queries import describe_encoder
 from crovca.codes import Codes, check_bits
-from crovca.data.columns import read_table
+from crovca.data.columns import arrow_array, read_table
 from crovca.data.embeddings import Embeddings, Rows, evenly_spaced, load_embeddings
 from crovca.data.encoded import Encoded
 from crovca.data.store import JOB, MANIFEST, store_parts
@@ -460,7 +460,7 @@ def _metadata(ids: Any, known: dict[str, Any], part: slice, extra: pa.Table | No
     """
     import pyarrow as pa
 
-    table = pa.table({name: pa.array(values[part]) for name, values in known.items()}) if known else None
+    table = pa.table({name: arrow_array(values[part]) for name, values in known.items()}) if known else None
     if extra is None:
         return table, 0
     found, missing = columns_of(ids, extra)

@@ -33,6 +33,15 @@ def name_among(names: Sequence[str], usual: tuple[str, str], where: Path) -> str
     return found[0] if found else None
 
 
+def arrow_array(values: Any, kind: Any = None) -> pa.Array:
+    """Values as an Arrow array, of a type or of their own. Of NumPy's text Arrow would read no further than a zero
+    character."""
+    import pyarrow as pa
+
+    text = isinstance(values, np.ndarray) and values.dtype.kind in "SU"
+    return pa.array(values.astype(object) if text else values, kind)
+
+
 def open_table(path: Path) -> Any:
     """Open a Parquet file (``pyarrow.parquet.ParquetFile``) for reading in pieces, page checksums included.
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crovca.data.columns import ID_NAMES, column, name_among, open_table, read_table
+from crovca.data.columns import ID_NAMES, arrow_array, column, name_among, open_table, read_table
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
 from crovca.files import atomic_directory, check_output, open_npy, read_json, sha256, write_json
 
@@ -304,7 +304,7 @@ def write_part(
     def as_column(content: Any) -> Any:
         if isinstance(content, list):
             return pa.array(content, pa.string())
-        return pa.array(list(content) if content.ndim == 2 else content)
+        return pa.array(list(content)) if content.ndim == 2 else arrow_array(content)
 
     np.save(part / "embeddings.npy", values, allow_pickle=False)
     table = pa.table({name: as_column(content) for name, content in columns.items()})

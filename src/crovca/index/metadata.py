@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crovca.data.columns import rows_of
+from crovca.data.columns import arrow_array, rows_of
 from crovca.errors import FileFormatError, InvalidInputError, StorageError
 from crovca.ids import as_ids
 from crovca.index.conditions import DEFAULT_TIMEOUT, check_boolean, checked_condition, refuse, took_too_long
@@ -76,7 +76,7 @@ def _column(name: Any, values: Any) -> pa.Array | pa.ChunkedArray:
             f"the metadata column {name!r} must have one value for each item, got one {type(values).__name__}"
         )
     try:
-        return pa.array(list(values) if isinstance(values, Iterator) else values)
+        return arrow_array(list(values) if isinstance(values, Iterator) else values)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InvalidInputError(f"the metadata column {name!r} cannot be stored: {_first_line(error)}") from error
 
@@ -220,7 +220,7 @@ def columns_of(ids: npt.NDArray[Any], table: pa.Table) -> tuple[pa.Table, int]:
     Raises:
         InvalidInputError: the table's ids are of another kind than those of the items.
     """
-    keys, wanted = table.column("id").combine_chunks(), pa.array(as_ids(ids))
+    keys, wanted = table.column("id").combine_chunks(), arrow_array(as_ids(ids))
     text = pa.types.is_string(wanted.type)
     if pa.types.is_dictionary(keys.type):
         keys = keys.dictionary_decode()

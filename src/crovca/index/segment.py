@@ -36,6 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crovca.codes import Codes
+from crovca.data.columns import arrow_array
 from crovca.errors import CrovcaError, FileFormatError, InvalidInputError
 from crovca.files import atomic_directory, atomic_file, remove, sha256
 from crovca.ids import id_hashes, order_by_hash
@@ -79,7 +80,7 @@ class SegmentRows:
         """Items in any order, sorted."""
         hashes = id_hashes(ids)
         kind = pa.int64() if ids.dtype.kind == "i" else pa.large_string()
-        column = pa.chunked_array([pa.array(ids, kind)])
+        column = pa.chunked_array([arrow_array(ids, kind)])
         table = pa.table({"id": column})
         if metadata is not None:
             for name in metadata.column_names:

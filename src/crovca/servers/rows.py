@@ -83,6 +83,11 @@ def check_ids(ids: npt.ArrayLike, id_type: IdType) -> npt.NDArray[Any]:
         return values.astype(np.int64)
     if values.dtype.kind not in "UTO" or (values.dtype.kind == "O" and not all(isinstance(one, str) for one in values)):
         raise InvalidInputError(f"ids must be strings, got {values.dtype}")
+    zeros = next((one for one in values.tolist() if "\0" in one), None)
+    if zeros is not None:
+        raise InvalidInputError(
+            f"a server's ids may have no zero character, as some cannot hold it; got {zeros[:40]!r}"
+        )
     return values.astype(np.str_)
 
 
