@@ -130,7 +130,10 @@ class QueryModel:
             ConfigError: the model takes images only, or it is not known which encoder to take.
         """
         if self.hasher.modalities[-1] == "images":
-            raise ConfigError("this index's model takes images only, so it cannot be searched by text")
+            raise ConfigError(
+                "this index's model takes images only, so it cannot be searched by text: search by an image or an id, "
+                "or build it with an encoder of both, such as siglip2"
+            )
         if self.hasher.fine_tuning is not None:
             return self.hasher.embed(list(texts), modality="texts")
         return np.asarray(self._text_tower().embed(list(texts)).float().cpu().numpy())
