@@ -188,7 +188,9 @@ def text_tower_of(config: Mapping[str, Any], source: str) -> TextTower:
         if family.text and model_type in family.text.model_types:
             return family.text
         if model_type in family.model_types:
-            raise EncoderError(f"{source} is a {family.name}, which takes images; texts need a text encoder, such as that of siglip2")
+            raise EncoderError(
+                f"{source} is a {family.name}, which takes images; texts need a text encoder, such as that of siglip2"
+            )
     _refuse_pairs(model_type, config, source)
     return MEAN_POOLED_TEXT
 
