@@ -241,12 +241,12 @@ class Hold:
     """A shared lock on one file of a folder: while it is held, no writer removes the folder (``try_remove``)."""
 
     def __init__(self, file: int) -> None:
-        self._file = os.dup(file)
-        fcntl.flock(self._file, fcntl.LOCK_SH)
+        self.file = os.dup(file)
+        fcntl.flock(self.file, fcntl.LOCK_SH)
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+        if hasattr(self, "file"):
+            os.close(self.file)
 
 
 class Segment:
@@ -486,11 +486,13 @@ class Segment:
         sizes: Int64 = np.array(self._map("piece_sizes.npy", np.int64, None))
         bounds = self._map("piece_bounds.npy", np.uint8, len(sizes), 2 * width)
         content = self._map("pieces.npy", np.uint8, None)
+        with self._file("pieces.npy") as file:
+            held = Hold(file)
         within = len(sizes) > 0 and sizes.min() >= 1 and sizes.max() <= len(self)
         if not within or sizes.sum() != len(self) or len(content) != int(rooms_of(sizes).sum()) * (width + ROW_BYTES):
             raise FileFormatError(f"segment {self.name} is damaged: the sizes of its pieces are not those of its codes")
-        path = self.folder / "pieces.npy"
-        return KeptPieces(path, self._sizes["pieces.npy"] - len(content), sizes, bounds, content)
+        offset = self._sizes["pieces.npy"] - len(content)
+        return KeptPieces(str(self.folder / "pieces.npy"), held, offset, sizes, bounds, content)
 
     def _read_deletions(self) -> npt.NDArray[np.bool_] | None:
         """Which rows are not deleted; None: all. In memory, as a writer removes the file at the next deletion."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -31,11 +30,19 @@ _SOME, _HASHED = 1 << 16, 1 << 20  # codes by which ``few_distinct`` judges, and
 _WIDEN = 4  # times more candidates when a bound does not prove the answer
 
 
+class HeldFile(Protocol):
+    """A file that is kept open: its descriptor."""
+
+    file: int
+
+
 class KeptPieces(NamedTuple):
     """Codes in pieces that begin alike, in a segment's files (``pieces`` says what these hold): ``sizes`` int64 (p,),
-    ``bounds`` uint8 (p, 2 * bytes), and ``content`` uint8, mapped from ``path``, where it begins at ``offset``."""
+    ``bounds`` uint8 (p, 2 * bytes), and ``content`` uint8, mapped from the open file ``held``, of that name, where it
+    begins at ``offset``."""
 
-    path: Path
+    name: str
+    held: HeldFile
     offset: int
     sizes: Int64
     bounds: npt.NDArray[np.uint8]

@@ -85,21 +85,22 @@ class Pieces:
         """The pieces of these codes that lie in files; None where this FAISS would lay them out in another way.
 
         Raises:
-            StorageError: the files are not there any longer.
+            StorageError: they cannot be mapped.
         """
         width = codes.bytes_per_item
         starts, rooms = _places(kept.sizes, width)
         if _rows_of(codes, kept, 0, 1) is None:
-            _logger.warning("%s was laid out for another FAISS, or is damaged; it is not used", kept.path)
+            _logger.warning("%s was laid out for another FAISS, or is damaged; it is not used", kept.name)
             return None
         lists, quantizer = _empty(codes, len(kept.sizes))
         try:
-            stored = faiss.OnDiskInvertedLists(len(kept.sizes), width, str(kept.path))
+            # By the file that is open: whatever stands at its path now.
+            stored = faiss.OnDiskInvertedLists(len(kept.sizes), width, f"/dev/fd/{kept.held.file}")
             stored.read_only, stored.prefetch_nthread = True, 0
             stored.totsize = kept.offset + len(kept.content)
             stored.do_mmap()
         except RuntimeError as error:
-            raise StorageError(f"{kept.path} is gone: the index was moved or removed; open it again") from error
+            raise StorageError(f"cannot map {kept.name}: {error}") from error
         # FAISS's (size, capacity, offset) of each list.
         address = int(stored.lists.data().this)
         entries = np.ctypeslib.as_array((ctypes.c_size_t * (3 * len(kept.sizes))).from_address(address)).reshape(-1, 3)
@@ -158,8 +159,8 @@ def lay_out(codes: Codes, piece: int = PIECE) -> Iterator[LaidOut]:
         starts, rooms = _places(sizes, width)
         content = np.zeros(int(rooms.sum()) * (width + ROW_BYTES), np.uint8)
         before = starts // (width + ROW_BYTES) * width
-        for begin, end, at, own, room in zip(edges[:-1], edges[1:], starts, before, width * rooms, strict=True):
-            content[at : at + room] = laid[own : own + room]
+        for begin, end, at, there, room in zip(edges[:-1], edges[1:], starts, before, width * rooms, strict=True):
+            content[at : at + room] = laid[there : there + room]
             content[at + room :][: ROW_BYTES * (end - begin)] = rows[begin:end].view(np.uint8)
         yield LaidOut(sizes, _bounds(ordered, edges[:-1]), content)
 
