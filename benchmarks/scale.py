@@ -311,8 +311,8 @@ def billion(result: dict[str, Any]) -> list[str]:
         f"* one query by the scan on one thread {scan * scale / 1000:.2f} s; from a segment's pieces it took "
         f"{chosen:.1f} ms of {result['items']:,}, and takes no more than {scale:.0f} times that of segments as large;",
         f"* to add all {add:.1f} CPU hours, merging {merges:.1f} times that and a rewriting for each eightfold growth.",
-        "\nSo one machine answers by asymmetric Hamming and BCE; for Hamming distance, and to write and verify as much at "
-        "once, shards (`ShardedIndex`) on several machines or disks are the better way.",
+        "\nSo one machine answers by asymmetric Hamming and BCE; for Hamming distance, and to write and verify "
+        "as much at once, shards (`ShardedIndex`) on several machines or disks are the better way.",
     ]
 
 
