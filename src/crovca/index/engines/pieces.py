@@ -145,11 +145,13 @@ def lay_out(codes: Codes, piece: int = PIECE) -> Iterator[LaidOut]:
     start = 0
     while start < len(counts):
         stop = max(start + 1, int(np.searchsorted(ends, ends[start] + _SORTED, side="right")) - 1)
-        rows = np.concatenate([  # a part at a time: of many codes, masks of all would be large
-            at + np.flatnonzero((part >= start) & (part < stop))
-            for at in range(0, len(beginnings), _READ)
-            for part in [beginnings[at : at + _READ]]
-        ])
+        rows = np.concatenate(
+            [  # a part at a time: of many codes, masks of all would be large
+                at + np.flatnonzero((part >= start) & (part < stop))
+                for at in range(0, len(beginnings), _READ)
+                for part in [beginnings[at : at + _READ]]
+            ]
+        )
         start = stop
         if not len(rows):
             continue
