@@ -32,6 +32,8 @@ lint: $(READY)
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	$(RUN)/hadolint Dockerfile
+	$(RUN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 
 # Under a minute on two cores.
 check: lint
