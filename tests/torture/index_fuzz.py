@@ -25,7 +25,6 @@ from crovca.index import view
 
 BITS = 20
 QUERIES = np.random.default_rng(3).normal(size=(2, BITS)).astype(np.float32)
-view._JOINED_ROWS = 50  # of small segments: the larger two are searched piece by piece
 LONGEST = 60  # seconds that one index may take
 
 
@@ -49,6 +48,7 @@ def make(path, kind):
         index.delete(ids_of(kind, 1003, 1007))
 
 
+@patch.object(view, "_JOINED_ROWS", 50)  # of small segments: the larger two are searched piece by piece
 def answers(path, kind):
     """Whatever can be asked of an index."""
     with HashIndex.open(path) as index:
