@@ -7,9 +7,11 @@ import pytest
 
 from crovca import Codes, HashIndex, ShardedIndex
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
+from crovca.index import view
 from crovca.index.manifest import Manifest
 from crovca.index.origin import Origin
 from crovca.index.originals import Loss, Originals
+from crovca.index.sketches import SketchQuery, sketches_of, words_of
 from crovca.index.tuning import OVERSAMPLINGS, tune
 
 WIDTH, BITS = 24, 32
@@ -44,7 +46,7 @@ def index(request, tmp_path):
         yield made, values
 
 
-def test_rescoring_orders_the_candidates_by_cosine_of_the_floats(index):
+def test_rescoring_orders_the_candidates_by_cosine_of_the_floats(index, monkeypatch):
     made, values = index
     queries = floats(20, seed=1)
     similar = cosine(queries, values)
@@ -55,12 +57,15 @@ def test_rescoring_orders_the_candidates_by_cosine_of_the_floats(index):
     assert np.mean([np.isin(a, b) for a, b in zip(found.ids, true, strict=True)]) > 0.97  # but for what int8 loses
     np.testing.assert_allclose(found.distances, 1 - np.take_along_axis(similar, found.ids, 1), atol=0.01)
     assert (np.diff(found.distances, axis=1) >= 0).all()
+    monkeypatch.setattr(view, "_SKETCHES", (30, 200))  # the least and the most candidates of a query
     few = made.search(queries @ DIRECTIONS, 10, rescore=2, embeddings=queries)
-    alone = made.search(queries @ DIRECTIONS, 20)
+    alone = made.search(queries @ DIRECTIONS, 200)
     assert alone.metric == "bce"
+    kept = []
     for few_ids, candidates, row in zip(few.ids, alone.ids, similar, strict=True):
         assert set(few_ids.tolist()) <= set(candidates.tolist())
-        assert row[few_ids].min() >= np.sort(row[candidates])[-10] - 0.01
+        kept.append(np.isin(few_ids, candidates[np.argsort(-row[candidates])][:10]).mean())
+    assert np.mean(kept) > 0.65  # of 200 candidates, sketches of 24 numbers tell which 20 to read
     assert found.metadata()["n"].to_pylist() == [None if i == 5 else i for i in found.ids.ravel().tolist()]
 
 
@@ -100,7 +105,7 @@ def test_originals_go_through_compaction_shards_and_reopening(index, tmp_path):
 def test_a_flipped_bit_of_the_originals_is_found_and_a_cut_file_is_named(index):
     made, _ = index
     made.close()
-    for name in ("originals.npy", "scales.npy"):
+    for name in ("originals.npy", "scales.npy", "sketches.npy"):
         victim = made.path / "segments" / "00000001" / name
         content = victim.read_bytes()
         victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -110,6 +115,50 @@ def test_a_flipped_bit_of_the_originals_is_found_and_a_cut_file_is_named(index):
         with pytest.raises(FileFormatError, match=f"00000001 is damaged: .*{name}"):
             HashIndex.open(made.path)
         victim.write_bytes(content)
+
+
+def test_sketches_estimate_the_cosine_as_their_source_says():
+    rng = np.random.default_rng(3)
+    for width in (24, 384, 1280):
+        rows = np.maximum(rng.normal(size=(2000, width)), -0.2).astype(np.float32)  # not centered, not alike
+        rows[0], rows[1] = 0, rows[2] * 8
+        query = rows[2] + rng.normal(size=width).astype(np.float32)
+        unit = query / np.linalg.norm(query)
+        asked = SketchQuery.of(unit)
+        sketches = sketches_of(rows)
+        estimated = asked.distances(sketches)
+        assert sketches.shape == (2000, words_of(width)) and estimated[0] == 0
+        assert np.isclose(estimated[1], estimated[2])
+        true = cosine(unit[None], np.concatenate([rows[2:3], rows[2:]]))[0]
+        error = estimated[1:] / (estimated[1:] @ true / (true @ true)) - true  # in their own unit, which is negative
+        expected = 0.756 * np.sqrt((1 - true**2) / width).mean() * np.sqrt(2 / np.pi)
+        assert np.abs(error).mean() < 1.15 * expected
+        alone = np.concatenate([asked.distances(sketches[row : row + 1]) for row in range(50)])
+        assert (alone == estimated[:50]).all()  # whatever stands beside it
+
+
+def test_an_index_without_sketches_reads_what_bits_propose_and_compacting_makes_them(index):
+    made, values = index
+    query = floats(3, seed=9)
+    entries = [segment.entry for segment in made.view().segments]
+    made.close()
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    del manifest["sha256"]
+    for segment in manifest["segments"][:1]:
+        segment["files"] = [file for file in segment["files"] if file["name"] != "sketches.npy"]
+        (made.path / "segments" / segment["name"] / "sketches.npy").unlink()
+    (made.path / "manifest.json").write_text(json.dumps(manifest))
+    with HashIndex.open(made.path, writable=True) as old:
+        assert len(entries) == len(old.view().segments) and old.verify() == []
+        found = old.search(query @ DIRECTIONS, 10, rescore=3, embeddings=query)
+        candidates = old.search(query @ DIRECTIONS, 30).ids
+        similar = cosine(query, values)
+        for ids, proposed, row in zip(found.ids, candidates, similar, strict=True):
+            assert row[ids].min() >= np.sort(row[proposed])[-10] - 0.01
+        old.compact()
+        assert old.view().candidates_for(300) == 3000 and old.verify() == []
+        more = old.search(query @ DIRECTIONS, 10, rescore=3, embeddings=query)
+        assert (more.distances.mean(axis=1) < found.distances.mean(axis=1)).all()
 
 
 def test_what_does_not_fit_the_originals_is_refused_in_words(index, tmp_path):

@@ -146,7 +146,7 @@ def test_the_page(browser, address, made):
     wait(browser, lambda: len(all_of(browser, ".bits tbody tr")) == 3)
     rows = [row.text for row in all_of(browser, ".bits tbody tr")]
     assert rows[0].startswith("16 2")
-    assert rows[2].startswith("floats 68")
+    assert rows[2].startswith("floats 84")
     assert "100 %" in rows[2]
     keep(browser, "bits")
     slider = browser.find_element(By.ID, "bits-slider")

@@ -37,7 +37,7 @@ _Target = Annotated[
     float | None,
     Option(
         "--target-recall",
-        help="Find the fewest bits and candidates that keep this share of the floats' nearest, like 0.95.",
+        help="Find the fewest bits, and embeddings to read, that keep this share of the floats' nearest, like 0.95.",
     ),
 ]
 _TopK = Annotated[int, Option("--top-k", "-k", help="How many nearest the recall is of.")]
@@ -325,8 +325,8 @@ def tune(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find the fewest bits and candidates that reach a recall, on a sample of the index itself; 'crovca search
-    --rescore tuned' uses them. Exits with 1 where nothing reaches it."""
+    """Find the fewest bits, and embeddings to read, that reach a recall, on a sample of the index itself;
+    'crovca search --rescore tuned' uses them. Exits with 1 where nothing reaches it."""
     from crovca.archive.refit import by_id
     from crovca.cli.options import open_embeddings
     from crovca.index.index import HashIndex

@@ -65,8 +65,8 @@ def search(
         str | None,
         Option(
             metavar="N|tuned",
-            help="Take N times as many candidates, and order them by the embeddings that the index keeps; 'tuned': as "
-            "'crovca index tune' found. [default: tuned, where it was]",
+            help="Read N times as many of the embeddings that the index keeps, and order by them; 'tuned': as 'crovca "
+            "index tune' found. [default: tuned, where it was]",
         ),
     ] = None,
     engine: Annotated[

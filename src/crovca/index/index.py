@@ -441,7 +441,7 @@ class HashIndex(Reader):
                     "codes": ["codes.npy"],
                     "ids": ["ids.npy", "id_offsets.npy", "id_bytes.npy", "hashes.npy"],
                     "metadata": ["metadata.parquet"],
-                    "originals": ["originals.npy", "scales.npy"],
+                    "originals": ["originals.npy", "scales.npy", "sketches.npy"],
                     "pieces": PIECES,
                 }.items()
             },

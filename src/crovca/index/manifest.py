@@ -43,6 +43,7 @@ FILES: dict[IdType, frozenset[str]] = {
 MODEL_NAME = re.compile(r"model(-[0-9]{8,12})?")
 _ORIGINALS = frozenset({"originals.npy", "scales.npy"})
 PIECES = frozenset({"pieces.npy", "piece_sizes.npy", "piece_bounds.npy"})  # of a large segment, where they pay
+SKETCHES = frozenset({"sketches.npy"})  # of kept embeddings; segments from before have none
 MAX_ROWS = (1 << 32) - 1  # of a segment: engines count rows in 32 bits
 
 _NAME = "manifest.json"
@@ -60,7 +61,8 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         named = isinstance(self.name, str) and (
-            self.name in FILES["int64"] | FILES["string"] | _ORIGINALS | PIECES or DELETIONS_NAME.fullmatch(self.name)
+            self.name in FILES["int64"] | FILES["string"] | _ORIGINALS | PIECES | SKETCHES
+            or DELETIONS_NAME.fullmatch(self.name)
         )
         _check(named, f"{self.name!r} is no file of a segment")
         _check_whole(self.bytes, f"the size of {self.name}", 1, 1 << 60)
@@ -151,8 +153,9 @@ class Manifest:
             _check(int(segment.name) <= self.written, f"segment {segment.name} is beyond 'written', {self.written}")
             files = [file.name for file in segment.files]
             expected = segment_files(self.id_type, self.keep) if self.id_type else frozenset()
-            if PIECES & set(files):
-                expected |= PIECES
+            for optional in (PIECES, SKETCHES if self.keep != "none" else frozenset[str]()):
+                if optional & set(files):
+                    expected |= optional
             _check(
                 len(files) == len(expected) and set(files) == expected,
                 f"segment {segment.name} has the files {sorted(files)}, expected {sorted(expected)}",

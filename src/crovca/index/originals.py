@@ -146,7 +146,7 @@ def check_embeddings(embeddings: npt.ArrayLike | None, rescore: float | None) ->
         isinstance(rescore, bool) or not isinstance(rescore, int | float) or not 1 <= rescore <= 1e6
     ):
         raise InvalidInputError(
-            f"rescore must be a number of at least 1, how many times k candidates are taken; got {rescore!r}"
+            f"rescore must be a number of at least 1, how many times k embeddings are compared; got {rescore!r}"
         )
     if embeddings is None:
         raise InvalidInputError("rescoring compares embeddings: give those of the queries (embeddings=)")

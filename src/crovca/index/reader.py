@@ -83,9 +83,9 @@ class Reader(ABC):
             queries: logits float (q, b), b the length of the codes (or ``bits``); or ``Codes`` for Hamming. None: the
                 index's model makes them of ``embeddings``.
             embeddings: float (q, d) of the queries.
-            rescore: take so many times k candidates by bits, and order them by the cosine of their kept embeddings with
-                those of the queries; the distances are 1 - cosine then. "tuned": the bits and the candidates that
-                ``tuning`` chose. None: by bits alone.
+            rescore: read so many times k kept embeddings a query, of the items that are nearest by bits and then by
+                sketches, and order them by their cosine with the query's; the distances are 1 - cosine then. "tuned":
+                the bits and the number that ``tuning`` chose. None: by bits alone.
             k: how many, at least 1.
             metric: a score of ``crovca.metrics`` that needs codes alone: "bce", "hamming", ...
             where: a SQL condition on ``id`` and the metadata, like ``"year < 1960 AND place = 'Bern'"``.
@@ -118,12 +118,13 @@ class Reader(ABC):
                 )
             queries = view.model.logits(asked)[:, : view.bits]
         scorer = _scorer(view.bits, queries, metric, bits)
-        candidates = int(k) if rescore is None else math.ceil(rescore * k)
+        read = int(k) if rescore is None else math.ceil(rescore * k)
+        candidates = read if rescore is None else view.candidates_for(read)
         answers = view.nearest(scorer, candidates, self._condition(where), engine)
         if rescore is not None and asked is not None:
             if len(asked) != len(answers):
                 raise InvalidInputError(f"there are {len(asked)} embeddings for {len(answers)} queries")
-            answers, metric = view.rescored(asked, answers, int(k)), "cosine"
+            answers, metric = view.rescored(asked, answers, int(k), read), "cosine"
         width = min((len(answer.distances) for answer in answers), default=0)
         rows = np.concatenate([answer.rows[:width] for answer in answers]) if answers else np.empty(0, np.int64)
         distances = np.concatenate([answer.distances[:width] for answer in answers] or [np.empty(0, np.float32)])

@@ -156,7 +156,7 @@ class BitScorer:
         if len(rows) > most:
             starts = range(0, len(rows), most)
             return np.concatenate([self.distances_to(query, rows[start : start + most]) for start in starts])
-        bits = np.unpackbits(self.codes.packed[rows].T, axis=0, count=self.codes.bits)
+        bits = np.unpackbits(self.codes.packed.take(rows, axis=0).T, axis=0, count=self.codes.bits)
         # A reduction over the first axis adds row to row, in order.
         inner = np.add.reduce(bits * weights, axis=0)
         return (self.offsets[query] - inner).astype(np.float32) + np.float32(0)

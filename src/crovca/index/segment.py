@@ -8,6 +8,7 @@
     segments/00000001/id_offsets.npy, id_bytes.npy    int64 (n + 1,) and the UTF-8 bytes, one id after the other
     segments/00000001/metadata.parquet       column id, and the metadata
     segments/00000001/originals.npy, scales.npy    int8 or float16 (n, d), float32 (n,): kept embeddings (``originals``)
+    segments/00000001/sketches.npy           uint64 (n, words): of kept embeddings (``sketches``)
     segments/00000001/pieces.npy, piece_sizes.npy, piece_bounds.npy    where a search gains by them (``engines.pieces``)
     segments/00000001/deleted-00000007.npy   one bit a row, 1 where it is deleted (as of generation 7)
 
@@ -47,6 +48,7 @@ from crovca.index.memo import Memo, imported
 from crovca.index.metadata import ROW_GROUP, RowReader, read_ids
 from crovca.index.originals import KEPT, Keep, Originals
 from crovca.index.scoring import Int64
+from crovca.index.sketches import Sketches, sketches_of, words_of
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -155,7 +157,9 @@ def write_segment(folder: Path, parts: Iterable[SegmentRows], schema: pa.Schema)
                 if part.originals is not None:
                     append("scales.npy", part.originals.scales)
                     for start in range(0, len(part.originals), _KEPT):
-                        append("originals.npy", part.originals.kept(slice(start, start + _KEPT)))
+                        rows = part.originals.kept(slice(start, start + _KEPT))
+                        append("originals.npy", rows)
+                        append("sketches.npy", sketches_of(rows))
                 whole = pa.concat_tables([schema.empty_table(), part.table], promote_options="default")
                 table.write_table(whole, row_group_size=ROW_GROUP)
             file, like = opened["codes.npy"]
@@ -257,6 +261,7 @@ class Segment:
         codes: (n,) as stored.
         hashes: uint64 (n,), ascending.
         kept: int8 or float16 (n, d), the kept embeddings without their scales; None where none are kept.
+        sketches: uint64 (n, words) of the kept embeddings, where the segment has them.
         pieces: the codes in pieces, where the segment keeps them so.
         alive: bool (n,), or None where nothing is deleted.
         engines: what was built to search it, whatever is deleted (``view``).
@@ -297,9 +302,13 @@ class Segment:
             if self._offsets[0] != 0 or self._offsets[-1] != len(self._ids):
                 raise FileFormatError(f"{folder / 'id_offsets.npy'} is damaged: it does not fit id_bytes.npy")
         self.kept: npt.NDArray[Any] | None = None
+        self.sketches: Sketches | None = None
         if keep != "none":
             self.kept = self._map("originals.npy", KEPT[keep], entry.rows, width)
             self._scales = self._map("scales.npy", np.float32, entry.rows)
+            assert self.kept is not None
+            if "sketches.npy" in self._sizes:
+                self.sketches = self._map("sketches.npy", np.uint64, entry.rows, words_of(self.kept.shape[1]))
         self.pieces = self._pieces() if "pieces.npy" in self._sizes else None
         self.engines: Memo[Any, Any] = Memo(_ENGINES_KEPT)
         self.metadata_rows = RowReader(self.metadata)

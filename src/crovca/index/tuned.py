@@ -13,7 +13,7 @@ class Point(NamedTuple):
 
     Attributes:
         bits: of a code that are compared.
-        oversampling: candidates by k; None: by bits alone, without rescoring.
+        oversampling: embeddings read by k; None: by bits alone, without rescoring.
         recall: mean over the queries; error: its standard error; low: what it is at least of other queries
             (``tuning``).
     """

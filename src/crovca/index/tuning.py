@@ -17,7 +17,7 @@ import numpy.typing as npt
 from crovca.data.embeddings import Rows, unit_rows
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.index.index import HashIndex
-from crovca.index.originals import NO_ORIGINALS, Originals
+from crovca.index.originals import NO_ORIGINALS, Originals, cosines
 from crovca.index.scoring import Float32, Int64
 from crovca.index.tuned import Point, Tuned
 from crovca.index.view import View
@@ -86,10 +86,9 @@ def tune(
         chosen = min(reaching, key=lambda point: (point.oversampling, point.bits))
     else:
         chosen = max(curve, key=lambda point: point.low)
-    width = 0 if kept is None else kept.shape[1] * kept.arrays[0].itemsize + 4
     return Tuned(
         float(target), int(k), chosen, bool(reaching), len(asked), view.items, generation,
-        -(-chosen.bits // 8), -(-view.bits // 8) + width,
+        -(-chosen.bits // 8), -(-view.bits // 8) + (view.embedding_bytes or 0),
         _milliseconds(view, logits, metric, queries, chosen, k),
         "" if reaching else _advice(target, curve, view, kept),
         tuple(curve),
@@ -151,26 +150,30 @@ def _measured(
     kept: Originals | None,
 ) -> list[Point]:
     """The recall of so many bits, by oversampling; by bits alone where no embeddings are kept."""
-    most = min(int(np.ceil(_BEYOND[-1] * k)), view.items - 1) if kept is not None else k
-    candidates = view.candidates(logits, most + 1, metric, bits)
-    hits = np.zeros((len(asked), most), np.bool_)
-    distances = np.full((len(asked), most), np.inf, np.float32)
     misses = 1.0 if view.model is None else _LEARNED
+    reads = [] if kept is None else [int(np.ceil(oversampling * k)) for oversampling in (*OVERSAMPLINGS, *_BEYOND)]
+    reads = [count for number, count in enumerate(reads) if number == 0 or count < view.items]
+    most = min(max(map(view.candidates_for, reads), default=k), view.items - 1)
+    candidates = view.candidates(logits, most + 1, metric, bits)
+    recalls, units = np.zeros((max(len(reads), 1), len(asked))), unit_rows(queries)
     for query, found in enumerate(candidates):
-        rows = found.rows[found.rows != asked[query]][:most]
-        hits[query, : len(rows)] = np.isin(rows, true[query])
-        if kept is not None:
-            distances[query, : len(rows)] = 1 - unit_rows(kept.kept(rows)) @ unit_rows(queries[query : query + 1])[0]
+        rows = found.rows[found.rows != asked[query]]
+        if kept is None:
+            recalls[0, query] = np.isin(rows[:k], true[query]).sum() / k
+            continue
+        order = np.argsort(view.sketched(units[query], rows), kind="stable")
+        # Of so many candidates, by bits, those whose embeddings are read.
+        chosen = [order[order < view.candidates_for(count)][:count] for count in reads]
+        read = np.unique(np.concatenate(chosen))
+        distances = np.empty(len(rows), np.float32)
+        distances[read] = 1 - cosines(kept.kept(rows[read]), units[query])
+        hits = np.isin(rows, true[query])
+        for number, places in enumerate(chosen):
+            nearest = places[np.lexsort((places, distances[places]))[:k]]
+            recalls[number, query] = hits[nearest].sum() / k
     if kept is None:
-        return [_point(bits, None, hits[:, :k].sum(axis=1) / k, misses)]
-    points: list[Point] = []
-    for oversampling in (*OVERSAMPLINGS, *_BEYOND):
-        count = int(np.ceil(oversampling * k))
-        if count > most and points:
-            break
-        top = np.argsort(distances[:, :count], axis=1, kind="stable")[:, :k]
-        points.append(_point(bits, oversampling, np.take_along_axis(hits[:, :count], top, 1).sum(axis=1) / k, misses))
-    return points
+        return [_point(bits, None, recalls[0], misses)]
+    return [_point(bits, how, found, misses) for how, found in zip((*OVERSAMPLINGS, *_BEYOND), recalls, strict=False)]
 
 
 def _point(bits: int, oversampling: float | None, recalls: npt.NDArray[np.float64], misses: float) -> Point:

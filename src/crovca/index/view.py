@@ -31,6 +31,7 @@ from crovca.index.originals import NO_ORIGINALS, Originals, cosines
 from crovca.index.reader import Condition, Reader
 from crovca.index.scoring import BitScorer, Float32, Int64
 from crovca.index.segment import Segment, as_text
+from crovca.index.sketches import Sketches, SketchQuery
 from crovca.metrics import METRICS
 
 _ENGINES_KEPT = 2  # of the same rows: two metrics may need different ones
@@ -38,6 +39,7 @@ _FILTERS_KEPT = 4  # what the last conditions selected, and the engines for it
 _SCAN_SHARE = 0.25  # a condition that holds for more than this is checked after the scan, not before it
 _DEAD_SHARE = 0.125  # engines are built anew without the deleted rows when these are more
 _JOINED_ROWS = 1 << 13  # segments of at most so many rows are searched as one
+_SKETCHED, _SKETCHES = 10, (1000, 4096)  # candidates by bits for an embedding that is read; least and most of a query
 _UNKNOWN = Origin()
 
 
@@ -220,32 +222,53 @@ class View(Reader):
 
     @property
     def embedding_bytes(self) -> int | None:
-        """Bytes of a kept embedding, its scale included; None where not every item has one."""
-        kept = self.segments[0].kept if self.width else None
-        return None if kept is None else kept.shape[1] * kept.itemsize + 4
+        """Bytes of a kept embedding, its scale and its sketch included; None where not every item has one."""
+        first = self.segments[0] if self.width else None
+        if first is None or first.kept is None:
+            return None
+        sketch = 0 if first.sketches is None else first.sketches.itemsize * first.sketches.shape[1]
+        return first.kept.shape[1] * first.kept.itemsize + 4 + sketch
 
     def kept(self, rows: Int64) -> Float32:
         """The kept embeddings (m, d) of some rows, without their scales: cosine does not see them."""
         pieces, place = self._by_segment(rows, _kept)
         return np.concatenate(pieces)[place]
 
-    def rescored(self, embeddings: Float32, answers: list[Found], k: int) -> list[Found]:
+    def candidates_for(self, read: int) -> int:
+        """How many candidates by bits there are to be, where so many kept embeddings of a query are to be read."""
+        sketched = self.width is not None and all(segment.sketches is not None for segment in self.segments)
+        least, most = _SKETCHES
+        return max(read, least, min(_SKETCHED * read, most)) if sketched else read
+
+    def sketched(self, unit: Float32, rows: Int64) -> Float32:
+        """Of some rows (m,), the nearer to a query's embedding (d,) of length 1 the less, by their sketches: float32
+        (m,); all 0 where a segment has none."""
+        if not len(rows) or any(segment.sketches is None for segment in self.segments):
+            return np.zeros(len(rows), np.float32)
+        pieces, place = self._by_segment(rows, _sketches)
+        return SketchQuery.of(unit).distances(np.concatenate(pieces).take(place, axis=0))
+
+    def rescored(self, embeddings: Float32, answers: list[Found], k: int, read: int) -> list[Found]:
         """The k candidates of each query that are nearest by 1 - cosine of the kept embeddings, of which no others
         are read.
 
         Args:
             embeddings: (q, d) of the queries.
-            answers: the candidates of each.
+            answers: the candidates of each, ``candidates_for(read)`` or fewer.
             k: how many to keep.
+            read: of how many candidates the embeddings are read; their sketches tell of which.
         """
         results: list[Found] = []
-        for unit, found in zip(unit_rows(embeddings), answers, strict=True):
-            if not len(found.rows):
-                results.append(found)
+        for unit, candidates in zip(unit_rows(embeddings), answers, strict=True):
+            rows = candidates.rows
+            if not len(rows):
+                results.append(candidates)
                 continue
-            pieces, place = self._by_segment(found.rows, partial(_cosines, unit))
+            if len(rows) > read:
+                rows = rows[np.argsort(self.sketched(unit, rows), kind="stable")[:read]]
+            pieces, place = self._by_segment(rows, partial(_cosines, unit))
             distances = (1 - np.concatenate(pieces)[place]).astype(np.float32)
-            results.append(self._merge([Found(found.rows, distances)], k))
+            results.append(self._merge([Found(rows, distances)], k))
         return results
 
     def originals(self) -> Originals:
@@ -448,12 +471,17 @@ def _damaged(error: Exception) -> FileFormatError:
 
 def _cosines(unit: Float32, segment: Segment, rows: Int64) -> Float32:
     assert segment.kept is not None  # see ``View.width``, which the caller compares
-    return cosines(segment.kept[rows], unit)
+    return cosines(segment.kept.take(rows, axis=0), unit)
+
+
+def _sketches(segment: Segment, rows: Int64) -> Sketches:
+    assert segment.sketches is not None  # see ``View.candidates_for``
+    return segment.sketches.take(rows, axis=0)  # several times faster than by indexing
 
 
 def _kept(segment: Segment, rows: Int64) -> Float32:
     assert segment.kept is not None  # see ``View.width``, which the caller compares
-    return segment.kept[rows].astype(np.float32)
+    return segment.kept.take(rows, axis=0).astype(np.float32)
 
 
 def _part(segment: Segment, bits: int, items: int) -> tuple[int, _Part]:

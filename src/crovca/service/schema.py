@@ -67,7 +67,7 @@ class SearchRequest(_Strict):
     max_distance: Number | None = None
     rescore: Annotated[float, Field(ge=1, le=10_000, allow_inf_nan=False)] | None = Field(
         None,
-        description="find so many times k items by bits, and order them by the cosine of their kept embeddings; "
+        description="compare so many times k items, found by bits, by the cosine of their kept embeddings; "
         "all pages of the answer are of these",
     )
     cursor: Annotated[str, Field(max_length=64)] | None = Field(
