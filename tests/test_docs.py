@@ -193,6 +193,21 @@ def test_block_that_cannot_run_here(reason):
     pytest.skip(reason)
 
 
+NEEDS = {
+    "crovca archive ": "images", "crovca embed ": "images", "crovca finetune ": "augment", "crovca serve ": "serve",
+    " --report ": "report", " --onnx ": "onnx", "sentence_transformers": "sentence-transformers",
+    "integrations.langchain": "langchain",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_says_what_to_install(page):
+    """Whoever has the bare package and follows the page ends at no missing extra."""
+    code = "".join(text for _, _, text, _ in blocks(page))
+    named = set(",".join(re.findall(r"(?:crovca|'\.)\[([\w,-]+)\]", page.read_text("utf-8"))).split(","))
+    assert {extra for used, extra in NEEDS.items() if used in code} <= named
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_no_block_escapes(page):
     """A block is of a kind that is run, or is known not to be."""

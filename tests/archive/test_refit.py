@@ -11,6 +11,7 @@ from crovca.archive.ingest import add_items, build_index
 from crovca.archive.refit import check_index, refit
 from crovca.cli.main import main
 from crovca.errors import ConfigError, InvalidInputError
+from crovca.hasher.drift import Drift
 from crovca.hashing.train import Silent
 from tests.started import Started
 from tests.test_cli import run, run_json
@@ -51,6 +52,14 @@ def folder(tmp_path_factory):
 def index(folder, tmp_path):
     build_index(folder / "old.npz", tmp_path / "index", model=folder / "model", observer=Silent())
     return tmp_path / "index"
+
+
+@pytest.mark.parametrize(
+    ("outside", "items", "much"), [(1, 1, False), (0, 50, False), (2, 8, False), (27, 100, False), (28, 100, True)]
+)
+def test_much_is_beyond_doubt(outside, items, much):
+    """Of 100 items of which a fifth is expected outside, 28 or more are by chance in 3 % of draws, 27 or more in 6."""
+    assert Drift(np.repeat(np.array([1, 0], np.float32), [outside, items - outside]), 0.5).much is much
 
 
 def test_a_hasher_says_what_lies_outside_of_what_it_learned(folder):

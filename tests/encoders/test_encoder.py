@@ -305,7 +305,7 @@ def test_loading_is_silent(folders, capfd):
 
 
 def test_a_model_without_a_pooled_output_is_refused(tmp_path):
-    config = transformers.SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    config = transformers.SegformerConfig(hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)
     folder = tiny.save(transformers.SegformerModel(config), tmp_path / "segformer", "ViT")
     sizes = {"image_processor_type": "ViTImageProcessor", "size": 64}
     (folder / "preprocessor_config.json").write_text(json.dumps(sizes))

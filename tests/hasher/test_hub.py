@@ -47,6 +47,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, hasher):
     assert sorted(file.name for file in pushed.iterdir()) == [
         "README.md", "config.json", "log.jsonl", "model.safetensors",
     ]  # fmt: skip
+    assert "/api/validate-yaml" in hub.asked  # which answers an error where the hub would
     hub.asked.clear()
     back = Hasher.from_pretrained("who/codes", revision=COMMIT, device="cpu")
     assert back.fingerprint == hasher.fingerprint
@@ -54,7 +55,6 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, hasher):
     assert not any(path.endswith("README.md") for path in hub.asked)
 
     card = huggingface_hub.ModelCard.load(pushed / "README.md")
-    card.validate()  # as the hub does; here ours
     assert card.data.to_dict() == {
         "library_name": "crovca", "license": "apache-2.0", "base_model": "who/vit",
         "pipeline_tag": "feature-extraction", "tags": ["crovca", "hashing", "binary-codes"],
@@ -144,7 +144,7 @@ def test_a_folder_is_as_good(hasher, tmp_path):
 
 def test_a_branch(hub, hasher):
     hasher.push_to_hub("who/codes", revision="better", private=True)
-    assert hub.asked == [
+    assert list(dict.fromkeys(hub.asked)) == [
         "/api/repos/create", "/api/models/who/codes/branch/better", "/api/validate-yaml",
         "/api/models/who/codes/preupload/better", "/api/models/who/codes/commit/better",
     ]  # fmt: skip

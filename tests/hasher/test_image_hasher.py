@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -268,9 +270,9 @@ def test_a_model_comes_back_and_holds_no_encoder_weights(model, trained, photos,
     assert sorted(path.name for path in model.iterdir()) == ["config.json", "log.jsonl", "model.safetensors"]
     weights = load_file(model / "model.safetensors")
     assert {name.split(".")[2] for name in weights} == {"adapter", "coder"}
-    assert weights["towers.0.adapter.encoder.layer.0.attention.q_proj.lora_A.weight"].shape == (16, 32)
     described = json.loads((model / "config.json").read_text())
     entry = described["towers"][0]["encoder"]
+    assert weights[f"towers.0.adapter.{entry['lora']['targets'][0]}.lora_A.weight"].shape == (16, 32)
     assert entry["source"] == str(encoder.resolve())
     assert (entry["family"], entry["revision"], len(entry["weights_sha256"])) == ("DINOv2 with registers", None, 64)
     assert entry["lora"]["rank"] == 16
@@ -341,15 +343,17 @@ def test_an_encoder_that_moved_or_changed(model, trained, encoder, photos, tmp_p
 
 
 def test_an_adapter_fits_whatever_transformers_calls_the_layers(model, trained, photos, tmp_path):
-    """transformers 4 wrote "attention.attention.query" where version 5 has "attention.q_proj"."""
-    older = lambda name: name.replace(".q_proj", ".attention.query").replace(".v_proj", ".attention.value")  # noqa: E731
+    """Earlier ones wrote "attention.attention.query" where later ones have "attention.q_proj"."""
+    later = {".attention.query": ".q_proj", ".attention.value": ".v_proj"}
+    other = later | {there: here for here, there in later.items()}
+    renamed_layer = partial(re.sub, "|".join(map(re.escape, other)), lambda found: other[found[0]])
     shutil.copytree(model, tmp_path / "model")
     weights = load_file(model / "model.safetensors")
-    renamed = {older(name): value for name, value in weights.items()}
+    renamed = {renamed_layer(name): value for name, value in weights.items()}
     assert renamed.keys() != weights.keys()
     save_file(renamed, tmp_path / "model" / "model.safetensors")
     lora = json.loads((model / "config.json").read_text())["towers"][0]["encoder"]["lora"]
-    targets = [older(name) for name in lora["targets"]]
+    targets = [renamed_layer(name) for name in lora["targets"]]
 
     def named(config, targets):
         config["towers"][0]["encoder"]["lora"]["targets"] = targets

@@ -51,6 +51,14 @@ def test_several_processes_count_together_and_requests_under_way_are_answered(tm
         asked.close()
 
 
+def test_ctrl_c_stops_it_without_an_error(tmp_path):
+    soak.make(tmp_path / "codes")
+    with soak.served(tmp_path / "codes") as (address, process):
+        assert httpx.get(f"{address}/healthz", timeout=500).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=500) == 0 and process.stderr.read() == ""
+
+
 def test_what_cannot_be_served_is_refused_in_a_line(tmp_path):
     soak.make(tmp_path / "codes")
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import betainc
 
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.hashing.network import HashCoder
 
-_ONE_SIDED = 1.645  # standard errors
 _MUCH = 0.2
+_DOUBT = 0.05
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,11 @@ class Drift:
 
     @property
     def much(self) -> bool:
-        """Whether more than a fifth is outside, beyond doubt (95 %)."""
-        share, count = self.outside, len(self.distances)
-        return share - _ONE_SIDED * (share * (1 - share) / count) ** 0.5 > _MUCH
+        """Whether more than a fifth is outside, beyond doubt: by an exact binomial test at 5 %, so one item is never
+        enough."""
+        count = len(self.distances)
+        outside = round(self.outside * count)
+        return outside > _MUCH * count and bool(betainc(outside, count - outside + 1, _MUCH) < _DOUBT)
 
     def joined(self, other: Drift) -> Drift:
         """With more items that the same model was asked about."""

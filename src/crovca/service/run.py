@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def run(settings: Settings, host: str, port: int, *, say: Callable[[str], None])
     name = f"[{host}]" if ":" in host else host
     say(f"http://{name}:{listening.getsockname()[1]}  (Ctrl-C stops it)")
     if settings.workers == 1:
-        uvicorn.Server(config).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # raised again once the service has stopped as it should
+            uvicorn.Server(config).run(sockets=[listening])
         return
     with tempfile.TemporaryDirectory(prefix="crovca-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # counters of all processes are added up
