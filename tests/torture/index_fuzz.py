@@ -25,6 +25,7 @@ from crovca.index import view
 
 BITS = 20
 QUERIES = np.random.default_rng(3).normal(size=(2, BITS)).astype(np.float32)
+EMBEDDINGS = np.random.default_rng(4).normal(size=(2, 24)).astype(np.float32)
 LONGEST = 60  # seconds that one index may take
 
 
@@ -37,17 +38,19 @@ def ids_of(kind, start, stop):
 
 
 def make(path, kind):
-    """Three segments, two of them with deletions, all with pieces."""
+    """Three segments, two of them with deletions, all with pieces and kept embeddings."""
     rng = np.random.default_rng(3)
-    with patch("crovca.index.segment.worth_laying_out", return_value=True), HashIndex.create(path, bits=BITS) as index:
+    laid_out = patch("crovca.index.segment.worth_laying_out", return_value=True)
+    with laid_out, HashIndex.create(path, bits=BITS, keep="int8") as index:
         for start, count in ((0, 700), (1000, 100), (2000, 10)):
             codes = Codes.from_bits(rng.integers(0, 2, (count, BITS)))
             metadata = {"year": list(range(count)), "name": [f"n{number % 13}" for number in range(count)]}
-            index.add(ids_of(kind, start, start + count), codes, metadata)
+            index.add(ids_of(kind, start, start + count), codes, metadata, rng.normal(size=(count, 24)))
         index.delete(ids_of(kind, 10, 30))
         index.delete(ids_of(kind, 1003, 1007))
 
 
+@patch.object(view, "_SKETCHES", (40, 40))  # candidates of a query
 @patch.object(view, "_JOINED_ROWS", 50)  # of small segments: the larger two are searched piece by piece
 def answers(path, kind):
     """Whatever can be asked of an index."""
@@ -61,6 +64,7 @@ def answers(path, kind):
             "stats": (stats["metadata"], stats["deleted"]),
             "near": (near.ids.tolist(), near.distances.tolist()),
             "chosen": chosen.to_list(),
+            "rescored": index.search(QUERIES, k=5, rescore=2, embeddings=EMBEDDINGS).to_list(),
             "range": index.range_search(QUERIES[:1], 5.0, metric="hamming").to_list(),
             "some": (some.codes.packed.tolist(), some.metadata.to_pydict()),
             "contains": index.contains(ids_of(kind, 0, 40)).tolist(),
