@@ -121,9 +121,6 @@ def get_metric(name: str, *, stored: bool = False) -> Metric:
     Args:
         name: of ``METRICS``.
         stored: only codes are stored, so a score that needs the items' logits is refused.
-
-    Raises:
-        InvalidInputError: there is no such score, or it cannot be computed from codes.
     """
     names = of_codes() if stored else tuple(METRICS)
     if not isinstance(name, str) or name not in names:

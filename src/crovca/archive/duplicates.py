@@ -257,9 +257,6 @@ def last_found(archive: Path) -> tuple[list[Group], list[Decision]] | None:
     """The groups that the last ``find`` found, as what was decided since makes them, and all decisions, the last first.
 
     None where nothing was looked for. Groups that were decided to be duplicates are among the groups.
-
-    Args:
-        archive: its folder.
     """
     if not (archive / FILE).is_file():
         return None

@@ -118,11 +118,7 @@ def of_embeddings(data: Embeddings, path: Path, hasher: Hasher, bits: int | None
 
 
 def check_new(opened: HashIndex, ids: Any) -> None:
-    """Refuse ids of which the index holds some already.
-
-    Raises:
-        InvalidInputError: it does, or the ids are of another kind than the index's.
-    """
+    """Refuse ids of which the index holds some already."""
     known = ids[opened.contains(ids)].tolist()
     if known:
         raise InvalidInputError(

@@ -50,9 +50,6 @@ class _Method(ABC):
         Args:
             X: (n, d) or (n, v, d).
             y: labels (n,) of whole numbers or strings, or (n, C) multi-hot.
-
-        Raises:
-            InvalidInputError: data the method cannot be used with; the message says why.
         """
         data = as_embeddings(X, y if self.supervised else None, what="X")
         if len(data) < 2:

@@ -34,13 +34,7 @@ _EMBEDDING = 512
 
 
 class FPPQ(ScoreBaseline):
-    """Codes of ``bits / 8`` bytes, scored by tables of cosines.
-
-    Args:
-        bits: 8 times the bytes an item may take.
-        seed: of everything random.
-        epochs: passes over the data; "auto": as many as ours takes with labels.
-    """
+    """Codes of ``bits / 8`` bytes, scored by tables of cosines."""
 
     supervised: ClassVar[bool] = True
     learned: ClassVar[bool] = True

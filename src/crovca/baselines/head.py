@@ -138,23 +138,9 @@ def train_head(
     *,
     views: Literal["one", "neighbors"] = "one",
 ) -> tuple[HashCoder, nn.Module]:
-    """Train a network with an objective.
+    """Train a network with an objective; gives both, in evaluation mode.
 
-    Args:
-        values: (n, d).
-        classes: of the items, or None.
-        outputs: numbers that the network gives.
-        objective: makes the loss.
-        settings: of the loop.
-        seed: of everything random.
-        epochs: passes over the data; "auto": ours.
-        views: "one" copy of each item with feature dropout, or the item and one of its 5 neighbors, found as ours.
-
-    Returns:
-        The network and the objective, in evaluation mode.
-
-    Raises:
-        TrainingError: the loss is not finite.
+    ``views``: "one" copy of each item with feature dropout, or the item and one of its 5 neighbors, found as ours.
     """
     config = head_config(len(values), outputs, settings, seed, epochs)
     inputs = input_statistics(values, center=settings.center)

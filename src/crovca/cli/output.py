@@ -88,9 +88,7 @@ def print_plain(head: Sequence[str], rows: Iterable[Sequence[object]], *, right:
 def emit_json(content: dict[str, Any], *, default: Callable[[Any], Any] | None = None) -> None:
     """One JSON object on standard output; NaN and infinity are null in it, which a note says.
 
-    Args:
-        content: the object.
-        default: makes of a value that JSON does not know one that it does; None: there is none such.
+    ``default`` makes of a value that JSON does not know one that it does.
     """
     text = json.dumps(content, default=default)
     lost: list[str] = []

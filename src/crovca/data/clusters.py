@@ -29,9 +29,6 @@ def k_means(
         iterations: Lloyd's.
         spherical: centroids are unit vectors, and the nearest is that of the largest inner product.
         most_points: of a centroid; where there are more, as many are drawn at random.
-
-    Raises:
-        InvalidInputError: fewer values than centroids.
     """
     if not 1 <= count <= len(values):
         raise InvalidInputError(f"k-means finds 1 to {len(values)} centroids of {len(values)} items, got {count}")

@@ -98,9 +98,6 @@ def from_class_lists(lists: Any, names: list[str], where: Path) -> npt.NDArray[n
 
     Returns:
         None where the column holds no lists.
-
-    Raises:
-        FileFormatError: a number that is none of the classes, or a missing value.
     """
     import pyarrow as pa
 
@@ -115,11 +112,7 @@ def from_class_lists(lists: Any, names: list[str], where: Path) -> npt.NDArray[n
 
 
 def to_membership(labels: npt.NDArray[Any]) -> ClassMembership:
-    """Number the classes of checked labels.
-
-    Raises:
-        InvalidInputError: fewer than two classes occur, so there is nothing to tell apart.
-    """
+    """Number the classes of checked labels."""
     if labels.ndim == 2:
         present = labels.any(axis=0)
         if present.sum() < 2:
@@ -143,9 +136,6 @@ def share_a_label(
 
     Returns:
         bool (q, k), or (q, n).
-
-    Raises:
-        InvalidInputError: the two kinds of labels cannot be compared.
     """
     if ours.ndim != theirs.ndim or (ours.dtype.kind == "U") != (theirs.dtype.kind == "U"):
         raise InvalidInputError(

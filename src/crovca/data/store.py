@@ -115,11 +115,7 @@ class PartedArray:
 def open_store(
     path: Path, *, with_ids: bool = True
 ) -> tuple[PartedArray, npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-    """Open a store memory-mapped: its embeddings, labels and ids (None without, or unless ``with_ids``).
-
-    Raises:
-        FileFormatError: the manifest or a part is missing, damaged, of a newer format, or does not fit.
-    """
+    """Open a store memory-mapped: its embeddings, labels and ids (None without, or unless ``with_ids``)."""
     arrays, labels, ids = [], [], []
     manifest, parts = _read_manifest(path)
     for part in parts:
@@ -182,9 +178,6 @@ def verify_store(path: Path) -> list[str]:
 
     Returns:
         A line for each file that is not what was written; none where everything is.
-
-    Raises:
-        FileFormatError: no finished store, a damaged manifest, or one without checksums.
     """
     problems = []
     for part in store_parts(path):

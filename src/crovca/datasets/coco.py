@@ -107,11 +107,7 @@ def open_coco_text(tree: Tree) -> Dataset:
 
 
 def captions_by_image(tree: Tree, path: str) -> dict[str, list[str]]:
-    """Captions of each image, by its file name, in the order of their numbers.
-
-    Raises:
-        FileFormatError: the file is not COCO's captions format.
-    """
+    """Captions of each image, by its file name, in the order of their numbers."""
     content = tree.json(path)
     texts: dict[int, list[str]] = defaultdict(list)
     try:
@@ -126,12 +122,7 @@ def captions_by_image(tree: Tree, path: str) -> dict[str, list[str]]:
 
 
 def database_of_coco(tree: Tree) -> list[str]:
-    """Lines of database.txt: every image with an instance, without the queries, in the columns of the split files.
-
-    Raises:
-        FileFormatError: an annotation or split file is missing, or no order of the categories explains the labels
-            in the split files.
-    """
+    """Lines of database.txt: every image with an instance, without the queries, in the columns of the split files."""
     classes = tree.classes
     notes: list[tuple[str, int, bool]] = []
     for year in _YEARS:

@@ -58,11 +58,7 @@ class Surveyed:
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The protocol of that name."""
     if name not in PROTOCOLS:
         raise ConfigError(f"there is no dataset {name!r}; known are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
@@ -126,9 +122,6 @@ def rebuild_database(name: str, folder: str | Path, *, protocol: Protocol | None
     """Write database.txt of coco, imagenet100 or nuswide21 from what it was made of.
 
     The lines hold the items and labels of the original; their order may differ, which matters to no ranking here.
-
-    Returns:
-        The file.
 
     Raises:
         ConfigError: this benchmark's database cannot be rebuilt.

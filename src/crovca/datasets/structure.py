@@ -155,11 +155,7 @@ class Dataset:
 
 
 def check_splits(protocol: Protocol, splits: Mapping[str, Split]) -> None:
-    """Compare splits with the protocol: counts, labels, and which splits may share items.
-
-    Raises:
-        FileFormatError: the first thing that does not agree, in one line.
-    """
+    """Compare splits with the protocol: counts, labels, and which splits may share items."""
     for name, expected in protocol.counts.items():
         _check_split(protocol, name, expected, splits[name])
     paths = {

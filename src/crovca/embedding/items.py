@@ -35,9 +35,6 @@ def as_images(images: Any, what: str = "images") -> Source[Any]:
         images: a source; the path of a folder, split file, ... (``sources.opening``); or a sequence of paths,
             the bytes of image files, Pillow images and uint8 arrays (H, W, 3).
         what: what messages call it.
-
-    Raises:
-        InvalidInputError: something else, embeddings among it.
     """
     if isinstance(images, Source):
         return images
@@ -70,11 +67,7 @@ def as_images(images: Any, what: str = "images") -> Source[Any]:
 
 
 def as_texts(texts: Any) -> Source[str]:
-    """Texts as a source: one, the path of one (``sources.opening``), or a sequence of strings.
-
-    Raises:
-        InvalidInputError: something else.
-    """
+    """Texts as a source: one, the path of one (``sources.opening``), or a sequence of strings."""
     if isinstance(texts, Source):
         return texts
     if isinstance(texts, str | os.PathLike):
@@ -89,11 +82,7 @@ def as_texts(texts: Any) -> Source[str]:
 
 
 def to_rgb(item: Any, smallest: Smallest | None = None) -> Decoded:
-    """Decode an item of a source: bytes, a Pillow image, or uint8 (H, W, 3).
-
-    Raises:
-        UnreadableItem: it cannot be decoded.
-    """
+    """Decode an item of a source: bytes, a Pillow image, or uint8 (H, W, 3)."""
     if isinstance(item, bytes | bytearray | memoryview):
         return decode(bytes(item), smallest=smallest)
     from PIL import Image, ImageOps
@@ -114,11 +103,7 @@ def to_rgb(item: Any, smallest: Smallest | None = None) -> Decoded:
 
 
 def read_cropped(item: Any, preprocessing: Preprocessing) -> tuple[npt.NDArray[np.uint8], str | None]:
-    """An item as the encoder takes it, uint8 (H, W, 3), resized and cropped; and the decoder's note, if any.
-
-    Raises:
-        UnreadableItem: it cannot be decoded.
-    """
+    """An item as the encoder takes it, uint8 (H, W, 3), resized and cropped; and the decoder's note, if any."""
     decoded = to_rgb(item, preprocessing.smallest_decode)
     return preprocessing.crop_image(decoded.image, decoded.size), decoded.note
 
@@ -126,7 +111,7 @@ def read_cropped(item: Any, preprocessing: Preprocessing) -> tuple[npt.NDArray[n
 def read_whole(item: Any, size: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], str | None]:
     """An item of which random crops of ``size`` are to be made: whole, and no larger than those need.
 
-    Gives and raises what ``read_cropped`` does.
+    Gives what ``read_cropped`` does.
     """
     side = side_for_views(size)
     decoded = to_rgb(item, lambda whole: _shrunk(whole, side))

@@ -57,11 +57,7 @@ class ImagePool:
         return len(self._kept)
 
     def images(self, rows: npt.NDArray[np.int64], device: torch.device) -> list[Tensor]:
-        """The images of these rows: uint8 (H, W, 3), on the device.
-
-        Raises:
-            InvalidInputError: one cannot be read; which, and why.
-        """
+        """The images of these rows: uint8 (H, W, 3), on the device."""
         found = self._finish(self._begin(rows))
         for row, image in zip(rows.tolist(), found, strict=True):
             if isinstance(image, UnreadableItem):

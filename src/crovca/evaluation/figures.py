@@ -154,12 +154,7 @@ def map_of_items_figure(panels: Mapping[str, Points], labels: npt.NDArray[Any] |
 
 
 def project(values: npt.NDArray[np.float32], metric: str) -> Points:
-    """Places (n, 2) of items in the plane, by t-SNE; the same for the same values.
-
-    Args:
-        values: (n, d).
-        metric: "cosine", "euclidean", "hamming".
-    """
+    """Places (n, 2) in the plane of items (n, d), by t-SNE with this metric; the same for the same values."""
     from openTSNE import TSNE
 
     perplexity = min(30.0, max(1.0, (len(values) - 1) / 3))

@@ -345,12 +345,7 @@ def five_measures(
 ) -> FiveMeasures:
     """Learn and measure every method in every situation; what two situations learn from is learned once.
 
-    Args:
-        situations: of ``make_situations``.
-        methods: by name; a method may leave out lengths.
-        k: cut-off rank of mAP@k.
-        floats: as for ``Judge``.
-        advance: is told what comes next.
+    A method may leave out lengths; ``floats`` is as for ``Judge``.
     """
     found = FiveMeasures(situations[0].asked.labels is not None)
     models: dict[tuple[str, int], Encode] = {}

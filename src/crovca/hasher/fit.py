@@ -160,12 +160,7 @@ def kept_run(
 ) -> Iterator[Checkpoint | None]:
     """The folder of an unfinished run; it stays only where going on could end better.
 
-    Args:
-        hasher: whose parameters decide the result.
-        run: names the folder, or none.
-        config: decides the result as well.
-        data: a fingerprint of the data, made where it is needed.
-        more: whatever else decides it.
+    Besides the parameters and the configuration, a fingerprint of the data and ``more`` decide the result.
     """
     if run.checkpoint is None:
         yield None

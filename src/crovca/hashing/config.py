@@ -171,11 +171,6 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
     paper's settings. Beside a closed-form base the network has less to do: a weak decay is enough. Below 4,000 items
     neighbors say less of kinds: the base and the floats' order count for more. With labels the strong bits of what was
     learned are sure, and the weak ones count least.
-
-    Args:
-        pairing: where second views come from.
-        items: how many are learned from.
-        base: whether there is a closed-form base.
     """
     beside = Recipe(
         learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5, gate_power=0.3

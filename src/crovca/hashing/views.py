@@ -108,12 +108,7 @@ class StoredViews:
 
 
 class Copies:
-    """The item itself (a random stored view, if there are several), augmented.
-
-    Args:
-        values: (n, d) or (n, v, d).
-        augment: makes each.
-    """
+    """The item itself (a random stored view, if there are several), augmented."""
 
     def __init__(self, values: Rows, augment: Augment) -> None:
         self._values, self._augment = values, augment

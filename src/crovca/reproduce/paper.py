@@ -206,11 +206,7 @@ SETTINGS: Mapping[str, str] = {
 
 
 def experiment_of(name: str) -> Experiment:
-    """The table or figure of that name.
-
-    Raises:
-        ConfigError: there is none, or it holds no results.
-    """
+    """The table or figure of that name."""
     if name in SETTINGS:
         raise ConfigError(f"{name} of the paper holds no results to reproduce; it is {SETTINGS[name]}")
     if name not in EXPERIMENTS:
@@ -237,9 +233,6 @@ def cells(
         encoder: names of encoders.
         bits: code lengths.
         rows: rows as printed; upper and lower case are the same.
-
-    Raises:
-        ConfigError: no such experiment, or nothing is left; the message lists what there is.
     """
     experiment_of(experiment)
     everything = all_cells(experiment)

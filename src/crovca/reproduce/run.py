@@ -214,12 +214,7 @@ def seeds_of(measurement: Measurement, seeds: Sequence[int]) -> Sequence[int]:
 
 @contextmanager
 def opened(work: Path) -> Iterator[tuple[Kept, Callable[[Kept], None]]]:
-    """What ``WORK/results.json`` holds, and how to write it; nobody else works there meanwhile.
-
-    Raises:
-        StorageError: another run works there, or it cannot be written.
-        FileFormatError: the file is damaged or of a newer format.
-    """
+    """What ``WORK/results.json`` holds, and how to write it; nobody else works there meanwhile."""
     path = work / RESULTS
     try:
         work.mkdir(parents=True, exist_ok=True)

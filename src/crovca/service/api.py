@@ -58,9 +58,6 @@ def create_app(collections: Sequence[Collection], limits: Limits | None = None) 
     Args:
         collections: what is served, each with a name of its own.
         limits: of requests, and who may come in.
-
-    Raises:
-        ConfigError: two collections of one name.
     """
     served = by_name(collections)
     registry, limits = CollectorRegistry(), limits or Limits()

@@ -37,11 +37,7 @@ class Query(_Strict):
         return self
 
     def term(self) -> Term:
-        """As the collection takes it.
-
-        Raises:
-            ValueError: the image is not base64.
-        """
+        """As the collection takes it."""
         import base64
 
         for kind in ("id", "text", "logits", "embedding"):
