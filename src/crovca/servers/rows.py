@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
@@ -116,6 +116,12 @@ def json_rows(metadata: pa.Table, server: str, *, signed: bool = False) -> list[
             elif isinstance(value, datetime.date):  # datetimes are dates, pandas timestamps too
                 row[name] = value.isoformat()
     return rows
+
+
+def json_table(rows: Sequence[Mapping[str, Any]], own: Sequence[str] = RESERVED) -> pa.Table | None:
+    """Metadata as ``json_rows`` gave them, without our own columns; None where there are none."""
+    names = sorted({name for row in rows for name in row}.difference(own))
+    return pa.table({name: [row.get(name) for row in rows] for name in names}) if names else None
 
 
 def _check_metadata(metadata: pa.Table | None, count: int) -> pa.Table:
