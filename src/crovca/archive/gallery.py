@@ -24,13 +24,7 @@ _SIDE = 256  # pixels of the longer side
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture on the page.
-
-    Attributes:
-        id: path below the root.
-        title: what stands under it first, as a distance.
-        facts: what more is known, by name.
-    """
+    """A picture on the page: its path below the root, what stands under it first, and what more is known, by name."""
 
     id: str
     title: str = ""

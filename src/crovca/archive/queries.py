@@ -93,14 +93,6 @@ class QueryModel:
         """Logits float32 (q, bits) of embeddings (q, d) of images, or of texts."""
         return self.hasher.logits_of_embeddings(embeddings, modality=self.hasher.modalities[-1 if texts else 0])
 
-    def of_images(self, files: Sequence[Path]) -> Logits:
-        """Logits of image files; raises as ``embed_images``."""
-        return self.of_embeddings(self.embed_images(files))
-
-    def of_texts(self, texts: Sequence[str]) -> Logits:
-        """Logits of texts; raises as ``embed_texts``."""
-        return self.of_embeddings(self.embed_texts(texts), texts=True)
-
     def embed_images(self, files: Sequence[Path]) -> npt.NDArray[np.float32]:
         """Embeddings float32 (q, d) of image files."""
         if self.hasher.fine_tuning is not None:
