@@ -70,11 +70,7 @@ class ItemError:
 
 
 class PartedArray:
-    """Several arrays one after the other, seen as one; rows are read when they are asked for.
-
-    Args:
-        parts: arrays or memory maps that agree in all but their length.
-    """
+    """Several arrays one after the other, seen as one; rows are read when they are asked for."""
 
     def __init__(self, parts: list[npt.NDArray[Any]]) -> None:
         if len({(part.shape[1:], part.dtype) for part in parts}) != 1:
@@ -176,8 +172,7 @@ def store_parts(path: Path) -> list[Part]:
 def verify_store(path: Path) -> list[str]:
     """Compare every file of a store with the checksums in its manifest; all of it is read.
 
-    Returns:
-        A line for each file that is not what was written; none where everything is.
+    Gives a line for each file that is not what was written.
     """
     problems = []
     for part in store_parts(path):

@@ -42,14 +42,9 @@ _OF_TEXTS = 4096
 
 @dataclass
 class Worker:
-    """What a process needs to embed shards: the job, its items, its encoder and some threads.
+    """What a process needs to embed shards: the job, its items, its encoder, and threads.
 
-    Attributes:
-        job: the same in every process.
-        source: opened anew in each.
-        encoder: loaded anew in each.
-        decoders: threads that read and decode.
-        lanes: batches that are in the model at once.
+    ``decoders`` read and decode; ``lanes`` are the batches that are in the model at once.
     """
 
     job: Job
@@ -210,15 +205,7 @@ def finish(store: Path, job: Job) -> bool:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in a store, finished or not.
-
-    Attributes:
-        embedded: number of items.
-        broken: for each reason, the items left out for it.
-        notes: for each note on items that were embedded, their number.
-        parts, missing: parts that are there, and parts that are not.
-        finished: whether the manifest is written.
-    """
+    """What is in a store, finished or not; what was left out, and what was noted of others, is counted by reason."""
 
     embedded: int
     broken: dict[str, int]

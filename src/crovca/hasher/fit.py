@@ -79,14 +79,7 @@ class Fitted:
 
 
 class Run(NamedTuple):
-    """How a run is watched and kept.
-
-    Attributes:
-        observer: is told how it goes.
-        checkpoint: folder for its state, or None.
-        seconds: how often the state is written.
-        process_group: processes that train together.
-    """
+    """How a run is watched and kept: where its state is written, if anywhere, and every how many seconds."""
 
     observer: Observer
     checkpoint: str | Path | None = None

@@ -141,14 +141,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What "auto" stands for.
-
-    Attributes:
-        learning_rate, weight_decay, diversity_weight: as in ``TrainingConfig``.
-        center: whether the mean embedding is subtracted before the network; it is always scaled.
-        logit_scale, base_weight, base_power, gate_quantile, gate_power, hidden: as in ``TrainingConfig``.
-        faithfulness: the weight of the floats' order at "balanced".
-    """
+    """What "auto" stands for, as in ``TrainingConfig``; of ``faithfulness`` it is what "balanced" stands for."""
 
     learning_rate: float
     weight_decay: float
@@ -160,7 +153,6 @@ class Recipe:
     base_power: float = 1.75
     gate_quantile: float = 0.1
     gate_power: float = 0.0
-    hidden: int = 1024
 
 
 def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = False) -> Recipe:
