@@ -184,8 +184,7 @@ def _column_order(
 ) -> tuple[npt.NDArray[np.int64] | None, int]:
     """Which category each column of the split files is: the one with the same labels on every known image.
 
-    Returns:
-        int64 (C,) or None, and how many labels differ under the best category for each column.
+    int64 (C,) or None, and how many labels differ under the best category for each column.
     """
     none = np.zeros(classes, np.bool_)
     given = np.array(list(known.values())).astype(np.float32)

@@ -40,14 +40,8 @@ _REBUILDERS: Mapping[str, Callable[[Tree], list[str]]] = {
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What ``survey`` found of a benchmark.
-
-    Attributes:
-        protocol: the benchmark.
-        folder: where it was looked for.
-        state: "found", "absent" (no such folder) or "unusable" (something is missing or not as it should be).
-        problem: what is wrong, in one line; empty where nothing is.
-        dataset: the dataset, where it was found.
+    """What ``survey`` found of a benchmark: "found", "absent" (no such folder), or "unusable" and the problem in one
+    line.
     """
 
     protocol: Protocol
@@ -104,12 +98,9 @@ def survey(data: str | Path, *, protocols: Mapping[str, Protocol] | None = None)
 
 
 def pin_checksums(dataset: Dataset) -> Path:
-    """Write down the SHA-256 of every split and annotation file that was read, beside them.
+    """Write the SHA-256 of every split and annotation file that was read into ``crovca-checksums.json`` beside them.
 
     From then on ``open_dataset`` refuses a file that differs. Files pinned earlier and not read now stay pinned.
-
-    Returns:
-        The file, ``crovca-checksums.json`` in the dataset's folder.
     """
     path = dataset.folder / PINS
     known = read_json(path, "pinned checksums").get("sha256", {}) if path.exists() else {}

@@ -19,13 +19,7 @@ Relevance = Literal["same class", "share a label", "own caption"]
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file or folder that the user fetches.
-
-    Attributes:
-        path: where it goes, below the dataset's folder.
-        url: where it is to be had.
-        needed: whether nothing can be done without it.
-    """
+    """A file or folder that the user fetches from ``url`` to ``path``, below the dataset's folder."""
 
     path: str
     url: str

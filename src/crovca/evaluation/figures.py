@@ -128,11 +128,9 @@ def bit_balance_figure(balance: npt.NDArray[np.float64]) -> bytes:
 
 
 def map_of_items_figure(panels: Mapping[str, Points], labels: npt.NDArray[Any] | None) -> bytes:
-    """2-D maps of the same items side by side, colored by class (paper, Figure 3).
+    """2-D maps of the same items side by side, colored by class, where it is known (paper, Figure 3).
 
-    Args:
-        panels: for each name the items' places (n, 2), of ``project``.
-        labels: (n,) or (n, C); None: one color.
+    Panels are, by name, the items' places (n, 2) that ``project`` gives; labels (n,) or (n, C).
     """
     from matplotlib.figure import Figure
 

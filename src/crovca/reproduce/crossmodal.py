@@ -109,6 +109,7 @@ def _measure_group(workspace: Workspace, group: list[Measurement], seed: int) ->
         return rankings[score]
 
     found = {}
+    chances = {"map": metrics.chance_average_precision, "recall": metrics.chance_hit}
     for wanted in group:
         k = _depth(wanted, len(database))
         ranking = ranked(wanted.score)
@@ -120,7 +121,7 @@ def _measure_group(workspace: Workspace, group: list[Measurement], seed: int) ->
             "map_min_k_r": float(_curve(ranking, "map_min_k_r")[k - 1]),
             "hit": float(_curve(ranking, "recall")[k - 1]),
             "hamming": hamming,
-            "chance": _chance(measure, wanted.metric, k),
+            "chance": measure.chance(chances[wanted.metric], k),
             "queries": len(query),
             "database": len(database),
             "curve": curve[:k].tolist() if k <= _LONGEST_CURVE else None,
@@ -160,7 +161,3 @@ def _curve(ranking: Ranked, metric: str) -> npt.NDArray[np.float64]:
     found = curves[metric]
     assert found is not None
     return found
-
-
-def _chance(measure: Measure, metric: str, k: int) -> float | None:
-    return measure.chance(metrics.chance_hit if metric == "recall" else metrics.chance_average_precision, k)

@@ -139,15 +139,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure.
-
-    Attributes:
-        name: "table1".
-        title: of the table or figure.
-        section: of the paper.
-        kind: "table" (numbers), "curves" (a number for each k), "pictures".
-        shows: what one learns from it.
-    """
+    """A table or figure: of its kind are "table" (numbers), "curves" (a number for each k) and "pictures"."""
 
     name: str
     title: str

@@ -44,13 +44,7 @@ _CLASSES = {"n02391049": "zebra", "n01537544": "indigo bird", "n02488291": "gray
 
 @dataclass(frozen=True)
 class _Neighbors:
-    """A figure of neighbors.
-
-    Attributes:
-        synsets: of the queries.
-        methods: the lines of each.
-        zoom: whether the query and the last neighbor are shown large.
-    """
+    """A figure of neighbors; ``zoom``: the query and the last neighbor are shown large."""
 
     synsets: tuple[str, ...]
     methods: tuple[str, ...]
@@ -82,15 +76,10 @@ def check(name: str, cells: Sequence[Cell], query: str | None = None) -> tuple[T
 
 
 def draw(name: str, workspace: Workspace, cells: Sequence[Cell], *, seed: int = 0, query: str | None = None) -> Path:
-    """Draw a figure of pictures.
+    """Draw a figure of pictures; the cells say of which encoder, model and dataset.
 
-    Args:
-        name: "figure3", "figure4", "figure5" or "figure9".
-        workspace: gives embeddings, codes and images.
-        cells: of the figure: they say which encoder, model and dataset.
-        seed: of the model and of Hashing-Baseline's rotation.
-        query: another query instead of the paper's: the path of one of the dataset's queries, below its folder or
-            anywhere.
+    The seed is of the model and of Hashing-Baseline's rotation. ``query`` is another one instead of the paper's: the
+    path of one of the dataset's queries, below its folder or anywhere.
     """
     title = experiment_of(name).title + (", for another query" if query else "")
     training, dataset = check(name, cells, query)

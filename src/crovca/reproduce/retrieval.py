@@ -27,10 +27,6 @@ class FeatureWiseScorer:
 
     The first release of the authors' code normalized the database so, feature by feature, instead of item by item. It
     may be behind some of the paper's numbers of float embeddings.
-
-    Args:
-        query: (q, d); normalized item by item.
-        database: (n, d), read in chunks.
     """
 
     def __init__(self, query: Rows, database: Rows) -> None:

@@ -75,14 +75,9 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Converted:
-    """A model in the layout of transformers.
+    """A model in the layout of transformers: what its files hold.
 
-    Attributes:
-        config: content of config.json.
-        preprocessor: content of preprocessor_config.json.
-        tensors: of model.safetensors.
-        copied: files that stand beside them (tokenizer).
-        notes: what a person should know.
+    Files of ``copied`` (tokenizer) stand beside them; ``notes`` are for a person.
     """
 
     config: Mapping[str, Any]
