@@ -21,26 +21,21 @@ _LARGEST = np.iinfo(np.int64).max
 _PADDED = 64 << 20  # bytes of padding that an array of text may have
 
 
-def as_ids(ids: Any, *, longest: int | None = MAX_ID_LENGTH) -> npt.NDArray[Any]:
+def as_ids(ids: Any) -> npt.NDArray[Any]:
     """Ids as an array (n,): int64, or str; of objects of str where one long id would make all of them long.
 
-    Args:
-        ids: a sequence or an array of NumPy, pandas or Arrow.
-        longest: how many characters an id may have; None: any number.
-
-    Raises:
-        InvalidInputError: another type, a mixture, another rank, or whole numbers beyond int64.
+    They are a sequence, or an array of NumPy, pandas or Arrow, of strings or of whole numbers, and no mixture.
     """
     if hasattr(ids, "to_pylist"):  # Arrow's
         ids = ids.to_pylist()
     if isinstance(ids, list | tuple) or getattr(ids, "dtype", None) == np.dtype(object):
-        ids = _checked(list(ids), longest)
+        ids = _checked(list(ids))
     found = np.asarray(ids)
     if found.ndim != 1:
         raise InvalidInputError(f"ids must have one dimension, got shape {found.shape}")
     if found.dtype.kind in "UO":
-        if longest is not None and found.dtype.itemsize > 4 * longest and len(found):
-            raise InvalidInputError(f"ids may have {longest:,} characters at most")
+        if found.dtype.itemsize > 4 * MAX_ID_LENGTH and len(found):
+            raise InvalidInputError(f"ids may have {MAX_ID_LENGTH:,} characters at most")
         return found
     if found.size == 0:
         return found.astype(np.int64)
@@ -57,15 +52,17 @@ def _beyond(number: int) -> InvalidInputError:
     )
 
 
-def _checked(ids: list[Any], longest: int | None) -> Any:
+def _checked(ids: list[Any]) -> Any:
     """Python ids, all of one kind; numpy would make strings of a mixture, and cut zeros off."""
     if not ids:
         return ids
     if all(isinstance(item, str) for item in ids):
         for item in ids:
-            if (longest is not None and len(item) > longest) or item.endswith("\0"):
-                most = f"{longest:,} characters at most, and not end" if longest else "any length, but not end"
-                raise InvalidInputError(f"ids may have {most} in a zero character; got {item[:40]!r}")
+            if len(item) > MAX_ID_LENGTH or item.endswith("\0"):
+                raise InvalidInputError(
+                    f"ids may have {MAX_ID_LENGTH:,} characters at most, and not end in a zero character; "
+                    f"got {item[:40]!r}"
+                )
         width = max(map(len, ids))
         spare = 4 * (len(ids) * width - sum(map(len, ids))) > _PADDED
         return np.array(ids, object if spare else np.str_)

@@ -118,12 +118,7 @@ def of_codes() -> tuple[str, ...]:
 def get_metric(name: str, *, stored: bool = False) -> Metric:
     """A score by its name.
 
-    Args:
-        name: of ``METRICS``.
-        stored: only codes are stored, so a score that needs the items' logits is refused.
-
-    Raises:
-        InvalidInputError: there is no such score, or it cannot be computed from codes.
+    ``stored``: only codes are, so a score that needs the items' logits is refused.
     """
     names = of_codes() if stored else tuple(METRICS)
     if not isinstance(name, str) or name not in names:

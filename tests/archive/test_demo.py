@@ -19,7 +19,8 @@ def test_a_digit_finds_its_like(tmp_path):
     archive = Archive.open(path)
     asked = [archive.root / f"{name}" for name in ("zero/0000.png", "one/0001.png", "six/0006.png")]
     with HashIndex.open(archive.index) as index:
-        logits = QueryModel.of_index(archive.index, index.encoder, device="cpu").of_images(asked)
+        model = QueryModel.of_index(archive.index, index.encoder, device="cpu")
+        logits = model.of_embeddings(model.embed_images(asked))
         found = index.search(logits, k=10).ids
     assert [row[0] for row in found] == ["zero/0000.png", "one/0001.png", "six/0006.png"]
     for row, digit in zip(found, ("zero", "one", "six"), strict=True):

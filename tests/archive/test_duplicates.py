@@ -16,7 +16,6 @@ from crovca.archive.demo_archive import write_pixel_encoder
 from crovca.archive.duplicates import decide, find, last_found, take_back
 from crovca.errors import ConfigError, FileFormatError, InvalidInputError
 from crovca.index import nearest
-from crovca.index.index import HashIndex
 from tests.needs import needs
 from tests.test_cli import run_json
 from tests.test_cli_index import fails
@@ -187,21 +186,6 @@ def test_the_one_to_keep_is_remembered_and_decisions_are_taken_back(archive):
     for one in last_found(archive.path)[1]:
         take_back(archive, one.number)
     assert told(find(archive)) == first
-
-
-def test_what_an_earlier_version_kept_apart_stays_apart(archive):
-    (archive.path / "duplicates.sqlite").unlink(missing_ok=True)
-    with HashIndex.open(archive.index) as index:
-        contents = index.get(["0.png", "0-half.jpg"]).metadata.column("sha256").to_pylist()
-    kept = sqlite3.connect(archive.path / "duplicates.sqlite")
-    with kept:
-        kept.execute("CREATE TABLE apart (first TEXT, second TEXT, PRIMARY KEY (first, second)) WITHOUT ROWID")
-        kept.execute("INSERT INTO apart VALUES (?, ?)", sorted(contents))
-        kept.execute("CREATE TABLE picture (content TEXT PRIMARY KEY, gray BLOB)")
-        kept.execute("CREATE TABLE pair (first TEXT, second TEXT, aligned INTEGER)")
-    kept.close()
-    together = [{group.keep, *(one.id for one in group.items)} for group in find(archive).groups]
-    assert not any({"0.png", "0-half.jpg"} <= one for one in together)
 
 
 def recolored(image):

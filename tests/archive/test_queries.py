@@ -40,7 +40,9 @@ def test_an_image_loads_the_image_tower_alone_and_once(archive, monkeypatch):
         assert not loaded or len(loaded) == 1
         for _ in range(2):
             rows = [sorted(f"{number}.png" for number in range(12)).index(file.name) for file in files]
-            np.testing.assert_allclose(model.of_images(files), hasher.logits(values[rows]), atol=1e-4)
+            np.testing.assert_allclose(
+                model.of_embeddings(model.embed_images(files)), hasher.logits(values[rows]), atol=1e-4
+            )
     assert len(loaded) == 1
 
 
@@ -48,4 +50,4 @@ def test_an_image_that_cannot_be_read_is_named(archive):
     root, hasher, described, _ = archive
     model = QueryModel(hasher, described, device="cpu")
     with pytest.raises(FileFormatError, match=r"broken\.png: not an image"):
-        model.of_images([root / "photos" / "1.png", root / "broken.png"])
+        model.embed_images([root / "photos" / "1.png", root / "broken.png"])

@@ -93,23 +93,13 @@ def run_demo(advance: Callable[[str], None] = lambda what: None) -> DemoResult:
 
         return Image.fromarray((pixels[int(item)].reshape(8, 8) * (255 / 16)).astype(np.uint8), "L")
 
+    def of_digits(title: str, evaluation: Evaluation, hasher: Hasher) -> Subject:
+        ours, theirs = query.encoded(hasher), database.encoded(hasher)
+        return Subject(title, evaluation, ours, theirs, database.pixels, image_of)
+
     subjects = [
-        Subject(
-            "Handwritten digits, unsupervised",
-            first,
-            query.encoded(unsupervised),
-            database.encoded(unsupervised),
-            database.pixels,
-            image_of,
-        ),
-        Subject(
-            "Handwritten digits, supervised, 16 bits",
-            second,
-            query.encoded(supervised),
-            database.encoded(supervised),
-            database.pixels,
-            image_of,
-        ),
+        of_digits("Handwritten digits, unsupervised", first, unsupervised),
+        of_digits("Handwritten digits, supervised, 16 bits", second, supervised),
         Subject(
             "From class names to images (character n-grams stand in for a text encoder)",
             third,

@@ -26,19 +26,7 @@ _SIGN = "digits.txt"
 
 
 def write_demo_archive(path: Path, *, force: bool = False, observer: Observer | None = None) -> int:
-    """Make pictures and encoder in the folder ``<path>-digits``, and at ``path`` the archive of them.
-
-    Args:
-        path: where the archive will stand.
-        force: replace what an earlier demo made.
-        observer: hears of progress.
-
-    Returns:
-        How many pictures are in it.
-
-    Raises:
-        OutputExistsError: one of the two stands, and ``force`` is off or it is of something else.
-    """
+    """Make pictures and encoder in the folder ``<path>-digits``, and their archive at ``path``; how many pictures."""
     digits = check_demo_archive(path, force=force)
     files.remove(path)
     files.remove(digits)

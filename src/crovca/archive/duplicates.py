@@ -40,19 +40,13 @@ _COSINE = 0.7  # of the embeddings of a candidate, at least
 _MINUTE = 60  # seconds within which a burst is taken
 _BATCH = 1024
 _VERSION = 2  # of what is kept of pictures and pairs
-_RENEW = """
-DROP TABLE IF EXISTS picture; DROP TABLE IF EXISTS pair;
-CREATE TABLE IF NOT EXISTS decision (number INTEGER PRIMARY KEY AUTOINCREMENT, same INTEGER, items TEXT);
-CREATE TABLE IF NOT EXISTS apart (first TEXT, second TEXT);
-INSERT INTO decision (same, items) SELECT 0, json_array(json_array(first, ''), json_array(second, '')) FROM apart;
-DROP TABLE apart;
-"""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS picture (content TEXT PRIMARY KEY, small BLOB);
 CREATE TABLE IF NOT EXISTS asked (content TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS candidate (first TEXT, second TEXT, PRIMARY KEY (first, second)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pair (first TEXT, second TEXT, aligned INTEGER, blocks REAL, whole REAL,
     detail REAL, overlap REAL, features INTEGER, color REAL, gray INTEGER, PRIMARY KEY (first, second)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS decision (number INTEGER PRIMARY KEY AUTOINCREMENT, same INTEGER, items TEXT);
 CREATE TABLE IF NOT EXISTS last (number INTEGER PRIMARY KEY, content TEXT);
 """
 
@@ -257,9 +251,6 @@ def last_found(archive: Path) -> tuple[list[Group], list[Decision]] | None:
     """The groups that the last ``find`` found, as what was decided since makes them, and all decisions, the last first.
 
     None where nothing was looked for. Groups that were decided to be duplicates are among the groups.
-
-    Args:
-        archive: its folder.
     """
     if not (archive / FILE).is_file():
         return None
@@ -301,7 +292,8 @@ def _opened(archive: Archive) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(file, timeout=60)) as connection:
         try:
             if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # decisions stay
-                connection.executescript(f"BEGIN; {_RENEW} PRAGMA user_version = {_VERSION}; COMMIT;")
+                drop = "DROP TABLE IF EXISTS picture; DROP TABLE IF EXISTS pair;"
+                connection.executescript(f"BEGIN; {drop} PRAGMA user_version = {_VERSION}; COMMIT;")
             connection.executescript(_TABLES)
             with connection:
                 yield connection

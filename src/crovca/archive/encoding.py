@@ -44,6 +44,11 @@ class EncodedPath:
         """Numbers in an embedding."""
         return int(self.embeddings.shape[-1])
 
+    @property
+    def items(self) -> Embeddings:
+        """Embeddings, with the ids and labels of the codes."""
+        return Embeddings(self.embeddings, self.encoded.labels, self.encoded.ids, np.empty(0, np.int64))
+
 
 def encode_path(
     hasher: Hasher,

@@ -24,11 +24,7 @@ def root_of(path: Path) -> Path | None:
 
 
 def index_folder(path: Path) -> Path:
-    """Where the index is: of an archive in it, else the path itself.
-
-    Raises:
-        ConfigError: an archive that was never synced.
-    """
+    """Where the index is: of an archive in it, else the path itself."""
     if not (path / MARKER).is_file():
         return path
     if not (path / "index").is_dir():

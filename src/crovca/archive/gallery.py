@@ -24,13 +24,7 @@ _SIDE = 256  # pixels of the longer side
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture on the page.
-
-    Attributes:
-        id: path below the root.
-        title: what stands under it first, as a distance.
-        facts: what more is known, by name.
-    """
+    """A picture on the page: its path below the root, what stands under it first, and what more is known, by name."""
 
     id: str
     title: str = ""
@@ -47,18 +41,9 @@ class Section:
 
 
 def write_gallery(page: Path, title: str, sections: Sequence[Section], root: Path | None, *, note: str = "") -> None:
-    """Write the page, atomically.
+    """Write the page, atomically, with a note under its title.
 
-    Args:
-        page: the HTML file.
-        title: its heading.
-        sections: what is on it.
-        root: folder that ids are paths below; None: no pictures are shown, only what is known of them.
-        note: a line under the heading.
-
-    Raises:
-        MissingDependencyError: Jinja is not installed.
-        StorageError: the page cannot be written.
+    Ids are paths below ``root``; None: no pictures are shown, only what is known of them.
     """
     if find_spec("jinja2") is None:
         raise MissingDependencyError("jinja2", "report", "a page of pictures")

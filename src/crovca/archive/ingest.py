@@ -21,7 +21,7 @@ from crovca.codes import Codes, check_bits
 from crovca.data.columns import arrow_array, read_table
 from crovca.data.embeddings import Embeddings, Rows, evenly_spaced, load_embeddings
 from crovca.data.encoded import Encoded
-from crovca.data.store import JOB, MANIFEST, store_parts
+from crovca.data.store import JOB, MANIFEST, ItemError, store_parts
 from crovca.embedding.blocks import counted
 from crovca.embedding.embed import embed
 from crovca.errors import ConfigError, CrovcaError, FileFormatError, InvalidInputError, StorageError
@@ -60,7 +60,7 @@ class NewItems:
         origin: what made the codes and the embeddings.
         embeddings: (n, d) of all items, where they are at hand.
         drift: says how far embeddings lie from what the model has learned, where it knows.
-        left_out: images that could not be read: id, reason, detail.
+        left_out: images that could not be read.
     """
 
     ids: Any
@@ -71,7 +71,7 @@ class NewItems:
     origin: Origin = field(default_factory=Origin)
     embeddings: Rows | None = None
     drift: Callable[[Any], Drift] | None = None
-    left_out: Sequence[tuple[Any, str, str]] = ()
+    left_out: Sequence[ItemError] = ()
 
 
 def source_kind(path: Path, encoder: str | None) -> str:
@@ -118,11 +118,7 @@ def of_embeddings(data: Embeddings, path: Path, hasher: Hasher, bits: int | None
 
 
 def check_new(opened: HashIndex, ids: Any) -> None:
-    """Refuse ids of which the index holds some already.
-
-    Raises:
-        InvalidInputError: it does, or the ids are of another kind than the index's.
-    """
+    """Refuse ids of which the index holds some already."""
     known = ids[opened.contains(ids)].tolist()
     if known:
         raise InvalidInputError(
@@ -187,7 +183,7 @@ def open_items(
     if hasher is not None and hasher.fine_tuning is not None:  # its encoder is its own
         found = encode_path(hasher, source, None, observer=observer, bits=bits)
         return replace(of_encoded(found.encoded, extra), save_model=save, embeddings=found.embeddings)
-    left_out: list[tuple[Any, str, str]] = []
+    left_out: list[ItemError] = []
     if kind == "images":
         if encoder is None:
             raise ConfigError(f"{source} holds images: give --encoder, the folder of a model or its id on the hub")
@@ -195,7 +191,7 @@ def open_items(
         made = embed(source, encoder, store, revision=revision, device=device, **options)
         if broken := made.summary.broken:
             observer.message(f"{sum(broken.values()):,} images left out: {counted(broken)}")
-            left_out = [(one.id, one.reason, one.detail) for one in made.left_out]
+            left_out = made.left_out
         data, source = made.embeddings, store
     else:
         data = load_embeddings(source)
@@ -251,7 +247,7 @@ class Changed:
         disk_bytes: by what they hold, as ``stats`` has them.
         encoder: what is known of the encoder of its images, or None.
         tuned: what was chosen for a target recall, where one was given.
-        left_out: images that could not be read: id, reason, detail.
+        left_out: images that could not be read.
     """
 
     items: int
@@ -261,7 +257,7 @@ class Changed:
     disk_bytes: dict[str, int]
     encoder: Mapping[str, Any] | None
     tuned: Tuned | None = None
-    left_out: Sequence[tuple[Any, str, str]] = ()
+    left_out: Sequence[ItemError] = ()
 
 
 def build_index(

@@ -63,9 +63,7 @@ def _degrees(value: Any, side: Any, most: int) -> float | None:
 def sidecar(file: Path, taken: Collection[str]) -> dict[str, str]:
     """The texts, numbers and truth values of a JSON object beside a picture, as texts; {} where it is none.
 
-    Args:
-        file: PICTURE.json.
-        taken: names of columns, in lower case, that are passed over.
+    Names that are ``taken``, in lower case, are passed over.
     """
     try:
         content = json.loads(read_text(file, "sidecar", most=_MOST_SIDECAR))

@@ -120,11 +120,7 @@ def aligns() -> bool:
 
 
 class Comparer:
-    """Compares pictures by number.
-
-    Args:
-        read: the gray picture of a number.
-    """
+    """Compares pictures by number; ``read`` gives the picture of one."""
 
     def __init__(self, read: Callable[[int], Picture]) -> None:
         self._read = lru_cache(_KEPT)(read)
@@ -262,12 +258,9 @@ def _difference(first: Plane, second: Plane) -> float:
 
 
 def _exposed(values: Plane, lights: Plane, light: Plane | None = None) -> Plane:
-    """Values made as bright and as contrasting as others; what is near to black or white is not looked at.
+    """Values (n, ...) made as bright and as contrasting as others, whose brightness is ``lights`` (n,).
 
-    Args:
-        values: (n, ...).
-        lights: (n,), brightness of the others.
-        light: (n,), brightness of the values; None: they are it.
+    ``light`` (n,) is their own; None: they are it. What is near to black or white is not looked at.
     """
     light = values if light is None else light
     whole = (np.minimum(light, lights) > _CLIPPED) & (np.maximum(light, lights) < 255 - _CLIPPED)

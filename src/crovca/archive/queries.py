@@ -70,11 +70,7 @@ class QueryModel:
         text_encoder: str | None = None,
         device: str = "auto",
     ) -> QueryModel:
-        """The model that an index was built with, or another one.
-
-        Raises:
-            ConfigError: neither holds a model.
-        """
+        """The model that an index was built with, or another one."""
         folder = model or index / Manifest.load(index).model
         if model is None and not folder.is_dir():
             raise ConfigError(
@@ -97,21 +93,8 @@ class QueryModel:
         """Logits float32 (q, bits) of embeddings (q, d) of images, or of texts."""
         return self.hasher.logits_of_embeddings(embeddings, modality=self.hasher.modalities[-1 if texts else 0])
 
-    def of_images(self, files: Sequence[Path]) -> Logits:
-        """Logits of image files; raises as ``embed_images``."""
-        return self.of_embeddings(self.embed_images(files))
-
-    def of_texts(self, texts: Sequence[str]) -> Logits:
-        """Logits of texts; raises as ``embed_texts``."""
-        return self.of_embeddings(self.embed_texts(texts), texts=True)
-
     def embed_images(self, files: Sequence[Path]) -> npt.NDArray[np.float32]:
-        """Embeddings float32 (q, d) of image files.
-
-        Raises:
-            ConfigError: it is not known which encoder to take.
-            FileFormatError: a file is not an image that can be read, or the encoder is not the one of the index.
-        """
+        """Embeddings float32 (q, d) of image files."""
         if self.hasher.fine_tuning is not None:
             return self.hasher.embed(list(files), modality="images")
         encoder, source = self._image_encoder(), as_images([os.fspath(file) for file in files])
@@ -124,11 +107,7 @@ class QueryModel:
         return np.concatenate(found)
 
     def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embeddings float32 (q, d) of texts.
-
-        Raises:
-            ConfigError: the model takes images only, or it is not known which encoder to take.
-        """
+        """Embeddings float32 (q, d) of texts."""
         if self.hasher.modalities[-1] == "images":
             raise ConfigError(
                 "this index's model takes images only, so it cannot be searched by text: search by an image or an id, "

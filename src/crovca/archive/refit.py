@@ -29,11 +29,7 @@ _LOSES = 0.1  # so much less recall among the new is worth learning for
 
 
 def by_id(data: Embeddings, where: Path | str) -> Callable[[Any], Rows]:
-    """Gives the embeddings of ids, in their order.
-
-    Raises:
-        InvalidInputError: the file has not all of them (when they are asked for), or has several views of an item.
-    """
+    """Gives the embeddings of ids, in their order."""
     if data.views > 1:
         raise InvalidInputError(f"{where} holds {data.views} views of each item; give embeddings of one view")
     known = np.arange(len(data)) if data.ids is None else data.ids
@@ -196,10 +192,6 @@ class Check:
 def check_index(index: Path, new: Path) -> Check:
     """How far new items (a file or store of embeddings) lie from what an index's model has learned, and what its codes
     keep of their order.
-
-    Raises:
-        ConfigError: the index holds no model.
-        InvalidInputError: the embeddings are of another encoder or width than the index's.
     """
     data = load_embeddings(new)
     with HashIndex.open(index) as opened:

@@ -16,6 +16,7 @@ from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import as_embeddings
 from crovca.data.labels import ClassMembership, to_membership
 from crovca.errors import InvalidInputError, NotFittedError
+from crovca.evaluation.evaluate import one_view
 
 Float32 = npt.NDArray[np.float32]
 Size = Literal["asked", "width", "float"]
@@ -50,9 +51,6 @@ class _Method(ABC):
         Args:
             X: (n, d) or (n, v, d).
             y: labels (n,) of whole numbers or strings, or (n, C) multi-hot.
-
-        Raises:
-            InvalidInputError: data the method cannot be used with; the message says why.
         """
         data = as_embeddings(X, y if self.supervised else None, what="X")
         if len(data) < 2:
@@ -179,18 +177,10 @@ class ScoreBaseline(_Method):
 
 def as_matrix(X: Any, what: str) -> Float32:
     """Embeddings as float32 (n, d) in memory: the mean over the views where an item has several."""
-    data = as_embeddings(X, what=what)
-    values = np.asarray(data.values[:], np.float32)
-    return np.ascontiguousarray(values if values.ndim == 2 else values.mean(axis=1))
+    return np.ascontiguousarray(one_view(as_embeddings(X, what=what).values[:]))
 
 
 def orthogonal(size: int, random: np.random.Generator) -> npt.NDArray[np.float64]:
     """A random rotation (size, size), uniform over all (QR of a Gaussian, signs of R's diagonal made positive)."""
     q, r = np.linalg.qr(random.normal(size=(size, size)))
     return np.asarray(q * np.sign(np.diagonal(r)), np.float64)
-
-
-def unit_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Rows divided by their length; zero rows stay."""
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)

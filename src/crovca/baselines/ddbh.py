@@ -34,12 +34,13 @@ from crovca.baselines.head import SUPERVISED, embed_with, head_config
 from crovca.codes import Codes, check_bits
 from crovca.data.embeddings import as_embeddings
 from crovca.data.labels import to_membership
+from crovca.encoders.encoder import choose_device
 from crovca.errors import InvalidInputError, NotFittedError
 from crovca.hashing.inputs import input_statistics
 from crovca.hashing.network import calibrate, new_coders
 from crovca.hashing.towers import Tower, Towers
 from crovca.hashing.train import Silent, train
-from crovca.hashing.views import Copies, EachModality, FeatureDropout
+from crovca.hashing.views import FeatureDropout, Modalities
 
 _QUANTIZATION = 0.1
 _TENTH = 0.9
@@ -69,18 +70,13 @@ class DDBH:
             raise InvalidInputError("DDBH is supervised: give labels as y")
         inputs = [input_statistics(part, center=SUPERVISED.center) for part in parts]
         coders = new_coders(inputs, self.bits, seed=self.seed)
-        source = EachModality(
-            [
-                Copies(part, FeatureDropout(SUPERVISED.dropout, scaling.center))
-                for part, scaling in zip(parts, inputs, strict=True)
-            ]
-        )
+        source = Modalities(parts, [FeatureDropout(SUPERVISED.dropout, scaling.center) for scaling in inputs])
         train(
             Towers([Tower(coders[0], "images"), Tower(coders[1], "texts")]),
             source,
             DDBHLoss(torch.from_numpy(to_membership(labels).index)),
             head_config(len(parts[0]), self.bits, SUPERVISED, self.seed, self.epochs),
-            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            device=choose_device("auto"),
             observer=Silent(),
         )
         for coder, part in zip(coders, parts, strict=True):

@@ -34,13 +34,7 @@ _EMBEDDING = 512
 
 
 class FPPQ(ScoreBaseline):
-    """Codes of ``bits / 8`` bytes, scored by tables of cosines.
-
-    Args:
-        bits: 8 times the bytes an item may take.
-        seed: of everything random.
-        epochs: passes over the data; "auto": as many as ours takes with labels.
-    """
+    """Codes of ``bits / 8`` bytes, scored by tables of cosines."""
 
     supervised: ClassVar[bool] = True
     learned: ClassVar[bool] = True
@@ -93,14 +87,12 @@ class FPPQLoss(nn.Module):
     """CosFace on classes and on code words; ``codes`` (C, M)."""
 
     codes: Tensor
+    scale, margins = 64.0, (0.4, 0.2)
 
-    def __init__(
-        self, codes: Tensor, part_width: int, scale: float = 64.0, margins: tuple[float, float] = (0.4, 0.2)
-    ) -> None:
+    def __init__(self, codes: Tensor, part_width: int) -> None:
         super().__init__()
         classes, parts = codes.shape
         self.register_buffer("codes", codes.long())
-        self.scale, self.margins = scale, margins
         self.classifier = nn.Parameter(torch.randn(classes, parts * part_width) * 0.01)
         self.centroids = nn.Parameter(torch.randn(parts, _CENTROIDS, part_width))
 

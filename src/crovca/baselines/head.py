@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from crovca.baselines.base import BinaryBaseline, Float32
 from crovca.data.embeddings import as_embeddings
 from crovca.data.labels import ClassMembership
+from crovca.encoders.encoder import choose_device
 from crovca.hashing.config import TrainingConfig, default_epochs
 from crovca.hashing.inputs import input_statistics
 from crovca.hashing.neighbors import find_shared_neighbors
@@ -138,23 +139,9 @@ def train_head(
     *,
     views: Literal["one", "neighbors"] = "one",
 ) -> tuple[HashCoder, nn.Module]:
-    """Train a network with an objective.
+    """Train a network with an objective; gives both, in evaluation mode.
 
-    Args:
-        values: (n, d).
-        classes: of the items, or None.
-        outputs: numbers that the network gives.
-        objective: makes the loss.
-        settings: of the loop.
-        seed: of everything random.
-        epochs: passes over the data; "auto": ours.
-        views: "one" copy of each item with feature dropout, or the item and one of its 5 neighbors, found as ours.
-
-    Returns:
-        The network and the objective, in evaluation mode.
-
-    Raises:
-        TrainingError: the loss is not finite.
+    ``views``: "one" copy of each item with feature dropout, or the item and one of its 5 neighbors, found as ours.
     """
     config = head_config(len(values), outputs, settings, seed, epochs)
     inputs = input_statistics(values, center=settings.center)
@@ -170,7 +157,14 @@ def train_head(
         source = NeighborViews(values, near, augment)
     (coder,) = new_coders([inputs], outputs, seed=seed)
     labels = None if classes is None else torch.from_numpy(classes.index)
-    train(Towers([Tower(coder)]), source, _Named(made, scaled, labels), config, device=_device(), observer=Silent())
+    train(
+        Towers([Tower(coder)]),
+        source,
+        _Named(made, scaled, labels),
+        config,
+        device=choose_device("auto"),
+        observer=Silent(),
+    )
     calibrate(coder, values)
     return coder, made
 
@@ -207,10 +201,6 @@ class _Named(nn.Module):
         """The loss of the batch."""
         labels = None if self.labels is None else self.labels[rows]
         return {"own": self.loss(LabeledBatch(logits.float(), self.inputs[rows], labels))}
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()

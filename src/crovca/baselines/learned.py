@@ -134,9 +134,7 @@ class GreedyHashSupervised(LearnedBaseline):
 class CIBHashLoss(nn.Module):
     """Contrast between codes, divergence between the views' probabilities."""
 
-    def __init__(self, temperature: float = 0.3, divergence: float = 1e-3) -> None:
-        super().__init__()
-        self.temperature, self.divergence = temperature, divergence
+    temperature, divergence = 0.3, 1e-3
 
     def forward(self, batch: LabeledBatch) -> Tensor:
         """The loss."""
@@ -180,9 +178,10 @@ class CIBHash(LearnedBaseline):
 class SDCLoss(nn.Module):
     """Sorted cosines to Beta quantiles."""
 
-    def __init__(self, shape: float = 5.0) -> None:
+    shape = 5.0
+
+    def __init__(self) -> None:
         super().__init__()
-        self.shape = shape
         self._quantiles: dict[int, Tensor] = {}
 
     def forward(self, batch: LabeledBatch) -> Tensor:
@@ -221,9 +220,7 @@ class SDC(LearnedBaseline):
 class SimilarityDistillationLoss(nn.Module):
     """Divergence of similarity distributions, quantization, decorrelation."""
 
-    def __init__(self, temperature: float = 0.1, decorrelation: float = 0.005) -> None:
-        super().__init__()
-        self.temperature, self.decorrelation = temperature, decorrelation
+    temperature, decorrelation = 0.1, 0.005
 
     def forward(self, batch: LabeledBatch) -> Tensor:
         """The loss."""
@@ -265,11 +262,11 @@ class OrthoHashLoss(nn.Module):
     """Cross-entropy to class codes (C, b) with scale and margin."""
 
     codes: Tensor
+    scale, margin = 8.0, 0.2
 
-    def __init__(self, codes: Tensor, scale: float = 8.0, margin: float = 0.2) -> None:
+    def __init__(self, codes: Tensor) -> None:
         super().__init__()
         self.register_buffer("codes", F.normalize(codes, dim=1))
-        self.scale, self.margin = scale, margin
 
     def forward(self, batch: LabeledBatch) -> Tensor:
         """The loss."""
@@ -304,12 +301,12 @@ class CSQLoss(nn.Module):
 
     centers: Tensor
     ties: Tensor
+    quantization = 1e-4
 
-    def __init__(self, centers: Tensor, ties: Tensor, quantization: float = 1e-4) -> None:
+    def __init__(self, centers: Tensor, ties: Tensor) -> None:
         super().__init__()
         self.register_buffer("centers", centers)
         self.register_buffer("ties", ties)
-        self.quantization = quantization
 
     def forward(self, batch: LabeledBatch) -> Tensor:
         """The loss."""

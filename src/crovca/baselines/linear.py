@@ -11,7 +11,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from crovca.baselines.base import BinaryBaseline, Float32, LinearBaseline, Size, orthogonal, unit_rows
+from crovca.baselines.base import BinaryBaseline, Float32, LinearBaseline, Size, orthogonal
+from crovca.data.embeddings import unit_rows
 from crovca.data.labels import ClassMembership
 from crovca.errors import InvalidInputError
 

@@ -13,8 +13,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from crovca.baselines.base import Float32, ScoreBaseline, Size, orthogonal, unit_rows
+from crovca.baselines.base import Float32, ScoreBaseline, Size, orthogonal
 from crovca.baselines.linear import principal_components
+from crovca.data.embeddings import unit_rows
 from crovca.data.labels import ClassMembership
 from crovca.errors import InvalidInputError
 

@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method.
-
-    Attributes:
-        name: how one asks for it.
-        title: how a table calls it.
-        home: module of this room and class, imported when it is used.
-    """
+    """A method; ``home`` is the module of this room and the class, imported when it is used."""
 
     name: str
     title: str

@@ -75,14 +75,14 @@ def sync(
         with Reporter() as reporter:
             done = opened.sync(device=device, allow_empty=allow_empty, observer=reporter)
         counts = done.plan.counts()
-        rows = [(one.id, one.reason, one.detail) for one in done.left_out]
         if watch is None or sum(counts.values()) > counts["unchanged"]:
-            tell_left_out(rows, left_out)
-            content = {"archive": str(path), "items": done.items, **counts, "left_out": len(rows)}
+            tell_left_out(done.left_out, left_out)
+            content = {"archive": str(path), "items": done.items, **counts, "left_out": len(done.left_out)}
             answer(
                 json,
                 {**content, "seconds": round(done.seconds, 3)},
-                f"{path}: {done.items:,} pictures; {_counted(counts)}; {len(rows):,} left out ({done.seconds:.1f} s)",
+                f"{path}: {done.items:,} pictures; {_counted(counts)}; {len(done.left_out):,} left out "
+                f"({done.seconds:.1f} s)",
                 *([f"next: crovca serve {path}"] if counts["new"] and not counts["unchanged"] else []),
             )
         if watch is None:
@@ -239,11 +239,10 @@ def _tell_plan(opened: Archive, allow_empty: bool, left_out: Path | None, json: 
                 say(f"{what}: {name}")
             if len(names) > _FIRST:
                 say(f"{what}: ... and {len(names) - _FIRST:,} more")
-    rows = [(one.id, one.reason, one.detail) for one in sorted(plan.left_out.values(), key=lambda one: one.id)]
-    tell_left_out(rows, left_out)
+    tell_left_out(sorted(plan.left_out.values(), key=lambda one: one.id), left_out)
     to_do = _counted({**counts, "unchanged": 0})
-    content = {"archive": str(opened.path), **counts, "left_out": len(rows), "files": named}
-    answer(json, content, f"would be done: {to_do}; {len(rows):,} left out")
+    content = {"archive": str(opened.path), **counts, "left_out": len(plan.left_out), "files": named}
+    answer(json, content, f"would be done: {to_do}; {len(plan.left_out):,} left out")
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -71,7 +71,7 @@ def embed(
         origin = Origin(modality, str(path), place, image_column, caption_column)
         settings = options.given(context, embed_items) | {"batch_size": options.parse_batch_size(batch_size)}
         found = embed_items(origin, store=output, resume=not force, observer=reporter, **settings)
-    tell_left_out([(one.id, one.reason, one.detail) for one in found.left_out], left_out)
+    tell_left_out(found.left_out, left_out)
     _report(found, reporter.notes, json)
 
 

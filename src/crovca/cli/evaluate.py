@@ -14,9 +14,6 @@ from crovca.cli import options
 from crovca.cli.output import Reporter, emit_json, print_table, say
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from crovca.archive.encoding import EncodedPath
     from crovca.evaluation.evaluate import Evaluation
     from crovca.evaluation.report import ImageOf
     from crovca.evaluation.situations import FiveMeasures
@@ -60,6 +57,7 @@ def evaluate(
     """
     from crovca.archive.encoding import encode_path
     from crovca.codes import check_bits
+    from crovca.compare.beside import learn_like, measure_beside
     from crovca.errors import ConfigError, InvalidInputError
     from crovca.evaluation import evaluate as evaluation
     from crovca.hasher import Hasher
@@ -109,9 +107,13 @@ def evaluate(
             database_embeddings=found_database.embeddings if comparable else None,
             advance=reporter.stage,
         )
-        five = _measure_beside(
-            hasher, replace(found_query, encoded=ours), replace(found_database, encoded=theirs), lengths,
-            hold_out=hold_out_classes, seed=seed, k=k or len(theirs), reporter=reporter,
+        assert ours.logits is not None
+        assert theirs.logits is not None
+        five = measure_beside(
+            replace(found_database, encoded=theirs).items, replace(found_query, encoded=ours).items,
+            (ours.logits, theirs.logits), lengths,
+            relearn=None if hold_out_classes is None else learn_like(hasher, lengths),
+            hold_out=hold_out_classes, seed=seed, k=k or len(theirs), advance=reporter.stage,
         )  # fmt: skip
         if report is not None:
             from crovca.evaluation.report import Subject, write_report
@@ -147,35 +149,6 @@ def _check_hold_out(hasher: Hasher, hold_out: float | None) -> None:
             "--hold-out-classes learns anew from embeddings, and this model takes images or two modalities; embed "
             "the items (crovca embed) and train a model on that"
         )
-
-
-def _measure_beside(
-    hasher: Hasher,
-    query: EncodedPath,
-    database: EncodedPath,
-    lengths: Sequence[int],
-    *,
-    hold_out: float | None,
-    seed: int,
-    k: int,
-    reporter: Reporter,
-) -> FiveMeasures:
-    from crovca.compare.beside import learn_like, measure_beside
-    from crovca.data.embeddings import Embeddings
-
-    theirs, ours = (
-        Embeddings(side.embeddings, side.encoded.labels, side.encoded.ids, np.empty(0, np.int64))
-        for side in (database, query)
-    )
-    assert query.encoded.logits is not None
-    assert database.encoded.logits is not None
-    relearn = None
-    if hold_out is not None:
-        relearn = learn_like(hasher, lengths)
-    return measure_beside(
-        theirs, ours, (query.encoded.logits, database.encoded.logits), lengths,
-        relearn=relearn, hold_out=hold_out, seed=seed, k=k, advance=reporter.stage,
-    )  # fmt: skip
 
 
 def _print(result: Evaluation, five: FiveMeasures, *, float_bytes: int) -> None:

@@ -234,6 +234,7 @@ def info(
 
 @index.command("push")
 def push(
+    context: Context,
     path: _Index,
     to: Annotated[
         str,
@@ -265,9 +266,7 @@ def push(
         done = push_to(
             opened,
             to,
-            batch_size=batch_size,
-            force=force,
-            embeddings=embeddings,
+            **given(context, push_to),
             progress=lambda items, total: reporter.advance("pushing", items / max(total, 1)),
         )
     seconds = round(time.perf_counter() - started, 3)
@@ -358,6 +357,7 @@ def check(path: _Index, new: Annotated[Path, Argument(help="Embeddings of new it
 
 @index.command("refit")
 def refit(
+    context: Context,
     path: _Index,
     embeddings: Annotated[
         Path | None, Option(help="Embeddings of all items, by id, of any encoder [default: those that are kept].")
@@ -378,16 +378,7 @@ def refit(
 
     started = time.perf_counter()
     with Reporter() as reporter:
-        made = refit(
-            path,
-            embeddings=embeddings,
-            model=model,
-            bits=bits,
-            keep=keep,
-            device=device,
-            force=force,
-            observer=reporter,
-        )
+        made = refit(path, **given(context, refit), observer=reporter)
     seconds = round(time.perf_counter() - started, 3)
     content = {"index": str(path), "items": made.items, "bits": made.bits, "keep": made.keep, "seconds": seconds}
     lines = [f"{path}: {counted(made.items)} have new codes of {made.bits} bits ({seconds:.1f} s)"]

@@ -23,6 +23,8 @@ from crovca.errors import ConfigError, CrovcaWarning, printable
 from crovca.files import atomic_file
 
 if TYPE_CHECKING:
+    from crovca.archive.archive import LeftOut
+    from crovca.data.store import ItemError
     from crovca.hashing.train import Progress as TrainingProgress
 
 _WIDTH_OF_FILES = 120
@@ -88,9 +90,7 @@ def print_plain(head: Sequence[str], rows: Iterable[Sequence[object]], *, right:
 def emit_json(content: dict[str, Any], *, default: Callable[[Any], Any] | None = None) -> None:
     """One JSON object on standard output; NaN and infinity are null in it, which a note says.
 
-    Args:
-        content: the object.
-        default: makes of a value that JSON does not know one that it does; None: there is none such.
+    ``default`` makes of a value that JSON does not know one that it does.
     """
     text = json.dumps(content, default=default)
     lost: list[str] = []
@@ -159,8 +159,9 @@ def note(text: str) -> None:
     stderr.print(f"note: {text}", markup=False, soft_wrap=True)
 
 
-def tell_left_out(rows: Sequence[tuple[Any, str, str]], file: Path | None) -> None:
-    """Name the first items that were left out (id, reason, detail); all of them go to a .csv where one is named."""
+def tell_left_out(items: Sequence[ItemError | LeftOut], file: Path | None) -> None:
+    """Name the first items that were left out, and why; all of them go to a .csv where one is named."""
+    rows = [(one.id, one.reason, one.detail) for one in items]
     for id, reason, detail in rows[:_FIRST]:
         note(f"left out: {id}: {reason}: {detail}")
     if len(rows) > _FIRST:

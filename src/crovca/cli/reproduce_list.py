@@ -46,14 +46,7 @@ def print_experiments(json: bool) -> None:
 
 
 def print_cells(cells: Sequence[Cell], seeds: int, json: bool, *, nested: bool = False) -> None:
-    """Every cell with the paper's number, and what has to be there to measure it.
-
-    Args:
-        cells: of one experiment.
-        seeds: with how many seeds each model is trained.
-        json: one JSON object instead of a table.
-        nested: whether one model serves all lengths instead of one each.
-    """
+    """Every cell with the paper's number, and what has to be there to measure it."""
     count = seeds * len(_models(cells, nested=nested))
     if json:
         emit_json(_json(cells, seeds, count))

@@ -69,20 +69,24 @@ def train(
         parameters["faithfulness"] = _number_or_name(faithfulness)
     if lengths is not None:
         parameters["nested"] = lengths
-    saving: dict[str, Any] = {"checkpoint": partial, "checkpoint_seconds": checkpoint_every}
 
     started = time.perf_counter()
     with Reporter() as reporter:
         if data is not None:
             if shared:
                 raise ConfigError("--shared goes with --images and --texts")
-            hasher = _train_one(data, parameters, pairing, unsupervised, preset, saving, force, reporter)
+            hasher, learned = _of_one_kind(data, parameters, pairing, unsupervised, preset, reporter)
         else:
             if pairing != "auto" or unsupervised:
                 raise ConfigError("--pairing and --unsupervised do not go with --images and --texts: rows are pairs")
             assert images is not None
             assert texts is not None
-            hasher = _train_two(images, texts, parameters, preset, saving, force, reporter)
+            hasher = Hasher.for_pairs(preset=preset, **parameters)
+            paths = {"X": images, "texts": texts}
+            learned = {name: options.open_embeddings(path, with_ids=False) for name, path in paths.items()}
+        if force:  # an earlier run is not gone on with
+            remove(partial)
+        hasher.fit(**learned, observer=reporter, checkpoint=partial, checkpoint_seconds=checkpoint_every)
     save_model(hasher, output, partial, force)
     seconds = round(time.perf_counter() - started, 2)
     answer(
@@ -141,16 +145,10 @@ def _number_or_name(text: str) -> float | str:
         return text
 
 
-def _train_one(
-    data: Path,
-    parameters: dict[str, Any],
-    pairing: str,
-    unsupervised: bool,
-    preset: str | None,
-    saving: dict[str, Any],
-    force: bool,
-    reporter: Reporter,
-) -> Hasher:
+def _of_one_kind(
+    data: Path, parameters: dict[str, Any], pairing: str, unsupervised: bool, preset: str | None, reporter: Reporter
+) -> tuple[Hasher, dict[str, Any]]:
+    """A hasher, and what it is to learn from: embeddings, with labels where they are used."""
     from crovca.hasher import Hasher
 
     named = pairing.split(",")
@@ -159,30 +157,10 @@ def _train_one(
     parameters["pairing"] = named[0] if len(named) == 1 else tuple(named)
     hasher = Hasher.from_preset(preset, **parameters) if preset else Hasher(**parameters)
     embeddings = options.open_embeddings(data, with_ids=False)
-    if force:  # an earlier run is not gone on with
-        remove(saving["checkpoint"])
     use_labels = embeddings.labels is not None and not unsupervised and (pairing == "auto" or "classes" in named)
     if embeddings.labels is not None:
         if use_labels and pairing == "auto":
             reporter.message(f"{data.name} has labels: learning its classes (--unsupervised leaves them unused)")
         elif not use_labels:
             reporter.message(f"the labels in {data.name} are not used")
-    return hasher.fit(embeddings, embeddings.labels if use_labels else None, observer=reporter, **saving)
-
-
-def _train_two(
-    images: Path,
-    texts: Path,
-    parameters: dict[str, Any],
-    preset: str | None,
-    saving: dict[str, Any],
-    force: bool,
-    reporter: Reporter,
-) -> Hasher:
-    from crovca.hasher import Hasher
-
-    hasher = Hasher.for_pairs(preset=preset, **parameters)
-    pictures, words = (options.open_embeddings(images, with_ids=False), options.open_embeddings(texts, with_ids=False))
-    if force:
-        remove(saving["checkpoint"])
-    return hasher.fit(pictures, texts=words, observer=reporter, **saving)
+    return hasher, {"X": embeddings, "y": embeddings.labels if use_labels else None}

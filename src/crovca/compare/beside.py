@@ -79,9 +79,6 @@ def measure_beside(
         hold_out, seed: as for ``make_situations``.
         k: cut-off rank of mAP@k.
         advance: is told what comes next.
-
-    Raises:
-        InvalidInputError: as ``make_situations``; or the halves cannot be learned from.
     """
     comparable = database.width == query.width
     if hold_out and (relearn is None or not comparable):

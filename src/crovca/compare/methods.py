@@ -105,11 +105,7 @@ METHODS = _all_methods()
 
 
 def choose_methods(names: Sequence[str] | None, *, labeled: bool) -> list[Method]:
-    """The methods of these names; None: all that can be run, without labels to learn from the unsupervised ones.
-
-    Raises:
-        ConfigError: an unknown name, or a method that needs labels where there are none.
-    """
+    """The methods of these names; None: all that can be run, without labels to learn from the unsupervised ones."""
     if names is None:
         return [method for method in METHODS if labeled or not method.supervised]
     known = {method.name: method for method in METHODS}

@@ -39,11 +39,7 @@ _GLOSSARY = (
 
 
 def write_comparison(folder: Path, state: Comparison, *, force: bool = False) -> None:
-    """Write ``index.html`` and ``metrics.json`` into a new folder, atomically.
-
-    Raises:
-        MissingDependencyError: the extra ``report`` is not installed.
-    """
+    """Write ``index.html`` and ``metrics.json`` into a new folder, atomically."""
     figures.require_report_packages()
     check_output(folder, force=force, marker="metrics.json")
     text = page.as_page("crovca compare", "Which method, on these embeddings?", list(_blocks(state)))

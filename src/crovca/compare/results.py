@@ -243,11 +243,7 @@ def percent(row: Row, score: str, name: str) -> str:
 
 
 def read_kept(path: Path) -> dict[str, Any]:
-    """What an earlier comparison wrote.
-
-    Raises:
-        FileFormatError: it is not that.
-    """
+    """What an earlier comparison wrote."""
     advice = "give another output, or --force to replace it"
     try:
         kept = read_json(path, "results of an earlier comparison")

@@ -305,13 +305,8 @@ class _Bench:
             for m, top in NEIGHBOR_RECALLS
             if top <= len(self.measure.ties)
         }
-        return {
-            "map": ranked.map,
-            "map_min_k_r": ranked.map_min_k_r,
-            "expected_map": ranked.expected_map,
-            "expected_map_min_k_r": ranked.expected_map_min_k_r,
-            "float_neighbour_recall": recalls,
-        }
+        names = ("map", "map_min_k_r", "expected_map", "expected_map_min_k_r")
+        return {**{name: getattr(ranked, name) for name in names}, "float_neighbour_recall": recalls}
 
 
 def _store(model: Model, lengths: Sequence[int], place: _Place) -> tuple[list[_Stored], float]:

@@ -12,33 +12,19 @@ _BLOCK = 4096
 
 
 def k_means(
-    values: npt.NDArray[np.float32],
-    count: int,
-    *,
-    seed: int = 0,
-    iterations: int = 10,
-    spherical: bool = False,
-    most_points: int = 256,
+    values: npt.NDArray[np.float32], count: int, *, seed: int = 0, spherical: bool = False, most_points: int = 256
 ) -> npt.NDArray[np.float32]:
     """Centroids float32 (count, d) of ``values`` (n, d), the same for the same seed on one machine.
 
-    Args:
-        values: in memory.
-        count: how many, at most n.
-        seed: of the first centroids.
-        iterations: Lloyd's.
-        spherical: centroids are unit vectors, and the nearest is that of the largest inner product.
-        most_points: of a centroid; where there are more, as many are drawn at random.
-
-    Raises:
-        InvalidInputError: fewer values than centroids.
+    ``spherical``: centroids are unit vectors, and the nearest is that of the largest inner product. Where a centroid
+    has more than ``most_points``, as many are drawn at random.
     """
     if not 1 <= count <= len(values):
         raise InvalidInputError(f"k-means finds 1 to {len(values)} centroids of {len(values)} items, got {count}")
     found = faiss.Kmeans(
         values.shape[1],
         count,
-        niter=iterations,
+        niter=10,
         seed=seed % 2**31 + 1,
         spherical=spherical,
         min_points_per_centroid=1,

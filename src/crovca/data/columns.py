@@ -91,11 +91,7 @@ def _unreadable(path: Path, error: Exception) -> FileFormatError:
 
 
 def column(table: Any, name: str, path: Path) -> npt.NDArray[Any]:
-    """One column of a table as an array: numbers and strings (n,), lists of one length (n, m), nested (n, v, d).
-
-    Raises:
-        FileFormatError: no one column of this name, missing values, lists of different lengths, another type.
-    """
+    """One column of a table as an array: numbers and strings (n,), lists of one length (n, m), nested (n, v, d)."""
     import pyarrow as pa
 
     if table.column_names.count(name) != 1:

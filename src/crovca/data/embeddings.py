@@ -156,9 +156,6 @@ def check_values(values: Rows, what: str = "embeddings") -> tuple[Rows, npt.NDAr
     Integers, booleans and rare floats (long double, the other byte order) are converted to float32 and
     float64 is kept as it is, each with a CrovcaWarning.
     The numbers are read once, in chunks.
-
-    Raises:
-        InvalidInputError: not numbers, not two- or three-dimensional, empty, or not finite (which rows).
     """
     kind = values.dtype.kind
     if kind == "V" and np.can_cast(values.dtype, np.float32):  # bfloat16 and float8 of ml_dtypes
@@ -320,11 +317,7 @@ _READERS = {".npz": _read_npz, ".npy": _read_npy, ".parquet": _read_parquet, ".s
 
 
 def check_ids(ids: npt.NDArray[Any], items: int, what: str) -> npt.NDArray[Any]:
-    """Return ids as an array (n,) of int64 or str.
-
-    Raises:
-        InvalidInputError: another length or type, numbers beyond 2^63 - 1, text that is none, an id that occurs twice.
-    """
+    """Return ids as an array (n,) of int64 or str."""
     if ids.shape != (items,):
         raise InvalidInputError(f"{what}: expected {items} ids in one dimension, got shape {ids.shape}")
     if ids.dtype.kind in "iu":

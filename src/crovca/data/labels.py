@@ -96,11 +96,7 @@ def check_text(values: npt.NDArray[Any], expected: str) -> npt.NDArray[np.str_]:
 def from_class_lists(lists: Any, names: list[str], where: Path) -> npt.NDArray[np.bool_] | None:
     """Multi-hot labels (n, C) from an Arrow column of lists of class numbers, C the classes that a schema names.
 
-    Returns:
-        None where the column holds no lists.
-
-    Raises:
-        FileFormatError: a number that is none of the classes, or a missing value.
+    None where the column holds no lists.
     """
     import pyarrow as pa
 
@@ -115,11 +111,7 @@ def from_class_lists(lists: Any, names: list[str], where: Path) -> npt.NDArray[n
 
 
 def to_membership(labels: npt.NDArray[Any]) -> ClassMembership:
-    """Number the classes of checked labels.
-
-    Raises:
-        InvalidInputError: fewer than two classes occur, so there is nothing to tell apart.
-    """
+    """Number the classes of checked labels."""
     if labels.ndim == 2:
         present = labels.any(axis=0)
         if present.sum() < 2:
@@ -134,18 +126,9 @@ def to_membership(labels: npt.NDArray[Any]) -> ClassMembership:
 def share_a_label(
     ours: npt.NDArray[Any], theirs: npt.NDArray[Any], rows: npt.NDArray[np.int64] | None = None
 ) -> npt.NDArray[np.bool_]:
-    """Relevance: whether items have a class in common.
+    """Relevance: whether items have a class in common, bool (q, k), or (q, n).
 
-    Args:
-        ours: checked labels of q queries.
-        theirs: checked labels of n database items.
-        rows: (q, k) database rows to compare with; None: all of them.
-
-    Returns:
-        bool (q, k), or (q, n).
-
-    Raises:
-        InvalidInputError: the two kinds of labels cannot be compared.
+    Labels are checked: ``ours`` of q queries, ``theirs`` of n items; ``rows`` (q, k) of those are compared, None: all.
     """
     if ours.ndim != theirs.ndim or (ours.dtype.kind == "U") != (theirs.dtype.kind == "U"):
         raise InvalidInputError(

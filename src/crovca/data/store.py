@@ -70,11 +70,7 @@ class ItemError:
 
 
 class PartedArray:
-    """Several arrays one after the other, seen as one; rows are read when they are asked for.
-
-    Args:
-        parts: arrays or memory maps that agree in all but their length.
-    """
+    """Several arrays one after the other, seen as one; rows are read when they are asked for."""
 
     def __init__(self, parts: list[npt.NDArray[Any]]) -> None:
         if len({(part.shape[1:], part.dtype) for part in parts}) != 1:
@@ -115,11 +111,7 @@ class PartedArray:
 def open_store(
     path: Path, *, with_ids: bool = True
 ) -> tuple[PartedArray, npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-    """Open a store memory-mapped: its embeddings, labels and ids (None without, or unless ``with_ids``).
-
-    Raises:
-        FileFormatError: the manifest or a part is missing, damaged, of a newer format, or does not fit.
-    """
+    """Open a store memory-mapped: its embeddings, labels and ids (None without, or unless ``with_ids``)."""
     arrays, labels, ids = [], [], []
     manifest, parts = _read_manifest(path)
     for part in parts:
@@ -180,11 +172,7 @@ def store_parts(path: Path) -> list[Part]:
 def verify_store(path: Path) -> list[str]:
     """Compare every file of a store with the checksums in its manifest; all of it is read.
 
-    Returns:
-        A line for each file that is not what was written; none where everything is.
-
-    Raises:
-        FileFormatError: no finished store, a damaged manifest, or one without checksums.
+    Gives a line for each file that is not what was written.
     """
     problems = []
     for part in store_parts(path):

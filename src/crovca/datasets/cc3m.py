@@ -33,11 +33,7 @@ PROTOCOL = Protocol(
 
 
 def open_cc3m(tree: Tree) -> Dataset:
-    """List the pairs NUMBER/NUMBER.jpg and .txt that img2dataset wrote.
-
-    Raises:
-        FileFormatError: there are none, or an image has no text.
-    """
+    """List the pairs NUMBER/NUMBER.jpg and .txt that img2dataset wrote."""
     shards = [name for name in tree.folders("") if name.isdecimal()]
     paths: list[str] = []
     texts: list[list[str]] = []

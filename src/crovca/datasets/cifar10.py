@@ -74,11 +74,7 @@ class CifarFile:
 
 
 def open_cifar10(tree: Tree) -> Dataset:
-    """List CIFAR-10; for an archive, with the paths that ``export_cifar10`` will give the images.
-
-    Raises:
-        FileFormatError: no known form of it is in the folder, or that form is incomplete or damaged.
-    """
+    """List CIFAR-10; for an archive, with the paths that ``export_cifar10`` will give the images."""
     notes: tuple[str, ...] = ()
     images = tree.has_folder("train")
     if images:
@@ -93,11 +89,7 @@ def open_cifar10(tree: Tree) -> Dataset:
 
 
 def read_batches(tree: Tree) -> Iterator[CifarFile]:
-    """Read the archive in the folder, batch by batch; nothing in it is run (see ``plain_pickle``).
-
-    Raises:
-        FileFormatError: there is none, or it is damaged.
-    """
+    """Read the archive in the folder, batch by batch; nothing in it is run (see ``plain_pickle``)."""
     for folder, suffix, parse in _FORMS:
         if tree.has_folder(folder):
             for name, part in _BATCHES.items():

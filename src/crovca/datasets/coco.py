@@ -107,11 +107,7 @@ def open_coco_text(tree: Tree) -> Dataset:
 
 
 def captions_by_image(tree: Tree, path: str) -> dict[str, list[str]]:
-    """Captions of each image, by its file name, in the order of their numbers.
-
-    Raises:
-        FileFormatError: the file is not COCO's captions format.
-    """
+    """Captions of each image, by its file name, in the order of their numbers."""
     content = tree.json(path)
     texts: dict[int, list[str]] = defaultdict(list)
     try:
@@ -126,12 +122,7 @@ def captions_by_image(tree: Tree, path: str) -> dict[str, list[str]]:
 
 
 def database_of_coco(tree: Tree) -> list[str]:
-    """Lines of database.txt: every image with an instance, without the queries, in the columns of the split files.
-
-    Raises:
-        FileFormatError: an annotation or split file is missing, or no order of the categories explains the labels
-            in the split files.
-    """
+    """Lines of database.txt: every image with an instance, without the queries, in the columns of the split files."""
     classes = tree.classes
     notes: list[tuple[str, int, bool]] = []
     for year in _YEARS:
@@ -193,8 +184,7 @@ def _column_order(
 ) -> tuple[npt.NDArray[np.int64] | None, int]:
     """Which category each column of the split files is: the one with the same labels on every known image.
 
-    Returns:
-        int64 (C,) or None, and how many labels differ under the best category for each column.
+    int64 (C,) or None, and how many labels differ under the best category for each column.
     """
     none = np.zeros(classes, np.bool_)
     given = np.array(list(known.values())).astype(np.float32)

@@ -96,11 +96,7 @@ COCO_PROTOCOL = replace(
 
 
 def open_ddbh(tree: Tree) -> Dataset:
-    """Read the three files, draw the splits as DDBH does, and find the images.
-
-    Raises:
-        FileFormatError: a file is missing, is not a .mat that SciPy reads (v7.3 is HDF5), or they do not agree.
-    """
+    """Read the three files, draw the splits as DDBH does, and find the images."""
     text = "caption" + (".txt" if tree.has("ddbh/caption.txt") else ".mat")
     tree.require(["ddbh/index.mat", f"ddbh/{text}", "ddbh/label.mat"])
     paths = [path.replace("\\", "/") for texts in _cells(tree, "index") for path in texts]

@@ -40,11 +40,7 @@ _CAPTIONS_PER_IMAGE = 5
 
 
 def open_flickr30k(tree: Tree) -> Dataset:
-    """Read the captions, and find the image of each.
-
-    Raises:
-        FileFormatError: a line is not in the format, an image has not five captions, or a file is missing.
-    """
+    """Read the captions, and find the image of each."""
     table = tree.first(("results.csv", "flickr30k_images/results.csv"))
     path = "results_20130124.token" if table is None or tree.has("results_20130124.token") else table
     lines = tree.text(path).split("\n")

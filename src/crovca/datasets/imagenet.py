@@ -165,11 +165,7 @@ def open_imagenet1k_text(tree: Tree) -> Dataset:
 
 
 def _synsets_of_100(tree: Tree) -> list[str]:
-    """The benchmark's synsets: a label's column is the synset's place in alphabetical order.
-
-    Raises:
-        FileFormatError: train.txt does not follow that rule.
-    """
+    """The benchmark's synsets: a label's column is the synset's place in alphabetical order."""
     file, classes = FILES["train"], tree.classes
     paths, hot = read_split(tree, "train")
     found = [path.rpartition("/")[2].partition("_")[0] for path in paths]

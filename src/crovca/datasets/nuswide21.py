@@ -60,11 +60,7 @@ def open_nuswide21(tree: Tree) -> Dataset:
 
 
 def database_of_nuswide21(tree: Tree) -> list[str]:
-    """Lines of database.txt: the images of the 21 concepts, as the tarball lists them, without the queries.
-
-    Raises:
-        FileFormatError: a list is missing, or does not agree with the split files that are there.
-    """
+    """Lines of database.txt: the images of the 21 concepts, as the tarball lists them, without the queries."""
     tree.require([f"{part}_{kind}.txt" for part in ("database", "test") for kind in ("img", "label_onehot")])
     known: dict[str, str] = {}
     for part in ("database", "test"):

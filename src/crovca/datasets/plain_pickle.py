@@ -49,11 +49,7 @@ class _Reader(pickle._Unpickler):  # in Python: the C version takes memory for a
 
 
 def read_plain_pickle(content: bytes, where: str | Path) -> Any:
-    """What a pickle of plain data holds; arrays in it are for ``as_uint8_array``.
-
-    Raises:
-        FileFormatError: it is damaged, or names anything that plain data does not need.
-    """
+    """What a pickle of plain data holds; arrays in it are for ``as_uint8_array``."""
     try:
         return _Reader(content).load()
     except Exception as error:  # whatever an ill-formed program does to a stack
@@ -63,11 +59,7 @@ def read_plain_pickle(content: bytes, where: str | Path) -> Any:
 
 
 def as_bytes(value: Any) -> bytes:
-    """Bytes from either Python: a string, or what Python 2's protocol makes of bytes (``_codecs.encode``).
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Bytes from either Python: a string, or what Python 2's protocol makes of bytes (``_codecs.encode``)."""
     if isinstance(value, _Noted) and type(value).__name__ == "text" and value.arguments[1:] == ("latin1",):
         value = value.arguments[0]
     if isinstance(value, str):
@@ -78,11 +70,7 @@ def as_bytes(value: Any) -> bytes:
 
 
 def as_uint8_array(value: Any) -> npt.NDArray[np.uint8]:
-    """The uint8 array that was noted down.
-
-    Raises:
-        ValueError: it is something else, or its shape is not that of its bytes.
-    """
+    """The uint8 array that was noted down."""
     state = value.state if isinstance(value, _Noted) and type(value).__name__ == "array" else None
     if not isinstance(state, tuple) or len(state) != 5:
         raise ValueError("expected a numpy array")

@@ -40,14 +40,8 @@ _REBUILDERS: Mapping[str, Callable[[Tree], list[str]]] = {
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What ``survey`` found of a benchmark.
-
-    Attributes:
-        protocol: the benchmark.
-        folder: where it was looked for.
-        state: "found", "absent" (no such folder) or "unusable" (something is missing or not as it should be).
-        problem: what is wrong, in one line; empty where nothing is.
-        dataset: the dataset, where it was found.
+    """What ``survey`` found of a benchmark: "found", "absent" (no such folder), or "unusable" and the problem in one
+    line.
     """
 
     protocol: Protocol
@@ -58,11 +52,7 @@ class Surveyed:
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The protocol of that name."""
     if name not in PROTOCOLS:
         raise ConfigError(f"there is no dataset {name!r}; known are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
@@ -108,12 +98,9 @@ def survey(data: str | Path, *, protocols: Mapping[str, Protocol] | None = None)
 
 
 def pin_checksums(dataset: Dataset) -> Path:
-    """Write down the SHA-256 of every split and annotation file that was read, beside them.
+    """Write the SHA-256 of every split and annotation file that was read into ``crovca-checksums.json`` beside them.
 
     From then on ``open_dataset`` refuses a file that differs. Files pinned earlier and not read now stay pinned.
-
-    Returns:
-        The file, ``crovca-checksums.json`` in the dataset's folder.
     """
     path = dataset.folder / PINS
     known = read_json(path, "pinned checksums").get("sha256", {}) if path.exists() else {}
@@ -126,9 +113,6 @@ def rebuild_database(name: str, folder: str | Path, *, protocol: Protocol | None
     """Write database.txt of coco, imagenet100 or nuswide21 from what it was made of.
 
     The lines hold the items and labels of the original; their order may differ, which matters to no ranking here.
-
-    Returns:
-        The file.
 
     Raises:
         ConfigError: this benchmark's database cannot be rebuilt.

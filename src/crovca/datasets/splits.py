@@ -18,19 +18,9 @@ from crovca.files import atomic_directory, check_output, split_lines, write_json
 
 
 def parse_split(text: str, classes: int, where: str) -> tuple[list[str], npt.NDArray[np.bool_]]:
-    """Read a split file.
+    """The n paths, which may contain spaces, and the labels, bool (n, classes), of a split file's text.
 
-    Args:
-        text: its content; a path may contain spaces.
-        classes: C, the number of label columns.
-        where: names the file in errors.
-
-    Returns:
-        The n paths, and bool (n, C).
-
-    Raises:
-        FileFormatError: a line with more or fewer columns, another label than 0 or 1, a path that is absolute or
-            leaves the folder, or the same path twice; with the number of the line.
+    ``where`` names the file in errors, which have the number of the line.
     """
     lines = split_lines(text)
     first: dict[str, int] = {}
@@ -66,18 +56,10 @@ def read_split(tree: Tree, split: str) -> tuple[list[str], npt.NDArray[np.bool_]
 def open_split_files(
     tree: Tree, places: Callable[[str], Iterable[str]] = lambda path: (path,), *, advice: str = ""
 ) -> tuple[dict[str, Split], dict[str, list[str]]]:
-    """Read train.txt, database.txt and test.txt of a folder, and find their images.
+    """Read train.txt, database.txt and test.txt of a folder, and find their images (``places``: see ``Tree.locate``).
 
-    Args:
-        tree: the dataset's folder; its protocol says how many classes there are, and whether each item has one.
-        places: see ``Tree.locate``.
-        advice: what else can be done where database.txt is missing.
-
-    Returns:
-        The splits, and for each the paths as its file has them.
-
-    Raises:
-        FileFormatError: a file or an image is missing, or a file is not what it should be.
+    Gives the splits, and for each the paths as its file has them. ``advice``: what else can be done where database.txt
+    is missing.
     """
     protocol = tree.protocol
     tree.require(list(FILES.values()), {FILES["database"]: advice})
@@ -99,11 +81,7 @@ def open_split_files(
 
 
 def to_classes(hot: npt.NDArray[np.bool_], paths: list[str], where: str) -> npt.NDArray[np.int64]:
-    """Turn one-hot labels bool (n, C) into class numbers int64 (n,).
-
-    Raises:
-        FileFormatError: an item has no class, or several.
-    """
+    """Turn one-hot labels bool (n, C) into class numbers int64 (n,)."""
     sums = hot.sum(axis=1)
     wrong = np.flatnonzero(sums != 1)
     if len(wrong):
@@ -134,12 +112,6 @@ def export_splits(dataset: Dataset, output: Path, *, force: bool = False) -> Pat
         OUTPUT/train.txt, database.txt, query.txt     the images, each with its labels
         OUTPUT/train.captions.csv, ...                path, caption; a line for each caption, where there are any
         OUTPUT/protocol.json                          k, relevance, counts, and where the images lie
-
-    Returns:
-        ``output``, which was written whole or not at all.
-
-    Raises:
-        OutputExistsError: it exists (with ``force``: and is something else).
     """
     check_output(output, force=force, inputs=[dataset.folder], marker="protocol.json")
     with atomic_directory(output) as folder:

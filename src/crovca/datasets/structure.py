@@ -19,13 +19,7 @@ Relevance = Literal["same class", "share a label", "own caption"]
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file or folder that the user fetches.
-
-    Attributes:
-        path: where it goes, below the dataset's folder.
-        url: where it is to be had.
-        needed: whether nothing can be done without it.
-    """
+    """A file or folder that the user fetches from ``url`` to ``path``, below the dataset's folder."""
 
     path: str
     url: str
@@ -155,11 +149,7 @@ class Dataset:
 
 
 def check_splits(protocol: Protocol, splits: Mapping[str, Split]) -> None:
-    """Compare splits with the protocol: counts, labels, and which splits may share items.
-
-    Raises:
-        FileFormatError: the first thing that does not agree, in one line.
-    """
+    """Compare splits with the protocol: counts, labels, and which splits may share items."""
     for name, expected in protocol.counts.items():
         _check_split(protocol, name, expected, splits[name])
     paths = {

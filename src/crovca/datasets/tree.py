@@ -22,15 +22,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Tree:
-    """A dataset's folder. Every folder in it is listed once, so a million look-ups cost no million system calls.
-
-    Args:
-        root: the folder.
-        protocol: names the dataset, its sources and checksums in errors.
-
-    Raises:
-        FileFormatError: there is no such folder, or its pinned checksums cannot be read.
-    """
+    """A dataset's folder. Every folder in it is listed once, so a million look-ups cost no million system calls."""
 
     def __init__(self, root: Path, protocol: Protocol) -> None:
         if not root.is_dir():
@@ -83,11 +75,7 @@ class Tree:
         return next((path for path in paths if self.has(path)), None)
 
     def file(self, path: str) -> Path:
-        """A file that will be read, after comparing its checksum where one is known or pinned.
-
-        Raises:
-            FileFormatError: it is not there, or its content is not what it should be.
-        """
+        """A file that will be read, after comparing its checksum where one is known or pinned."""
         full = self.root / path
         self.require([path])
         expected = self._checksums.get(path)
@@ -107,12 +95,7 @@ class Tree:
     def require(self, paths: Sequence[str], advice: Mapping[str, str] | None = None) -> None:
         """Make sure that files are there, naming all that are not, before any is read.
 
-        Args:
-            paths: the files.
-            advice: what else can be done where one of these is missing.
-
-        Raises:
-            FileFormatError: some are missing.
+        ``advice`` says what else can be done where one of them is missing.
         """
         missing = [path for path in paths if not self.has(path)]
         if missing:
@@ -140,15 +123,9 @@ class Tree:
     def locate(
         self, split: str, wanted: Sequence[str], places: Callable[[str], Iterable[str]] = lambda path: (path,)
     ) -> npt.NDArray[np.str_]:
-        """Find the images of a split.
+        """Find the images of a split, named as ``wanted`` in its file.
 
-        Args:
-            split: its name, for the error.
-            wanted: the paths in the split file.
-            places: the paths below the folder where an image of that name may lie, the likeliest first.
-
-        Raises:
-            FileFormatError: some are nowhere; how many, and which come first.
+        ``places`` gives the paths below the folder where an image of that name may lie, the likeliest first.
         """
         found = [self.first(places(path)) for path in wanted]
         missing = [path for path, place in zip(wanted, found, strict=True) if place is None]

@@ -28,37 +28,32 @@ Prepare = Callable[[Any], npt.NDArray[np.uint8]]
 _TAKES = "paths, the bytes of image files, Pillow images, or uint8 arrays (H, W, 3)"
 
 
-def as_images(images: Any, what: str = "images") -> Source[Any]:
+def as_images(images: Any) -> Source[Any]:
     """Images of any kind as a source.
 
-    Args:
-        images: a source; the path of a folder, split file, ... (``sources.opening``); or a sequence of paths,
-            the bytes of image files, Pillow images and uint8 arrays (H, W, 3).
-        what: what messages call it.
-
-    Raises:
-        InvalidInputError: something else, embeddings among it.
+    They are a source; the path of a folder, split file, ... (``sources.opening``); or a sequence of paths, the bytes of
+    image files, Pillow images and uint8 arrays (H, W, 3).
     """
     if isinstance(images, Source):
         return images
     if isinstance(images, str | os.PathLike):
         path = Path(images)
         if path.is_file() and path.suffix.lower() in (".npz", ".npy", ".safetensors"):
-            raise InvalidInputError(f"{path} holds embeddings; this model takes {what}, which it embeds itself")
+            raise InvalidInputError(f"{path} holds embeddings; this model takes images, which it embeds itself")
         return open_images(path)
     shape = getattr(images, "shape", None)
     if isinstance(images, Embeddings) or (shape is not None and len(shape) in (2, 3)):
         got = "embeddings" if shape is None else f"an array of shape {tuple(shape)}"
         raise InvalidInputError(
-            f"this model takes {what} ({_TAKES}, in a list) and embeds them itself; got {got}. Codes of embeddings are "
+            f"this model takes images ({_TAKES}, in a list) and embeds them itself; got {got}. Codes of embeddings are "
             "made by a model that was trained on embeddings"
         )
     if (not isinstance(images, Sequence) and shape is None) or isinstance(images, bytes):
-        raise InvalidInputError(f"{what} must be a list of {_TAKES}; got {type(images).__name__}")
+        raise InvalidInputError(f"images must be a list of {_TAKES}; got {type(images).__name__}")
     items = list(images)
     for row, item in enumerate(items):
         if not _known(item):
-            raise InvalidInputError(f"{what} must be {_TAKES}; item {row} is {_described(item)}")
+            raise InvalidInputError(f"images must be {_TAKES}; item {row} is {_described(item)}")
     paths = [os.fspath(item) if isinstance(item, str | os.PathLike) else None for item in items]
     names = [path if path is not None else f"item {row}" for row, path in enumerate(paths)]
 
@@ -70,11 +65,7 @@ def as_images(images: Any, what: str = "images") -> Source[Any]:
 
 
 def as_texts(texts: Any) -> Source[str]:
-    """Texts as a source: one, the path of one (``sources.opening``), or a sequence of strings.
-
-    Raises:
-        InvalidInputError: something else.
-    """
+    """Texts as a source: one, the path of one (``sources.opening``), or a sequence of strings."""
     if isinstance(texts, Source):
         return texts
     if isinstance(texts, str | os.PathLike):
@@ -89,11 +80,7 @@ def as_texts(texts: Any) -> Source[str]:
 
 
 def to_rgb(item: Any, smallest: Smallest | None = None) -> Decoded:
-    """Decode an item of a source: bytes, a Pillow image, or uint8 (H, W, 3).
-
-    Raises:
-        UnreadableItem: it cannot be decoded.
-    """
+    """Decode an item of a source: bytes, a Pillow image, or uint8 (H, W, 3)."""
     if isinstance(item, bytes | bytearray | memoryview):
         return decode(bytes(item), smallest=smallest)
     from PIL import Image, ImageOps
@@ -114,11 +101,7 @@ def to_rgb(item: Any, smallest: Smallest | None = None) -> Decoded:
 
 
 def read_cropped(item: Any, preprocessing: Preprocessing) -> tuple[npt.NDArray[np.uint8], str | None]:
-    """An item as the encoder takes it, uint8 (H, W, 3), resized and cropped; and the decoder's note, if any.
-
-    Raises:
-        UnreadableItem: it cannot be decoded.
-    """
+    """An item as the encoder takes it, uint8 (H, W, 3), resized and cropped; and the decoder's note, if any."""
     decoded = to_rgb(item, preprocessing.smallest_decode)
     return preprocessing.crop_image(decoded.image, decoded.size), decoded.note
 
@@ -126,7 +109,7 @@ def read_cropped(item: Any, preprocessing: Preprocessing) -> tuple[npt.NDArray[n
 def read_whole(item: Any, size: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], str | None]:
     """An item of which random crops of ``size`` are to be made: whole, and no larger than those need.
 
-    Gives and raises what ``read_cropped`` does.
+    Gives what ``read_cropped`` does.
     """
     side = side_for_views(size)
     decoded = to_rgb(item, lambda whole: _shrunk(whole, side))

@@ -56,11 +56,7 @@ _LEAST = {"v": 1, "shard_size": 1, "batch_size": 1, "threads": 1, "seed": 0}
 
 
 def check_settings(modality: str, *, stored: str, v: int, **given: int | None) -> None:
-    """Refuse settings of a job that are out of range, before anything is loaded; None: not chosen yet.
-
-    Raises:
-        ConfigError: which, and what is expected.
-    """
+    """Refuse settings of a job that are out of range, before anything is loaded; None: not chosen yet."""
     for name, value in {"v": v, **given}.items():
         if value is not None and value < _LEAST[name]:
             raise ConfigError(f"{_OPTIONS.get(name, name)} must be at least {_LEAST[name]}, got {value}")
@@ -204,11 +200,7 @@ def begin_job(store: Path, job: Job) -> Job:
 
 
 def refuse_another(store: Path, begun: Job, job: Job) -> None:
-    """Refuse to go on with a store that was begun with something else.
-
-    Raises:
-        OutputExistsError: something that decides the result differs, which is named.
-    """
+    """Refuse to go on with a store that was begun with something else."""
     differences = begun.differences(job)
     if differences:
         what, theirs, ours = differences[0]

@@ -42,14 +42,9 @@ _OF_TEXTS = 4096
 
 @dataclass
 class Worker:
-    """What a process needs to embed shards: the job, its items, its encoder and some threads.
+    """What a process needs to embed shards: the job, its items, its encoder, and threads.
 
-    Attributes:
-        job: the same in every process.
-        source: opened anew in each.
-        encoder: loaded anew in each.
-        decoders: threads that read and decode.
-        lanes: batches that are in the model at once.
+    ``decoders`` read and decode; ``lanes`` are the batches that are in the model at once.
     """
 
     job: Job
@@ -68,17 +63,10 @@ def plan_job(
     settings: Mapping[str, Any],
     begun: Job | None = None,
 ) -> Job:
-    """The job of embedding a source with an encoder.
+    """The job of embedding a source with an encoder that was called ``name``.
 
-    Args:
-        origin, source: what is embedded.
-        encoder, name, revision: with what, and as it was named.
-        settings: v, seed, stored, shard_size, batch_size, threads; the last three may be None: as the job was begun,
-            or chosen by the encoder and its device.
-        begun: the job that the store was begun with, if it was.
-
-    Raises:
-        ConfigError: a setting is out of range.
+    Of its settings shard_size, batch_size and threads may be None: as the job was begun, or chosen by the encoder and
+    its device.
     """
     device = encoder.device.type
     texts = isinstance(encoder, TextEncoder)
@@ -122,13 +110,7 @@ def versions() -> dict[str, str]:
 def open_worker(job: Job, *, device: str | None = None, share: int = 1) -> Worker:
     """Open the job's source and load its encoder, and check that they are those of the job.
 
-    Args:
-        job: from ``begin_job``.
-        device: such as "cuda:1", of the job's kind; None: the job's.
-        share: how many workers share this machine's cores.
-
-    Raises:
-        CrovcaError: source or encoder cannot be opened, or are not the job's.
+    ``device`` is of the job's kind, such as "cuda:1"; ``share`` workers have this machine's cores in common.
     """
     source = job.origin.open()
     if (source.fingerprint, len(source)) != (job.fingerprint, job.items):
@@ -155,20 +137,9 @@ def make_worker(job: Job, source: Source[Any], encoder: Encoder | TextEncoder, *
 
 
 def embed_shard(worker: Worker, store: Path, shard: int, advance: Advance = lambda _: None) -> int:
-    """Embed one shard and write it as a part of the store.
+    """Embed one shard and write it as a part of the store; gives the number of items that were embedded.
 
-    Args:
-        worker: from ``open_worker``.
-        store: the store's folder, which exists.
-        shard: number of the shard.
-        advance: told after every batch how many items it held.
-
-    Returns:
-        The number of items that were embedded.
-
-    Raises:
-        StorageError: the part cannot be written (full disk, permissions); nothing of it remains.
-        InvalidInputError: numbers beyond float16 where that is stored.
+    Where it cannot be written (full disk, permissions), nothing of it remains.
     """
     job, source = worker.job, worker.source
     how: Any = {"batch_size": job.batch_size, "views": job.v, "seed": job.seed, "threads": job.threads}
@@ -206,14 +177,7 @@ def missing_shards(store: Path, job: Job) -> list[int]:
 
 
 def finish(store: Path, job: Job) -> bool:
-    """Write the manifest if every part is there; whoever finishes last does it, and two at once do the same.
-
-    Returns:
-        Whether the store is finished.
-
-    Raises:
-        InvalidInputError: not one item could be embedded.
-    """
+    """Write the manifest if every part is there, and say so; whoever is last does it, and two at once do the same."""
     rows = [part_rows(store / part_name(shard)) for shard in range(job.shards)]
     counts = [count for count in rows if count is not None]
     if len(counts) < len(rows):
@@ -241,15 +205,7 @@ def finish(store: Path, job: Job) -> bool:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in a store, finished or not.
-
-    Attributes:
-        embedded: number of items.
-        broken: for each reason, the items left out for it.
-        notes: for each note on items that were embedded, their number.
-        parts, missing: parts that are there, and parts that are not.
-        finished: whether the manifest is written.
-    """
+    """What is in a store, finished or not; what was left out, and what was noted of others, is counted by reason."""
 
     embedded: int
     broken: dict[str, int]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from crovca.embedding import blocks
+from crovca.embedding.blocks import cores
 from crovca.embedding.items import Prepare, name_of
 from crovca.errors import InvalidInputError
 from crovca.sources.decode import UnreadableItem
@@ -42,7 +41,7 @@ class ImagePool:
         self._places = tuple(place for place, _ in places)
         self._room = [room for _, room in places]
         self._kept: dict[int, Tensor] = {}
-        self._threads = ThreadPoolExecutor(threads or blocks.cores(), "crovca-decode")
+        self._threads = ThreadPoolExecutor(threads or cores(), "crovca-decode")
 
     def __enter__(self) -> Self:
         return self
@@ -57,11 +56,7 @@ class ImagePool:
         return len(self._kept)
 
     def images(self, rows: npt.NDArray[np.int64], device: torch.device) -> list[Tensor]:
-        """The images of these rows: uint8 (H, W, 3), on the device.
-
-        Raises:
-            InvalidInputError: one cannot be read; which, and why.
-        """
+        """The images of these rows: uint8 (H, W, 3), on the device."""
         found = self._finish(self._begin(rows))
         for row, image in zip(rows.tolist(), found, strict=True):
             if isinstance(image, UnreadableItem):
@@ -118,26 +113,15 @@ class ImagePool:
         return image
 
 
-def memory_places(device: torch.device, *, share: int = 1, limit: int | None = None) -> list[Place]:
+def memory_places(device: torch.device, *, share: int = 1) -> list[Place]:
     """Where decoded images may lie: in a quarter of a GPU's free memory, then in half of the machine's.
 
-    Args:
-        device: that the model computes on.
-        share: processes among which the memory is divided.
-        limit: bytes in all, instead.
+    The machine's is divided among ``share`` processes.
     """
-    main = torch.device("cpu")
-    if limit is not None:
-        return [(device, limit // share)]
     places: list[Place] = []
     if device.type == "cuda":
         places.append((device, torch.cuda.mem_get_info(device)[0] // 4))  # each process has a GPU of its own
-    return [*places, (main, _free_memory() // 2 // share)]
-
-
-def counted(faults: dict[int, Fault]) -> str:
-    """ "3 truncated, 2 empty"."""
-    return blocks.counted(Counter(reason for reason, _ in faults.values()))
+    return [*places, (torch.device("cpu"), _free_memory() // 2 // share)]
 
 
 def _free_memory() -> int:

@@ -49,11 +49,7 @@ class Rank:
 
 
 def find_rank(environment: dict[str, str] | None = None) -> Rank:
-    """This process's rank, from RANK and WORLD_SIZE (torchrun, accelerate) or SLURM_PROCID and SLURM_NTASKS (srun).
-
-    Raises:
-        ConfigError: no launcher set them, or they are not numbers that fit.
-    """
+    """This process's rank, from RANK and WORLD_SIZE (torchrun, accelerate) or SLURM_PROCID and SLURM_NTASKS (srun)."""
     known = dict(os.environ) if environment is None else environment
     for number, process_group, local in _RANKS:
         if number in known and process_group in known:

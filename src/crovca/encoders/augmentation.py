@@ -107,9 +107,6 @@ def augment(
 
     Returns:
         uint8 (B, height, width, 3) on the same device.
-
-    Raises:
-        MissingDependencyError: kornia is not installed.
     """
     shapes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
     draws = draw(shapes, keys=keys, view=view, seed=seed, recipe=recipe)

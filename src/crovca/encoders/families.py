@@ -81,11 +81,7 @@ class Family:
     text: TextTower | None = None
 
     def select(self, output: Any) -> Tensor:
-        """The embedding (B, width) in what the model returned.
-
-        Raises:
-            EncoderError: there is none.
-        """
+        """The embedding (B, width) in what the model returned."""
         if self.output == "cls":
             return output.last_hidden_state[:, 0]
         found = output.get(self.output) if hasattr(output, "get") else None
@@ -158,15 +154,7 @@ _REFUSED: Mapping[str, str] = {
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
-    """The family of the image encoder that a config.json describes.
-
-    Args:
-        config: content of config.json.
-        source: what messages call the encoder.
-
-    Raises:
-        EncoderError: not a config.json of transformers, or of a model that has no image tower.
-    """
+    """The family of the image encoder that a config.json describes."""
     model_type = _model_type(config, source)
     for family in FAMILIES:
         if model_type in family.model_types:
@@ -178,11 +166,7 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
 
 
 def text_tower_of(config: Mapping[str, Any], source: str) -> TextTower:
-    """The text tower that a config.json describes; a model outside the table is mean-pooled.
-
-    Raises:
-        EncoderError: not a config.json of transformers, or of a model of images alone.
-    """
+    """The text tower that a config.json describes; a model outside the table is mean-pooled."""
     model_type = _model_type(config, source)
     for family in FAMILIES:
         if family.text and model_type in family.text.model_types:
@@ -220,9 +204,6 @@ def lora_targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         model: the tower; the names are its own, as peft's ``target_modules`` takes them.
         patterns: ``Family.lora``, ``TextTower.lora``, or others: regular expressions, each of which must
             match the last parts of a name.
-
-    Raises:
-        ConfigError: a pattern is not a regular expression, or no layer matches.
     """
     try:
         wanted = [re.compile(rf"(?:.*\.)?(?:{pattern})") for pattern in patterns]

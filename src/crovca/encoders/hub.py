@@ -43,11 +43,7 @@ class ModelFiles:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Content of config.json.
-
-        Raises:
-            EncoderError: there is none, with what the folder is instead.
-        """
+        """Content of config.json."""
         if (self.folder / "config.json").is_file():
             return files.read_json(self.folder / "config.json", self.name)
         raise EncoderError(f"{self.name} is no model of transformers: it has no config.json{self._instead()}")
@@ -117,11 +113,7 @@ def check_name(source: str | Path, revision: str | None = None) -> Path | tuple[
 
 
 def local_folder(source: str | Path, revision: str | None) -> Path | None:
-    """The local folder of a model; None where ``source`` may be an id of the hub.
-
-    Raises:
-        ConfigError: a path where there is no folder, or a revision of a local folder.
-    """
+    """The local folder of a model; None where ``source`` may be an id of the hub."""
     name = os.fspath(source)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -202,11 +194,7 @@ def _line(error: BaseException) -> str:
 
 
 def weight_files(source: ModelFiles) -> list[Path]:
-    """The files of weights that transformers will read: safetensors before .bin, whole before in parts.
-
-    Raises:
-        FileFormatError: there are none, or a part is missing.
-    """
+    """The files of weights that transformers will read: safetensors before .bin, whole before in parts."""
     for whole, index in (_SAFETENSORS[:2], _PICKLED[:2]):
         if (source.folder / whole).is_file():
             return [source.folder / whole]

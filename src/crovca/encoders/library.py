@@ -16,26 +16,17 @@ _EXTRA = "images"
 
 
 def transformers() -> Any:
-    """The package transformers.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-        EncoderError: it does not import, with the reason.
-    """
+    """The package transformers."""
     return _import("transformers")
 
 
 def hub() -> Any:
-    """The package huggingface_hub; raises as ``transformers`` does."""
+    """The package huggingface_hub."""
     return _import("huggingface_hub")
 
 
 def transformers_class(name: str) -> Any:
-    """A class of transformers.
-
-    Raises:
-        EncoderError: this version does not have it, or it does not import.
-    """
+    """A class of transformers."""
     library = transformers()
     try:
         with quiet():

@@ -68,10 +68,6 @@ def adapt(
         targets: names of the layers to adapt; None: those of the encoder's family. Where the encoder has no layers of
             these names but as many of its family, these are the names that another version of transformers gave them:
             they stay the names of the parameters.
-
-    Raises:
-        ConfigError: rank or dropout out of range, or no layer to adapt.
-        MissingDependencyError: peft is not installed.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ConfigError(f"lora_rank must be a whole number of at least 1, got {rank!r}")
@@ -115,11 +111,7 @@ def adapt(
 
 @contextmanager
 def checkpoint_gradients(encoder: Encoder | TextEncoder) -> Iterator[None]:
-    """Within the block, compute activations twice instead of keeping them: less memory, a third more time.
-
-    Raises:
-        ConfigError: the model cannot do that.
-    """
+    """Within the block, compute activations twice instead of keeping them: less memory, a third more time."""
     kind = importlib.import_module("transformers.modeling_layers").GradientCheckpointingLayer
     layers = [module for module in encoder.model.modules() if isinstance(module, kind)]
     if not layers:

@@ -128,11 +128,9 @@ def bit_balance_figure(balance: npt.NDArray[np.float64]) -> bytes:
 
 
 def map_of_items_figure(panels: Mapping[str, Points], labels: npt.NDArray[Any] | None) -> bytes:
-    """2-D maps of the same items side by side, colored by class (paper, Figure 3).
+    """2-D maps of the same items side by side, colored by class, where it is known (paper, Figure 3).
 
-    Args:
-        panels: for each name the items' places (n, 2), of ``project``.
-        labels: (n,) or (n, C); None: one color.
+    Panels are, by name, the items' places (n, 2) that ``project`` gives; labels (n,) or (n, C).
     """
     from matplotlib.figure import Figure
 
@@ -154,12 +152,7 @@ def map_of_items_figure(panels: Mapping[str, Points], labels: npt.NDArray[Any] |
 
 
 def project(values: npt.NDArray[np.float32], metric: str) -> Points:
-    """Places (n, 2) of items in the plane, by t-SNE; the same for the same values.
-
-    Args:
-        values: (n, d).
-        metric: "cosine", "euclidean", "hamming".
-    """
+    """Places (n, 2) in the plane of items (n, d), by t-SNE with this metric; the same for the same values."""
     from openTSNE import TSNE
 
     perplexity = min(30.0, max(1.0, (len(values) - 1) / 3))

@@ -144,13 +144,9 @@ def as_page(title: str, heading: str, blocks: Sequence[Block]) -> str:
 def picture(
     image: Image | None, name: str, right: bool | None = None, *, side: int = THUMBNAIL, crop: bool = True
 ) -> Picture:
-    """A picture inside the page.
+    """A picture inside the page, ``side`` pixels; there may be none.
 
-    Args:
-        image: the picture; None: there is none.
-        name, right: as for ``Picture``.
-        side: pixels.
-        crop: to its middle square; False: whole, ``side`` is its longer side.
+    ``crop``: its middle square; else it is whole, and ``side`` its longer side.
     """
     if image is None:
         return Picture(name, None, right)

@@ -54,11 +54,7 @@ class Subject:
 
 
 def image_folder(folder: Path) -> ImageOf:
-    """Pictures below ``folder``, whose paths are the items' ids.
-
-    Raises:
-        StorageError: there is no such folder.
-    """
+    """Pictures below ``folder``, whose paths are the items' ids."""
     root = folder.resolve()
     if not root.is_dir():
         raise StorageError(f"{folder} is not a folder; expected one below which the items' ids are paths of images")
@@ -82,12 +78,7 @@ def image_folder(folder: Path) -> ImageOf:
 
 
 def write_report(folder: Path, subjects: Sequence[Subject], *, force: bool = False) -> None:
-    """Write ``index.html`` and ``metrics.json`` into a new folder, atomically.
-
-    Raises:
-        MissingDependencyError: the extra ``report`` is not installed.
-        InvalidInputError: pictures were asked for, but the items have no ids.
-    """
+    """Write ``index.html`` and ``metrics.json`` into a new folder, atomically."""
     figures.require_report_packages()
     check_output(folder, force=force, marker="metrics.json")
     for subject in subjects:

@@ -204,10 +204,7 @@ class Measures:
 class Judge:
     """Measures whatever ranks one situation. The floats are ranked once.
 
-    Args:
-        situation: what is searched and asked.
-        k: cut-off rank of mAP@k.
-        floats: False: their ranking is not known, as where the sides are embedded by different encoders.
+    ``floats``: False where their ranking is not known, as where the sides are embedded by different encoders.
     """
 
     def __init__(self, situation: Situation, k: int = 1000, *, floats: bool = True) -> None:
@@ -345,12 +342,7 @@ def five_measures(
 ) -> FiveMeasures:
     """Learn and measure every method in every situation; what two situations learn from is learned once.
 
-    Args:
-        situations: of ``make_situations``.
-        methods: by name; a method may leave out lengths.
-        k: cut-off rank of mAP@k.
-        floats: as for ``Judge``.
-        advance: is told what comes next.
+    A method may leave out lengths; ``floats`` is as for ``Judge``.
     """
     found = FiveMeasures(situations[0].asked.labels is not None)
     models: dict[tuple[str, int], Encode] = {}
@@ -377,14 +369,7 @@ def five_measures(
 
 @dataclass(frozen=True)
 class Column:
-    """A column of every table of the five measures.
-
-    Attributes:
-        name: as in ``Measures``, or a situation.
-        title: at its head.
-        meaning: for the glossary.
-        more_is_better: whether the largest is the best.
-    """
+    """A column of every table of the five measures, named as in ``Measures``, or after a situation."""
 
     name: str
     title: str

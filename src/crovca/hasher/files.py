@@ -67,11 +67,7 @@ _FITTED = {
 def save(hasher: Hasher, path: Path, *, force: bool, encoder: str | None = None) -> None:
     """Write a model folder, atomically: ``config.json``, ``model.safetensors``, ``log.jsonl``.
 
-    Args:
-        hasher: fitted.
-        path: the folder.
-        force: replace an earlier model.
-        encoder: what its encoder is called for others; None: as it was found here.
+    ``encoder`` is what its encoder is called for others; None: as it was found here.
     """
     check_output(path, force=force, marker=MARKER)
     parameters = {name: value for name, value in hasher.get_params().items() if name != "device"}
@@ -125,11 +121,7 @@ def _described(tower: Tower, called: str | None) -> dict[str, Any]:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, Any]]]:
-    """Read a model folder: its configuration, weights and log, each of them what its checksum says.
-
-    Raises:
-        FileFormatError: not a model, of another format, truncated or tampered with.
-    """
+    """Read a model folder: its configuration, weights and log, each of them what its checksum says."""
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise FileFormatError(f"model {path} {what}; expected a folder that 'crovca train' or .save wrote")
@@ -225,15 +217,9 @@ def towers_of(
     path: Path,
     elsewhere: str | Path | None,
 ) -> Towers:
-    """The network with its weights. Shapes are compared before anything is allocated or an encoder is loaded.
+    """The network with its weights; ``elsewhere`` is where the encoder is now, if not where it was.
 
-    Args:
-        hasher: made of the parameters.
-        config: of ``read``.
-        training: its training configuration.
-        weights: of ``read``.
-        path: the model, for messages.
-        elsewhere: where the encoder is now, or None.
+    Shapes are compared before anything is allocated or an encoder is loaded.
     """
     described = config["towers"]
     for number, entry in enumerate(described):

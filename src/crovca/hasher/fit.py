@@ -79,14 +79,7 @@ class Fitted:
 
 
 class Run(NamedTuple):
-    """How a run is watched and kept.
-
-    Attributes:
-        observer: is told how it goes.
-        checkpoint: folder for its state, or None.
-        seconds: how often the state is written.
-        process_group: processes that train together.
-    """
+    """How a run is watched and kept: where its state is written, if anywhere, and every how many seconds."""
 
     observer: Observer
     checkpoint: str | Path | None = None
@@ -160,12 +153,7 @@ def kept_run(
 ) -> Iterator[Checkpoint | None]:
     """The folder of an unfinished run; it stays only where going on could end better.
 
-    Args:
-        hasher: whose parameters decide the result.
-        run: names the folder, or none.
-        config: decides the result as well.
-        data: a fingerprint of the data, made where it is needed.
-        more: whatever else decides it.
+    Besides the parameters and the configuration, a fingerprint of the data and ``more`` decide the result.
     """
     if run.checkpoint is None:
         yield None

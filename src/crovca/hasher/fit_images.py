@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,15 +14,16 @@ import torch
 
 from crovca.data.embeddings import evenly_spaced
 from crovca.data.labels import check_labels, to_membership
-from crovca.embedding.blocks import embed_blocks
+from crovca.embedding.blocks import counted, embed_blocks
 from crovca.embedding.items import as_images, as_texts, name_of, plain, uncropped
-from crovca.embedding.pool import ImagePool, counted, memory_places
+from crovca.embedding.pool import ImagePool, memory_places
+from crovca.encoders.augmentation import RECIPE
 from crovca.encoders.encoder import Encoder, TextEncoder
 from crovca.encoders.lora import Adapter, adapt
 from crovca.errors import ConfigError, InvalidInputError
 from crovca.hasher.fine_tuning import FineTuning
 from crovca.hasher.fit import Fitted, Run, kept_run, require_one_width, teacher_of
-from crovca.hasher.image_views import ImagesAndTexts, ImageViews, recipe_of
+from crovca.hasher.image_views import ImagesAndTexts, ImageViews
 from crovca.hashing.config import TrainingConfig
 from crovca.hashing.inputs import Scaling, input_statistics
 from crovca.hashing.network import new_coders, set_statistics
@@ -66,7 +68,7 @@ def fit_images(hasher: Hasher, X: Any, y: Any, texts: Any, run: Run) -> Fitted:
             "images are taught by labels or by texts, not by both: Hasher.for_images, Hasher.for_pairs"
         )
     words, wrong = _texts_of(source, texts) if paired else (None, {})
-    recipe = recipe_of(settings.crop_scale)
+    recipe = None if settings.crop_scale is None else replace(RECIPE, area=(settings.crop_scale, 1.0))
     if recipe is None and not paired:
         raise ConfigError("images alone are taught by augmented views: crop_scale must not be None")
     config = hasher._config(len(source), ("modalities",) if paired else ("images",), run.observer)
@@ -187,28 +189,28 @@ def _readable(
     """Rows that can be trained on, and how many others there are, by reason; what is left out is said."""
     source, group = pool.source, run.process_group
     if kept is not None and (rows := kept.load_array("rows")) is not None:
-        reasons = kept.load_array("left_out")
-        return rows, dict(Counter([] if reasons is None else reasons.tolist()))
+        before = kept.load_array("left_out")
+        return rows, dict(Counter([] if before is None else before.tolist()))
     mine = np.arange(len(source))[group.rank :: group.size]
     faults = dict(also)
     for part in group.collect(pool.readable(mine, lambda share: run.observer.advance("decoding", share))):
         faults.update(part)
     rows = np.setdiff1d(np.arange(len(source)), np.array(sorted(faults), np.int64))
+    reasons = [reason for reason, _ in faults.values()]
     if faults:
         first = min(faults)
         run.observer.message(
-            f"{len(faults):,} of {len(source):,} items are left out ({counted(faults)}), the first is "
+            f"{len(faults):,} of {len(source):,} items are left out ({counted(Counter(reasons))}), the first is "
             f"{name_of(source, first)}: {faults[first][1]}"
         )
     if len(rows) < 2:
         raise InvalidInputError(
             f"training needs at least 2 items that can be read; of {len(source):,} there are {len(rows)}"
         )
-    reasons = np.array([reason for reason, _ in faults.values()], np.str_)
     if kept is not None:
-        kept.save_array("left_out", reasons)
+        kept.save_array("left_out", np.array(reasons, np.str_))
         kept.save_array("rows", rows)
-    return rows, dict(Counter(reasons.tolist()))
+    return rows, dict(Counter(reasons))
 
 
 def _texts_of(source: Source[Any], texts: Any) -> tuple[list[list[str]], dict[int, Fault]]:

@@ -558,7 +558,6 @@ class Hasher(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             base_power=automatic.base_power,
             gate_quantile=automatic.gate_quantile,
             gate_power=automatic.gate_power / max(1.0, dial or 0.0),
-            hidden=automatic.hidden,
             terms=tuple((self.terms or {}).items()),
             seed=self.seed,
             **chosen,

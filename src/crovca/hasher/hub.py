@@ -82,12 +82,7 @@ def model_card(
     measures: Mapping[str, Any] | None = None,
     **metadata: Any,
 ) -> str:
-    """The text of README.md, its metadata at its head; arguments as of ``Hasher.push_to_hub``.
-
-    Raises:
-        InvalidInputError: ``measures`` are not what is expected.
-        MissingDependencyError: huggingface_hub is not installed.
-    """
+    """The text of README.md, its metadata at its head; arguments as of ``Hasher.push_to_hub``."""
     towers = list(hasher._fitted())
     with_encoder = towers[0].encoder is not None
     header = {

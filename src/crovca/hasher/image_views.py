@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,9 @@ from torch import Tensor
 from crovca.embedding.pool import ImagePool
 from crovca.encoders.augmentation import RECIPE, Recipe, augment
 from crovca.encoders.preprocessing import Preprocessing
-from crovca.errors import ConfigError
 from crovca.ids import id_hashes
 
 Int64 = npt.NDArray[np.int64]
-
-
-def recipe_of(crop_scale: float | None) -> Recipe | None:
-    """The augmentation whose crops keep at least ``crop_scale`` of the area; None: none at all."""
-    if crop_scale is None:
-        return None
-    if not 0 < crop_scale <= 1:
-        raise ConfigError(f"crop_scale must lie in (0, 1], or be None for no augmentation; got {crop_scale!r}")
-    return replace(RECIPE, area=(crop_scale, 1.0))
 
 
 class ImageViews:
@@ -76,12 +65,7 @@ class ImageViews:
 
 
 class ImagesAndTexts:
-    """One view of each image, and one of its texts (paper, Figure 1, right).
-
-    Args:
-        images: with ``draw`` 1.
-        texts: of each item one or several, one of which is drawn.
-    """
+    """One view of each image (``draw`` 1), and one of its texts, which is drawn (paper, Figure 1, right)."""
 
     def __init__(self, images: ImageViews, texts: Sequence[Sequence[str]]) -> None:
         self._images, self._texts = images, texts

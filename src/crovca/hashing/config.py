@@ -141,14 +141,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What "auto" stands for.
-
-    Attributes:
-        learning_rate, weight_decay, diversity_weight: as in ``TrainingConfig``.
-        center: whether the mean embedding is subtracted before the network; it is always scaled.
-        logit_scale, base_weight, base_power, gate_quantile, gate_power, hidden: as in ``TrainingConfig``.
-        faithfulness: the weight of the floats' order at "balanced".
-    """
+    """What "auto" stands for, as in ``TrainingConfig``; of ``faithfulness`` it is what "balanced" stands for."""
 
     learning_rate: float
     weight_decay: float
@@ -160,7 +153,6 @@ class Recipe:
     base_power: float = 1.75
     gate_quantile: float = 0.1
     gate_power: float = 0.0
-    hidden: int = 1024
 
 
 def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = False) -> Recipe:
@@ -171,11 +163,6 @@ def recipe(pairing: Sequence[str], items: int = TRUSTED_ITEMS, *, base: bool = F
     paper's settings. Beside a closed-form base the network has less to do: a weak decay is enough. Below 4,000 items
     neighbors say less of kinds: the base and the floats' order count for more. With labels the strong bits of what was
     learned are sure, and the weak ones count least.
-
-    Args:
-        pairing: where second views come from.
-        items: how many are learned from.
-        base: whether there is a closed-form base.
     """
     beside = Recipe(
         learning_rate=1e-3, weight_decay=1e-2, diversity_weight=0.3, center=True, logit_scale=1.5, gate_power=0.3

@@ -17,12 +17,9 @@ _BLOCK = 8192
 
 
 class Features:
-    """``HashCoder.features`` of embeddings, computed whenever rows are asked for.
+    """``HashCoder.features`` of embeddings (n, d) or (n, v, d), computed whenever rows are asked for, on the CPU.
 
-    Args:
-        coder: on the CPU.
-        values: (n, d) or (n, v, d).
-        gated: with the gate's column, where there is a gate.
+    ``gated``: with the gate's column, where there is a gate.
     """
 
     def __init__(self, coder: HashCoder, values: Rows, *, gated: bool = True) -> None:

@@ -22,15 +22,9 @@ class Trouble(NamedTuple):
 
 
 def describe_bits(ones: Tensor, correlation: Tensor, deviation: Tensor) -> list[Trouble]:
-    """Say in words which bits carry nothing.
+    """Say in words which bits carry nothing, once for each kind of trouble; nothing if all is well.
 
-    Args:
-        ones: (b,) share of ones.
-        correlation: (b, b) of the bits.
-        deviation: (b,) standard deviation of the logits.
-
-    Returns:
-        One for each kind of trouble; none if all is well.
+    That is told by their shares of ones (b,), their correlation (b, b), and the deviation (b,) of their logits.
     """
     dead = deviation < DEAD_DEVIATION
     stuck = ~dead & ((ones < STUCK_SHARE) | (ones > 1 - STUCK_SHARE))
@@ -56,9 +50,7 @@ def describe_bits(ones: Tensor, correlation: Tensor, deviation: Tensor) -> list[
 class BitMonitor(nn.Module):
     """Gathers statistics of the bits of one network over an epoch. Its buffers are part of a run's state.
 
-    Args:
-        bits: length of the code.
-        name: put before what it says, where there are several networks.
+    Its name stands before what it says, where there are several networks.
     """
 
     items: Tensor

@@ -73,9 +73,6 @@ def find_neighbors(
         seed: of the k-means and of the sample on which recall is measured.
         exact_items: largest n that is searched exhaustively.
         advance: called with the share of the work that is done.
-
-    Raises:
-        InvalidInputError: fewer than two items that can be neighbors.
     """
     usable = np.ones(len(values), np.bool_)
     if degenerate is not None:

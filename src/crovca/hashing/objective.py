@@ -39,15 +39,11 @@ TERMS: Mapping[str, Term] = _find_terms()
 
 
 class Objective(Protocol):
-    """What the loop minimizes: the weighted sum of named terms. It is an ``nn.Module``; its parameters are trained too.
-
-    Attributes:
-        weights: of each term.
-    """
+    """What the loop minimizes: the weighted sum of named terms. An ``nn.Module``, whose parameters are trained too."""
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """See above."""
+        """Of each term."""
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
         """The terms, scalars, for logits (v, B, b) of the items ``rows`` (B,)."""

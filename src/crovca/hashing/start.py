@@ -78,11 +78,6 @@ def start_from_clusters(coder: HashCoder, values: Rows, *, seed: int) -> None:
     Clusters of about 8 items (k-means of unit vectors), at most as many as there are units; below 16 items nothing is
     done. The other weights stay random: of clusters nobody knows what their codes should be, or which belong together.
     At most 65,536 evenly spaced items are read.
-
-    Args:
-        coder: a new network.
-        values: (n, d) or (n, v, d).
-        seed: of the first centroids.
     """
     rows = evenly_spaced(len(values), _MOST_READ)
     first = coder.layers[0]

@@ -32,9 +32,6 @@ class Checkpoint:
         settings: whatever decides the result; compared with what the folder was made with.
         every_seconds: how often ``save_if_due`` writes.
         process_group: processes that train together. The first alone touches the folder; the others hear from it.
-
-    Raises:
-        ConfigError: the folder was made with other settings.
     """
 
     def __init__(
@@ -177,11 +174,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def parse_tensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a .safetensors.
-
-    Raises:
-        FileFormatError: it is none; ``path`` names it in the message.
-    """
+    """Tensors and metadata of a .safetensors."""
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return load(content), header.get("__metadata__", {})

@@ -31,11 +31,9 @@ def other_views_bits(logits: Tensor) -> Tensor:
 
 
 def batch_class_means(logits: Tensor, members: Tensor) -> Tensor:
-    """Mean logits of each class over its items in the batch and over all views: (C, b), 0 where a class is absent.
+    """Mean logits (C, b) of each class over its items in the batch and over all views, 0 where a class is absent.
 
-    Args:
-        logits: (v, B, b).
-        members: (B, C), 1 where an item has a class.
+    Of logits (v, B, b) and members (B, C), 1 where an item has a class.
     """
     sums = members.T @ logits.detach().float().mean(dim=0)
     return sums / members.sum(dim=0).clamp(min=1)[:, None]

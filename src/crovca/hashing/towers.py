@@ -119,9 +119,7 @@ class Towers(nn.Module):
     def begin_step(self, epoch: int, seed: int) -> None:
         """Be told of a training step: in the first epochs encoders get no gradient.
 
-        Args:
-            epoch: from 0 on.
-            seed: of LoRA's dropout at this step, in this process.
+        The seed is of LoRA's dropout at this step, in this process.
         """
         self._head_alone = epoch < self._head_epochs
         if any(tower.encoder is not None for tower in self):

@@ -108,12 +108,7 @@ class StoredViews:
 
 
 class Copies:
-    """The item itself (a random stored view, if there are several), augmented.
-
-    Args:
-        values: (n, d) or (n, v, d).
-        augment: makes each.
-    """
+    """The item itself (a random stored view, if there are several), augmented."""
 
     def __init__(self, values: Rows, augment: Augment) -> None:
         self._values, self._augment = values, augment
@@ -150,42 +145,30 @@ class NeighborViews:
 
 
 class Modalities:
-    """One view of each modality: paired rows, each modality (n, d_m) or (n, v_m, d_m) (paper, Figure 1, right)."""
+    """One view of each modality: paired rows, each modality (n, d_m) or (n, v_m, d_m) (paper, Figure 1, right).
 
-    def __init__(self, modalities: Sequence[Rows]) -> None:
+    They are augmented, where there is an ``augments`` for each.
+    """
+
+    def __init__(self, modalities: Sequence[Rows], augments: Sequence[Augment] | None = None) -> None:
         if len({len(values) for values in modalities}) != 1:
             lengths = [len(values) for values in modalities]
             raise InvalidInputError(f"paired modalities need as many rows each, got {lengths}")
-        self._modalities = modalities
+        self._modalities, self._augments = modalities, augments
 
     def __len__(self) -> int:
         return len(self._modalities[0])
 
     def views(self, rows: Int64, random: np.random.Generator) -> list[Tensor]:
         """A view of each modality, in order."""
-        return [_one_view(values, rows, random) for values in self._modalities]
-
-
-class EachModality:
-    """The first view of each source: sources of the same items, one a modality."""
-
-    def __init__(self, sources: Sequence[ViewSource]) -> None:
-        self._sources = sources
-
-    def __len__(self) -> int:
-        return len(self._sources[0])
-
-    def views(self, rows: Int64, random: np.random.Generator) -> list[Tensor]:
-        """A view of each modality, in order."""
-        return [source.views(rows, random)[0] for source in self._sources]
+        if self._augments is None:
+            return [_one_view(values, rows, random) for values in self._modalities]
+        parts = zip(self._modalities, self._augments, strict=True)
+        return [augment(_one_view(values, rows, random), random) for values, augment in parts]
 
 
 class Mixed:
-    """Each item takes its pair of views from one of several sources, at random.
-
-    Args:
-        sources: two or more sources of the same items with two views each.
-    """
+    """Each item takes its pair of views at random from one of several sources of the same items with two views each."""
 
     def __init__(self, sources: Sequence[ViewSource]) -> None:
         self._sources = sources

@@ -42,19 +42,11 @@ def measure_pairs(
     What is right follows from the protocol: items that share a label, or an image and its own captions. Texts and
     images that could not be read are left out.
 
-    Args:
-        workspace: gives embeddings and codes.
-        measurements: with the task "text-image" or "image-text".
-        seed: of the models; it does not matter to the float embedding.
-
     Returns:
         For each, as fractions of 1 and fit for JSON: ``value``, the metric asked for; ``map`` and ``map_min_k_r``
         in the top k; ``hit``, the share of queries with anything right there (the papers' Recall@k); ``hamming``, the
         metric asked for by symmetric Hamming distance (None for floats); ``chance``, that of a random order;
         ``queries`` and ``database``, how many; ``curve``, the metric for 1 to k (None beyond 1,000).
-
-    Raises:
-        CrovcaError: dataset, encoder or model cannot be had, or the protocol has no such task.
     """
     found: dict[Measurement, dict[str, Any]] = {}
     for group in together(measurements):
@@ -67,14 +59,9 @@ def draw_curves(
 ) -> list[Path]:
     """Draw the curves of a figure, a PNG for each direction and metric, and write their numbers as JSON.
 
-    Args:
-        name: of the figure.
-        workspace: below whose ``work`` the folder of that name is; it is created.
-        measured: for each measurement what ``measure_pairs`` found with each seed, of which the mean is drawn; curves
-            of the figure that are missing are left out.
-
-    Returns:
-        The files: ``NAME-TASK-METRIC.png``, and ``NAME.json`` with their numbers, and those of each seed.
+    The files stand in WORK/NAME: ``NAME-TASK-METRIC.png``, and ``NAME.json`` with the numbers, and those of each seed.
+    ``measured`` has what ``measure_pairs`` found with each seed, of which the mean is drawn; curves that are missing
+    are left out.
     """
     folder = workspace.work / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,6 +109,7 @@ def _measure_group(workspace: Workspace, group: list[Measurement], seed: int) ->
         return rankings[score]
 
     found = {}
+    chances = {"map": metrics.chance_average_precision, "recall": metrics.chance_hit}
     for wanted in group:
         k = _depth(wanted, len(database))
         ranking = ranked(wanted.score)
@@ -133,7 +121,7 @@ def _measure_group(workspace: Workspace, group: list[Measurement], seed: int) ->
             "map_min_k_r": float(_curve(ranking, "map_min_k_r")[k - 1]),
             "hit": float(_curve(ranking, "recall")[k - 1]),
             "hamming": hamming,
-            "chance": _chance(measure, wanted.metric, k),
+            "chance": measure.chance(chances[wanted.metric], k),
             "queries": len(query),
             "database": len(database),
             "curve": curve[:k].tolist() if k <= _LONGEST_CURVE else None,
@@ -173,7 +161,3 @@ def _curve(ranking: Ranked, metric: str) -> npt.NDArray[np.float64]:
     found = curves[metric]
     assert found is not None
     return found
-
-
-def _chance(measure: Measure, metric: str, k: int) -> float | None:
-    return measure.chance(metrics.chance_hit if metric == "recall" else metrics.chance_average_precision, k)

@@ -59,9 +59,6 @@ class Inputs:
 
     Attributes:
         left_out: for "DATASET/SPLIT", how many images could not be read, by reason.
-
-    Raises:
-        ConfigError: ``data`` is no folder, an unknown encoder, or a device or dtype that is unknown or not here.
     """
 
     def __init__(
@@ -97,12 +94,7 @@ class Inputs:
     # --- datasets ---
 
     def dataset(self, name: str) -> Dataset:
-        """A benchmark, opened once and checked; CIFAR-10's archive is written as files first.
-
-        Raises:
-            ConfigError: there is no such benchmark.
-            FileFormatError: it is not below ``data``, or not as it should be.
-        """
+        """A benchmark, opened once and checked; CIFAR-10's archive is written as files first."""
         if name not in self._datasets:
             if name not in self.protocols:
                 raise ConfigError(f"there is no dataset {name!r}; known are {', '.join(self.protocols)}")
@@ -121,11 +113,7 @@ class Inputs:
         return self._datasets[name]
 
     def split(self, dataset: str, split: str) -> tuple[str, Split]:
-        """A split and the name that it is kept under: one that equals "database" is the database.
-
-        Raises:
-            ConfigError: there is no such split.
-        """
+        """A split and the name that it is kept under: one that equals "database" is the database."""
         splits = self.dataset(dataset).splits
         if split == STATISTICS and "train" in splits and len(splits["train"]) > _SAMPLE:
             whole = splits["train"]
@@ -139,11 +127,7 @@ class Inputs:
         return ("database" if same else name), splits[name]
 
     def source(self, dataset: str, split: str) -> Source[bytes]:
-        """Images of a split with their labels; the ids are their paths below the dataset's folder.
-
-        Raises:
-            ConfigError: no such split, one of texts, or another list of images than ``work`` was begun with.
-        """
+        """Images of a split with their labels; the ids are their paths below the dataset's folder."""
         name, found = self.split(dataset, split)
         if (dataset, name) not in self._sources:
             path = self._list(dataset, name, found)
@@ -167,11 +151,7 @@ class Inputs:
     # --- encoders ---
 
     def encoder(self, name: str) -> str:
-        """Folder or hub id of an encoder's weights.
-
-        Raises:
-            ConfigError: an unknown encoder, or one that must be converted first.
-        """
+        """Folder or hub id of an encoder's weights."""
         if name in self.weights:
             return self.weights[name]
         if name not in ALIASES:
@@ -184,11 +164,7 @@ class Inputs:
         return alias.hub_id
 
     def fetched(self, name: str) -> str:
-        """``encoder``, after its files were found or fetched; what failed once is not tried again.
-
-        Raises:
-            CrovcaError: they cannot be had.
-        """
+        """``encoder``, after its files were found or fetched; what failed once is not tried again."""
         place = self.encoder(name)
         if name in self._not_there:
             raise self._not_there[name]
@@ -200,22 +176,14 @@ class Inputs:
         return place
 
     def checksum(self, name: str) -> str:
-        """SHA-256 of an encoder's weights as they are now, computed once; fetched from the hub where they are not here.
-
-        Raises:
-            CrovcaError: they cannot be had.
-        """
+        """SHA-256 of an encoder's weights as they are now, computed once; fetched where they are not here."""
         place = self.fetched(name)
         if place not in self._checksums:
             self._checksums[place] = weights_sha256(weight_files(locate(place)))
         return self._checksums[place]
 
     def weights_of_work(self, name: str) -> str | None:
-        """SHA-256 of the weights that ``work`` has of an encoder; None where nothing was made with it yet.
-
-        Raises:
-            FileFormatError: the note is damaged.
-        """
+        """SHA-256 of the weights that ``work`` has of an encoder; None where nothing was made with it yet."""
         noted = self._noted(name)
         return None if noted is None else str(noted["weights_sha256"])
 
@@ -224,10 +192,6 @@ class Inputs:
 
         To be called before anything that is kept is used. A folder is looked into; an id of the hub, or a folder that
         is gone, is the same if it has the same name.
-
-        Raises:
-            ConfigError: they are others.
-            CrovcaError: they lie elsewhere than those that work was begun with, and cannot be had.
         """
         noted, place = self._noted(name), self.encoder(name)
         if noted is None or (place == noted["source"] and not Path(place).is_dir()):
@@ -235,15 +199,7 @@ class Inputs:
         self._compare(name, noted, place, self.checksum(name))
 
     def note_weights(self, name: str, identity: Mapping[str, str | None]) -> None:
-        """Bind ``work`` to weights of an encoder, before the first of what they make is kept.
-
-        Args:
-            name: of the encoder.
-            identity: of the loaded encoder.
-
-        Raises:
-            ConfigError: it is bound to others.
-        """
+        """Bind ``work`` to weights of an encoder, before the first of what they make is kept."""
         noted, now = self._noted(name), str(identity["weights_sha256"])
         if noted is not None:
             self._compare(name, noted, self.encoder(name), now)
@@ -268,11 +224,7 @@ class Inputs:
         return self._weights.get(name)
 
     def embeddings(self, encoder: str, dataset: str, split: str) -> Embeddings:
-        """Embeddings of a split's images by an encoder as it is; items that cannot be read are left out.
-
-        Raises:
-            CrovcaError: dataset or encoder are not there, or are others than those of an earlier run.
-        """
+        """Embeddings of a split's images by an encoder as it is; items that cannot be read are left out."""
         self.source(dataset, split)  # writes the list
         name, _ = self.split(dataset, split)
         origin = Origin(
@@ -288,13 +240,7 @@ class Inputs:
     def embed(self, encoder: str, origin: Origin, folder: Path) -> Embeddings:
         """A store of embeddings of images or texts, made or finished as far as it is not there.
 
-        Args:
-            encoder: its name; the modality of ``origin`` says which of its towers.
-            origin: the images or texts.
-            folder: of the store.
-
-        Raises:
-            ConfigError: the store is of another source, or ``work`` of other weights.
+        The modality of ``origin`` says which of the encoder's towers.
         """
         self.require_same_weights(encoder)
         place, source, begun = self.encoder(encoder), origin.open(), read_job(folder)

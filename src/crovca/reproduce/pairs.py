@@ -54,11 +54,7 @@ class Texts:
 
 
 def texts_of(dataset: Dataset, split: str) -> Texts:
-    """The texts of a split.
-
-    Raises:
-        ConfigError: the dataset has no such split, or there are no texts in it.
-    """
+    """The texts of a split."""
     labels = image_labels(dataset, split)
     found = dataset.splits[split]
     captions = found.captions
@@ -75,9 +71,6 @@ def image_labels(dataset: Dataset, split: str) -> Labels:
     """Labels by which the image and the text of an item answer each other, and others as the protocol has it.
 
     Where only an item's own captions are right, each item is a class of its own: its row.
-
-    Raises:
-        ConfigError: the dataset has no such split.
     """
     if split not in dataset.splits:
         known = ", ".join(dataset.splits)
@@ -87,11 +80,7 @@ def image_labels(dataset: Dataset, split: str) -> Labels:
 
 
 def labels_of(wanted: npt.NDArray[Any], ids: npt.NDArray[Any], labels: Labels) -> Labels:
-    """Labels of the wanted ids, some of ``ids`` (unique) to whose rows ``labels`` belong.
-
-    Raises:
-        InvalidInputError: one is not there.
-    """
+    """Labels of the wanted ids, some of ``ids`` (unique) to whose rows ``labels`` belong."""
     if labels is None:
         return None
     order = np.argsort(ids)
@@ -103,11 +92,7 @@ def labels_of(wanted: npt.NDArray[Any], ids: npt.NDArray[Any], labels: Labels) -
 
 
 def text_embeddings(inputs: Inputs, encoder: str, dataset: str, split: str) -> Embeddings:
-    """Embeddings of the texts of a split by the text tower of an encoder as it is.
-
-    Raises:
-        CrovcaError: dataset or encoder are not there, or there are no texts.
-    """
+    """Embeddings of the texts of a split by the text tower of an encoder as it is."""
     listed = listed_texts(inputs, dataset, split)
     folder = inputs.work / "embeddings" / encoder / dataset / f"{split}.texts"
     found = inputs.embed(encoder, Origin("texts", str(listed.resolve())), folder)
@@ -119,17 +104,9 @@ def text_embeddings(inputs: Inputs, encoder: str, dataset: str, split: str) -> E
 def fit_pairs(inputs: Inputs, training: Training, parameters: dict[str, Any], checkpoint: Path | None) -> Hasher:
     """Train a model on the pairs of image and text of a dataset; a random one is only put together.
 
-    An image's texts are its views: one of them is drawn at each step. The two random HashCoders have their layers in
-    common: drawn each for itself they would have nothing to do with each other, and rank at chance.
-
-    Args:
-        inputs: gives images and embeddings.
-        training: "lora" adapts both towers, "probing" leaves them as they are.
-        parameters: what the hasher is made with, besides its preset.
-        checkpoint: folder for the state of the run.
-
-    Raises:
-        CrovcaError: dataset or encoder are not there, or there are too few pairs.
+    An image's texts are its views: one of them is drawn at each step. "lora" adapts both towers, "probing" leaves them
+    as they are. The two random HashCoders have their layers in common: drawn each for itself they would have nothing to
+    do with each other, and rank at chance.
     """
     saving: dict[str, Any] = {"checkpoint": checkpoint, "observer": inputs.observer}
     if training.fitting == "lora":

@@ -139,15 +139,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure.
-
-    Attributes:
-        name: "table1".
-        title: of the table or figure.
-        section: of the paper.
-        kind: "table" (numbers), "curves" (a number for each k), "pictures".
-        shows: what one learns from it.
-    """
+    """A table or figure: of its kind are "table" (numbers), "curves" (a number for each k) and "pictures"."""
 
     name: str
     title: str
@@ -206,11 +198,7 @@ SETTINGS: Mapping[str, str] = {
 
 
 def experiment_of(name: str) -> Experiment:
-    """The table or figure of that name.
-
-    Raises:
-        ConfigError: there is none, or it holds no results.
-    """
+    """The table or figure of that name."""
     if name in SETTINGS:
         raise ConfigError(f"{name} of the paper holds no results to reproduce; it is {SETTINGS[name]}")
     if name not in EXPERIMENTS:
@@ -237,9 +225,6 @@ def cells(
         encoder: names of encoders.
         bits: code lengths.
         rows: rows as printed; upper and lower case are the same.
-
-    Raises:
-        ConfigError: no such experiment, or nothing is left; the message lists what there is.
     """
     experiment_of(experiment)
     everything = all_cells(experiment)

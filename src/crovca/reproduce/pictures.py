@@ -44,13 +44,7 @@ _CLASSES = {"n02391049": "zebra", "n01537544": "indigo bird", "n02488291": "gray
 
 @dataclass(frozen=True)
 class _Neighbors:
-    """A figure of neighbors.
-
-    Attributes:
-        synsets: of the queries.
-        methods: the lines of each.
-        zoom: whether the query and the last neighbor are shown large.
-    """
+    """A figure of neighbors; ``zoom``: the query and the last neighbor are shown large."""
 
     synsets: tuple[str, ...]
     methods: tuple[str, ...]
@@ -69,18 +63,7 @@ class QueryError(ConfigError):
 
 
 def check(name: str, cells: Sequence[Cell], query: str | None = None) -> tuple[Training, str]:
-    """Refuse what no data could make right.
-
-    Args:
-        name, cells, query: as for ``draw``.
-
-    Returns:
-        The model that is drawn, and the dataset.
-
-    Raises:
-        ConfigError: no such figure, the cells name no model, or a query for a figure without one.
-        MissingDependencyError: the extra ``report`` is not installed.
-    """
+    """Refuse what ``draw`` could not draw, whatever the data; gives the model that is drawn, and the dataset."""
     figures.require_report_packages()
     chosen = [cell.measurement for cell in cells if cell.measurement and cell.measurement.training]
     if not chosen or (name != "figure3" and name not in _FIGURES):
@@ -93,24 +76,10 @@ def check(name: str, cells: Sequence[Cell], query: str | None = None) -> tuple[T
 
 
 def draw(name: str, workspace: Workspace, cells: Sequence[Cell], *, seed: int = 0, query: str | None = None) -> Path:
-    """Draw a figure of pictures.
+    """Draw a figure of pictures; the cells say of which encoder, model and dataset.
 
-    Args:
-        name: "figure3", "figure4", "figure5" or "figure9".
-        workspace: gives embeddings, codes and images.
-        cells: of the figure: they say which encoder, model and dataset.
-        seed: of the model and of Hashing-Baseline's rotation.
-        query: another query instead of the paper's: the path of one of the dataset's queries, below its folder or
-            anywhere.
-
-    Returns:
-        The page.
-
-    Raises:
-        ConfigError: as ``check``, or the paper's class is not in this copy of the dataset.
-        QueryError: ``query`` is none of the dataset's queries.
-        MissingDependencyError: the extra ``report`` is not installed.
-        CrovcaError: dataset or encoder are not there, or training failed.
+    The seed is of the model and of Hashing-Baseline's rotation. ``query`` is another one instead of the paper's: the
+    path of one of the dataset's queries, below its folder or anywhere.
     """
     title = experiment_of(name).title + (", for another query" if query else "")
     training, dataset = check(name, cells, query)

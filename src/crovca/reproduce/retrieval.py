@@ -27,10 +27,6 @@ class FeatureWiseScorer:
 
     The first release of the authors' code normalized the database so, feature by feature, instead of item by item. It
     may be behind some of the paper's numbers of float embeddings.
-
-    Args:
-        query: (q, d); normalized item by item.
-        database: (n, d), read in chunks.
     """
 
     def __init__(self, query: Rows, database: Rows) -> None:
@@ -61,19 +57,11 @@ class FeatureWiseScorer:
 def measure_images(workspace: Workspace, measurement: Measurement, seed: int) -> dict[str, Any]:
     """Rank a dataset's database for its queries, and measure.
 
-    Args:
-        workspace: makes embeddings and codes, or has them.
-        measurement: of task "image-image" and metric "map".
-        seed: of the model; a float embedding has none.
-
     Returns:
         For JSON, fractions of 1: "value", the number that the paper prints; "map" and "map_min_k_r" (the form divided
         by min(k, R)), "expected_map" (over the orders within ties), "hamming" (mAP by symmetric Hamming) or
         "feature_wise" (mAP of a float embedding by ``FeatureWiseScorer``), "chance" (mAP of a random order); "k",
         "queries", "database" (items), "left_out" (unreadable images, by split and reason), "seconds".
-
-    Raises:
-        CrovcaError: dataset or encoder are not there, or training failed.
     """
     if (measurement.task, measurement.metric) != ("image-image", "map"):
         raise ConfigError(f"{measurement.key} is not a mAP of searching images with images")
@@ -107,11 +95,7 @@ def images_of(workspace: Workspace, measurement: Measurement, seed: int, split: 
 
 
 def scorer_of(score: Score, query: Side, database: Side) -> Scorer:
-    """The distances of two sides by a score.
-
-    Raises:
-        ConfigError: the score is of codes and these are embeddings, or the other way round.
-    """
+    """The distances of two sides by a score."""
     if isinstance(query, Embeddings) and isinstance(database, Embeddings):
         if score != "cosine":
             raise ConfigError(f"embeddings are ranked by cosine, not by {score}")

@@ -31,14 +31,7 @@ Kept = dict[str, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Row:
-    """A cell of the paper beside ours.
-
-    Attributes:
-        cell: the paper's.
-        found: what was measured with each seed.
-        asked: how many seeds there should be.
-        reasons: why those that are missing failed, by seed.
-    """
+    """A cell of the paper beside ours: what was found, by seed, of how many, and why those that are missing failed."""
 
     cell: Cell
     found: Mapping[str, Mapping[str, Any]]
@@ -97,15 +90,10 @@ class Row:
 
 @dataclass
 class Results:
-    """What was measured of some cells.
+    """What was measured of some cells, in this run and before.
 
-    Attributes:
-        cells: as they were asked for.
-        seeds: likewise.
-        kept: everything that was measured in this place, in this run and before.
-        failed: reasons, by measurement and seed.
-        keys: where in ``kept`` a measurement stands.
-        measured_now: how many numbers, counted seed by seed, were measured in this run.
+    ``failed`` has reasons by measurement and seed, ``keys`` where in ``kept`` a measurement stands; ``measured_now``
+    counts seed by seed.
     """
 
     cells: Sequence[Cell]
@@ -214,12 +202,7 @@ def seeds_of(measurement: Measurement, seeds: Sequence[int]) -> Sequence[int]:
 
 @contextmanager
 def opened(work: Path) -> Iterator[tuple[Kept, Callable[[Kept], None]]]:
-    """What ``WORK/results.json`` holds, and how to write it; nobody else works there meanwhile.
-
-    Raises:
-        StorageError: another run works there, or it cannot be written.
-        FileFormatError: the file is damaged or of a newer format.
-    """
+    """What ``WORK/results.json`` holds, and how to write it; nobody else works there meanwhile."""
     path = work / RESULTS
     try:
         work.mkdir(parents=True, exist_ok=True)

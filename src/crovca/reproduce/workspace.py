@@ -49,9 +49,6 @@ class Workspace(Inputs):
         data, work, weights, device, dtype, protocols, observer: as for ``Inputs``.
         training: changes to the paper's settings, of ``CHANGES``; they are part of every model's name.
         nested: one model of ``NESTED_LENGTHS`` instead of one for each length.
-
-    Raises:
-        ConfigError: as ``Inputs``; or an unknown setting, or one that no model can be trained with.
     """
 
     def __init__(
@@ -83,11 +80,7 @@ class Workspace(Inputs):
         return "-".join([*parts, training.fitting, training.preset, bits, *changes])
 
     def model(self, training: Training, seed: int) -> Any:
-        """A fitted hasher: read where it is kept, else trained, going on where an earlier run stopped.
-
-        Raises:
-            CrovcaError: dataset or encoder are not there, or training failed.
-        """
+        """A fitted hasher: read where it is kept, else trained, going on where an earlier run stopped."""
         bits = NESTED_LENGTHS[-1] if self.nested else training.bits
         if "text" in self.protocols[training.dataset].task:
 
@@ -124,11 +117,7 @@ class Workspace(Inputs):
         }
 
     def keep(self, training: Training, seed: int, fit: Callable[..., Any]) -> Any:
-        """The model of a training, from its folder, or from ``fit(checkpoint=..., observer=...)`` and then saved.
-
-        Raises:
-            CrovcaError: training failed, or ``work`` was begun with other weights of the encoder.
-        """
+        """The model of a training, from its folder, or from ``fit(checkpoint=..., observer=...)`` and then saved."""
         self.require_same_weights(training.encoder)
         folder = self.work / "models" / self.name_of(training) / f"seed-{seed}"
         if self._model is None or self._model[0] != folder:
@@ -161,11 +150,7 @@ class Workspace(Inputs):
     # --- codes ---
 
     def encoded(self, training: Training, seed: int, dataset: str, split: str) -> Encoded:
-        """Codes and logits of a split's images, of ``training.bits`` bits. What cannot be read is left out.
-
-        Raises:
-            CrovcaError: as ``model`` and ``embeddings``.
-        """
+        """Codes and logits of a split's images, of ``training.bits`` bits. What cannot be read is left out."""
         self.require_same_weights(training.encoder)
         name, _ = self.split(dataset, split)
         found = self._codes(
@@ -181,11 +166,7 @@ class Workspace(Inputs):
         return found
 
     def encoded_texts(self, training: Training, seed: int, dataset: str, split: str) -> Encoded:
-        """Codes and logits of the texts of a split, of ``training.bits`` bits.
-
-        Raises:
-            CrovcaError: as ``model`` and ``text_embeddings``.
-        """
+        """Codes and logits of the texts of a split, of ``training.bits`` bits."""
         self.require_same_weights(training.encoder)
         texts = texts_of(self.dataset(dataset), split)
         found = self._codes(
@@ -228,11 +209,7 @@ class Workspace(Inputs):
     ) -> Encoded:
         """Codes of a source's items, written part by part into a folder, so that a run that was killed goes on.
 
-        Args:
-            encode: gives logits of a part of it.
-            source: images or texts.
-            partial: the folder; it may be removed when the codes are saved.
-            where: what messages call the items.
+        The folder may be removed when the codes are saved. ``where`` is what messages call the items.
         """
         partial.mkdir(parents=True, exist_ok=True)
         rows, logits = [], []

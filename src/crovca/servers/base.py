@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from crovca.servers.rows import Ids, IdType, ServerRows, check_ids
 from crovca.servers.state import PushState
 
 _Connection = TypeVar("_Connection", bound=Any)
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -386,9 +387,9 @@ def _query_logits(logits: npt.ArrayLike | Codes, metric: str, bits: int) -> npt.
     return values
 
 
-def missing(asked: Ids, found: Sequence[Any] | Ids) -> None:
-    """Raise InvalidInputError that names the first id that was not found."""
-    known = set(found)
+def in_order(asked: Ids, found: Mapping[Any, _Found]) -> list[_Found]:
+    """What was found, by id, in the order that was asked for; InvalidInputError names the first that is not there."""
     for one in asked.tolist():
-        if one not in known:
+        if one not in found:
             raise InvalidInputError(f"there is no item with the id {one!r}")
+    return [found[one] for one in asked.tolist()]

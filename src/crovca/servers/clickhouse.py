@@ -30,21 +30,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from crovca.errors import InvalidInputError, ServerError, needed, one_line
 from crovca.index.conditions import Database, check_boolean, refuse, took_too_long
-from crovca.index.metadata import conform
-from crovca.servers.bounds import Query
 from crovca.servers.postgres_sql import identifier
-from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids
+from crovca.servers.rows import Ids, IdType, ServerRows, check_ids
 from crovca.servers.state import PushState
-from crovca.servers.table import GIVEN, PART, TABLES, Ranking, TableServer, packed_words, words_of
+from crovca.servers.table import GIVEN, PART, TABLES, WordsServer
 
-_TERM = "toInt64({step}) * bitCount(bitAnd(bitXor(code[{at}], toUInt64({word})), toUInt64({part})))"
 _NO_ZONE = "Zulu"  # UTC by a name that no data have: times without a zone are kept with it
 _SETTINGS = {
     "final": 1, "default_table_engine": "'ReplacingMergeTree'", "timeout_before_checking_execution_speed": 0,
@@ -56,7 +52,7 @@ _YEARS = range(1900, 2300)
 _CLOSED = "the connection is closed"
 
 
-class ClickHouseServer(TableServer):
+class ClickHouseServer(WordsServer):
     """A table of codes in a folder of ClickHouse; see ``table.TableServer``."""
 
     _dialect: ClassVar[Database] = "clickhouse"
@@ -67,6 +63,7 @@ class ClickHouseServer(TableServer):
     )
     _begin_writing: ClassVar[str] = ""
     _begin_reading: ClassVar[str] = ""
+    _term: ClassVar[str] = "toInt64({step}) * bitCount(bitAnd(bitXor(code[{at}], toUInt64({word})), toUInt64({part})))"
 
     @classmethod
     def _connect(cls, path: str) -> _Connection:
@@ -99,12 +96,9 @@ class ClickHouseServer(TableServer):
 
     def _insert(self, rows: ServerRows) -> None:
         stored = self._connection.table(f"SELECT * FROM {self._table} LIMIT 0")
-        metadata = conform(rows.metadata, conform(stored, pa.schema([])).schema)
-        for name, column in zip(metadata.column_names, metadata.columns, strict=True):
-            _check_column(name, column)
-        words = pa.FixedSizeListArray.from_arrays(pa.array(words_of(rows.codes).ravel()), -(-self.bits // 64))
-        arrays = [pa.array(rows.ids), words, pa.array(rows.digests), *metadata.columns]
-        crovca_given = pa.Table.from_arrays(arrays, names=[*RESERVED, *metadata.column_names])
+        crovca_given = self._with_words(rows, stored)
+        for name in rows.metadata.column_names:
+            _check_column(name, crovca_given.column(name))
         self._add_columns({name: _stored(kind) for name, kind, *_ in self._do(f"DESCRIBE Python({GIVEN})")})
         names = ", ".join(map(identifier, crovca_given.column_names))
         self._do(f"INSERT INTO {self._table} ({names}) SELECT {names} FROM Python({GIVEN})")
@@ -112,9 +106,6 @@ class ClickHouseServer(TableServer):
     def delete(self, ids: npt.ArrayLike) -> None:
         with self._errors(), self._given(check_ids(ids, self.id_type)):  # a deletion knows no database but by its name
             self._do(f"DELETE FROM {self._table} WHERE id IN (SELECT id FROM default.{GIVEN})")
-
-    def _ranking(self, query: Query) -> Ranking:
-        return Ranking.by_levels(query, _TERM)
 
     def _condition(self, where: str) -> str:
         condition = super()._condition(where)
@@ -132,9 +123,6 @@ class ClickHouseServer(TableServer):
                 took_too_long(where or "", self.where_timeout)
             raise
         yield from (found.slice(start, PART) for start in range(0, len(found), PART))
-
-    def _packed(self, codes: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-        return packed_words(codes)
 
     def write_push(self, state: PushState) -> None:
         with self._errors():

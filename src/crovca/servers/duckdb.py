@@ -23,25 +23,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from crovca.errors import ServerError
 from crovca.index.conditions import Database, check_boolean, refuse
-from crovca.index.metadata import conform, in_time
-from crovca.servers.bounds import Query
+from crovca.index.metadata import in_time
 from crovca.servers.postgres_sql import identifier
-from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows
-from crovca.servers.table import GIVEN, PART, Ranking, TableServer, packed_words, words_of
+from crovca.servers.rows import Ids, IdType, ServerRows
+from crovca.servers.table import GIVEN, PART, WordsServer
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_TERM = "{step}::BIGINT * bit_count(xor(code[{at}], {word}::UBIGINT) & {part}::UBIGINT)"
 
-
-class DuckDBServer(TableServer):
+class DuckDBServer(WordsServer):
     """A table of codes in a DuckDB file; see ``table.TableServer``."""
 
     _dialect: ClassVar[Database] = "duckdb"
@@ -51,6 +46,7 @@ class DuckDBServer(TableServer):
     )
     _columns_sql: ClassVar[str] = "SELECT column_name FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index"
     _begin_writing: ClassVar[str] = "BEGIN"
+    _term: ClassVar[str] = "{step}::BIGINT * bit_count(xor(code[{at}], {word}::UBIGINT) & {part}::UBIGINT)"
 
     @classmethod
     def _connect(cls, path: str) -> DuckDBPyConnection:
@@ -85,19 +81,13 @@ class DuckDBServer(TableServer):
         self._connection.unregister(GIVEN)  # not after an error, which has ended the transaction
 
     def _insert(self, rows: ServerRows) -> None:
-        words = pa.FixedSizeListArray.from_arrays(pa.array(words_of(rows.codes).ravel()), -(-self.bits // 64))
         stored = self._connection.sql(f"SELECT * FROM {self._table} LIMIT 0").to_arrow_table()
-        metadata = conform(rows.metadata, conform(stored, pa.schema([])).schema)  # DuckDB itself would round
-        arrays = [pa.array(rows.ids), words, pa.array(rows.digests), *metadata.columns]
-        with self._registered(pa.Table.from_arrays(arrays, names=[*RESERVED, *metadata.column_names])):
+        with self._registered(self._with_words(rows, stored)):
             types = {name: kind for name, kind, *_ in self._do(f"DESCRIBE {GIVEN}")}
             columns = self._add_columns(types)
             given = ", ".join(identifier(name) if name in types else "NULL" for name in columns)
             names = ", ".join(map(identifier, columns))
             self._do(f"INSERT OR REPLACE INTO {self._table} ({names}) SELECT {given} FROM {GIVEN}")
-
-    def _ranking(self, query: Query) -> Ranking:
-        return Ranking.by_levels(query, _TERM)
 
     def _condition(self, where: str) -> str:
         condition = super()._condition(where)
@@ -110,6 +100,3 @@ class DuckDBServer(TableServer):
 
         found = work() if where is None else in_time(self._connection, work, where, self.where_timeout)
         yield from (found.slice(start, PART) for start in range(0, len(found), PART))
-
-    def _packed(self, codes: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-        return packed_words(codes)

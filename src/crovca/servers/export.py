@@ -128,11 +128,7 @@ def get_target(engine: str) -> Target:
 
 
 class _Parts:
-    """Lines in files ``items-00000.ndjson``, ... of about ``_FILE_BYTES`` each; what is written at once stays together.
-
-    Attributes:
-        names: of the files.
-    """
+    """Lines in files ``items-00000.ndjson``, ... of about ``_FILE_BYTES`` each; what is written at once is in one."""
 
     def __init__(self, folder: Path) -> None:
         self.names: list[str] = []

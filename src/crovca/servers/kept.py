@@ -20,11 +20,7 @@ COLUMNS = {f"crovca_{keep}": np.dtype(kind).newbyteorder("<") for keep, kind in 
 
 
 def with_kept(metadata: pa.Table | None, kept: npt.NDArray[Any]) -> pa.Table:
-    """Metadata with a column of kept embeddings (n, d), int8 or float16.
-
-    Raises:
-        InvalidInputError: the metadata has such a column.
-    """
+    """Metadata with a column of kept embeddings (n, d), int8 or float16."""
     column = f"crovca_{kept.dtype.name}"
     table = pa.table({}) if metadata is None else metadata
     if column in table.column_names:
@@ -35,16 +31,7 @@ def with_kept(metadata: pa.Table | None, kept: npt.NDArray[Any]) -> pa.Table:
 
 
 def kept_embeddings(metadata: pa.Table | None, width: int) -> npt.NDArray[Any]:
-    """What ``with_kept`` stored: (n, d).
-
-    Args:
-        metadata: of items on a server.
-        width: d.
-
-    Raises:
-        InvalidInputError: these items have no embeddings, or of another width.
-        ServerError: they cannot be read.
-    """
+    """What ``with_kept`` stored with items: (n, width)."""
     names = [] if metadata is None else [name for name in metadata.column_names if name in COLUMNS]
     for name in names:
         assert metadata is not None

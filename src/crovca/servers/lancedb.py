@@ -30,7 +30,7 @@ from crovca.errors import CrovcaError, InvalidInputError, ServerError, needed, o
 from crovca.index.conditions import DEFAULT_TIMEOUT, checked_condition, refuse, took_too_long
 from crovca.index.metadata import conform
 from crovca.index.results import StoredItems
-from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, missing
+from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, in_order
 from crovca.servers.bounds import Query
 from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names
 from crovca.servers.state import PushState
@@ -95,7 +95,7 @@ class LanceServer(FileServer):
         return cls(database, table)
 
     def close(self) -> None:
-        """See ``Server``; nothing is open between calls."""
+        """Nothing is open between calls."""
 
     # --- writing -------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class LanceServer(FileServer):
             merge.execute(pa.Table.from_arrays(columns, schema=whole))
 
     def delete(self, ids: npt.ArrayLike) -> None:
-        """See ``Server``; in parts of 8,192, each all or nothing."""
+        """In parts of 8,192, each all or nothing."""
         with _errors():
             for condition, _ in _parts(check_ids(ids, self.id_type)):
                 self._table.delete(condition)
@@ -169,8 +169,7 @@ class LanceServer(FileServer):
         with _errors():
             found = self._of_ids(self._table.schema.names, asked)
         place = {one: at for at, one in enumerate(self._ids(found).tolist())}
-        missing(asked, list(place))
-        found = found.take(np.array([place[one] for one in asked.tolist()], np.int64))
+        found = found.take(np.array(in_order(asked, place), np.int64))
         table = found.drop_columns(list(RESERVED))
         return StoredItems(asked, self._codes(found), table if table.num_columns else None)
 

@@ -23,15 +23,14 @@ from urllib.parse import parse_qsl, unquote
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from crovca.codes import Codes, check_bits
 from crovca.errors import ConfigError, InvalidInputError, ServerError, needed, one_line
 from crovca.index.conditions import refuse
 from crovca.index.results import StoredItems
-from crovca.servers.base import ALL_RETURNED, Server, ServerCandidates, closed_on_error, missing, split_url
+from crovca.servers.base import ALL_RETURNED, Server, ServerCandidates, closed_on_error, in_order, split_url
 from crovca.servers.bounds import Query
-from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, json_rows
+from crovca.servers.rows import Ids, IdType, ServerRows, check_ids, json_rows, json_table
 from crovca.servers.state import PushState
 
 if TYPE_CHECKING:
@@ -113,7 +112,6 @@ class MilvusServer(Server):
 
     @classmethod
     def open_url(cls, url: str, *, approximate: bool = False) -> Self:
-        """See ``Server``."""
         if approximate:
             raise ConfigError("approximate search is PostgreSQL's (pgvector) alone; leave it out for Milvus")
         address, collection, login = _place(url)
@@ -121,18 +119,15 @@ class MilvusServer(Server):
 
     @classmethod
     def create_url(cls, url: str, *, bits: int, id_type: IdType, exist_ok: bool) -> Self:
-        """See ``Server``."""
         address, collection, login = _place(url)
         return cls.create(address, collection, bits=bits, id_type=id_type, exist_ok=exist_ok, **login)
 
     def close(self) -> None:
-        """See ``Server``."""
         self._client.close()
 
     # --- writing -------------------------------------------------------------------------------------
 
     def upsert_rows(self, rows: ServerRows) -> None:
-        """See ``Server``."""
         if self.id_type == "int64" and (rows.ids == _LARGEST).any():
             raise InvalidInputError(f"Milvus cannot find the id {_LARGEST} again; give that item another id")
         if self.id_type == "string":
@@ -154,7 +149,6 @@ class MilvusServer(Server):
         self._check_arrived(rows)
 
     def delete(self, ids: npt.ArrayLike) -> None:
-        """See ``Server``."""
         for condition in self._conditions(check_ids(ids, self.id_type)):
             with _errors():
                 self._client.delete(self._collection, filter=condition)
@@ -162,7 +156,7 @@ class MilvusServer(Server):
     # --- reading -------------------------------------------------------------------------------------
 
     def nearest(self, queries: Sequence[Query], count: int, where: str | None) -> list[ServerCandidates]:
-        """See ``Server``; several queries a request, as many as 16,384 items allow."""
+        """Several queries a request, as many as 16,384 items allow."""
         each = max(1, MOST_RESULTS // count)
         found: list[ServerCandidates] = []
         for start in range(0, len(queries), each):
@@ -175,7 +169,7 @@ class MilvusServer(Server):
         return found
 
     def within(self, query: Query, distance: np.float32, where: str | None) -> Iterator[tuple[Ids, Codes]]:
-        """See ``Server``; ServerError where there are more than the server returns."""
+        """ServerError where there are more than the server returns."""
         radius = query.radius(distance)
         (hits,) = self._hits(query.code, MOST_RESULTS, where, {"radius": radius + 1})  # exclusive
         if len(hits) == MOST_RESULTS:
@@ -186,37 +180,24 @@ class MilvusServer(Server):
         yield self._unpacked(hits)
 
     def _get(self, asked: Ids) -> StoredItems:
-        """See ``Server``; metadata as JSON has them."""
-        found = self._query(asked, ["*"])
-        rows = {row.pop("id"): row for row in found}
-        missing(asked, list(rows))
-        ordered = [rows[one] for one in asked.tolist()]
-        codes = self._codes([row["code"][0] for row in ordered])
-        names = sorted({name for row in ordered for name in row if name not in RESERVED})
-        table = pa.table({name: [row.get(name) for row in ordered] for name in names})
-        return StoredItems(asked, codes, table if names else None)
+        """Metadata as JSON has them."""
+        rows = in_order(asked, {row["id"]: row for row in self._query(asked, ["*"])})
+        return StoredItems(asked, self._codes([row["code"][0] for row in rows]), json_table(rows))
 
     def count(self) -> int:
-        """See ``Server``."""
-        with _errors():
-            found = self._client.query(
-                self._collection, filter="", output_fields=["count(*)"], consistency_level="Strong"
-            )
-        return int(found[0]["count(*)"])
+        return int(self._ask("", ["count(*)"])[0]["count(*)"])
 
     # --- for push ------------------------------------------------------------------------------------
 
     def digests(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """See ``Server``."""
         found = self._query(ids, ["id", "crovca_digest"])
         digests = np.array([row["crovca_digest"] for row in found], np.int64)
         return check_ids([row["id"] for row in found], self.id_type), digests
 
     def stored_ids(self) -> Iterator[Ids]:
-        """See ``Server``.
+        """By ranges of digests: they are spread evenly, and an answer without a limit is complete.
 
-        By ranges of digests: they are spread evenly, and an answer without a limit is complete. Pages by id
-        would have to trust in an order that the server does not promise.
+        Pages by id would have to trust in an order that the server does not promise.
         """
         parts = max(1, -(-self.count() // _LISTED))
         edges = [-(2**63) + (2**64 * part) // parts for part in range(parts)]
@@ -224,17 +205,10 @@ class MilvusServer(Server):
             # The parser has no literal for -2^63, so the two outer ranges are left open.
             ends = [f"crovca_digest >= {low}"] if low > _SMALLEST else []
             ends += [f"crovca_digest < {next_low}"] if next_low < 2**63 else []
-            with _errors():
-                found = self._client.query(
-                    self._collection,
-                    filter=" and ".join(ends) or "crovca_digest < 0 or crovca_digest >= 0",
-                    output_fields=["id"],
-                    consistency_level="Strong",
-                )
+            found = self._ask(" and ".join(ends) or "crovca_digest < 0 or crovca_digest >= 0", ["id"])
             yield check_ids([row["id"] for row in found], self.id_type)
 
     def read_push(self) -> PushState | None:
-        """See ``Server``."""
         with _errors():
             text = self._client.describe_collection(self._collection)["properties"].get(_PUSH)
         return PushState.from_json(text) if text else None  # 2.3 cannot take a property away, only empty it
@@ -294,13 +268,13 @@ class MilvusServer(Server):
         return Codes(np.frombuffer(b"".join(raw), np.uint8).reshape(len(raw), width), self.bits)
 
     def _query(self, ids: Ids, fields: list[str]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        for condition in self._conditions(ids):
-            with _errors():
-                found += self._client.query(
-                    self._collection, filter=condition, output_fields=fields, consistency_level="Strong"
-                )
-        return found
+        return [row for condition in self._conditions(ids) for row in self._ask(condition, fields)]
+
+    def _ask(self, condition: str, fields: list[str]) -> list[dict[str, Any]]:
+        with _errors():
+            return list(
+                self._client.query(self._collection, filter=condition, output_fields=fields, consistency_level="Strong")
+            )
 
     def _conditions(self, ids: Ids) -> Iterator[str]:
         """``id in [...]``, part by part. Strings as JSON: the client's own quoting breaks on quotes."""

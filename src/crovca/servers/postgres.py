@@ -52,7 +52,7 @@ from crovca.servers.base import (
     Server,
     ServerCandidates,
     closed_on_error,
-    missing,
+    in_order,
     split_url,
 )
 from crovca.servers.bounds import Query
@@ -263,9 +263,7 @@ class PostgresServer(Server):
     def _get(self, asked: Ids) -> StoredItems:
         names = self._metadata_columns()
         columns = ", ".join(map(quoted, ("id", "code", *names)))
-        rows = {row[0]: row for row in self._of_ids(columns, asked)}
-        missing(asked, list(rows))
-        ordered = [rows[one] for one in asked.tolist()]
+        ordered = in_order(asked, {row[0]: row for row in self._of_ids(columns, asked)})
         table = pa.table({name: [row[2 + at] for row in ordered] for at, name in enumerate(names)})
         return StoredItems(asked, self._codes(ordered), table if names else None)
 

@@ -48,11 +48,8 @@ def regclass(connection: Connection[Any], name: str) -> int | None:
 
 @contextmanager
 def errors(where: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> Iterator[None]:
-    """Turn the driver's errors into ours.
-
-    Args:
-        where: the condition of the statement, which is named where it is at fault.
-        timeout: its time limit in seconds.
+    """Turn the driver's errors into ours; the condition of the statement is named where it is at fault, or took too
+    long.
     """
     import psycopg
 

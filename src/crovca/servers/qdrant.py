@@ -34,11 +34,11 @@ from crovca.codes import Codes, check_bits
 from crovca.errors import ConfigError, CrovcaError, InvalidInputError, ServerError, needed, one_line
 from crovca.files import write_json
 from crovca.index.results import StoredItems
-from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, missing
+from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, in_order
 from crovca.servers.bounds import Query
 from crovca.servers.kept import COLUMNS
 from crovca.servers.qdrant_filter import filter_of
-from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names, json_rows
+from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names, json_rows, json_table
 from crovca.servers.state import PushState
 
 _FORMAT = 1
@@ -154,14 +154,11 @@ class QdrantServer(FileServer):
         return found
 
     def _get(self, asked: Ids) -> StoredItems:
-        """See ``Server``; metadata as JSON has them."""
+        """Metadata as JSON has them."""
         found = {one.payload["id"]: one for one in self._of_ids(asked, payload=True, vector=True)}
-        missing(asked, list(found))
-        ordered = [found[one] for one in asked.tolist()]
+        ordered = in_order(asked, found)
         rows = [one.payload | json.loads(one.payload[_EXACT]) for one in ordered]
-        names = sorted({name for row in rows for name in row} - {*RESERVED, _EXACT})
-        table = pa.table({name: [row.get(name) for row in rows] for name in names})
-        return StoredItems(asked, self._codes(ordered), table if names else None)
+        return StoredItems(asked, self._codes(ordered), json_table(rows, (*RESERVED, _EXACT)))
 
     def count(self) -> int:
         with _errors():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
@@ -44,12 +44,7 @@ class ServerRows:
     def of(
         cls, ids: npt.ArrayLike, codes: Codes, metadata: pa.Table | None, *, bits: int, id_type: IdType
     ) -> ServerRows:
-        """Check items against what the collection holds.
-
-        Raises:
-            InvalidInputError: ids of another type or given twice, codes of another length, different numbers
-                of ids, codes and metadata rows, or metadata that a server cannot hold.
-        """
+        """Check items against what the collection holds."""
         checked = check_ids(ids, id_type)
         if len(np.unique(checked)) < len(checked):
             values, counts = np.unique(checked, return_counts=True)
@@ -103,11 +98,7 @@ def check_names(names: Sequence[str], there: Sequence[str]) -> None:
 
 
 def json_rows(metadata: pa.Table, server: str, *, signed: bool = False) -> list[dict[str, Any]]:
-    """One dict a row, of what JSON can hold; nulls are left out.
-
-    Raises:
-        InvalidInputError: NaN or infinity, which the server cannot hold; ``signed``: whole numbers beyond 2^63 - 1.
-    """
+    """One dict a row, of what JSON can hold; nulls are left out."""
     rows = rows_of(metadata)
     for row in rows:
         for name, value in list(row.items()):
@@ -125,6 +116,12 @@ def json_rows(metadata: pa.Table, server: str, *, signed: bool = False) -> list[
             elif isinstance(value, datetime.date):  # datetimes are dates, pandas timestamps too
                 row[name] = value.isoformat()
     return rows
+
+
+def json_table(rows: Sequence[Mapping[str, Any]], own: Sequence[str] = RESERVED) -> pa.Table | None:
+    """Metadata as ``json_rows`` gave them, without our own columns; None where there are none."""
+    names = sorted({name for row in rows for name in row}.difference(own))
+    return pa.table({name: [row.get(name) for row in rows] for name in names}) if names else None
 
 
 def _check_metadata(metadata: pa.Table | None, count: int) -> pa.Table:

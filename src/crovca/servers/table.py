@@ -26,8 +26,9 @@ import pyarrow as pa
 from crovca.codes import Codes, check_bits
 from crovca.errors import ServerError
 from crovca.index.conditions import DEFAULT_TIMEOUT, Database, checked_condition
+from crovca.index.metadata import conform
 from crovca.index.results import StoredItems
-from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, closed_on_error, missing
+from crovca.servers.base import ALL_RETURNED, FileServer, ServerCandidates, closed_on_error, in_order
 from crovca.servers.bounds import Query
 from crovca.servers.postgres_sql import identifier
 from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids, check_names
@@ -62,10 +63,10 @@ class Ranking:
             term: SQL of {step} times the number of bits in which code[{at}] differs from {word}, of those in {part}.
         """
         levels = query.levels(1 if query.metric == "hamming" else _LEVELS)
-        (code,) = words_of(query.code).tolist()
+        (code,) = query.code.words().tolist()
         terms = [
             term.format(step=step, at=at, word=word, part=part)
-            for step, mask in zip(levels.steps.tolist(), words_of(levels.masks).tolist(), strict=True)
+            for step, mask in zip(levels.steps.tolist(), levels.masks.words().tolist(), strict=True)
             for at, (word, part) in enumerate(zip(code, mask, strict=True), 1)
             if part
         ]
@@ -215,8 +216,7 @@ class TableServer(FileServer):
         names = self._metadata_columns()
         found = self._of_ids(", ".join(map(identifier, ("id", "code", *names))), asked)
         place = {one: at for at, one in enumerate(self._ids(found).tolist())}
-        missing(asked, list(place))
-        order = np.array([place[one] for one in asked.tolist()], np.int64)
+        order = np.array(in_order(asked, place), np.int64)
         table = None
         if names and found:
             whole = pa.concat_tables(found, promote_options="permissive").take(order)
@@ -317,13 +317,21 @@ def _transaction(connection: Any, begin: str) -> Iterator[None]:
         raise
 
 
-def words_of(codes: Codes) -> npt.NDArray[np.uint64]:
-    """(n, words) of 64 bits, the first bit the most significant one, filled up with zeros."""
-    packed = np.pad(codes.packed, ((0, 0), (0, -codes.bytes_per_item % 8)))
-    return packed.view(">u8").astype(np.uint64)
+class WordsServer(TableServer):
+    """A table whose codes are lists of words of 64 bits (``Codes.words``)."""
 
+    _term: ClassVar[str]  # of ``Ranking.by_levels``
 
-def packed_words(codes: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-    """(n, bytes) of stored lists of words."""
-    words = codes.combine_chunks().flatten().to_numpy()
-    return words.astype(">u8").view(np.uint8).reshape(len(codes), -1)
+    def _ranking(self, query: Query) -> Ranking:
+        return Ranking.by_levels(query, self._term)
+
+    def _packed(self, codes: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+        words = codes.combine_chunks().flatten().to_numpy()
+        return words.astype(">u8").view(np.uint8).reshape(len(codes), -1)
+
+    def _with_words(self, rows: ServerRows, stored: pa.Table) -> pa.Table:
+        """Rows as the table has them; metadata of the types that are stored, as the engine itself would round."""
+        metadata = conform(rows.metadata, conform(stored, pa.schema([])).schema)
+        words = pa.FixedSizeListArray.from_arrays(pa.array(rows.codes.words().ravel()), -(-self.bits // 64))
+        arrays = [pa.array(rows.ids), words, pa.array(rows.digests), *metadata.columns]
+        return pa.Table.from_arrays(arrays, names=[*RESERVED, *metadata.column_names])

@@ -19,21 +19,19 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 import crovca
 from crovca.errors import CrovcaError, reason_of
 from crovca.service import page
-from crovca.service.collection import Answer, Collection, NotThereError, Term, by_name
+from crovca.service.collection import Answer, Collection, Hit, NotThereError, Term, by_name
 from crovca.service.guard import Guard, Limits
+from crovca.service.map import Tile
 from crovca.service.schema import (
     CollectionModel,
-    ConfirmedGroupModel,
     Deleted,
     DuplicateModel,
     DuplicatesModel,
     FacetModel,
-    HitModel,
     NewItems,
     Problem,
     SearchAnswer,
     SearchRequest,
-    TileModel,
     Written,
 )
 
@@ -53,15 +51,7 @@ v1 = APIRouter(prefix="/v1", responses=_WRONG)
 
 
 def create_app(collections: Sequence[Collection], limits: Limits | None = None) -> FastAPI:
-    """The service.
-
-    Args:
-        collections: what is served, each with a name of its own.
-        limits: of requests, and who may come in.
-
-    Raises:
-        ConfigError: two collections of one name.
-    """
+    """The service."""
     served = by_name(collections)
     registry, limits = CollectorRegistry(), limits or Limits()
 
@@ -156,9 +146,9 @@ def search_image(
 
 
 @v1.get("/collections/{name}/item", tags=["items"])
-def item(collection: page.Served, id: ItemId) -> HitModel:
+def item(collection: page.Served, id: ItemId) -> Hit:
     """An item's metadata."""
-    return HitModel(**vars(collection.item(id)))
+    return collection.item(id)
 
 
 @v1.get("/collections/{name}/picture", tags=["items"], response_class=Response)
@@ -177,9 +167,9 @@ def facets(
 
 
 @v1.get("/collections/{name}/map", tags=["items"])
-def map_(collection: page.Served) -> list[TileModel]:
+def map_(collection: page.Served) -> list[Tile]:
     """What there is: an item for each part of the collection, laid out so that like is beside like."""
-    return [TileModel(**vars(tile)) for tile in collection.map()]
+    return collection.map()
 
 
 @v1.get("/collections/{name}/duplicates", tags=["items"])
@@ -187,8 +177,7 @@ def duplicates(collection: page.Served, radius: Annotated[int, Query(ge=0, le=16
     """Confirmed groups of an archive; and items whose codes differ in a few bits: candidates, not proof."""
     groups = [[DuplicateModel(id=id, bits=bits) for id, bits in group] for group in collection.duplicates(radius)]
     found = collection.confirmed_duplicates()
-    confirmed = found and [ConfirmedGroupModel.model_validate(one, from_attributes=True) for one in found[0]]
-    return DuplicatesModel(confirmed=confirmed, radius=radius, groups=groups)
+    return DuplicatesModel(confirmed=found and found[0], radius=radius, groups=groups)
 
 
 @v1.put("/collections/{name}/items", tags=["items"], responses=_MAY_WRITE)
@@ -208,7 +197,7 @@ def delete(collection: page.Writable, items: Deleted) -> Written:
 def _answer(answer: Answer, reached: int) -> SearchAnswer:
     cursor = base64.urlsafe_b64encode(f"{answer.generation}:{reached}".encode()).decode() if answer.more else None
     return SearchAnswer(
-        hits=[HitModel(**vars(hit)) for hit in answer.hits],
+        hits=answer.hits,
         metric=answer.metric,
         exact=answer.exact,
         milliseconds=round(answer.milliseconds, 3),

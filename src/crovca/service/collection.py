@@ -103,9 +103,6 @@ class Collection:
         root: folder that ids are paths below, where pictures are shown from; None: no pictures.
         thumbnails: folder where small pictures are kept; None: they are made anew each time.
         writable: whether items may be added and deleted.
-
-    Raises:
-        CrovcaError: the index cannot be opened.
     """
 
     def __init__(
@@ -281,10 +278,6 @@ class Collection:
     ) -> list[tuple[Any, int]]:
         """Values of a metadata column with their numbers of items, the most frequent first; counted once for each
         state of the index. With ``few``, none where there are more than ``most``.
-
-        Raises:
-            NotThereError: no such column.
-            InvalidInputError: a condition that cannot be used.
         """
         view = self._now()
         known = self.index.stats()["metadata"]
@@ -334,9 +327,6 @@ class Collection:
         """A picture of an item as WebP, at most ``side`` pixels wide and high; made once.
 
         The id names a file below the root only where the index holds it; no path from outside is ever followed.
-
-        Raises:
-            NotThereError: the item is not there, or has no picture.
         """
         one = self._id(id)
         if one not in self.index:

@@ -47,11 +47,7 @@ class Settings:
     grace: int = 10
 
     def open(self) -> list[Collection]:
-        """The collections.
-
-        Raises:
-            CrovcaError: one cannot be opened.
-        """
+        """The collections."""
         return [
             Collection(
                 Path(index),

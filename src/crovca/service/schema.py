@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from crovca.service.collection import Term
+from crovca.archive.duplicates import Group
+from crovca.service.collection import Hit, Term
 
 Id = Annotated[str, Field(max_length=4096)] | int
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -37,11 +38,7 @@ class Query(_Strict):
         return self
 
     def term(self) -> Term:
-        """As the collection takes it.
-
-        Raises:
-            ValueError: the image is not base64.
-        """
+        """As the collection takes it."""
         import base64
 
         for kind in ("id", "text", "logits", "embedding"):
@@ -75,18 +72,10 @@ class SearchRequest(_Strict):
     )
 
 
-class HitModel(BaseModel):
-    """An item that was found."""
-
-    id: str | int
-    distance: float
-    metadata: dict[str, Any]
-
-
 class SearchAnswer(BaseModel):
     """The answer to one query."""
 
-    hits: list[HitModel]
+    hits: list[Hit]
     metric: str
     exact: bool = Field(description="proven that nothing nearer was left out")
     milliseconds: float
@@ -117,15 +106,6 @@ class FacetModel(BaseModel):
     items: int
 
 
-class TileModel(BaseModel):
-    """A part of a collection: its place on the map, the item in its middle, and about how many there are."""
-
-    row: int
-    column: int
-    id: str | int
-    items: int
-
-
 class DuplicateModel(BaseModel):
     """An item of a group, and the bits in which it differs from the first of it."""
 
@@ -133,25 +113,10 @@ class DuplicateModel(BaseModel):
     bits: int
 
 
-class ConfirmedModel(BaseModel):
-    """A duplicate that its pixels confirm: "copy", "gray" or "burst"."""
-
-    id: str
-    similarity: float
-    kind: str
-
-
-class ConfirmedGroupModel(BaseModel):
-    """Duplicates, and which of them to keep."""
-
-    keep: str
-    items: list[ConfirmedModel]
-
-
 class DuplicatesModel(BaseModel):
     """Groups of near duplicates."""
 
-    confirmed: list[ConfirmedGroupModel] | None = Field(
+    confirmed: list[Group] | None = Field(
         description="what 'crovca duplicates' found last, as decisions make it; null: it was not asked, or no archive"
     )
     radius: int

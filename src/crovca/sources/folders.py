@@ -36,9 +36,6 @@ def scan(root: Path) -> tuple[list[Found], list[str]]:
 
     Returns:
         Files named like images, and the paths of the others, both sorted.
-
-    Raises:
-        StorageError: the folder, or one below it, may not be read.
     """
     images: list[Found] = []
     others: list[str] = []
@@ -109,9 +106,6 @@ def open_split(path: Path, root: Path) -> Source[bytes]:
     """The images that a split file lists: a path on each line, and its labels.
 
     C columns of 0 and 1 are multi-hot labels; a single number is the class. The id is the path as it stands there.
-
-    Raises:
-        FileFormatError: not text, no line, or lines that do not fit together (which).
     """
     text = read_text(path, "split file")
     names: list[str] = []

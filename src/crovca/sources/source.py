@@ -58,11 +58,7 @@ class Source(Generic[T]):
         return len(self.ids)
 
     def read(self, row: int) -> T:
-        """What ``fetch`` gives for an item, or its known fault.
-
-        Raises:
-            UnreadableItem: the item cannot be read.
-        """
+        """What ``fetch`` gives for an item, or its known fault."""
         if row in self.faults:
             raise UnreadableItem(*self.faults[row])
         try:

@@ -30,10 +30,6 @@ def open_parquet_images(
     """Open Parquet files with an image column: bytes, a struct of bytes and path (as ``datasets`` writes), or paths.
 
     Ids come from a column ``id`` or ``ids``; without one they are the row numbers over all the files.
-
-    Raises:
-        FileFormatError: a file is damaged, or the files have different columns.
-        InvalidInputError: no column of images, or not the named one.
     """
     files = [open_table(path) for path in paths]
     schema = files[0].schema_arrow
@@ -61,12 +57,7 @@ def open_parquet_images(
 
 
 def open_saved_dataset(path: Path, *, image_column: str | None, caption_column: str | None) -> Source[bytes]:
-    """Open a folder of ``datasets.Dataset.save_to_disk``, memory-mapped.
-
-    Raises:
-        FileFormatError: a file of it is missing or damaged.
-        InvalidInputError: several splits (one must be chosen), or no column of images.
-    """
+    """Open a folder of ``datasets.Dataset.save_to_disk``, memory-mapped."""
     import pyarrow as pa
 
     if (path / "dataset_dict.json").is_file():
@@ -113,11 +104,7 @@ def open_saved_dataset(path: Path, *, image_column: str | None, caption_column: 
 def pick_column(
     names: list[str], wanted: str | None, usual: tuple[str, ...], what: str, path: Path, option: str
 ) -> str:
-    """The column that was asked for, or the first of the usual names; where there are several, that is said.
-
-    Raises:
-        InvalidInputError: there is none.
-    """
+    """The column that was asked for, or the first of the usual names; where there are several, that is said."""
     if wanted is not None:
         if names.count(wanted) != 1:
             raise InvalidInputError(f"{path} has no one column {wanted!r}; found {names}")

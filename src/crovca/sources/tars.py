@@ -40,9 +40,6 @@ def open_tars(paths: list[Path], root: Path | None) -> Source[bytes]:
     """Open tars as one source; an id is the image's path as if the tars were folders below ``root``.
 
     A damaged or cut tar gives what can be read of it, and one faulty item named like the tar for the rest.
-
-    Raises:
-        FileFormatError: no tar holds a sample.
     """
     samples: list[_Sample] = []
     for path in paths:

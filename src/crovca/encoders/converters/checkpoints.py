@@ -20,12 +20,7 @@ from crovca.files import atomic_directory, write_json
 
 
 class Tensors:
-    """The tensors of a checkpoint, each of which must be taken exactly once.
-
-    Args:
-        tensors: by name.
-        what: names the layout in messages.
-    """
+    """The tensors of a checkpoint of ``what``, each of which must be taken exactly once."""
 
     def __init__(self, tensors: Mapping[str, Any], what: str) -> None:
         self.what = what
@@ -35,11 +30,7 @@ class Tensors:
         return name in self._left
 
     def take(self, name: str, *shape: int | None) -> Tensor:
-        """A tensor, as float32; None in ``shape`` is any length, no shape any shape.
-
-        Raises:
-            FileFormatError: there is none of that name, or it has another shape.
-        """
+        """A tensor, as float32; None in ``shape`` is any length, no shape any shape."""
         found = self._left.pop(name, None)
         if not isinstance(found, Tensor):
             raise FileFormatError(
@@ -84,14 +75,9 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Converted:
-    """A model in the layout of transformers.
+    """A model in the layout of transformers: what its files hold.
 
-    Attributes:
-        config: content of config.json.
-        preprocessor: content of preprocessor_config.json.
-        tensors: of model.safetensors.
-        copied: files that stand beside them (tokenizer).
-        notes: what a person should know.
+    Files of ``copied`` (tokenizer) stand beside them; ``notes`` are for a person.
     """
 
     config: Mapping[str, Any]
@@ -102,12 +88,7 @@ class Converted:
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Read a PyTorch file (tensors and plain containers only, nothing is unpickled) or a .safetensors file.
-
-    Raises:
-        FileFormatError: missing, empty, damaged, or it holds more than tensors.
-        StorageError: it cannot be read.
-    """
+    """Read a PyTorch file (tensors and plain containers only, nothing is unpickled) or a .safetensors file."""
     try:
         path.open("rb").close()
     except FileNotFoundError:
@@ -164,11 +145,7 @@ def processor_config(
 
 
 def heads_of(width: int, heads: int | None, *, of: int = 64) -> int:
-    """Attention heads: as given, else of 64 channels each. The weights do not tell.
-
-    Raises:
-        ConfigError: they do not divide the width.
-    """
+    """Attention heads: as given, else of 64 channels each. The weights do not tell."""
     found = heads if heads is not None else width // of
     if found < 1 or width % found:
         raise ConfigError(f"{found} attention heads do not divide a width of {width}; say how many with --heads")
@@ -176,11 +153,7 @@ def heads_of(width: int, heads: int | None, *, of: int = 64) -> int:
 
 
 def grid_side(positions: int) -> int:
-    """Patches along a side, given the rows of the position embedding (one is for the class token).
-
-    Raises:
-        FileFormatError: they are not a square.
-    """
+    """Patches along a side, given the rows of the position embedding (one is for the class token)."""
     side = math.isqrt(positions - 1)
     if side < 1 or side * side != positions - 1:
         raise FileFormatError(f"{positions - 1} patches are not a square; only square images can be converted")
@@ -188,15 +161,7 @@ def grid_side(positions: int) -> int:
 
 
 def write_folder(converted: Converted, output: Path) -> Encoder:
-    """Write a model's folder, atomically, once it has been loaded and has embedded an image.
-
-    Returns:
-        The encoder, loaded on the CPU from the files that were written.
-
-    Raises:
-        StorageError: it cannot be written.
-        FileFormatError, EncoderError: transformers does not take it as it is; nothing was written.
-    """
+    """Write a model's folder, atomically, once it was loaded from there, on the CPU, and has embedded an image."""
     with atomic_directory(output) as folder:
         write_json(folder / "config.json", dict(converted.config))
         write_json(folder / "preprocessor_config.json", dict(converted.preprocessor))

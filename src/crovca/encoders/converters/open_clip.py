@@ -27,11 +27,7 @@ _RESAMPLES = {"bicubic": 3, "bilinear": 2}
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path | None]:
-    """The weights, and the folder they came with, of a folder from the hub or a file.
-
-    Raises:
-        FileFormatError: the folder has no weights of open_clip.
-    """
+    """The weights, and the folder they came with, of a folder from the hub or a file."""
     if not path.is_dir():
         return path, path.parent if (path.parent / "open_clip_config.json").exists() else None
     for name in _WEIGHTS:
@@ -51,10 +47,6 @@ def convert(
             preprocessing is CLIP's, and there is no tokenizer.
         activation: "gelu", "quick_gelu", or "auto": as open_clip_config.json says, whose silence is GELU.
         heads: attention heads of both towers; None: as open_clip_config.json says, else one for every 64 channels.
-
-    Raises:
-        ConfigError: unknown activation.
-        FileFormatError: another architecture; a tensor is missing, not understood, or of an unexpected shape.
     """
     described = _described(folder)
     model = described.get("model_cfg", {})

@@ -21,15 +21,7 @@ _HEADS = ("dino_head.", "ibot_head.", "head.")
 
 
 def convert(checkpoint: Mapping[str, Any], *, heads: int | None = None) -> Converted:
-    """Convert what the file holds: ``{"teacher": {...}}``, or the dictionary of the teacher or of its backbone.
-
-    Args:
-        checkpoint: what ``read_checkpoint`` gave.
-        heads: attention heads; None: one for every 64 channels, as in all of DINOv2's sizes.
-
-    Raises:
-        FileFormatError: a tensor is missing, not understood, or of an unexpected shape.
-    """
+    """Convert what the file holds: ``{"teacher": {...}}``, or the dictionary of the teacher or of its backbone."""
     state = checkpoint.get("teacher", checkpoint)
     if not isinstance(state, Mapping):
         raise FileFormatError(f"'teacher' is a {type(state).__name__}, expected a dictionary of tensors")

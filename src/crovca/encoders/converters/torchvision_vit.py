@@ -31,17 +31,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def convert(checkpoint: Mapping[str, Any], *, variant: str | None, heads: int | None = None) -> Converted:
-    """Convert a state dictionary of ``torchvision.models.VisionTransformer``.
-
-    Args:
-        checkpoint: what ``read_checkpoint`` gave.
-        variant: one of ``VARIANTS``.
-        heads: attention heads; None: one for every 64 channels.
-
-    Raises:
-        ConfigError: no such variant.
-        FileFormatError: a tensor is missing, not understood, or of an unexpected shape.
-    """
+    """Convert a state dictionary of ``torchvision.models.VisionTransformer``."""
     if variant is None or variant not in VARIANTS:
         given = "none was given" if variant is None else f"got {variant!r}"
         raise ConfigError(f"torchvision's weights need a variant, one of {list(VARIANTS)}; {given}")
