@@ -118,6 +118,7 @@ class Server(ABC):
             exact: fetch more where the answer is not proven, until it is.
             rescore: take so many times k candidates by codes, and order them by the cosine of the embeddings that were
                 pushed along (``push(embeddings=True)``) with those of the queries; the distances are 1 - cosine then.
+                An index finds more with the same number, as its sketches choose among more candidates.
             embeddings: float (q, d) of the queries, for ``rescore``.
 
         Raises:

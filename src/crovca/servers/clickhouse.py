@@ -37,7 +37,7 @@ import pyarrow.compute as pc
 from crovca.errors import InvalidInputError, ServerError, needed, one_line
 from crovca.index.conditions import Database, check_boolean, refuse, took_too_long
 from crovca.servers.postgres_sql import identifier
-from crovca.servers.rows import Ids, IdType, ServerRows, check_ids
+from crovca.servers.rows import RESERVED, Ids, IdType, ServerRows, check_ids
 from crovca.servers.state import PushState
 from crovca.servers.table import GIVEN, PART, TABLES, WordsServer
 
@@ -97,7 +97,7 @@ class ClickHouseServer(WordsServer):
     def _insert(self, rows: ServerRows) -> None:
         stored = self._connection.table(f"SELECT * FROM {self._table} LIMIT 0")
         crovca_given = self._with_words(rows, stored)
-        for name in rows.metadata.column_names:
+        for name in crovca_given.column_names[len(RESERVED) :]:
             _check_column(name, crovca_given.column(name))
         self._add_columns({name: _stored(kind) for name, kind, *_ in self._do(f"DESCRIBE Python({GIVEN})")})
         names = ", ".join(map(identifier, crovca_given.column_names))

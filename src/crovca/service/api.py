@@ -24,6 +24,7 @@ from crovca.service.guard import Guard, Limits
 from crovca.service.map import Tile
 from crovca.service.schema import (
     CollectionModel,
+    ConfirmedGroupModel,
     Deleted,
     DuplicateModel,
     DuplicatesModel,
@@ -177,7 +178,8 @@ def duplicates(collection: page.Served, radius: Annotated[int, Query(ge=0, le=16
     """Confirmed groups of an archive; and items whose codes differ in a few bits: candidates, not proof."""
     groups = [[DuplicateModel(id=id, bits=bits) for id, bits in group] for group in collection.duplicates(radius)]
     found = collection.confirmed_duplicates()
-    return DuplicatesModel(confirmed=found and found[0], radius=radius, groups=groups)
+    confirmed = found and [ConfirmedGroupModel.model_validate(one, from_attributes=True) for one in found[0]]
+    return DuplicatesModel(confirmed=confirmed, radius=radius, groups=groups)
 
 
 @v1.put("/collections/{name}/items", tags=["items"], responses=_MAY_WRITE)

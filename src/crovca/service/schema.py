@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from crovca.archive.duplicates import Group
 from crovca.service.collection import Hit, Term
 
 Id = Annotated[str, Field(max_length=4096)] | int
@@ -113,10 +112,25 @@ class DuplicateModel(BaseModel):
     bits: int
 
 
+class ConfirmedModel(BaseModel):
+    """A duplicate that its pixels confirm: "copy", "gray" or "burst"."""
+
+    id: str
+    similarity: float
+    kind: str
+
+
+class ConfirmedGroupModel(BaseModel):
+    """Duplicates, and which of them to keep."""
+
+    keep: str
+    items: list[ConfirmedModel]
+
+
 class DuplicatesModel(BaseModel):
     """Groups of near duplicates."""
 
-    confirmed: list[Group] | None = Field(
+    confirmed: list[ConfirmedGroupModel] | None = Field(
         description="what 'crovca duplicates' found last, as decisions make it; null: it was not asked, or no archive"
     )
     radius: int
